@@ -1,0 +1,1 @@
+"""Built-in plugins; each module is found through its own entry point."""

@@ -1,0 +1,222 @@
+"""Captured graphs over one model: prefill chunks and decode steps.
+
+Graphs are captured against a cache's buffers and kept with them, so that a later call with buffers of the same
+capacity captures and compiles nothing. Tokens stay on the device between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor, TinyJit, UOp, dtypes
+
+from gemma4_core.model.cache import GemmaCache, Storage
+from gemma4_core.model.spans import ChunkSpan, TokenSpan
+from gemma4_core.ops.sampling import SamplingState
+
+if TYPE_CHECKING:
+    from gemma4_core.model.model import GemmaModel
+
+DecodeStep = Callable[[Tensor, int, SamplingState | None], tuple[Tensor, Tensor]]
+"""Token ids int32 ``[B, 1]`` and the position they take, to the next ids and their log-probabilities."""
+
+POSITION_LIMIT = 1 << 20
+"""Upper bound of the symbolic position; no context is longer."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Positions to append in one go: ids ``[B, n]`` with the pad id where soft tokens stand, and what replaces them."""
+
+    ids: np.ndarray
+    soft: np.ndarray | None = None
+    """int32 ``[B, n]``: row of ``soft_tokens`` for each position, -1 for text; None without media."""
+    blocks: np.ndarray | None = None
+    """int32 ``[n]``: media block of each position, -1 for text; None where no block is bidirectional."""
+    signature: Sequence[int] = ()
+    """What the cache records of row 0: ids, and content hashes at soft positions."""
+
+
+class Graph:
+    """A function captured at its first call: TinyJit without the eager trial call, since every buffer that it touches
+    is realized beforehand."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.jit = TinyJit(function)
+        self.jit.cnt = 1
+
+    def __call__(self, *args: Any) -> Any:
+        return self.jit(*args)
+
+
+class Engine:
+    """Runs chunks and steps for one model."""
+
+    def __init__(self, model: GemmaModel) -> None:
+        self.model = model
+        self.vocab = model.config.text_config.vocab_size
+
+    # ------------------------------------------------------------------------------------------- prefill
+
+    def append(
+        self, cache: GemmaCache, chunk: Chunk, soft_tokens: Tensor | None = None, *, every: bool = False
+    ) -> Tensor:
+        """Append a chunk and return final hidden states: ``[B, n, H]`` with ``every``, else the last ``[B, 1, H]``."""
+        batch, count = chunk.ids.shape
+        storage = cache.reserve(self.model, batch, cache.length + count)
+        length = self.model.chunk if count <= self.model.chunk else -(-count // self.model.chunk) * self.model.chunk
+        media, blocked = chunk.soft is not None, self.model.bidirectional
+        graph = self._chunk_graph(storage, length, media, blocked, every)
+        pad = lambda array, fill: np.pad(array, [*[(0, 0)] * (array.ndim - 1), (0, length - count)], constant_values=fill)  # noqa: E731
+        inputs = [self._upload(pad(chunk.ids, 0))]
+        if self.model.ple_host is not None:
+            inputs.append(self.model.ple_host.rows(pad(chunk.ids, 0)))
+        if media:
+            assert chunk.soft is not None and soft_tokens is not None
+            inputs += self._media_inputs(pad(chunk.soft, -1), soft_tokens)
+        if blocked:
+            marks = np.full(count, -1, np.int32) if chunk.blocks is None else chunk.blocks
+            inputs.append(self._upload(pad(marks, -1)))
+        start = UOp.variable("start", 0, POSITION_LIMIT).bind(cache.length)
+        valid = UOp.variable("valid", 1, length).bind(count)
+        hidden = graph(*inputs, start, valid)
+        cache.note(chunk.signature)
+        return hidden[:, :count] if every else hidden
+
+    def _media_inputs(self, soft: np.ndarray, soft_tokens: Tensor) -> list[Tensor]:
+        rows = soft_tokens[self._upload(np.maximum(soft, 0))].contiguous().realize()  # [B, T, H]
+        return [rows, self._upload((soft >= 0).astype(np.int32))]
+
+    def _chunk_graph(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> Graph:
+        key = ("chunk", length, media, blocked, every)
+        if key not in storage.graphs:
+            storage.graphs[key] = Graph(self._chunk_function(storage, length, media, blocked, every))
+        return storage.graphs[key]  # type: ignore[return-value]
+
+    def _chunk_function(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> Callable:
+        model, text, ops = self.model, self.model.text, self.model.operations
+        table = text.rotation_table(storage.capacity + length)
+
+        def run(*args: Any) -> Tensor:
+            ids, *rest, start, valid = args
+            ple_rows = rest.pop(0) if model.ple_host is not None else None
+            h = text.embed(ids)
+            if media:
+                rows, mask = rest.pop(0), rest.pop(0)
+                h = (mask.unsqueeze(-1) != 0).where(rows.cast(h.dtype), h)
+            blocks = rest.pop(0) if blocked else None
+            span = ChunkSpan(storage.layers, start, valid, length, model.device, blocks)
+            rotation = text.rotation(table, start, length)
+            last = None if every else valid - 1
+            hidden = text.run(text.inputs(ids, h, ops, ple_rows), span, rotation, ops, last=last).contiguous()
+            return hidden.realize(*span.writes)
+
+        return run
+
+    # ------------------------------------------------------------------------------------------- decode
+
+    def hidden_step(self, cache: GemmaCache, ids: np.ndarray) -> Tensor:
+        """Append one position ``ids [B, 1]`` and return its final hidden state ``[B, 1, H]``."""
+        storage = cache.reserve(self.model, ids.shape[0], cache.length + 1)
+        if "hidden" not in storage.graphs:
+            storage.graphs["hidden"] = Graph(self._token_function(storage, head=False))
+        start = UOp.variable("start", 0, POSITION_LIMIT).bind(cache.length)
+        hidden = storage.graphs["hidden"](*self._token_inputs(self._upload(ids), ids), start)  # type: ignore[operator]
+        cache.note(ids[0].tolist())
+        return hidden
+
+    def decode_step(self, storage: Storage, state: SamplingState | None) -> DecodeStep:
+        """The step that turns a token into the next one, greedy or sampled, against these buffers."""
+        key = ("decode", state is not None)
+        if key not in storage.graphs:
+            taken = self.model.operations.decode_step
+            step = taken(self, storage, state is not None) if taken else None
+            storage.graphs[key] = step or self._portable_step(storage, state is not None)
+        return storage.graphs[key]  # type: ignore[return-value]
+
+    def _portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
+        graph = Graph(self._token_function(storage, head=True, sampled=sampled))
+
+        def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
+            start = UOp.variable("start", 0, POSITION_LIMIT).bind(position)
+            ids = token.numpy() if self.model.ple_host is not None else None
+            extra = [state.params, state.seed, state.seen] if state is not None else []
+            return graph(*self._token_inputs(token, ids), *extra, start)
+
+        return step
+
+    def _token_inputs(self, token: Tensor, ids: np.ndarray | None) -> list[Tensor]:
+        if self.model.ple_host is None:
+            return [token]
+        assert ids is not None
+        return [token, self.model.ple_host.rows(ids)]
+
+    def _token_function(self, storage: Storage, head: bool, sampled: bool = False) -> Callable:
+        model, text, ops = self.model, self.model.text, self.model.operations
+        table = text.rotation_table(storage.capacity + model.chunk)
+
+        def run(*args: Any) -> Tensor | tuple[Tensor, ...]:
+            token, *rest, start = args
+            ple_rows = rest.pop(0) if model.ple_host is not None else None
+            span = TokenSpan(storage.layers, start, model.device)
+            inputs = text.inputs(token, text.embed(token), ops, ple_rows)
+            hidden = text.run(inputs, span, text.rotation(table, start, 1), ops)
+            if not head:
+                return hidden.contiguous().realize()
+            return self._choose(text.logits(hidden[:, 0], ops), SamplingState(*rest) if sampled else None, start + 1)
+
+        return run
+
+    # ------------------------------------------------------------------------------------------- choosing
+
+    def first_token(self, hidden: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
+        """Choose the token at ``position`` from a prefill's last hidden state ``[B, 1, H]``."""
+        key = ("first", int(hidden.shape[0]), state is not None)
+        if key not in self.model.graphs:
+            self.model.graphs[key] = Graph(self._first_function(state is not None))
+        extra = [state.params, state.seed, state.seen] if state is not None else []
+        place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
+        return self.model.graphs[key](hidden, *extra, place)  # type: ignore[operator]
+
+    def _first_function(self, sampled: bool) -> Callable:
+        model = self.model
+
+        def run(hidden: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+            *extra, place = rest
+            state = SamplingState(*extra) if sampled else None
+            return self._choose(model.text.logits(hidden[:, 0], model.operations), state, place)
+
+        return run
+
+    def _choose(self, logits: Tensor, state: SamplingState | None, position: Any) -> tuple[Tensor, ...]:
+        model = self.model
+        if model.suppressed is not None:
+            logits = model.suppressed.where(-1e30, logits)
+        token, logprob = model.operations.sample(logits.contiguous(), state, position)
+        token, logprob = token.contiguous(), logprob.contiguous()
+        if state is None:
+            token.realize(logprob)
+            return token, logprob
+        vocabulary = Tensor.arange(self.vocab, dtype=dtypes.int32, device=model.device).reshape(1, -1)
+        marked = state.seen.uop.after(state.seen.uop.store((state.seen | (vocabulary == token)).uop))
+        token.realize(logprob, Tensor(marked))
+        return token, logprob
+
+    def _upload(self, array: np.ndarray) -> Tensor:
+        return Tensor(np.ascontiguousarray(array, np.int32), device=self.model.device).contiguous().realize()
+
+
+def sampling_state(
+    model: GemmaModel, seen: Sequence[int], temperature: float, top_k: int, top_p: float, min_p: float,
+    repetition_penalty: float, seed: int,
+) -> SamplingState:
+    """Device tensors for one generation; ``seen`` are the prompt's ids. The buffers are the model's own and reused,
+    so that the graphs captured against them serve every call."""
+    marks = np.zeros((1, model.config.text_config.vocab_size), np.bool_)
+    marks[0, [i for i in seen if 0 <= i < marks.shape[1]]] = True
+    params = np.array([temperature, top_k, top_p, min_p, repetition_penalty], np.float32)
+    arrays = (params, np.array([seed & 0xFFFFFFFF], np.uint32), marks)
+    return SamplingState(*(Tensor(a, device=model.device).contiguous().realize() for a in arrays))

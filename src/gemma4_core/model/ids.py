@@ -1,0 +1,58 @@
+"""Token ids from outside: checked, and split into chunks that do not cut media blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gemma4_core.errors import InputError
+
+
+def check_ids(ids: Any, vocab_size: int, what: str = "token ids") -> np.ndarray:
+    """Ids as int32 ``[B, T]``: a flat list is one row. Accepts lists, numpy arrays and Tensors.
+
+    Raises InputError for anything that is not a rectangle of whole numbers inside the vocabulary.
+    """
+    if hasattr(ids, "numpy"):
+        ids = ids.numpy()
+    try:
+        array = np.asarray(ids)
+    except ValueError:
+        raise InputError(f"{what}: rows differ in length; pad them or call once per row") from None
+    if array.size == 0:
+        raise InputError(f"{what}: the prompt is empty; give at least one token")
+    if array.ndim not in (1, 2):
+        raise InputError(f"{what}: shape {list(array.shape)}; expected a flat list or [rows, tokens]")
+    if array.dtype.kind not in "iu":
+        bad = next((x for x in array.reshape(-1).tolist() if not isinstance(x, int) or isinstance(x, bool)), array.dtype)
+        raise InputError(f"{what}: {bad!r} is not a whole number below {vocab_size}")
+    outside = array[(array < 0) | (array >= vocab_size)]
+    if outside.size:
+        raise InputError(f"{what}: {outside.reshape(-1)[0]} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1})")
+    return np.atleast_2d(array).astype(np.int32)
+
+
+def media_blocks(soft: np.ndarray) -> np.ndarray:
+    """Number of the contiguous run that each True position of ``soft [n]`` belongs to, int32, -1 elsewhere."""
+    starts = soft & ~np.concatenate(([False], soft[:-1]))
+    return np.where(soft, np.cumsum(starts) - 1, -1).astype(np.int32)
+
+
+def split(count: int, size: int, blocks: np.ndarray | None) -> list[tuple[int, int]]:
+    """Cut ``count`` positions into runs of at most ``size``; a media block is never cut, whatever its length."""
+    runs, start = [], 0
+    while start < count:
+        stop = min(start + size, count)
+        if blocks is not None and stop < count and blocks[stop] >= 0 and blocks[stop] == blocks[stop - 1]:
+            first = stop - 1
+            while first > start and blocks[first - 1] == blocks[stop]:
+                first -= 1
+            if first > start:
+                stop = first
+            else:
+                while stop < count and blocks[stop] == blocks[start]:
+                    stop += 1
+        runs.append((start, stop))
+        start = stop
+    return runs

@@ -1,0 +1,93 @@
+"""Soft tokens of media: encoded by the towers, counted against the placeholders, put in their places."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor
+
+from gemma4_core.errors import InputError
+from gemma4_core.model.ids import media_blocks
+
+if TYPE_CHECKING:
+    from gemma4_core.descriptions import ModalityTower
+    from gemma4_core.model.model import GemmaModel
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A prompt with its media in place."""
+
+    ids: np.ndarray
+    """int32 ``[B, T]``; the pad id where a soft token stands."""
+    soft_tokens: Tensor | None
+    """All soft tokens one after another, ``[N, H]``."""
+    soft: np.ndarray | None
+    """int32 ``[B, T]``: row of ``soft_tokens``, -1 for text."""
+    blocks: np.ndarray | None
+    """int32 ``[T]``: bidirectional block of each position, -1 elsewhere."""
+    signature: list[int]
+    """Row 0's ids with a content hash (negative) at soft positions; equal signatures mean equal K/V."""
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A list, numpy array or Tensor as a numpy array."""
+    return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+
+
+def used_towers(model: GemmaModel, media: Mapping[str, Any]) -> list[ModalityTower]:
+    """The towers whose keywords are among ``media``. Raises InputError for a keyword that no loaded tower takes."""
+    given = {name for name, value in media.items() if value is not None}
+    used = [spec for spec in model.tower_specs if given & set(spec.keywords)]
+    for spec in used:
+        if spec.keywords[0] not in given:
+            extra = sorted(given & set(spec.keywords))[0]
+            raise InputError(f"{extra} was given without {spec.keywords[0]}")
+    unknown = given - {keyword for spec in used for keyword in spec.keywords}
+    if unknown:
+        name = sorted(unknown)[0]
+        raise InputError(f"{name}: no loaded modality takes it; loaded: {', '.join(model.towers) or 'text only'}")
+    return used
+
+
+def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> Placed:
+    """Encode media and find their places. Media of a kind fill its placeholders in order, row by row.
+
+    Raises InputError where soft tokens and placeholders differ in number.
+    """
+    used = used_towers(model, media)
+    clean = ids.copy()
+    soft = np.full(ids.shape, -1, np.int32)
+    bidirectional = np.zeros(ids.shape[1], np.bool_)
+    signature = ids[0].tolist()
+    encoded: list[Tensor] = []
+    total = 0
+    for spec in model.known_specs:
+        where = ids == spec.soft_token_id(model.config)
+        holders = int(where.sum())
+        tokens: list[Tensor] = []
+        if spec in used:
+            features = {name: media[name] for name in spec.keywords if media.get(name) is not None}
+            tokens = model.towers[spec.name].encode(features)
+            digest = hashlib.sha256(b"".join(as_array(v).tobytes() for v in features.values())).digest()
+            mark = -1 - int.from_bytes(digest[:6], "big")
+            signature = [mark - 1 if held else token for held, token in zip(where[0], signature, strict=True)]
+        count = sum(int(t.shape[0]) for t in tokens)
+        if count != holders:
+            raise InputError(f"{spec.name}: the prompt holds {holders} {spec.placeholder} tokens, the media given take {count}")
+        if not holders:
+            continue
+        soft[where] = np.arange(total, total + count)
+        clean[where] = model.config.pad_token_id
+        bidirectional |= spec.bidirectional & where[0]
+        encoded += tokens
+        total += count
+    if not encoded:
+        return Placed(ids, None, None, None, signature)
+    together = encoded[0].cat(*encoded[1:], dim=0) if len(encoded) > 1 else encoded[0]
+    blocks = media_blocks(bidirectional) if model.bidirectional else None
+    return Placed(clean, together, soft, blocks, signature)

@@ -1,0 +1,205 @@
+"""``GemmaModel``: an assembled model. Token ids in, logits or tokens out; text and media go through ``stream_generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor
+from tinygrad.dtype import DType
+
+from gemma4_core.config import GemmaConfig, GenerationConfig
+from gemma4_core.descriptions import Context, ModalityTower, Tokenizer, Tower
+from gemma4_core.model.cache import GemmaCache, StoragePool
+from gemma4_core.model.decoder import Recompute, TextDecoder
+from gemma4_core.model.ids import check_ids, split
+from gemma4_core.model.media import Placed, place
+from gemma4_core.model.spans import FreshSpan
+from gemma4_core.ops import Operations
+from gemma4_core.weights import Weight
+
+if TYPE_CHECKING:
+    from gemma4_core.generation.stream import Part
+    from gemma4_core.model.ple import HostTable
+    from gemma4_core.processor import GemmaMultimodalProcessor
+    from gemma4_core.text.template import ChatTemplate
+
+
+class GemmaModel:
+    """A model on a device, with everything that was found in its folder.
+
+    ``places`` holds every matrix and expert stack, ``tensors`` every other tensor, both by full checkpoint name.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        device: str,
+        dtype: DType,
+        operations: Operations,
+        places: dict[str, Weight],
+        tensors: dict[str, Tensor],
+        generation_config: GenerationConfig,
+        max_context: int | None = None,
+        ple_host: HostTable | None = None,
+    ) -> None:
+        assert context.config is not None
+        self.context, self.config = context, context.config
+        self.device, self.dtype, self.operations = device, dtype, operations
+        self.places, self.tensors = places, tensors
+        self.generation_config = generation_config
+        text = self.config.text_config
+        self.max_context = min(max_context or text.max_position_embeddings, text.max_position_embeddings)
+        self.chunk = min(operations.prefill_chunk, self.max_context)
+        """Positions per prefill chunk, and the slack of the rings."""
+        self.ple_host = ple_host
+        self.text = TextDecoder(text, self.config.text_prefix, places, tensors, dtype)
+        self.towers: dict[str, Tower] = {}
+        self.tower_specs: list[ModalityTower] = []
+        """Descriptions of the loaded towers, in the same order."""
+        self.known_specs: list[ModalityTower] = []
+        """Descriptions of every tower that the config declares and a plugin serves, loaded or not."""
+        self.tokenizer: Tokenizer | None = None
+        self.template: ChatTemplate | None = None
+        self.format_name = ""
+        self.device_name = ""
+        self.load_seconds = 0.0
+        self.pool = StoragePool()
+        self.graphs: dict[object, object] = {}
+        self._engine: Any = None
+        self._processor: GemmaMultimodalProcessor | None = None
+        suppress = [i for i in generation_config.suppress_tokens if 0 <= i < text.vocab_size]
+        self.suppressed: Tensor | None = None
+        if suppress:
+            marks = np.zeros((1, text.vocab_size), np.bool_)
+            marks[0, suppress] = True
+            self.suppressed = Tensor(marks, device=device).contiguous().realize()
+
+    def __repr__(self) -> str:
+        text = self.config.text_config
+        return (f"GemmaModel({text.num_hidden_layers} layers, hidden {text.hidden_size}, {self.format_name} on "
+                f"{self.device_name or self.device}, towers: {', '.join(self.towers) or 'none'})")
+
+    @property
+    def engine(self) -> Any:
+        """The captured graphs of this model."""
+        if self._engine is None:
+            from gemma4_core.generation.engine import Engine
+
+            self._engine = Engine(self)
+        return self._engine
+
+    @property
+    def processor(self) -> GemmaMultimodalProcessor:
+        """The processor of the model's folder, with the loaded towers only."""
+        if self._processor is None:
+            from gemma4_core.processor import GemmaMultimodalProcessor
+
+            self._processor = GemmaMultimodalProcessor.for_model(self)
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor: GemmaMultimodalProcessor) -> None:
+        self._processor = processor
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether media blocks of some loaded tower see themselves in both directions."""
+        return self.config.vision_bidirectional and any(spec.bidirectional for spec in self.tower_specs)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: generation_config's, else the config's."""
+        return self.generation_config.eos_token_ids
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every stored tensor of text model and towers by full checkpoint name, quantised parts included."""
+        found = {name + suffix: t for name, w in self.places.items() for suffix, t in w.matrix.parts().items()}
+        found |= self.tensors
+        for tower in self.towers.values():
+            found |= tower.parameters()
+        return found
+
+    def invalidate(self) -> None:
+        """Forget captured graphs; call after exchanging weights (a transform, an adapter)."""
+        self.graphs.clear()
+        self.pool.clear()
+        self._engine = None
+
+    def make_cache(self, max_context: int | None = None) -> GemmaCache:
+        """An empty cache for at most ``max_context`` positions (the model's context by default)."""
+        return GemmaCache(max_context)
+
+    # ------------------------------------------------------------------------------------------- forward
+
+    def forward_ids(self, ids: Any, cache: GemmaCache | None = None, **media: Any) -> tuple[Tensor, GemmaCache | None]:
+        """Logits fp32 ``[B, T, vocab]`` for every position given, and the cache (None without one).
+
+        A flat list of ids is one row. Media keywords take what the processor returned, in the same call as their
+        placeholders. Raises InputError for ids outside the vocabulary, a context that does not hold them, and media
+        that do not match their placeholders.
+        """
+        placed = place(self, check_ids(ids, self.config.text_config.vocab_size), media)
+        if cache is None:
+            return self.text.logits(self.hidden(placed), self.operations).realize(), None
+        hidden = self.append(cache, placed, every=True)
+        return self.text.logits(hidden, self.operations).realize(), cache
+
+    def hidden(self, placed: Placed, wrap: Recompute | None = None) -> Tensor:
+        """Final hidden states ``[B, T, H]`` of a run without a cache; differentiable, not captured."""
+        length = placed.ids.shape[1]
+        if length > self.max_context:
+            from gemma4_core.errors import InputError
+
+            raise InputError(f"{length} tokens exceed the context of {self.max_context} by {length - self.max_context}")
+        ids = Tensor(placed.ids, device=self.device)
+        h = self.text.embed(ids)
+        if placed.soft is not None and placed.soft_tokens is not None:
+            rows = placed.soft_tokens[Tensor(np.maximum(placed.soft, 0), device=self.device)]  # [B, T, H]
+            here = Tensor(placed.soft >= 0, device=self.device).unsqueeze(-1)
+            h = here.where(rows.cast(h.dtype), h)
+        blocks = None if placed.blocks is None else Tensor(placed.blocks, device=self.device)
+        ple_rows = self.ple_host.rows(placed.ids) if self.ple_host is not None else None
+        inputs = self.text.inputs(ids, h, self.operations, ple_rows)
+        step = max(512, 1 << (length - 1).bit_length())
+        rotation = self.text.rotation(self.text.rotation_table(step), 0, length)
+        return self.text.run(inputs, FreshSpan(length, self.device, blocks), rotation, self.operations, wrap=wrap)
+
+    def append(self, cache: GemmaCache, placed: Placed, *, every: bool = False, skip: int = 0) -> Tensor:
+        """Append a prompt from position ``skip`` on, chunk by chunk; hidden states as ``Engine.append``."""
+        from gemma4_core.generation.engine import Chunk
+
+        batch, total = placed.ids.shape
+        cache.reserve(self, batch, cache.length + total - skip)
+        if total - skip == 1 and placed.soft is None and every:
+            return self.engine.hidden_step(cache, placed.ids[:, skip:])
+        parts = []
+        for start, stop in split(total - skip, self.chunk, None if placed.blocks is None else placed.blocks[skip:]):
+            window = slice(skip + start, skip + stop)
+            chunk = Chunk(
+                placed.ids[:, window],
+                None if placed.soft is None else placed.soft[:, window],
+                None if placed.blocks is None else placed.blocks[window],
+                placed.signature[window],
+            )
+            hidden = self.engine.append(cache, chunk, placed.soft_tokens, every=every)
+            # a graph's output buffer is overwritten by its next replay
+            parts.append(hidden.clone().realize() if every else hidden)
+        return parts[0].cat(*parts[1:], dim=1) if every and len(parts) > 1 else parts[-1]
+
+    # ------------------------------------------------------------------------------------------- generation
+
+    def generate(self, ids: Any, max_new_tokens: int | None = None, **options: Any) -> Iterator[int]:
+        """Yield generated ids one by one; see ``gemma4_core.generation.tokens.generate`` for the options."""
+        from gemma4_core.generation.tokens import generate
+
+        return generate(self, ids, max_new_tokens, **options)
+
+    def stream_generate(
+        self, prompt_or_messages: str | Sequence[Mapping[str, Any]], max_new_tokens: int | None = None, **options: Any
+    ) -> Iterator[Part]:
+        """Yield parts of an answer as text; see ``gemma4_core.generation.stream.stream_generate`` for the options."""
+        from gemma4_core.generation.stream import stream_generate
+
+        return stream_generate(self, prompt_or_messages, max_new_tokens, **options)

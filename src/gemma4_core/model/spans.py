@@ -1,0 +1,140 @@
+"""Which positions a call covers, where its K/V go, and which keys each query sees.
+
+Three kinds of call read and write K/V differently, and all give the same numbers:
+``FreshSpan`` has no cache (training, uncached runs), ``ChunkSpan`` appends up to T positions to a cache, and
+``TokenSpan`` appends one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from tinygrad import Tensor, UOp, dtypes
+
+from gemma4_core.config import LayerConfig
+from gemma4_core.ops.attention import KeyValues
+
+
+class Span(ABC):
+    """Positions ``start … start + length - 1``; ``length`` is the padded, fixed T."""
+
+    start: int | UOp
+    length: int
+
+    @abstractmethod
+    def extend(self, layer: LayerConfig, k: Tensor, v: Tensor) -> KeyValues:
+        """Take in this call's ``k, v [B, kv heads, T, D]`` and return all that its queries attend to."""
+
+    def positions(self, device: str) -> Tensor:
+        """Absolute positions int32 ``[T]``."""
+        return Tensor.arange(self.length, dtype=dtypes.int32, device=device) + self.start
+
+
+def visible(
+    queries: Tensor, keys: Tensor, window: int | None, query_blocks: Tensor | None, key_blocks: Tensor | None
+) -> Tensor:
+    """Bool ``[T, S]`` from positions ``[T]`` and ``[S]``: causal, inside the window where there is one; on sliding
+    layers tokens of one media block (equal ids >= 0 in ``*_blocks``) also see later ones inside the window.
+    A negative key position is an empty slot."""
+    rows, columns = queries.unsqueeze(1), keys.unsqueeze(0)
+    seen = columns <= rows
+    if window is not None:
+        if query_blocks is not None and key_blocks is not None:
+            same = (query_blocks.unsqueeze(1) == key_blocks.unsqueeze(0)) & (query_blocks.unsqueeze(1) >= 0)
+            seen = seen | same
+        seen = seen & (columns > rows - window)
+    return seen & (columns >= 0)
+
+
+class FreshSpan(Span):
+    """A run without a cache over positions 0 … T-1. ``blocks`` int32 ``[T]`` marks media blocks, -1 elsewhere."""
+
+    def __init__(self, length: int, device: str, blocks: Tensor | None = None) -> None:
+        self.start, self.length, self.device, self.blocks = 0, length, device, blocks
+
+    def extend(self, layer: LayerConfig, k: Tensor, v: Tensor) -> KeyValues:
+        positions = self.positions(self.device)
+        mask = visible(positions, positions, layer.window, self.blocks, self.blocks)
+        return KeyValues(k, v, mask, window=layer.window)
+
+
+def ring_positions(slots: int, last: int | UOp, device: str) -> Tensor:
+    """The position that each slot of a ring holds when ``last`` is the newest, int32 ``[slots]``; negative: empty."""
+    return -((-Tensor.arange(slots, dtype=dtypes.int32, device=device) + last) % slots) + last
+
+
+class ChunkSpan(Span):
+    """Append ``valid`` of T positions to a cache; rows beyond ``valid`` are padding that is never seen.
+
+    Rings are read before they are written: the queries attend to the old ring and the chunk side by side, so a chunk
+    may be of any length, longer than the ring included.
+    """
+
+    def __init__(
+        self,
+        storage: Sequence[Tensor | None],
+        start: int | UOp,
+        valid: int | UOp,
+        length: int,
+        device: str,
+        blocks: Tensor | None = None,
+    ) -> None:
+        self.storage, self.start, self.valid, self.length = storage, start, valid, length
+        self.device, self.blocks = device, blocks
+        self.writes: list[Tensor] = []
+        """Cache writes that no output depends on: realize them together with the outputs."""
+
+    def extend(self, layer: LayerConfig, k: Tensor, v: Tensor) -> KeyValues:
+        held = self.storage[layer.index]
+        assert held is not None
+        new = k.stack(v)  # [2, B, kv heads, T, D]
+        if layer.window is None:
+            return self._extend_full(held, new)
+        return self._extend_ring(held, new, layer.window)
+
+    def _extend_full(self, held: Tensor, new: Tensor) -> KeyValues:
+        end = self.start + self.length
+        written = Tensor(held.uop.after(held[:, :, :, self.start : end].uop.store(new.uop)))
+        both = written[:, :, :, :end]
+        slots = int(held.shape[3])
+        keys = Tensor.arange(slots, dtype=dtypes.int32, device=self.device)[:end]
+        mask = visible(self.positions(self.device), keys, None, None, None)
+        return KeyValues(both[0], both[1], mask, written, self.start)
+
+    def _extend_ring(self, held: Tensor, new: Tensor, window: int) -> KeyValues:
+        slots = int(held.shape[3])
+        # materialised before the ring is overwritten
+        joined = held.cat(new, dim=3).contiguous()  # [2, B, kv heads, slots + T, D]
+        positions = self.positions(self.device)
+        old = ring_positions(slots, self.start - 1, self.device)
+        keys = old.cat(positions)
+        blocks = None if self.blocks is None else (old * 0 - 1).cat(self.blocks)
+        mask = visible(positions, keys, window, self.blocks, blocks)
+        after = ring_positions(slots, self.start + self.valid - 1, self.device)
+        fresh = after - self.start
+        source = (fresh >= 0).where(fresh + slots, Tensor.arange(slots, dtype=dtypes.int32, device=self.device))
+        written = Tensor(held.uop.after(held.uop.store(joined[:, :, :, source].contiguous().uop)))
+        self.writes.append(written)
+        return KeyValues(joined[0], joined[1], mask, written, self.start, window)
+
+
+class TokenSpan(Span):
+    """Append one position to a cache: write first, then read in place."""
+
+    def __init__(self, storage: Sequence[Tensor | None], start: int | UOp, device: str) -> None:
+        self.storage, self.start, self.length, self.device = storage, start, 1, device
+
+    def extend(self, layer: LayerConfig, k: Tensor, v: Tensor) -> KeyValues:
+        held = self.storage[layer.index]
+        assert held is not None
+        new = k.stack(v)  # [2, B, kv heads, 1, D]
+        slots = int(held.shape[3])
+        slot = self.start if layer.window is None else self.start % slots
+        written = Tensor(held.uop.after(held[:, :, :, slot : slot + 1].uop.store(new.uop)))
+        if layer.window is None:
+            both = written[:, :, :, : self.start + 1]
+            return KeyValues(both[0], both[1], None, written, self.start)
+        keys = ring_positions(slots, self.start, self.device)
+        mask = ((keys >= 0) & (keys > -layer.window + self.start)).unsqueeze(0)  # [1, slots]
+        return KeyValues(written[0], written[1], mask, written, self.start, layer.window)

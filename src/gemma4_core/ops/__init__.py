@@ -1,0 +1,65 @@
+"""The operations seam: the handful of named operations that the decoder is written against.
+
+``Operations`` is a table of functions. ``portable()`` gives the tinygrad form of each, which runs on every backend and
+is the oracle for every faster one. A device plugin returns ``dataclasses.replace(portable(), linear=mine, …)``; a
+replacement that cannot serve a call (another weight format, an odd shape) passes it on to the portable form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinygrad import Tensor
+
+from gemma4_core.ops import portable as _portable
+from gemma4_core.ops import sampling as _sampling
+
+if TYPE_CHECKING:
+    from gemma4_core.generation.engine import DecodeStep, Engine
+    from gemma4_core.model.cache import Storage
+    from gemma4_core.ops.attention import KeyValues
+    from gemma4_core.weights import ExpertStack, Matrix
+
+
+@dataclass(frozen=True)
+class Operations:
+    """One function per operation. B rows, T positions, H hidden, D head size, V vocabulary."""
+
+    name: str
+    linear: Callable[[Tensor, Matrix], Tensor]
+    """``x [..., in]``, matrix ``[out, in]``: ``[..., out]`` in x's dtype, accumulated in fp32."""
+    rms_norm: Callable[[Tensor, Tensor | None, float], Tensor]
+    """``x [..., n]`` normalised over n in fp32, times the weight ``[n]`` if any, in x's dtype."""
+    rope: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """``x [B, T, heads, D]``, cos and sin ``[T, D/2]``: rotate-half, in x's dtype."""
+    attention: Callable[[Tensor, KeyValues], Tensor]
+    """``q [B, T, heads, D]`` against keys and values: ``[B, T, heads, D]``; scale 1, softmax in fp32."""
+    gated_mlp: Callable[[Tensor, Matrix, Matrix, Matrix], Tensor]
+    """``down(gelu_tanh(gate(x)) * up(x))``."""
+    experts: Callable[[Tensor, Tensor, Tensor, ExpertStack, ExpertStack], Tensor]
+    """``x [n, H]``, chosen experts ``[n, k]``, their weights ``[n, k]`` fp32, gate_up and down stacks: ``[n, H]``."""
+    logits: Callable[[Tensor, Matrix, float | None], Tensor]
+    """``h [..., H]`` times the tied head, soft-capped: fp32 ``[..., V]``."""
+    sample: Callable[..., tuple[Tensor, Tensor]]
+    """See ``gemma4_core.ops.sampling.sample``: token ids and log-probabilities."""
+    prefill_chunk: int = 32
+    """Positions per prefill chunk that suits this device."""
+    decode_step: Callable[[Engine, Storage, bool], DecodeStep | None] | None = None
+    """A whole decode step taken over by the device; None, or a result of None, means operation by operation."""
+
+
+def portable() -> Operations:
+    """The portable table."""
+    return Operations(
+        name="portable",
+        linear=_portable.linear,
+        rms_norm=_portable.rms_norm,
+        rope=_portable.rope,
+        attention=_portable.attention,
+        gated_mlp=_portable.gated_mlp,
+        experts=_portable.experts,
+        logits=_portable.logits,
+        sample=_sampling.sample,
+    )

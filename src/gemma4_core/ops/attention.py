@@ -1,0 +1,30 @@
+"""What attention reads: keys and values with what is needed to mask them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinygrad import Tensor, UOp
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys and values that one call of a layer attends to; passed between layers that share them.
+
+    ``k`` and ``v`` are ``[B, kv heads, S, D]``. ``mask`` is bool ``[T, S]``, True where a query may look; None where
+    every key is visible to every query. The other fields say where the tensors come from, for operations that read
+    the cache in place: ``storage [2, B, kv heads, slots, D]`` after this call's write, the absolute position
+    ``start`` of the first query, and the ring's ``window`` (None for full layers).
+    """
+
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None = None
+    storage: Tensor | None = None
+    start: int | UOp = 0
+    window: int | None = None
+
+    def last_row(self, row: int | UOp) -> KeyValues:
+        """The same keys as one query at ``row`` of the call sees them."""
+        mask = None if self.mask is None else self.mask[row : row + 1]
+        return KeyValues(self.k, self.v, mask, self.storage, self.start + row, self.window)

@@ -58,6 +58,8 @@ class Option:
     multiple: bool = False
     default: Any = None
     metavar: str | None = None
+    choices: tuple[Any, ...] = ()
+    """The values that it takes, where they are few; another one is a usage error."""
 
     @property
     def keyword(self) -> str:
@@ -94,6 +96,10 @@ class WeightSource(Protocol):
     def stack(self, name: str, device: str, dtype: Any) -> ExpertStack:
         """The stack of expert matrices ``[experts, out, in]`` under this name."""
 
+    def row_reader(self, name: str, in_memory: bool) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from ids ``[...]`` to fp32 rows ``[..., in]`` of a matrix kept off the device: read from the
+        file as needed, or held in host memory."""
+
     def close(self) -> None:
         """Release file handles; tensors handed out stay valid."""
 
@@ -126,13 +132,19 @@ class PreparedMedia:
     """One text per medium that replaces its placeholder: begin token, soft tokens, end token, …"""
     soft_tokens: Sequence[int]
     """How many soft tokens each medium takes."""
+    seconds: Sequence[float] = ()
+    """How long each medium lasts, for media that last; used in statistics."""
 
 
 class MediaProcessor(Protocol):
     """Reads media and makes features; needs no weights."""
 
     def load(self, source: Any) -> Any:
-        """Read one medium from a path, bytes, array or library object. Raises InputError naming the source."""
+        """Read one medium and make what is costly of it: the result may be kept and used again.
+
+        Files, bytes, URLs and standard input come as ``gemma4_core.processing.MediaSource``; arrays and library
+        objects come as they were given. Raises InputError naming the source.
+        """
 
     def prepare(self, items: Sequence[Any]) -> PreparedMedia:
         """Features of loaded media, in order."""
@@ -144,8 +156,19 @@ class Tower(Protocol):
     def parameters(self) -> Mapping[str, Tensor]:
         """Its tensors by full checkpoint name (empty for a tower that borrows another's weights)."""
 
-    def encode(self, features: Mapping[str, Any]) -> list[Tensor]:
-        """Soft tokens of each medium in order, ``[n, hidden]`` in the model's dtype."""
+    def encode(self, features: Mapping[str, Any], *, capture: bool = False) -> list[Tensor]:
+        """Soft tokens of each medium in order, ``[n, hidden]`` in the model's dtype.
+
+        Without ``capture`` gradients flow to the tower's weights. With it nothing is differentiated: the tower may
+        run captured graphs and return tokens that it keeps of equal media. Raises InputError for features that are
+        not of the tower's making.
+        """
+
+    def digests(self, features: Mapping[str, Any]) -> list[bytes]:
+        """A content hash of each medium in order: equal hashes mean equal soft tokens."""
+
+    def forget(self) -> None:
+        """Drop kept tokens and captured graphs, after weights have changed."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +191,9 @@ class ModalityTower:
     """The option that takes media, such as ``--image``; its keyword in Python is ``media_keyword``."""
     media_keyword: str
     """The argument of ``prepare_inputs`` and ``stream_generate``, such as ``images``."""
+    token_ids: Callable[[GemmaConfig], Mapping[str, int]] | None = None
+    """The ids of the special tokens in its expansions by their text, for folders whose tokenizer lacks them;
+    None means the placeholder alone."""
     options: tuple[Option, ...] = ()
     """Further options, such as ``--image-tokens``."""
     keywords: tuple[str, ...] = ()

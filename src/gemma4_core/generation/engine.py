@@ -200,7 +200,7 @@ class Engine:
         if state is None:
             token.realize(logprob)
             return token, logprob
-        vocabulary = Tensor.arange(self.vocab, dtype=dtypes.int32, device=model.device).reshape(1, -1)
+        vocabulary = Tensor.arange(self.vocab, dtype=dtypes.int32).reshape(1, -1)
         marked = state.seen.uop.after(state.seen.uop.store((state.seen | (vocabulary == token)).uop))
         token.realize(logprob, Tensor(marked))
         return token, logprob

@@ -40,11 +40,11 @@ def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     By ranks instead of a sort: for a hundred experts that is two small kernels instead of dozens.
     """
     size = int(x.shape[-1])
-    index = Tensor.arange(size, dtype=dtypes.int32, device=x.device)
+    index = Tensor.arange(size, dtype=dtypes.int32)
     mine, other = x.unsqueeze(2), x.unsqueeze(1)  # [n, E, 1], [n, 1, E]
     earlier = index.reshape(1, 1, size) < index.reshape(1, size, 1)
     rank = ((other > mine) | ((other == mine) & earlier)).sum(-1, dtype=dtypes.int32)  # [n, E]
-    place = rank.unsqueeze(1) == Tensor.arange(count, dtype=dtypes.int32, device=x.device).reshape(1, count, 1)
+    place = rank.unsqueeze(1) == Tensor.arange(count, dtype=dtypes.int32).reshape(1, count, 1)
     values = place.where(x.unsqueeze(1), 0.0).sum(-1)
     return values, place.where(index.reshape(1, 1, size), 0).sum(-1, dtype=dtypes.int32)
 

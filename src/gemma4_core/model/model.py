@@ -65,6 +65,8 @@ class GemmaModel:
         self.format_name = ""
         self.device_name = ""
         self.load_seconds = 0.0
+        self.options: dict[str, Any] = {}
+        """Values of the plugins' own options that the model was loaded with."""
         self.pool = StoragePool()
         self.graphs: dict[object, object] = {}
         self._engine: Any = None

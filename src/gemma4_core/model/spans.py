@@ -28,7 +28,7 @@ class Span(ABC):
 
     def positions(self, device: str) -> Tensor:
         """Absolute positions int32 ``[T]``."""
-        return Tensor.arange(self.length, dtype=dtypes.int32, device=device) + self.start
+        return Tensor.arange(self.length, dtype=dtypes.int32) + self.start
 
 
 def visible(
@@ -61,7 +61,7 @@ class FreshSpan(Span):
 
 def ring_positions(slots: int, last: int | UOp, device: str) -> Tensor:
     """The position that each slot of a ring holds when ``last`` is the newest, int32 ``[slots]``; negative: empty."""
-    return -((-Tensor.arange(slots, dtype=dtypes.int32, device=device) + last) % slots) + last
+    return -((-Tensor.arange(slots, dtype=dtypes.int32) + last) % slots) + last
 
 
 class ChunkSpan(Span):
@@ -98,7 +98,7 @@ class ChunkSpan(Span):
         written = Tensor(held.uop.after(held[:, :, :, self.start : end].uop.store(new.uop)))
         both = written[:, :, :, :end]
         slots = int(held.shape[3])
-        keys = Tensor.arange(slots, dtype=dtypes.int32, device=self.device)[:end]
+        keys = Tensor.arange(slots, dtype=dtypes.int32)[:end]
         mask = visible(self.positions(self.device), keys, None, None, None)
         return KeyValues(both[0], both[1], mask, written, self.start)
 
@@ -113,7 +113,7 @@ class ChunkSpan(Span):
         mask = visible(positions, keys, window, self.blocks, blocks)
         after = ring_positions(slots, self.start + self.valid - 1, self.device)
         fresh = after - self.start
-        source = (fresh >= 0).where(fresh + slots, Tensor.arange(slots, dtype=dtypes.int32, device=self.device))
+        source = (fresh >= 0).where(fresh + slots, Tensor.arange(slots, dtype=dtypes.int32))
         written = Tensor(held.uop.after(held.uop.store(joined[:, :, :, source].contiguous().uop)))
         self.writes.append(written)
         return KeyValues(joined[0], joined[1], mask, written, self.start, window)

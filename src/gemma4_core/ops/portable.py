@@ -72,7 +72,7 @@ def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: ExpertStack, do
         return (down.selected(hidden, chosen).cast(dtypes.float32) * weights.unsqueeze(-1)).sum(1).cast(x.dtype)
     both = gate_up.every(x)  # [experts, n, 2 * inner]
     out = down.every(gelu_tanh(both[..., :inner]) * both[..., inner:])  # [experts, n, H]
-    every = Tensor.arange(count, device=x.device).reshape(count, 1, 1)
+    every = Tensor.arange(count).reshape(count, 1, 1)
     share = (chosen.unsqueeze(0) == every).where(weights.unsqueeze(0), 0.0).sum(-1)  # [experts, n]
     return (out.cast(dtypes.float32) * share.unsqueeze(-1)).sum(0).cast(x.dtype)
 

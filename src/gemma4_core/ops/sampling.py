@@ -37,7 +37,7 @@ def hashed_uniform(seed: Tensor, position: int | UOp, size: int) -> Tensor:
         return h ^ (h >> 16)
 
     start = mix(seed + (Tensor.zeros(1, dtype=dtypes.int32, device=seed.device) + position).cast(dtypes.uint32) * 0x9E3779B1)
-    index = Tensor.arange(size, device=seed.device).cast(dtypes.uint32).reshape(1, size)
+    index = Tensor.arange(size).cast(dtypes.uint32).reshape(1, size)
     bits = mix(mix(index * 0x9E3779B1 + start) + start)
     return ((bits >> 8).cast(dtypes.float32) + 0.5) * (1.0 / (1 << 24))
 
@@ -87,6 +87,6 @@ def sample(logits: Tensor, state: SamplingState | None, position: int | UOp) -> 
     noise = -(-hashed_uniform(state.seed, position, int(logits.shape[-1])).log()).log()
     drawn = keep.where((temperature > 0).where(scaled + noise, scores), EXCLUDED)
     token = drawn.argmax(-1, keepdim=True).cast(dtypes.int32)
-    vocabulary = Tensor.arange(int(logits.shape[-1]), device=logits.device).reshape(1, -1)
+    vocabulary = Tensor.arange(int(logits.shape[-1])).reshape(1, -1)
     chosen = (vocabulary == token).where(logits, 0.0).sum(-1, keepdim=True)
     return token, chosen - logits.logsumexp(-1, keepdim=True)

@@ -1,0 +1,1 @@
+"""Generation in layers: ``engine`` (captured graphs), ``tokens`` (ids), ``stream`` (text parts with statistics)."""

@@ -1,0 +1,146 @@
+"""Text out: parts of an answer as they come, with kind, finish reason and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gemma4_core.errors import InputError
+from gemma4_core.generation.tokens import Generation, Prepared, Sampling, Token, make_sampling, prepare, run
+from gemma4_core.memory import peak_memory_bytes
+
+if TYPE_CHECKING:
+    from gemma4_core.model.cache import GemmaCache
+    from gemma4_core.model.model import GemmaModel
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts, seconds and bytes of one answer. Rates exclude what the cache held already and the first token."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    generated_tokens: int
+    prompt_seconds: float
+    generation_seconds: float
+    load_seconds: float
+    peak_memory_bytes: int
+    media_seconds: Mapping[str, float]
+
+    @property
+    def prompt_tps(self) -> float:
+        """Prompt tokens run per second."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def generation_tps(self) -> float:
+        """Tokens per second after the first."""
+        return (self.generated_tokens - 1) / self.generation_seconds if self.generation_seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return asdict(self) | {"prompt_tps": self.prompt_tps, "generation_tps": self.generation_tps}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of an answer. ``token`` and ``logprob`` are those of the id that completed it; the last part carries
+    ``finish_reason`` (``stop``, ``length``, ``tool_call``) and ``stats``."""
+
+    text: str
+    kind: str = "text"
+    token: int | None = None
+    logprob: float | None = None
+    tool_call: Mapping[str, Any] | None = None
+    finish_reason: str | None = None
+    stats: Stats | None = None
+
+
+def stream_generate(
+    model: GemmaModel,
+    prompt_or_messages: str | Sequence[Mapping[str, Any]],
+    max_new_tokens: int | None = None,
+    *,
+    cache: GemmaCache | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    stop_ids: Sequence[int] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    thinking: bool = False,
+    **media: Any,
+) -> Iterator[Part]:
+    """Yield the answer to a raw prompt (str) or to messages (through the folder's chat template), part by part.
+
+    ``media`` are lists by each modality's keyword, such as ``images`` and ``audio``. ``stop`` strings end the answer
+    and are left out of it. Greedy unless a temperature is given. Raises InputError and TokenizerError before
+    anything runs.
+    """
+    from gemma4_core.text import AnswerSplitter, StopStrings
+
+    if model.tokenizer is None or not getattr(model.tokenizer, "has_text", True):
+        raise InputError("this folder has no tokenizer: use token ids (--prompt-tokens, or model.generate)")
+    sampling = make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    stops = StopStrings(stop)
+    prompt = model.processor.prepare_inputs(prompt_or_messages, tools=tools, thinking=thinking, **media)
+    prepared = prepare(model, prompt.input_ids, max_new_tokens, cache, dict(prompt.features))
+    splitter = AnswerSplitter(model.tokenizer, prompt.input_ids)
+    ends = model.stop_ids if stop_ids is None else tuple(stop_ids)
+    return _parts(model, prepared, sampling, ends, splitter, stops)
+
+
+def stream_ids(
+    model: GemmaModel, ids: Sequence[int], max_new_tokens: int | None = None, *, sampling: Sampling | None = None,
+    cache: GemmaCache | None = None,
+) -> Iterator[Part]:
+    """As ``stream_generate`` for token ids on a folder without a tokenizer: parts have no text."""
+    progress = Generation()
+    prepared = prepare(model, ids, max_new_tokens, cache, {})
+    for token in run(model, prepared, sampling or Sampling(), model.stop_ids, progress):
+        yield Part("", token=token.id, logprob=token.logprob)
+    yield Part("", finish_reason=progress.finish_reason, stats=statistics(model, progress))
+
+
+def statistics(model: GemmaModel, progress: Generation) -> Stats:
+    """The statistics of a finished generation."""
+    return Stats(
+        progress.prompt_tokens, progress.reused_tokens, progress.generated_tokens, progress.prompt_seconds,
+        progress.generation_seconds, model.load_seconds, peak_memory_bytes(model.device), progress.media_seconds,
+    )
+
+
+def _parts(
+    model: GemmaModel, prepared: Prepared, sampling: Sampling, ends: Sequence[int], splitter: Any, stops: Any
+) -> Iterator[Part]:
+    progress = Generation()
+    stopped, called = False, False
+
+    def pieces(found: Sequence[Any], token: Token | None) -> Iterator[Part]:
+        nonlocal stopped, called
+        for piece in found:
+            text = piece.text
+            if piece.kind == "text":
+                text, stopped = stops.add(text)
+            called = called or piece.kind == "tool_call"
+            if text or piece.kind == "tool_call":
+                yield Part(text, piece.kind, token.id if token else None, token.logprob if token else None, piece.tool_call)
+            if stopped:
+                return
+
+    for token in run(model, prepared, sampling, ends, progress):
+        parts = list(pieces(splitter.add(token.id), token))
+        yield from parts or [Part("", "text", token.id, token.logprob)]
+        if stopped:
+            break
+    if not stopped:
+        yield from pieces(splitter.finish(), None)
+        if rest := stops.flush():
+            yield Part(rest)
+    reason = "stop" if stopped else progress.finish_reason
+    reason = "tool_call" if called and reason == "stop" else reason
+    yield Part("", finish_reason=reason, stats=statistics(model, progress))

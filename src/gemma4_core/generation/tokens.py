@@ -1,0 +1,222 @@
+"""The token loop: prefill what the cache does not hold, then one captured step per token."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor
+
+from gemma4_core.errors import InputError
+from gemma4_core.generation.engine import sampling_state
+from gemma4_core.model.cache import GemmaCache
+from gemma4_core.model.ids import check_ids
+from gemma4_core.model.media import Placed, place
+from gemma4_core.ops.sampling import SamplingState
+
+if TYPE_CHECKING:
+    from gemma4_core.model.model import GemmaModel
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. Temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self._within("temperature", self.temperature, 0.0, math.inf)
+        self._within("top_k", self.top_k, 0, 1 << 30)
+        self._within("top_p", self.top_p, 0.0, 1.0)
+        self._within("min_p", self.min_p, 0.0, 1.0)
+        self._within("repetition_penalty", self.repetition_penalty, 1e-6, math.inf)
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
+            raise InputError(f"seed {self.seed}: must be a whole number from 0")
+
+    @staticmethod
+    def _within(name: str, value: float, low: float, high: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
+            bounds = f"from {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise InputError(f"{name} {value}: must be a number {bounds}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the choice is simply the largest logit."""
+        return self.repetition_penalty == 1.0 and (self.temperature == 0.0 or self.top_k == 1)
+
+
+@dataclass
+class Generation:
+    """One running generation: what is known of it while tokens come."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    prompt_seconds: float = 0.0
+    generation_seconds: float = 0.0
+    finish_reason: str | None = None
+    stop_token: int | None = None
+    media_seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated id with its log-probability under the model."""
+
+    id: int
+    logprob: float
+
+
+def generate(
+    model: GemmaModel,
+    ids: Any,
+    max_new_tokens: int | None = None,
+    *,
+    cache: GemmaCache | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    stop_ids: Sequence[int] | None = None,
+    **media: Any,
+) -> Iterator[int]:
+    """Yield ids after the prompt ``ids`` (one row); greedy unless a temperature is given.
+
+    Ends at a stop id (generation_config's unless ``stop_ids`` says otherwise; not yielded), after ``max_new_tokens``,
+    or where the context is full. With a ``cache`` that holds a beginning of ``ids``, only the rest is run. Media
+    keywords are those of ``forward_ids``. Raises InputError before anything runs.
+    """
+    sampling = make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    prepared = prepare(model, ids, max_new_tokens, cache, media)
+    stops = model.stop_ids if stop_ids is None else tuple(stop_ids)
+    tokens = run(model, prepared, sampling, stops, Generation())
+    return (token.id for token in tokens)
+
+
+def make_sampling(
+    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None,
+    repetition_penalty: float | None, seed: int | None,
+) -> Sampling:
+    """Sampling from keyword arguments where None means off."""
+    return Sampling(
+        temperature,
+        0 if top_k is None else top_k,
+        1.0 if top_p is None else top_p,
+        0.0 if min_p is None else min_p,
+        1.0 if repetition_penalty is None else repetition_penalty,
+        seed,
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked prompt, the cache to run it in, and how many new tokens may come."""
+
+    placed: Placed
+    cache: GemmaCache
+    limit: int
+
+
+def prepare(
+    model: GemmaModel, ids: Any, max_new_tokens: int | None, cache: GemmaCache | None, media: dict[str, Any]
+) -> Prepared:
+    """Check a prompt against vocabulary, context and media; nothing runs but the towers."""
+    array = check_ids(ids, model.config.text_config.vocab_size)
+    if array.shape[0] != 1:
+        raise InputError(f"generate takes one row of token ids, got {array.shape[0]}")
+    if max_new_tokens is not None and (isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int)):
+        raise InputError(f"max_new_tokens {max_new_tokens!r}: must be a whole number from 0")
+    if max_new_tokens is not None and max_new_tokens < 0:
+        raise InputError(f"max_new_tokens {max_new_tokens}: must be a whole number from 0")
+    cache = cache if cache is not None else model.make_cache()
+    context = min(cache.max_context or model.max_context, model.max_context)
+    length = array.shape[1]
+    if length > context:
+        raise InputError(f"the prompt has {length} tokens, {length - context} more than the context of {context}: "
+                         "shorten it or raise --context (max_context)")
+    room = context - length + 1  # the last token is chosen but never run
+    return Prepared(place(model, array, media), cache, room if max_new_tokens is None else min(max_new_tokens, room))
+
+
+def common_prefix(model: GemmaModel, cache: GemmaCache, placed: Placed) -> int:
+    """How many leading positions of the prompt the cache holds; the cache is cut to them. At least one position is
+    left to run, and a bidirectional media block is not entered halfway."""
+    signature = placed.signature
+    shared = 0
+    for held, wanted in zip(cache.tokens, signature[:-1], strict=False):
+        if held != wanted:
+            break
+        shared += 1
+    if placed.blocks is not None:
+        while 0 < shared < len(signature) and placed.blocks[shared] >= 0 and placed.blocks[shared] == placed.blocks[shared - 1]:
+            shared -= 1
+    return shared if cache.truncate(shared, model.chunk) else 0
+
+
+def run(
+    model: GemmaModel, prepared: Prepared, sampling: Sampling, stops: Sequence[int], progress: Generation
+) -> Iterator[Token]:
+    """Prefill, then yield tokens; ``progress`` is kept up to date. Stops before yielding a stop id."""
+    placed, cache, limit = prepared.placed, prepared.cache, prepared.limit
+    progress.prompt_tokens = placed.ids.shape[1]
+    progress.reused_tokens = common_prefix(model, cache, placed)
+    if limit == 0:
+        progress.finish_reason = "length"
+        return
+    began = time.perf_counter()
+    # room for the tokens to come is reserved now, so that no buffer grows (and no graph is captured) on the way
+    ahead = min(progress.prompt_tokens + limit - 1, max(progress.prompt_tokens + 1024, 2 * progress.prompt_tokens))
+    cache.reserve(model, 1, ahead)
+    state = None if sampling.plain else _state(model, placed, sampling)
+    hidden = model.append(cache, placed, skip=progress.reused_tokens)
+    token, logprob = model.engine.first_token(hidden, cache.length, state)
+    chosen = Token(int(token.item()), float(logprob.item()))
+    progress.prompt_seconds = time.perf_counter() - began
+    yield from _decode(model, prepared, state, stops, progress, token, chosen)
+
+
+def _decode(
+    model: GemmaModel, prepared: Prepared, state: SamplingState | None, stops: Sequence[int], progress: Generation,
+    token: Tensor, chosen: Token,
+) -> Iterator[Token]:
+    """The loop proper: issue the next step before reading this one's token where the device runs ahead."""
+    cache, limit = prepared.cache, prepared.limit
+    began = time.perf_counter()
+    while True:
+        if chosen.id in stops:
+            progress.finish_reason, progress.stop_token = "stop", chosen.id
+            return
+        progress.generated_tokens += 1
+        progress.generation_seconds = time.perf_counter() - began
+        if progress.generated_tokens >= limit:
+            progress.finish_reason = "length"
+            yield chosen
+            return
+        storage = cache.reserve(model, 1, cache.length + 1)
+        step = model.engine.decode_step(storage, state)
+        issued = step(token, cache.length, state)
+        cache.note([chosen.id])
+        yield chosen
+        token, logprob = issued
+        chosen = Token(int(token.item()), float(logprob.item()))
+
+
+def _state(model: GemmaModel, placed: Placed, sampling: Sampling) -> SamplingState:
+    seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+    seen = np.unique(placed.ids[0]).tolist() if sampling.repetition_penalty != 1.0 else []
+    return sampling_state(
+        model, seen, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
+        sampling.repetition_penalty, seed,
+    )

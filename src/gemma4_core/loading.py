@@ -1,0 +1,210 @@
+"""Assembling a model from a checkpoint folder and whatever plugins match it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinygrad import Tensor, dtypes
+from tinygrad.dtype import DType
+
+from gemma4_core.checkpoint import check_tensors
+from gemma4_core.checkpoint.hub import resolve_folder
+from gemma4_core.checkpoint.progress import progress
+from gemma4_core.config import GemmaConfig, expected_text_tensors, ignorable, load_generation_config, read_context
+from gemma4_core.descriptions import Context, DeviceSettings, ModalityTower, TensorInfo, WeightSource
+from gemma4_core.devices import activate
+from gemma4_core.errors import InputError, PluginError
+from gemma4_core.model.model import GemmaModel
+from gemma4_core.model.ple import HostTable
+from gemma4_core.ops import Operations, portable
+from gemma4_core.registry import registry
+from gemma4_core.text.template import ChatTemplate
+from gemma4_core.weights import Weight
+
+RUN_DTYPES: dict[str, DType] = {"bfloat16": dtypes.bfloat16, "float32": dtypes.float32}
+PLE_PLACES = ("auto", "device", "host", "disk")
+TEXT = "text"
+
+
+def load_pretrained(
+    folder_or_name: str | Path,
+    device: str = "auto",
+    format: str = "auto",
+    tokenizer: str = "auto",
+    modalities: Sequence[str] | None = None,
+    dtype: str | None = None,
+    max_context: int | None = None,
+    *,
+    ple: str = "auto",
+    beam: int = 0,
+    beam_seconds: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> GemmaModel:
+    """Open a checkpoint folder, a hub name or an alias, and assemble a model that runs on a device.
+
+    ``modalities=("text",)`` skips the towers, None loads all that the config declares. ``dtype`` None keeps the
+    files' type, ``"float32"`` computes in fp32. ``ple`` says where the per-layer embedding table stays. ``options``
+    are values of the plugins' own options by keyword. Raises a Gemma4Error before weights are read where config,
+    files, plugins or device do not fit.
+    """
+    began = time.perf_counter()
+    context = read_context(resolve_folder(folder_or_name))
+    assert context.config is not None and context.folder is not None
+    if ple not in PLE_PLACES:
+        raise InputError(f"ple {ple!r}: choose one of {', '.join(PLE_PLACES)}")
+    if max_context is not None and (isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1):
+        raise InputError(f"max_context {max_context!r}: must be a whole number from 1")
+    options = options or {}
+    chosen_format = registry.select("format", context, named(format))
+    known = registry.matching("modality", context)
+    wanted = select_modalities(known, context, modalities)
+    backend_tokenizer = registry.select("tokenizer", context, named(tokenizer))
+    generation_config = load_generation_config(context.folder, context.config)
+    source = chosen_format.open(context)
+    try:
+        check_source(context.config, source.infos, known, wanted)
+        run_dtype = choose_dtype(dtype, source.infos, context.config)
+        loaded_tokenizer = backend_tokenizer.load(context)
+        template = ChatTemplate.load(context.folder)
+        settings = DeviceSettings(beam) if beam_seconds is None else DeviceSettings(beam, beam_seconds)
+        backend, target = activate(device, settings)
+        operations = backend.operations() if backend.operations else portable()
+        host = _host_table(source, context.config, target, run_dtype, ple)
+        places, tensors = read_text(source, context.config, target, run_dtype, skip_ple=host is not None)
+        model = GemmaModel(
+            context, target, run_dtype, operations, places, tensors, generation_config, max_context, host
+        )
+        model.known_specs, model.tokenizer, model.template = known, loaded_tokenizer, template
+        model.format_name, model.device_name = chosen_format.name, backend.name
+        for spec in order_towers(wanted):
+            model.towers[spec.name] = spec.build(model, source)
+            model.tower_specs.append(spec)
+        for transform in registry.matching("transform", context):
+            if transform.wanted(options, context):
+                transform.apply(model, options)
+    finally:
+        source.close()
+    model.options = dict(options)
+    model.load_seconds = time.perf_counter() - began
+    return model
+
+
+def named(name: str | None) -> str | None:
+    """A plugin's name, or None for automatic choice."""
+    return None if name is None or name.lower() == "auto" else name
+
+
+def select_modalities(
+    known: Sequence[ModalityTower], context: Context, modalities: Sequence[str] | str | None
+) -> list[ModalityTower]:
+    """The towers to load. Raises PluginError for a name that no plugin has or that this config does not declare."""
+    if modalities is None:
+        return list(known)
+    names = modalities.split(",") if isinstance(modalities, str) else list(modalities)
+    lowered = [name.strip().lower() for name in names if name.strip()]
+    by_name = {spec.name.lower(): spec for spec in known}
+    for name in lowered:
+        if name == TEXT or name in by_name:
+            continue
+        if name in registry.modalities:
+            raise PluginError(f"--modality {name}: the config in {context.folder} declares no {name}; "
+                              f"it has {', '.join([TEXT, *by_name])}")
+        registry.select("modality", context, name)  # raises, naming what there is
+    wanted = [by_name[name] for name in dict.fromkeys(lowered) if name in by_name]
+    missing = [need for spec in wanted for need in spec.requires if need.lower() not in lowered and need.lower() in by_name]
+    return wanted + [by_name[name.lower()] for name in dict.fromkeys(missing)]
+
+
+def order_towers(specs: Sequence[ModalityTower]) -> list[ModalityTower]:
+    """Towers such that each comes after those it requires. Raises PluginError where one is absent."""
+    ordered: list[ModalityTower] = []
+    waiting = list(specs)
+    while waiting:
+        built = {spec.name for spec in ordered}
+        ready = next((spec for spec in waiting if set(spec.requires) <= built), None)
+        if ready is None:
+            spec = waiting[0]
+            lacking = sorted(set(spec.requires) - built)
+            raise PluginError(f"modality {spec.name} needs {', '.join(lacking)}, which is not loaded")
+        ordered.append(ready)
+        waiting.remove(ready)
+    return ordered
+
+
+def check_source(
+    config: GemmaConfig, infos: Mapping[str, TensorInfo], known: Sequence[ModalityTower], wanted: Sequence[ModalityTower]
+) -> None:
+    """Compare the files with what the config needs, before any weight is read."""
+    expected = dict(expected_text_tensors(config))
+    for spec in wanted:
+        expected |= spec.tensors(config)
+    elsewhere = {name for spec in known if spec not in wanted for name in spec.tensors(config)}
+    served = {spec.name for spec in known}
+
+    def skip(name: str) -> bool:
+        return name in elsewhere or ignorable(config, name) or _unserved_tower(config, name, served)
+
+    check_tensors(config, infos, expected, skip)
+
+
+def _unserved_tower(config: GemmaConfig, name: str, served: set[str]) -> bool:
+    """Tensors of a declared tower for which no plugin is there: the text model runs without them."""
+    below = {"vision": ("model.vision_tower.", "model.embed_vision."), "audio": ("model.audio_tower.", "model.embed_audio.")}
+    return config.conditional and any(name.startswith(prefixes) for tower, prefixes in below.items() if tower not in served)
+
+
+def choose_dtype(dtype: str | None, infos: Mapping[str, TensorInfo], config: GemmaConfig) -> DType:
+    """The run-time dtype: as asked, else that of the files (fp16 runs in bf16)."""
+    if dtype is not None:
+        name = str(dtype).removeprefix("dtypes.").removeprefix("torch.")
+        name = {"bf16": "bfloat16", "fp32": "float32", "float": "float32"}.get(name, name)
+        if name not in RUN_DTYPES:
+            raise InputError(f"dtype {dtype!r}: choose one of {', '.join(RUN_DTYPES)}")
+        return RUN_DTYPES[name]
+    stored = infos[config.text_prefix + "norm.weight"].dtype
+    return dtypes.float32 if stored == "F32" else dtypes.bfloat16
+
+
+def read_text(
+    source: WeightSource, config: GemmaConfig, device: str, dtype: DType, skip_ple: bool = False
+) -> tuple[dict[str, Weight], dict[str, Tensor]]:
+    """Bring the text model's weights to the device one by one, with a progress bar."""
+    places: dict[str, Weight] = {}
+    tensors: dict[str, Tensor] = {}
+    table = config.text_prefix + "embed_tokens_per_layer.weight"
+    expected = {n: s for n, s in expected_text_tensors(config).items() if not (skip_ple and n == table)}
+    total = sum(source.infos[name].nbytes for name in expected)
+    with progress(total, "loading", "B") as bar:
+        for name, shape in expected.items():
+            if len(shape) == 2:
+                places[name] = Weight(name, source.matrix(name, device, dtype))
+            elif len(shape) == 3:
+                places[name] = Weight(name, source.stack(name, device, dtype))
+            else:
+                tensors[name] = source.tensor(name, device, dtype)
+            bar.update(source.infos[name].nbytes)
+    return places, tensors
+
+
+def _host_table(
+    source: WeightSource, config: GemmaConfig, device: str, dtype: DType, ple: str
+) -> HostTable | None:
+    """The per-layer embedding table off the device where that was asked for, or where it would not fit."""
+    name = config.text_prefix + "embed_tokens_per_layer.weight"
+    if not config.text_config.hidden_size_per_layer_input or ple == "device":
+        return None
+    if ple == "auto" and not _too_large(source, device):
+        return None
+    read = source.row_reader(name, in_memory=ple == "host")
+    return HostTable(read, device, dtype)
+
+
+def _too_large(source: WeightSource, device: str) -> bool:
+    """Whether the whole model with a tenth of slack exceeds the device's free memory (unknown: no)."""
+    from gemma4_core.devices import free_memory_bytes
+
+    free = free_memory_bytes(device)
+    return free is not None and sum(info.nbytes for info in source.infos.values()) * 1.1 > free

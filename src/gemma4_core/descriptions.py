@@ -280,6 +280,8 @@ class DeviceBackend:
     """Set tinygrad up (compiler, threads, beam) before the device is used."""
     operations: Callable[[], Operations] | None = None
     """The fast operations that it brings; portable ones otherwise."""
+    free_memory: Callable[[], int | None] | None = None
+    """Free memory in bytes of the opened device; None where it does not tell."""
     matches: Matches = always
     priority: int = 0
 

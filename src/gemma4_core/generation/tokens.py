@@ -147,7 +147,7 @@ def prepare(
         raise InputError(f"the prompt has {length} tokens, {length - context} more than the context of {context}: "
                          "shorten it or raise --context (max_context)")
     room = context - length + 1  # the last token is chosen but never run
-    return Prepared(place(model, array, media), cache, room if max_new_tokens is None else min(max_new_tokens, room))
+    return Prepared(place(model, array, media, capture=True), cache, room if max_new_tokens is None else min(max_new_tokens, room))
 
 
 def common_prefix(model: GemmaModel, cache: GemmaCache, placed: Placed) -> int:
@@ -170,7 +170,7 @@ def run(
 ) -> Iterator[Token]:
     """Prefill, then yield tokens; ``progress`` is kept up to date. Stops before yielding a stop id."""
     placed, cache, limit = prepared.placed, prepared.cache, prepared.limit
-    progress.prompt_tokens = placed.ids.shape[1]
+    progress.prompt_tokens, progress.media_seconds = placed.ids.shape[1], dict(placed.seconds)
     progress.reused_tokens = common_prefix(model, cache, placed)
     if limit == 0:
         progress.finish_reason = "length"

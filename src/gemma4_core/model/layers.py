@@ -122,7 +122,7 @@ class ExpertFeedForward(DenseFeedForward):
 
     def __init__(self, text: TextConfig, places: dict[str, Weight], tensors: dict[str, Tensor]) -> None:
         super().__init__(text, places, tensors)
-        self.count = text.num_experts_per_token
+        self.count = text.top_k_experts
         self.router, self.gate_up = places["router.proj.weight"], places["experts.gate_up_proj"]
         self.experts_down = places["experts.down_proj"]
         self.router_scale, self.expert_scale = tensors["router.scale"], tensors["router.per_expert_scale"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +32,8 @@ class Placed:
     """int32 ``[T]``: bidirectional block of each position, -1 elsewhere."""
     signature: list[int]
     """Row 0's ids with a content hash (negative) at soft positions; equal signatures mean equal K/V."""
-
-
-def as_array(value: Any) -> np.ndarray:
-    """A list, numpy array or Tensor as a numpy array."""
-    return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that each tower took."""
 
 
 def used_towers(model: GemmaModel, media: Mapping[str, Any]) -> list[ModalityTower]:
@@ -54,40 +51,55 @@ def used_towers(model: GemmaModel, media: Mapping[str, Any]) -> list[ModalityTow
     return used
 
 
-def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> Placed:
+def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, capture: bool = False) -> Placed:
     """Encode media and find their places. Media of a kind fill its placeholders in order, row by row.
 
-    Raises InputError where soft tokens and placeholders differ in number.
+    ``capture`` as for ``Tower.encode``. Raises InputError where soft tokens and placeholders differ in number, and
+    where the prompt needs a tower that is not loaded.
     """
     used = used_towers(model, media)
     clean = ids.copy()
     soft = np.full(ids.shape, -1, np.int32)
+    signature = ids.astype(np.int64)
     bidirectional = np.zeros(ids.shape[1], np.bool_)
-    signature = ids[0].tolist()
     encoded: list[Tensor] = []
+    seconds: dict[str, float] = {}
     total = 0
     for spec in model.known_specs:
         where = ids == spec.soft_token_id(model.config)
         holders = int(where.sum())
-        tokens: list[Tensor] = []
-        if spec in used:
-            features = {name: media[name] for name in spec.keywords if media.get(name) is not None}
-            tokens = model.towers[spec.name].encode(features)
-            digest = hashlib.sha256(b"".join(as_array(v).tobytes() for v in features.values())).digest()
-            mark = -1 - int.from_bytes(digest[:6], "big")
-            signature = [mark - 1 if held else token for held, token in zip(where[0], signature, strict=True)]
-        count = sum(int(t.shape[0]) for t in tokens)
-        if count != holders:
-            raise InputError(f"{spec.name}: the prompt holds {holders} {spec.placeholder} tokens, the media given take {count}")
+        if holders and spec.name not in model.towers:
+            raise InputError(f"the prompt holds {spec.placeholder} tokens, but the modality {spec.name} is not loaded: "
+                             f"add it to --modality (modalities)")
+        began = time.perf_counter()
+        tokens, marks = _encode(model, spec, media, capture) if spec in used else ([], [])
+        if len(marks) != holders:
+            raise InputError(f"{spec.name}: the prompt holds {holders} {spec.placeholder} tokens, "
+                             f"the media given take {len(marks)}")
         if not holders:
             continue
-        soft[where] = np.arange(total, total + count)
+        seconds[spec.name] = time.perf_counter() - began
+        soft[where] = np.arange(total, total + holders)
+        signature[where] = marks
         clean[where] = model.config.pad_token_id
         bidirectional |= spec.bidirectional & where[0]
         encoded += tokens
-        total += count
+        total += holders
     if not encoded:
-        return Placed(ids, None, None, None, signature)
+        return Placed(ids, None, None, None, signature[0].tolist())
     together = encoded[0].cat(*encoded[1:], dim=0) if len(encoded) > 1 else encoded[0]
     blocks = media_blocks(bidirectional) if model.bidirectional else None
-    return Placed(clean, together, soft, blocks, signature)
+    return Placed(clean, together, soft, blocks, signature[0].tolist(), seconds)
+
+
+def _encode(
+    model: GemmaModel, spec: ModalityTower, media: Mapping[str, Any], capture: bool
+) -> tuple[list[Tensor], list[int]]:
+    """Soft tokens of each medium, and for each soft token a negative number that stands for its content."""
+    tower = model.towers[spec.name]
+    features = {name: media[name] for name in spec.keywords if media.get(name) is not None}
+    tokens = tower.encode(features, capture=capture)
+    if capture:
+        tokens = [t.realize() for t in tokens]
+    digests = [-1 - int.from_bytes(digest[:7], "big") for digest in tower.digests(features)]
+    return tokens, [d for d, t in zip(digests, tokens, strict=True) for _ in range(int(t.shape[0]))]

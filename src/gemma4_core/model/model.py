@@ -128,6 +128,8 @@ class GemmaModel:
         self.graphs.clear()
         self.pool.clear()
         self._engine = None
+        for tower in self.towers.values():
+            tower.forget()
 
     def make_cache(self, max_context: int | None = None) -> GemmaCache:
         """An empty cache for at most ``max_context`` positions (the model's context by default)."""
@@ -142,7 +144,7 @@ class GemmaModel:
         placeholders. Raises InputError for ids outside the vocabulary, a context that does not hold them, and media
         that do not match their placeholders.
         """
-        placed = place(self, check_ids(ids, self.config.text_config.vocab_size), media)
+        placed = place(self, check_ids(ids, self.config.text_config.vocab_size), media, capture=True)
         if cache is None:
             return self.text.logits(self.hidden(placed), self.operations).realize(), None
         hidden = self.append(cache, placed, every=True)

@@ -1,0 +1,34 @@
+"""What config.json and generation_config.json say, checked. Imports neither tinygrad nor numpy."""
+
+from gemma4_core.config.generation import GenerationConfig, load_generation_config
+from gemma4_core.config.media import AudioConfig, VisionConfig
+from gemma4_core.config.outer import GemmaConfig, load_config, parse_config, read_context
+from gemma4_core.config.presets import PRESETS, preset_config, preset_dict
+from gemma4_core.config.tensors import (
+    expected_audio_tensors,
+    expected_text_tensors,
+    expected_vision_tensors,
+    ignorable,
+)
+from gemma4_core.config.text import LayerConfig, RopeParameters, TextConfig
+
+__all__ = [
+    "PRESETS",
+    "AudioConfig",
+    "GemmaConfig",
+    "GenerationConfig",
+    "LayerConfig",
+    "RopeParameters",
+    "TextConfig",
+    "VisionConfig",
+    "expected_audio_tensors",
+    "expected_text_tensors",
+    "expected_vision_tensors",
+    "ignorable",
+    "load_config",
+    "load_generation_config",
+    "parse_config",
+    "preset_config",
+    "preset_dict",
+    "read_context",
+]

@@ -1,0 +1,152 @@
+"""config.json as a whole: the outer config with its towers, or a text-only checkpoint's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma4_core.config.files import read_json, shown, shown_path
+from gemma4_core.config.media import AudioConfig, VisionConfig, parse_audio, parse_vision
+from gemma4_core.config.section import Section
+from gemma4_core.config.text import LARGEST_VOCABULARY, TextConfig, parse_text
+from gemma4_core.descriptions import Context
+from gemma4_core.errors import ConfigError
+
+CONFIG_FILE = "config.json"
+CONFIG_LIMIT = 16 << 20
+SUPPORTED_TYPES = ("gemma4", "gemma4_text")
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class GemmaConfig:
+    """A checkpoint's configuration. ``text_config`` is there for text-only checkpoints too."""
+
+    model_type: str
+    text_config: TextConfig
+    vision_config: VisionConfig | None
+    audio_config: AudioConfig | None
+    image_token_id: int | None
+    video_token_id: int | None
+    audio_token_id: int | None
+    boi_token_id: int | None
+    eoi_token_id: int | None
+    boa_token_id: int | None
+    eoa_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    bos_token_id: int | None
+    dtype: str
+    """Name of the type that the file says it computes in: bfloat16, float16 or float32."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the checkpoint is one that may have towers, with its text under ``model.language_model.``."""
+        return self.model_type == "gemma4"
+
+    @property
+    def text_prefix(self) -> str:
+        """What stands before the text tensors' names."""
+        return "model.language_model." if self.conditional else "model."
+
+    @property
+    def vision_bidirectional(self) -> bool:
+        """Whether tokens of one image see each other on sliding layers."""
+        return self.text_config.use_bidirectional_attention == "vision"
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.text_config.num_hidden_layers
+
+
+def load_config(folder: Path | str) -> GemmaConfig:
+    """The config of a checkpoint folder. Raises ConfigError in one line for whatever is wrong with it."""
+    return parse_config(read_raw_config(folder), shown_path(Path(folder) / CONFIG_FILE))
+
+
+def read_context(folder: Path | str) -> Context:
+    """A folder with its config parsed, as plugins get to see it. Raises ConfigError."""
+    raw = read_raw_config(folder)
+    return Context(Path(folder), parse_config(raw, shown_path(Path(folder) / CONFIG_FILE)), raw)
+
+
+def read_raw_config(folder: Path | str) -> dict[str, Any]:
+    """config.json of a folder as it stands. Raises ConfigError for a folder that is none or has none."""
+    path, name = Path(folder), shown_path(folder)
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+        has_config = is_folder and (path / CONFIG_FILE).exists()
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"{name} cannot be opened as a checkpoint folder: {fault}"[:480]) from fault
+    if not exists:
+        raise ConfigError(f"{name} does not exist; give the path of a checkpoint folder")
+    if not is_folder:
+        raise ConfigError(f"{name} is a file; give the folder that holds {CONFIG_FILE} and the *.safetensors files")
+    if not has_config:
+        raise ConfigError(f"{name} has no {CONFIG_FILE}, so it is no checkpoint folder; give the folder that holds it")
+    return read_json(path / CONFIG_FILE, CONFIG_LIMIT)
+
+
+def parse_config(data: Mapping[str, Any], where: str = CONFIG_FILE) -> GemmaConfig:
+    """A config from the object in config.json.
+
+    Args:
+        data: the object as read.
+        where: what errors call the file.
+
+    Raises:
+        ConfigError: a key has a value that is wrong or not supported; the message names both.
+    """
+    outer = Section(data, where)
+    check_model_type(outer)
+    outer.only("tie_word_embeddings", (True,), True)
+    conditional = data["model_type"] == "gemma4"
+    inner = outer.child("text_config") if conditional else outer
+    if inner is None:
+        raise outer.fault("text_config", "a gemma4 checkpoint needs it")
+    if conditional:
+        inner.only("model_type", ("gemma4_text",), "gemma4_text")
+    text = parse_text(inner)
+    vision = outer.child("vision_config") if conditional else None
+    audio = outer.child("audio_config") if conditional else None
+    eoa = "eoa_token_index" if "eoa_token_index" in data else "eoa_token_id"
+    return GemmaConfig(
+        model_type=data["model_type"],
+        text_config=text,
+        vision_config=parse_vision(vision) if vision else None,
+        audio_config=parse_audio(audio) if audio else None,
+        image_token_id=special(outer, "image_token_id", 258_880),
+        video_token_id=special(outer, "video_token_id", 258_884),
+        audio_token_id=special(outer, "audio_token_id", 258_881),
+        boi_token_id=special(outer, "boi_token_id", 255_999),
+        eoi_token_id=special(outer, "eoi_token_id", 258_882),
+        boa_token_id=special(outer, "boa_token_id", 256_000),
+        eoa_token_id=special(outer, eoa, 258_883),
+        eos_token_ids=outer.token_ids("eos_token_id", text.eos_token_ids, LARGEST_VOCABULARY) or (),
+        pad_token_id=text.pad_token_id,
+        bos_token_id=text.bos_token_id,
+        dtype=dtype_name(outer, inner),
+    )
+
+
+def check_model_type(outer: Section) -> None:
+    """Refuse other models by name."""
+    if outer.data.get("model_type") not in SUPPORTED_TYPES:
+        supported = " (E2B, E4B, 26B-A4B, 31B) and ".join(shown(name) for name in SUPPORTED_TYPES)
+        raise outer.fault("model_type", f"supported are {supported} (text only)")
+
+
+def special(section: Section, key: str, default: int) -> int | None:
+    """A media token's id. It may lie outside a small vocabulary: such ids are never looked up in a table."""
+    return section.optional_integer(key, default, 0, LARGEST_VOCABULARY)
+
+
+def dtype_name(outer: Section, inner: Section) -> str:
+    """The declared type, from the old spelling of the key too."""
+    for section in (outer, inner):
+        for key in ("dtype", "torch_dtype"):
+            if section.get(key) is not None:
+                return str(section.only(key, DTYPES, DTYPES[0]))
+    return DTYPES[0]

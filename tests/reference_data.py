@@ -1,0 +1,197 @@
+"""Reference outputs of transformers for tests, and the deterministic weights behind them (numpy only).
+
+``load("e2b")`` gives token ids, fp32 logits, greedy tokens and the checkpoint folder that made them;
+``tests/reference/README.md`` describes every file and how it was made.  ``draw`` produces the value of every parameter
+from its name and a seed, bit for bit on every machine, so that further seeds need no committed weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DATA = Path(__file__).parent / "reference" / "data"
+TEXT_FAMILIES = ("e2b", "e4b", "moe", "dense")
+KL_SEEDS = (0, 1, 2, 3)
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+_PREFIXES = ("model.language_model.", "model.")
+_POSITIVE = {  # uniform ranges of parameters that multiply; the first pattern found in the name counts
+    r"layer_scalar$": (0.7, 1.1),
+    r"per_expert_scale$": (0.5, 1.5),
+    r"router\.scale$": (0.5, 2.0),
+    r"[qk]_norm\.weight$": (0.3, 0.7),
+    r"input_min$": (-1.6, -0.7),
+    r"input_max$": (0.8, 1.9),
+    r"output_min$": (-2.0, -0.9),
+    r"output_max$": (1.0, 2.3),
+    r"std_scale$": (0.1, 0.3),
+    r"^norm\.weight$": (1.0, 3.0),
+    r"norm[^.]*\.weight$": (0.5, 1.5),
+    r"norm_(pre_attn|post_attn|out)\.weight$": (0.5, 1.5),
+}
+_SPREAD = {  # standard deviations that are not 1/sqrt(fan in)
+    r"embed_tokens\.weight$": 0.16,
+    r"embed_tokens_per_layer\.weight$": 0.25,
+    r"per_layer_model_projection\.weight$": 0.5,
+    r"router\.proj\.weight$": 1.5,
+    r"position_embedding_table$": 0.5,
+    r"per_dim_scale$": 0.5,
+    r"std_bias$": 20.0,
+    r"bias$": 0.3,
+}
+
+
+def base_name(name: str) -> str:
+    """A checkpoint name without its prefix: the same for text-only and conditional checkpoints."""
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    return name
+
+
+def round_bf16(x: NDArray[Any]) -> F32:
+    """Nearest bf16 value (ties to even) of each element, as float32."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32).reshape(np.shape(x))
+
+
+def _raw(key: str, seed: int, n: int) -> NDArray[np.uint64]:
+    """``n`` stable 64-bit words: a bit generator's raw stream never changes between numpy versions."""
+    return np.random.PCG64([seed, zlib.crc32(key.encode())]).random_raw(n)
+
+
+def draw(name: str, shape: tuple[int, ...], seed: int) -> F32:
+    """The bf16-representable value of parameter ``name`` (prefix ignored) for ``seed``, as float32 ``shape``."""
+    key, n = base_name(name), int(np.prod(shape))
+    raw = _raw(key, seed, n)
+    for pattern, (low, high) in _POSITIVE.items():
+        if re.search(pattern, key):
+            return round_bf16((low + (high - low) * (raw >> np.uint64(11)) * 2.0**-53).reshape(shape))
+    # The sum of a word's four 16-bit pieces is close to normal and exact in float64.
+    pieces = sum(((raw >> np.uint64(s)) & np.uint64(0xFFFF)).astype(np.float64) for s in (0, 16, 32, 48))
+    normal = (pieces - 4 * 32767.5) / (65536 / np.sqrt(3.0))
+    spread = next((v for p, v in _SPREAD.items() if re.search(p, key)), None)
+    fan_in = shape[-1] if "conv" not in key else int(np.prod(shape[1:]))
+    return round_bf16((normal * (spread if spread is not None else fan_in**-0.5)).reshape(shape))
+
+
+def draw_ids(key: str, seed: int, shape: tuple[int, ...], low: int, high: int) -> I64:
+    """Token ids in ``[low, high)``, stable as ``draw``."""
+    return (low + _raw("ids:" + key, seed, int(np.prod(shape))) % np.uint64(high - low)).astype(np.int64).reshape(shape)
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """The tensor table of a safetensors file: name to dtype, shape and offsets."""
+    with path.open("rb") as f:
+        (size,) = struct.unpack("<Q", f.read(8))
+        header: dict[str, dict[str, Any]] = json.loads(f.read(size))
+    header.pop("__metadata__", None)
+    return header
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name to shape of every tensor in all ``*.safetensors`` of a folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tuple(t["shape"]) for file in files for name, t in read_header(file).items()}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], dtype: str = "BF16") -> None:
+    """Write float arrays as ``BF16``, ``F16`` or ``F32``."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    blobs, at = [], 0
+    for name, value in tensors.items():
+        if dtype == "BF16":
+            blob = (round_bf16(value).view(np.uint32) >> 16).astype("<u2").tobytes()
+        else:
+            blob = np.asarray(value, {"F16": "<f2", "F32": "<f4"}[dtype]).tobytes()
+        header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [at, at + len(blob)]}
+        blobs.append(blob)
+        at += len(blob)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+
+
+def write_seed(source: Path, seed: int, folder: Path, dtype: str = "BF16") -> Path:
+    """A checkpoint like ``source`` (same config and tensor names) with the weights of another seed, in one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*config*.json"):
+        shutil.copy(file, folder / file.name)
+    weights = {name: draw(name, shape, seed) for name, shape in tensor_shapes(source).items()}
+    write_safetensors(folder / "model.safetensors", weights, dtype)
+    return folder
+
+
+def mean_kl(truth: NDArray[Any], logits: NDArray[Any]) -> float:
+    """Mean over positions of KL(softmax(truth) || softmax(logits)), in nats; both ``[..., vocab]``."""
+    t, x = (_log_softmax(np.asarray(a, np.float64)) for a in (truth, logits))
+    return float((np.exp(t) * (t - x)).sum(-1).mean())
+
+
+def relative_error(logits: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Largest absolute difference over the standard deviation of ``truth``."""
+    x, t = np.asarray(logits, np.float64), np.asarray(truth, np.float64)
+    return float(np.abs(x - t).max() / t.std())
+
+
+def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class TextReference:
+    """What transformers computes for one tiny checkpoint, in fp32 on the bf16-rounded weights of ``folder``."""
+
+    name: str
+    folder: Path
+    """Saved by transformers (``Gemma4ForConditionalGeneration``, towers null, one file)."""
+    ids: I64
+    """Prompt ``[2, T]``, T more than twice the window."""
+    logits: F32
+    """``[2, T, vocab]``: the full forward pass."""
+    greedy: I64
+    """``[2, 24]``: greedy continuation of each row, no stop id applied."""
+    hidden: NDArray[np.float16]
+    """``[layers + 1, T, hidden]`` of row 0: input embeddings, then every layer's output; the last one is after the
+    final norm (as ``output_hidden_states`` of transformers).  Half precision: for finding where a fault begins."""
+    kl_ids: I64
+    """``[4, T2]``: one prompt for each seed of ``KL_SEEDS``."""
+    kl_truth: F32
+    """``[4, T2, vocab]``: fp32 logits of seed s's weights (``write_seed``) for ``kl_ids[s]``."""
+    kl_reference: NDArray[np.float64]
+    """``[4]``: mean KL of transformers' own bf16 run (eager attention and experts) from ``kl_truth``."""
+    embeds_bf16: F32
+    """``[T2, hidden]``: scaled embeddings of ``kl_ids[0]`` in the bf16 run, exact; shows the rounding of the scale."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The folder's config.json."""
+        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        return config
+
+    def variant(self, suffix: str) -> Path:
+        """Another committed folder with the same weights, such as ``text`` or ``sharded`` (README lists them)."""
+        return self.folder.parent / f"{self.name}-{suffix}"
+
+
+@lru_cache
+def load(name: str) -> TextReference:
+    """The text reference ``e2b``, ``e4b``, ``moe`` or ``dense``."""
+    with np.load(DATA / "text" / f"{name}.npz") as z:
+        return TextReference(name, DATA / "text" / name, **{k: z[k] for k in z.files})

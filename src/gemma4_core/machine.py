@@ -1,0 +1,167 @@
+"""What this machine offers: processor cores, memory, and a private cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from gemma4_core.errors import DeviceError
+
+CGROUPS = Path("/sys/fs/cgroup")
+THREADS = "GEMMA4_THREADS"
+
+
+# ------------------------------------------------------------------------------------------------ cores
+
+
+def cpu_count() -> int:
+    """Cores that this process may use: its affinity, less where a control group grants less time than that."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in _cgroup_folders():
+        with contextlib.suppress(OSError, ValueError):
+            quota, _, period = (folder / "cpu.max").read_text().partition(" ")
+            if quota != "max":
+                cores = min(cores, math.ceil(int(quota) / int(period)))
+    with contextlib.suppress(OSError, ValueError):
+        quota_us = int((CGROUPS / "cpu/cpu.cfs_quota_us").read_text())
+        if quota_us > 0:
+            cores = min(cores, math.ceil(quota_us / int((CGROUPS / "cpu/cpu.cfs_period_us").read_text())))
+    return max(cores, 1)
+
+
+def thread_count() -> int:
+    """Threads for kernels: ``GEMMA4_THREADS``, else tinygrad's ``NUM_CPU_THREADS``, else the cores of this process.
+
+    Raises DeviceError for a value that is no whole number from 1.
+    """
+    for name in (THREADS, "NUM_CPU_THREADS"):
+        value = os.environ.get(name, "")
+        if value:
+            if not value.isascii() or not value.isdigit() or not 1 <= int(value[:9]) <= 4096:
+                raise DeviceError(f"{name}={value[:100]!r}: must be a whole number from 1 to 4096")
+            return int(value)
+    return cpu_count()
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def total_memory_bytes() -> int | None:
+    """Physical memory in bytes, None where the system does not tell."""
+    if sys.platform == "darwin":
+        return _sysctl_u64("hw.memsize")
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def free_memory_bytes() -> int | None:
+    """Memory in bytes that this process can still take without swapping, None where the system does not tell.
+
+    On Linux MemAvailable, less where a control group allows less; page cache counts as free. On macOS, which hides
+    the figure, three quarters of the physical memory: what Metal recommends as the largest working set.
+    """
+    if sys.platform == "darwin":
+        total = total_memory_bytes()
+        return None if total is None else total * 3 // 4
+    free = _meminfo("MemAvailable")
+    limits = [limit for folder in _cgroup_folders() if (limit := _cgroup_free(folder)) is not None]
+    return min([*limits, *([free] if free is not None else [])], default=None)
+
+
+def _meminfo(name: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_free(folder: Path) -> int | None:
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        used = int((folder / "memory.current").read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(int(limit) - used + int(statistics.get("inactive_file", 0)), 0)
+    except (OSError, ValueError):
+        return None
+
+
+def _cgroup_folders() -> Iterator[Path]:
+    """This process's control group (version 2) and those above it."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        if line.startswith("0::/"):
+            folder = CGROUPS / line[4:].strip("/")
+            while folder != CGROUPS and CGROUPS in folder.parents:
+                yield folder
+                folder = folder.parent
+    yield CGROUPS
+
+
+def _sysctl_u64(name: str) -> int | None:
+    value, size = ctypes.c_uint64(), ctypes.c_size_t(8)
+    try:
+        failed = ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)
+    except (OSError, AttributeError):
+        return None
+    return None if failed else int(value.value)
+
+
+# ------------------------------------------------------------------------------------------------ cache folder
+
+
+def cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/gemma4`` (``~/.cache/gemma4``, on macOS ``~/Library/Caches/gemma4``), made if absent.
+
+    Where it cannot be made or written, a folder of this user below the temporary folder. Others cannot write to it.
+    """
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    standard = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    with contextlib.suppress(OSError, RuntimeError):
+        base = Path(home) if os.path.isabs(home) else Path.home() / standard
+        return _private(base / "gemma4")
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    with contextlib.suppress(OSError):
+        return _private(Path(tempfile.gettempdir()) / f"gemma4-{user}")
+    return Path(tempfile.mkdtemp(prefix="gemma4-"))
+
+
+def _private(folder: Path) -> Path:
+    """Make the folder if needed. Raises OSError where it is not ours, others can write to it, or we cannot."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    private = stat.S_ISDIR(status.st_mode) and ours and not status.st_mode & 0o022
+    if not private or not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} is not a private folder")
+    return folder
+
+
+def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a small file so that it appears whole or not at all, and replaces an older one in one step."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

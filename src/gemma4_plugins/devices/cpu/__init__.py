@@ -1,0 +1,51 @@
+"""The CPU: a compiler found for tinygrad, and threads for its kernels."""
+
+from __future__ import annotations
+
+from gemma4_core import machine
+from gemma4_core.descriptions import DeviceBackend, DeviceSettings
+from gemma4_core.devices import chosen_by_dev
+from gemma4_core.hookspecs import hookimpl
+from gemma4_plugins.devices.probing import reason_of
+
+TARGET = "CPU"
+
+
+def unusable() -> str | None:
+    """None where a compiler is found and tinygrad's CPU device opens with it."""
+    from gemma4_plugins.devices.cpu import compiler
+
+    choice = compiler.configure()
+    if choice.path is None:
+        return compiler.what_to_install(choice)
+    try:
+        from tinygrad import Device
+
+        _ = Device[TARGET].renderer
+    except Exception as error:
+        return f"tinygrad's CPU device does not open with {choice.name}: {reason_of(error)}; unset DEV and CC"
+    return None
+
+
+def prepare(settings: DeviceSettings) -> None:
+    """Set the compiler and spread kernels over the cores. Raises DeviceError for a thread count out of range."""
+    from gemma4_plugins.devices.cpu import compiler, threads
+
+    compiler.configure()
+    threads.install(machine.thread_count())
+
+
+@hookimpl
+def gemma4_devices() -> list[DeviceBackend]:
+    return [
+        DeviceBackend(
+            name="cpu",
+            summary="this machine's processor, all cores",
+            target=TARGET,
+            unusable=unusable,
+            prepare=prepare,
+            free_memory=machine.free_memory_bytes,
+            matches=chosen_by_dev(TARGET),
+            priority=10,
+        )
+    ]

@@ -1,0 +1,62 @@
+"""NVIDIA GPUs through the CUDA driver and NVRTC."""
+
+from __future__ import annotations
+
+import ctypes
+
+from gemma4_core.descriptions import DeviceBackend
+from gemma4_core.devices import chosen_by_dev
+from gemma4_core.hookspecs import hookimpl
+from gemma4_plugins.devices.probing import open_device
+
+TARGET = "CUDA"
+
+
+def unusable() -> str | None:
+    """None where a CUDA device opens and NVRTC loads."""
+    reason = open_device(TARGET)
+    if reason is None:
+        _use_in_this_thread()
+        return None
+    if "load library nvrtc" in reason:
+        return "the CUDA driver works but NVRTC, its compiler, is absent; install the CUDA toolkit and set CUDA_PATH"
+    if "load library cuda" in reason:
+        return "no CUDA driver (libcuda) is installed here; install the NVIDIA driver or use --device cpu"
+    if "Error 100," in reason:
+        return "no NVIDIA GPU is visible here; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return f"the CUDA device does not open: {reason}; check nvidia-smi"
+
+
+def _use_in_this_thread() -> None:
+    """Make the device's context current: it was opened in a thread of its own."""
+    from tinygrad import Device
+    from tinygrad.runtime.autogen import cuda
+    from tinygrad.runtime.ops_cuda import check
+
+    check(cuda.cuCtxSetCurrent(Device[TARGET].context))
+
+
+def free_memory() -> int | None:
+    """Free bytes of the GPU."""
+    from tinygrad.runtime.autogen import cuda
+    from tinygrad.runtime.ops_cuda import check
+
+    _use_in_this_thread()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    check(cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)))
+    return int(free.value)
+
+
+@hookimpl
+def gemma4_devices() -> list[DeviceBackend]:
+    return [
+        DeviceBackend(
+            name="cuda",
+            summary="NVIDIA GPU through the CUDA driver",
+            target=TARGET,
+            unusable=unusable,
+            free_memory=free_memory,
+            matches=chosen_by_dev(TARGET),
+            priority=40,
+        )
+    ]

@@ -1,0 +1,40 @@
+"""Token ids without text: no library, no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gemma4_core.descriptions import Context, StreamDecoder, TokenizerBackend
+from gemma4_core.errors import TokenizerError
+from gemma4_core.hookspecs import hookimpl
+
+
+class RawTokenizer:
+    """Stands where a folder has no tokenizer; every use of text is an error. ``has_text`` tells before."""
+
+    has_text = False
+    vocab_size = 0
+    special_tokens: Mapping[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Raises TokenizerError."""
+        raise TokenizerError(f"there is no tokenizer for the text {text[:40]!r}: give token ids with --prompt-tokens")
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Raises TokenizerError."""
+        raise TokenizerError("there is no tokenizer to make text of token ids; use the ids themselves")
+
+    def stream(self, skip_special: bool = False) -> StreamDecoder:
+        """Raises TokenizerError."""
+        raise TokenizerError("there is no tokenizer to make text of token ids; use the ids themselves")
+
+
+def load(context: Context) -> RawTokenizer:
+    """A tokenizer that has no text."""
+    return RawTokenizer()
+
+
+@hookimpl
+def gemma4_tokenizers() -> list[TokenizerBackend]:
+    """Raw ids, for folders without a tokenizer."""
+    return [TokenizerBackend(name="raw", summary="token ids only, no text: --prompt-tokens 2,106,1234", load=load)]

@@ -1,0 +1,140 @@
+"""tokenizer.model through the ``sentencepiece`` library, which is imported when a folder needs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma4_core.config.files import read_bytes, shown, shown_path
+from gemma4_core.descriptions import Context, TokenizerBackend
+from gemma4_core.errors import TokenizerError
+from gemma4_core.hookspecs import hookimpl
+from gemma4_core.text.pieces import PieceTokenizer, checked_text
+from gemma4_core.text.settings import TokenizerSettings, is_control
+
+FILE = "tokenizer.model"
+SIZE_LIMIT = 256 << 20
+"""Bytes; a model of 262144 tokens has 5 million."""
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_QUIET = 3
+"""The library's level above which it writes nothing to stderr by itself."""
+
+
+class SentencePieceTokenizer(PieceTokenizer):
+    """A SentencePiece model. Control tokens, which the library never sees in text, are split off before it."""
+
+    def __init__(
+        self, processor: Any, pieces: list[bytes], specials: Mapping[str, int], added: Mapping[str, int]
+    ) -> None:
+        super().__init__(specials, strip_spaces=_dummy_prefix(processor))
+        self._processor = processor
+        self._pieces = pieces
+        self._split = dict(added) | self.special_tokens
+        longest_first = sorted(self._split, key=len, reverse=True)
+        self._pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if self._split else None
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return len(self._pieces)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; special tokens in it are recognised and nothing is added. Raises TokenizerError."""
+        ids: list[int] = []
+        for part in self._pattern.split(checked_text(text)) if self._pattern else [checked_text(text)]:
+            if part in self._split:
+                ids.append(self._split[part])
+            elif part:
+                ids += self._encode_plain(part)
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        try:
+            return self._processor.encode(text)
+        except (RuntimeError, ValueError) as fault:
+            raise TokenizerError(f"{FILE} cannot encode the text: {shown(str(fault), 200)}") from fault
+
+    def _find(self, token: int) -> bytes | None:
+        return self._pieces[token] or None
+
+
+def load(context: Context) -> SentencePieceTokenizer:
+    """The folder's tokenizer.model with the tokens that tokenizer_config.json adds. Raises TokenizerError."""
+    path = context.file(FILE)
+    if path is None:
+        where = f"{shown_path(context.folder)}: no {FILE}" if context.folder else f"without a folder there is no {FILE}"
+        raise TokenizerError(f"{where}; choose --tokenizer raw and give token ids with --prompt-tokens")
+    settings = TokenizerSettings.load(path.parent)
+    processor = _open(path)
+    names = _pieces(processor, path)
+    numbers = {name: number for number, name in enumerate(names)}
+    pieces = [
+        bytes([int(name[3:5], 16)]) if processor.is_byte(i) else name.replace(_SPACE, " ").encode()
+        for i, name in enumerate(names)
+    ]
+    added = _added(settings, numbers, pieces)
+    special = {token.content: number for number, token in settings.added.items() if token.special}
+    special |= {name: numbers[name] for name in [*settings.named.values(), *settings.special] if name in numbers}
+    special |= {name: i for name, i in (numbers | added).items() if is_control(name)}
+    special |= {name: i for i, name in enumerate(names) if processor.is_control(i) or processor.is_unknown(i)}
+    return SentencePieceTokenizer(processor, pieces, dict(sorted(special.items(), key=lambda item: item[1])), added)
+
+
+def _open(path: Path) -> Any:
+    data = read_bytes(path, SIZE_LIMIT, TokenizerError)
+    try:
+        import sentencepiece
+    except ImportError as fault:
+        raise TokenizerError(
+            f"{shown_path(path)} needs the sentencepiece library ({fault}): pip install sentencepiece"
+        ) from fault
+    sentencepiece.set_min_log_level(_QUIET)
+    try:
+        # the library takes an empty file for a model that is not loaded yet
+        processor = sentencepiece.SentencePieceProcessor(model_proto=data) if data else None
+    except Exception as fault:
+        raise TokenizerError(f"{shown_path(path)} is not a SentencePiece model: {shown(str(fault), 200)}") from fault
+    if processor is None or processor.vocab_size() == 0:
+        raise TokenizerError(f"{shown_path(path)} is not a SentencePiece model: it holds no tokens; fetch it again")
+    return processor
+
+
+def _pieces(processor: Any, path: Path) -> list[str]:
+    try:
+        return processor.id_to_piece(list(range(processor.vocab_size())))
+    except (RuntimeError, ValueError) as fault:
+        raise TokenizerError(f"{shown_path(path)} holds a damaged token: {shown(str(fault), 200)}") from fault
+
+
+def _added(settings: TokenizerSettings, numbers: Mapping[str, int], pieces: list[bytes]) -> dict[str, int]:
+    """Tokens of ``added_tokens_decoder`` by text; those beyond the model are appended to ``pieces``."""
+    limit = len(pieces) + len(settings.added)
+    for number, token in settings.added.items():
+        known = numbers.get(token.content)
+        if known is not None and known != number:
+            raise settings.misplaced(number, known, FILE)
+        if known is None and not len(numbers) <= number < limit:
+            raise settings.misplaced(number, None, FILE)
+        if known is None:
+            pieces += [b""] * (number + 1 - len(pieces))
+            pieces[number] = token.content.encode()
+    return {token.content: number for number, token in settings.added.items()}
+
+
+def _dummy_prefix(processor: Any) -> int:
+    """How many spaces the model puts before a text."""
+    first = processor.encode("a", out_type=str)[:1]
+    return int(bool(first) and first[0].startswith(_SPACE))
+
+
+@hookimpl
+def gemma4_tokenizers() -> list[TokenizerBackend]:
+    """tokenizer.model, for folders without tokenizer.json."""
+    return [
+        TokenizerBackend(
+            name="sentencepiece", summary="tokenizer.model through the sentencepiece library", load=load,
+            matches=lambda context: context.file(FILE) is not None, priority=10,
+        )
+    ]

@@ -1,0 +1,150 @@
+"""A native tinygrad runtime for Gemma 4, built as a framework of plugins.
+
+    from gemma4_core import load_pretrained
+    model = load_pretrained("path/to/checkpoint")
+    for part in model.stream_generate("Hello"):
+        print(part.text, end="")
+
+Names load on first use: importing the package imports neither tinygrad nor any plugin.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemma4_core.descriptions import (
+        CheckpointFormat,
+        Context,
+        DeviceBackend,
+        DeviceSettings,
+        MediaProcessor,
+        ModalityTower,
+        ModelTransform,
+        OptimizerBackend,
+        Option,
+        PreparedMedia,
+        StreamDecoder,
+        TensorInfo,
+        Tokenizer,
+        TokenizerBackend,
+        Tower,
+        WeightSource,
+    )
+    from gemma4_core.errors import (
+        CheckpointError,
+        ConfigError,
+        DeviceError,
+        Gemma4Error,
+        InputError,
+        PluginError,
+        TokenizerError,
+    )
+    from gemma4_core.hookspecs import hookimpl, hookspec
+    from gemma4_core.loading import load_pretrained
+    from gemma4_core.model import GemmaModel
+    from gemma4_core.model.cache import GemmaCache
+    from gemma4_core.plugins import PluginManager, Registry, registry
+    from gemma4_core.processor import GemmaMultimodalProcessor
+    from gemma4_core.training import (
+        GemmaTrainingBatch,
+        build_optimizer,
+        compute_loss,
+        load_training_checkpoint,
+        save_training_checkpoint,
+        train_step,
+    )
+    from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack, Matrix, Weight
+
+    __version__: str
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointFormat",
+    "ConfigError",
+    "Context",
+    "DenseMatrix",
+    "DenseStack",
+    "DeviceBackend",
+    "DeviceError",
+    "DeviceSettings",
+    "ExpertStack",
+    "Gemma4Error",
+    "GemmaCache",
+    "GemmaModel",
+    "GemmaMultimodalProcessor",
+    "GemmaTrainingBatch",
+    "InputError",
+    "Matrix",
+    "MediaProcessor",
+    "ModalityTower",
+    "ModelTransform",
+    "OptimizerBackend",
+    "Option",
+    "PluginError",
+    "PluginManager",
+    "PreparedMedia",
+    "Registry",
+    "StreamDecoder",
+    "TensorInfo",
+    "Tokenizer",
+    "TokenizerBackend",
+    "TokenizerError",
+    "Tower",
+    "Weight",
+    "WeightSource",
+    "__version__",
+    "build_optimizer",
+    "compute_loss",
+    "hookimpl",
+    "hookspec",
+    "load_pretrained",
+    "load_training_checkpoint",
+    "registry",
+    "save_training_checkpoint",
+    "train_step",
+]
+
+_MODULES = {
+    "descriptions": (
+        "CheckpointFormat Context DeviceBackend DeviceSettings MediaProcessor ModalityTower ModelTransform Option"
+        " OptimizerBackend PreparedMedia StreamDecoder TensorInfo Tokenizer TokenizerBackend Tower WeightSource"
+    ),
+    "errors": "CheckpointError ConfigError DeviceError Gemma4Error InputError PluginError TokenizerError",
+    "hookspecs": "hookimpl hookspec",
+    "loading": "load_pretrained",
+    "model": "GemmaModel",
+    "model.cache": "GemmaCache",
+    "plugins": "PluginManager Registry registry",
+    "processor": "GemmaMultimodalProcessor",
+    "training": (
+        "GemmaTrainingBatch build_optimizer compute_loss load_training_checkpoint save_training_checkpoint train_step"
+    ),
+    "weights": "DenseMatrix DenseStack ExpertStack Matrix Weight",
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("tinygrad-gemma4")
+    except PackageNotFoundError:
+        return "unknown"

@@ -20,7 +20,7 @@ from gemma4_core.errors import InputError, PluginError
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import Operations, portable
-from gemma4_core.registry import registry
+from gemma4_core.plugins import registry
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.weights import Weight
 
@@ -82,7 +82,7 @@ def load_pretrained(
         for spec in order_towers(wanted):
             model.towers[spec.name] = spec.build(model, source)
             model.tower_specs.append(spec)
-        for transform in registry.matching("transform", context):
+        for transform in registry.matching("transform", context, options):
             if transform.wanted(options, context):
                 transform.apply(model, options)
     finally:

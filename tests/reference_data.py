@@ -171,13 +171,14 @@ class TextReference:
     """``[layers + 1, T, hidden]`` of row 0: input embeddings, then every layer's output; the last one is after the
     final norm (as ``output_hidden_states`` of transformers).  Half precision: for finding where a fault begins."""
     kl_ids: I64
-    """``[4, T2]``: one prompt for each seed of ``KL_SEEDS``."""
+    """``[4, 16, T2]``: sixteen prompts for each seed of ``KL_SEEDS``; experts flip, so fewer make an unstable mean."""
     kl_truth: F32
-    """``[4, T2, vocab]``: fp32 logits of seed s's weights (``write_seed``) for ``kl_ids[s]``."""
+    """``[4, T2, vocab]``: fp32 logits of seed s's weights (``write_seed``) for the first prompt, ``kl_ids[s, 0]``.
+    Our own fp32 run, checked against these, is the truth for the other fifteen."""
     kl_reference: NDArray[np.float64]
-    """``[4]``: mean KL of transformers' own bf16 run (eager attention and experts) from ``kl_truth``."""
+    """``[4]``: mean KL of transformers' own bf16 run (eager attention and experts) over all prompts of a seed."""
     embeds_bf16: F32
-    """``[T2, hidden]``: scaled embeddings of ``kl_ids[0]`` in the bf16 run, exact; shows the rounding of the scale."""
+    """``[T2, hidden]``: scaled embeddings of ``kl_ids[0, 0]`` in the bf16 run: the rounded scale shows."""
 
     @property
     def config(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision",
     },
 }
-PROMPT, KL_PROMPT, NEW = 40, 32, 24
+PROMPT, KL_PROMPTS, KL_LENGTH, NEW = 40, 16, 32, 24
 
 
 def special_ids(vocab: int) -> dict[str, int]:
@@ -142,18 +142,19 @@ def check_variants(name: str, reference: torch.Tensor, ids: torch.Tensor) -> Non
 
 
 def noise(name: str, folder: Path) -> dict[str, np.ndarray]:
-    """For each seed a prompt, the fp32 logits, and the mean KL of the bf16 run from them; seed 0's bf16 embeddings."""
-    ids = draw_ids(f"kl:{name}", 0, (len(KL_SEEDS), KL_PROMPT), 3, FAMILIES[name]["vocab_size"] - len(SPECIAL))
+    """How far transformers' bf16 run is from the fp32 truth, for each seed over many prompts (see reference_data)."""
+    shape = (len(KL_SEEDS), KL_PROMPTS, KL_LENGTH)
+    ids = draw_ids(f"kl:{name}", 0, shape, 3, FAMILIES[name]["vocab_size"] - len(SPECIAL))
     truth, distance, embeds = [], [], None
     for seed in KL_SEEDS:
-        model, row = open_model(Gemma4ForConditionalGeneration, folder), torch.from_numpy(ids[seed : seed + 1])
-        fill(model, seed)
-        truth.append(array(model(row).logits)[0])
+        rows = torch.from_numpy(ids[seed])
+        exact = array(fill(open_model(Gemma4ForConditionalGeneration, folder), seed)(rows).logits)
         half = fill(open_model(Gemma4ForConditionalGeneration, folder, torch.bfloat16), seed)
-        out = half(row, output_hidden_states=True)
+        out = half(rows, output_hidden_states=True)
         embeds = array(out.hidden_states[0])[0] if embeds is None else embeds
-        distance.append(mean_kl(truth[-1], array(out.logits)[0]))
-        print(f"  seed {seed}: logits std {truth[-1].std():.2f}, KL of the bf16 run {distance[-1]:.2e}")
+        truth.append(exact[0])
+        distance.append(mean_kl(exact, array(out.logits)))
+        print(f"  seed {seed}: logits std {exact.std():.2f}, KL of the bf16 run {distance[-1]:.2e}")
     return {"kl_ids": ids, "kl_truth": np.stack(truth), "kl_reference": np.array(distance), "embeds_bf16": embeds}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class GemmaConfig:
     bos_token_id: int | None
     dtype: str
     """Name of the type that the file says it computes in: bfloat16, float16 or float32."""
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """config.json as read: plugins find keys of their own here. Not checked."""
 
     @property
     def conditional(self) -> bool:
@@ -128,6 +130,7 @@ def parse_config(data: Mapping[str, Any], where: str = CONFIG_FILE) -> GemmaConf
         pad_token_id=text.pad_token_id,
         bos_token_id=text.bos_token_id,
         dtype=dtype_name(outer, inner),
+        raw=data,
     )
 
 

@@ -191,6 +191,22 @@ class Engine:
 
         return run
 
+    def chooser(self) -> Callable[[Tensor, int, SamplingState | None], tuple[Tensor, Tensor]]:
+        """Sampling alone, for devices whose own step ends with logits fp32 ``[1, V]``."""
+
+        def run(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+            *extra, place = rest
+            return self._choose(logits, SamplingState(*extra), place)
+
+        graph = Graph(run)
+
+        def choose(logits: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
+            assert state is not None
+            place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
+            return graph(logits, state.params, state.seed, state.seen, place)
+
+        return choose
+
     def _choose(self, logits: Tensor, state: SamplingState | None, position: Any) -> tuple[Tensor, ...]:
         model = self.model
         if model.suppressed is not None:

@@ -1,0 +1,57 @@
+"""Compile C source with tinygrad's compiler, keep the object in its disk cache, and load it into this process."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tinygrad import Device
+from tinygrad.runtime.support.compiler_cpu import ClangCompiler
+from tinygrad.runtime.support.elf import jit_loader
+
+HERE = Path(__file__).parent
+
+
+@functools.cache
+def load(name: str, defines: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """The first function of ``name`` (a .c file beside this module) as a callable that releases the GIL.
+
+    The compiler's cache is keyed by the source, so the processor's name and features go into it.
+    """
+    Device["CPU"]  # the device's set-up picks the compiler
+    prologue = "".join(f"#define {define}\n" for define in defines) + f"// {cpu_features()}\n"
+    compiler = ClangCompiler([_arch(), "native"])
+    image = jit_loader(compiler.compile_cached(prologue + (HERE / name).read_text()))
+    flags = mmap.MAP_ANON | mmap.MAP_PRIVATE
+    memory = mmap.mmap(-1, len(image), flags, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    memory.write(image)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    function = ctypes.CFUNCTYPE(None)(address)
+    function.memory = memory  # type: ignore[attr-defined]
+    return function
+
+
+def loadable() -> bool:
+    """Whether code can be placed into this process here: Linux on x86-64 or arm64."""
+    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64", "aarch64", "arm64")
+
+
+def _arch() -> str:
+    return "x86_64" if platform.machine() in ("x86_64", "AMD64") else "arm64"
+
+
+@functools.cache
+def cpu_features() -> str:
+    """Model and feature flags of the first processor, as the system names them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return " ".join(line.split(":", 1)[1].strip() for line in lines if line.startswith(wanted))

@@ -30,6 +30,10 @@ COMPILE_SECONDS = "5"
 """Longest compilation of a candidate (tinygrad's own limit is 10 s)."""
 
 
+_try_compile: Callable[[tuple[int, Any]], tuple[int, Any]]
+"""tinygrad's own, while ours stands in its place."""
+
+
 class _BudgetSpent(Exception):
     """Leaves tinygrad's search, which skips a candidate on RuntimeError and passes everything else on."""
 
@@ -62,6 +66,8 @@ class KernelSearch:
         if self._installed:
             return
         self._installed = True
+        global _try_compile
+        _try_compile = search._try_compile
         original, allocate, measure = search.beam_search, search._ensure_buffer_alloc, search._time_program
 
         def beam_search(s: Any, rawbufs: list[Any], *args: Any, **kwargs: Any) -> Any:
@@ -84,6 +90,7 @@ class KernelSearch:
 
         search.beam_search, search._ensure_buffer_alloc = beam_search, ensure_buffer_alloc
         search._time_program = time_program
+        search._try_compile = _try_compile_quietly
 
     def _search(self, original: Callable[..., Any], s: Any, rawbufs: list[Any], *args: Any, **kwargs: Any) -> Any:
         from tinygrad.engine.worker import terminate_worker_pool
@@ -163,6 +170,23 @@ def _cannot_be_timed() -> bool:
 
     workers = PARALLEL.value > 0 and not multiprocessing.current_process().daemon
     return not workers and threading.current_thread() is not threading.main_thread()
+
+
+def _try_compile_quietly(candidate: tuple[int, Any]) -> tuple[int, Any]:
+    """Compile a candidate in a worker without its complaints: of those that do not compile, and of a compiler whose
+    worker is ended when the budget is."""
+    from tinygrad.codegen.opt import search
+
+    if search._try_compile is _try_compile_quietly:  # in this process, not in a worker
+        return _try_compile(candidate)
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        return search._try_compile(candidate)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _iterations(s: Any) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.errors import InputError
-from gemma4_core.generation.tokens import Generation, Prepared, Sampling, Token, make_sampling, prepare, run
+from gemma4_core.generation.tokens import Generation, Prepared, Sampling, make_sampling, prepare, run
 from gemma4_core.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ class Part:
 
 def stream_generate(
     model: GemmaModel,
-    prompt_or_messages: str | Sequence[Mapping[str, Any]],
+    prompt_or_messages: str | Sequence[Mapping[str, Any]] | None = None,
     max_new_tokens: int | None = None,
     *,
+    prompt_tokens: Sequence[int] | None = None,
     cache: GemmaCache | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -77,33 +78,41 @@ def stream_generate(
 ) -> Iterator[Part]:
     """Yield the answer to a raw prompt (str) or to messages (through the folder's chat template), part by part.
 
-    ``media`` are lists by each modality's keyword, such as ``images`` and ``audio``. ``stop`` strings end the answer
-    and are left out of it. Greedy unless a temperature is given. Raises InputError and TokenizerError before
-    anything runs.
+    ``prompt_tokens`` are ids to start from instead of either; they need no tokenizer, without which parts have no
+    text. Of the parts that one token completes only the first carries it. ``media`` are lists by each modality's
+    keyword, such as ``images`` and ``audio``. ``stop`` strings end the answer and are left out of it. Greedy unless a
+    temperature is given. Raises InputError and TokenizerError before anything runs.
     """
-    from gemma4_core.text import AnswerSplitter, StopStrings
+    from gemma4_core.text import AnswerSplitter, StopStrings, has_text
 
-    if model.tokenizer is None or not getattr(model.tokenizer, "has_text", True):
-        raise InputError("this folder has no tokenizer: use token ids (--prompt-tokens, or model.generate)")
+    if (prompt_or_messages is None) == (prompt_tokens is None):
+        raise InputError("give exactly one of prompt_or_messages and prompt_tokens")
+    textless = not has_text(model.tokenizer)
+    if textless and (prompt_tokens is None or stop):
+        what = "a prompt of text" if prompt_tokens is None else f"the stop string {stop[0]!r}"
+        raise InputError(f"{what} needs a tokenizer, {model.context.folder} has none: use token ids (--prompt-tokens)")
     sampling = make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     stops = StopStrings(stop)
-    prompt = model.processor.prepare_inputs(prompt_or_messages, tools=tools, thinking=thinking, **media)
-    prepared = prepare(model, prompt.input_ids, max_new_tokens, cache, dict(prompt.features))
-    splitter = AnswerSplitter(model.tokenizer, prompt.input_ids)
+    if prompt_tokens is not None:
+        prepared = prepare(model, prompt_tokens, max_new_tokens, cache, media)
+    else:
+        prompt = model.processor.prepare_inputs(prompt_or_messages, tools=tools, thinking=thinking, **media)
+        prepared = prepare(model, prompt.input_ids, max_new_tokens, cache, dict(prompt.features))
+    splitter = NoText() if textless else AnswerSplitter(model.tokenizer, prepared.placed.ids[0].tolist())
     ends = model.stop_ids if stop_ids is None else tuple(stop_ids)
     return _parts(model, prepared, sampling, ends, splitter, stops)
 
 
-def stream_ids(
-    model: GemmaModel, ids: Sequence[int], max_new_tokens: int | None = None, *, sampling: Sampling | None = None,
-    cache: GemmaCache | None = None,
-) -> Iterator[Part]:
-    """As ``stream_generate`` for token ids on a folder without a tokenizer: parts have no text."""
-    progress = Generation()
-    prepared = prepare(model, ids, max_new_tokens, cache, {})
-    for token in run(model, prepared, sampling or Sampling(), model.stop_ids, progress):
-        yield Part("", token=token.id, logprob=token.logprob)
-    yield Part("", finish_reason=progress.finish_reason, stats=statistics(model, progress))
+class NoText:
+    """An answer on a folder without a tokenizer: ids only."""
+
+    def add(self, token: int) -> list[Any]:
+        """No text."""
+        return []
+
+    def finish(self) -> list[Any]:
+        """No text."""
+        return []
 
 
 def statistics(model: GemmaModel, progress: Generation) -> Stats:
@@ -120,7 +129,7 @@ def _parts(
     progress = Generation()
     stopped, called = False, False
 
-    def pieces(found: Sequence[Any], token: Token | None) -> Iterator[Part]:
+    def pieces(found: Sequence[Any]) -> Iterator[Part]:
         nonlocal stopped, called
         for piece in found:
             text = piece.text
@@ -128,17 +137,18 @@ def _parts(
                 text, stopped = stops.add(text)
             called = called or piece.kind == "tool_call"
             if text or piece.kind == "tool_call":
-                yield Part(text, piece.kind, token.id if token else None, token.logprob if token else None, piece.tool_call)
+                yield Part(text, piece.kind, tool_call=piece.tool_call)
             if stopped:
                 return
 
     for token in run(model, prepared, sampling, ends, progress):
-        parts = list(pieces(splitter.add(token.id), token))
-        yield from parts or [Part("", "text", token.id, token.logprob)]
+        first, *more = [*pieces(splitter.add(token.id))] or [Part("")]
+        yield replace(first, token=token.id, logprob=token.logprob)
+        yield from more
         if stopped:
             break
     if not stopped:
-        yield from pieces(splitter.finish(), None)
+        yield from pieces(splitter.finish())
         if rest := stops.flush():
             yield Part(rest)
     reason = "stop" if stopped else progress.finish_reason

@@ -201,7 +201,8 @@ class GemmaModel:
         return generate(self, ids, max_new_tokens, **options)
 
     def stream_generate(
-        self, prompt_or_messages: str | Sequence[Mapping[str, Any]], max_new_tokens: int | None = None, **options: Any
+        self, prompt_or_messages: str | Sequence[Mapping[str, Any]] | None = None, max_new_tokens: int | None = None,
+        **options: Any,
     ) -> Iterator[Part]:
         """Yield parts of an answer as text; see ``gemma4_core.generation.stream.stream_generate`` for the options."""
         from gemma4_core.generation.stream import stream_generate

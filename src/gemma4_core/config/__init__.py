@@ -1,5 +1,6 @@
 """What config.json and generation_config.json say, checked. Imports neither tinygrad nor numpy."""
 
+from gemma4_core.config.dump import config_dict
 from gemma4_core.config.generation import GenerationConfig, load_generation_config
 from gemma4_core.config.media import AudioConfig, VisionConfig
 from gemma4_core.config.outer import GemmaConfig, load_config, parse_config, read_context
@@ -21,6 +22,7 @@ __all__ = [
     "RopeParameters",
     "TextConfig",
     "VisionConfig",
+    "config_dict",
     "expected_audio_tensors",
     "expected_text_tensors",
     "expected_vision_tensors",

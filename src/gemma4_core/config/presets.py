@@ -254,17 +254,23 @@ def find(name: str) -> str:
     raise ConfigError(f"no preset {shown(name)}; there are {', '.join(DICTS)}")
 
 
-def preset_dict(name: str, towers: bool = True) -> dict[str, Any]:
-    """A fresh config.json object of a preset, to change and write. Without towers it is the text-only one."""
+def preset_dict(name: str, towers: bool = True, text_only: bool = False) -> dict[str, Any]:
+    """A fresh config.json object of a preset, to change and write.
+
+    Args:
+        name: a preset in any case. Raises ConfigError for others.
+        towers: False sets ``vision_config`` and ``audio_config`` to null.
+        text_only: the object of a ``gemma4_text`` checkpoint.
+    """
     data = copy.deepcopy(DICTS[find(name)])
-    if towers:
-        return data
-    return {"architectures": ["Gemma4ForCausalLM"], **data["text_config"]}
+    if text_only:
+        return {"architectures": ["Gemma4ForCausalLM"], **data["text_config"]}
+    return data if towers else data | {"vision_config": None, "audio_config": None}
 
 
-def preset_config(name: str, towers: bool = True) -> GemmaConfig:
-    """A preset as a config."""
-    return parse_config(preset_dict(name, towers), f"preset {find(name)}")
+def preset_config(name: str, towers: bool = True, text_only: bool = False) -> GemmaConfig:
+    """A preset as a config, with the arguments of ``preset_dict``."""
+    return parse_config(preset_dict(name, towers, text_only), f"preset {find(name)}")
 
 
 PRESETS: dict[str, Callable[..., GemmaConfig]] = {name: partial(preset_config, name) for name in DICTS}

@@ -286,4 +286,3 @@ def check_together(section: Section, config: TextConfig) -> None:
     if config.hidden_size_per_layer_input and config.vocab_size_per_layer_input < config.vocab_size:
         reason = f"it must be at least vocab_size, which is {config.vocab_size}"
         raise section.fault("vocab_size_per_layer_input", reason, config.vocab_size_per_layer_input)
-

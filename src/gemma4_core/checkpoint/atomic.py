@@ -1,0 +1,176 @@
+"""Files and folders that appear whole or not at all: temporary name beside the target, fsync, swap."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from gemma4_core.config.files import shown_path
+from gemma4_core.errors import CheckpointError
+
+FULL_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, which a new one may replace: config.json and weights lie in it."""
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+@contextmanager
+def atomic_folder(target: Path | str, replaceable: Callable[[Path], bool] = is_checkpoint) -> Iterator[Path]:
+    """A new empty folder to fill; it takes the target's place when the block ends well, and is removed otherwise.
+
+    Args:
+        target: where the folder shall be. Absent parents are made. What is there must be an empty folder or one that
+            ``replaceable`` says may go; it is replaced whole.
+        replaceable: by default, whether it is a checkpoint folder.
+
+    Raises:
+        CheckpointError: the target is something else, cannot be written, or the disk is full; nothing has changed.
+    """
+    where = shown_path(target)
+    made: list[Path] = []
+    temporary: Path | None = None
+    try:
+        # a link stays and the folder that it leads to is replaced
+        final = Path(os.path.realpath(target))
+        check_target(final, where, replaceable)
+        made = make_parents(final.parent)
+        temporary = final.parent / f".{final.name[:100]}.{secrets.token_hex(6)}.tmp"
+        temporary.mkdir()
+        yield temporary
+        sync_tree(temporary)
+        check_target(final, where, replaceable)
+        swap(temporary, final)
+        sync_folder(final.parent)
+    except BaseException as fault:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(fault, OSError):
+            raise write_error(fault, where) from fault
+        raise
+
+
+@contextmanager
+def atomic_file(target: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """An open file; its content takes the target's place when the block ends well.
+
+    Args:
+        target: the file to write or replace.
+        mode: ``wb`` or ``w`` (UTF-8).
+
+    Raises:
+        CheckpointError: the file cannot be written or the disk is full; nothing has changed.
+    """
+    where = shown_path(target)
+    temporary: Path | None = None
+    try:
+        final = Path(os.path.realpath(target))
+        name = final.parent / f".{final.name[:100]}.{secrets.token_hex(6)}.tmp"
+        with open(name, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
+            temporary = name
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, final)
+        sync_folder(final.parent)
+    except BaseException as fault:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(fault, OSError):
+            raise write_error(fault, where) from fault
+        raise
+
+
+def check_target(final: Path, where: str, replaceable: Callable[[Path], bool]) -> None:
+    """Refuse to put a folder in the place of anything of the user's that is no checkpoint."""
+    if not final.exists():
+        return
+    if not final.is_dir():
+        raise CheckpointError(f"{where} is a file; give a folder to write to")
+    if any(final.iterdir()) and not replaceable(final):
+        raise CheckpointError(f"{where} is neither empty nor a checkpoint, so it is not replaced; give another folder")
+
+
+def make_parents(folder: Path) -> list[Path]:
+    """Make a folder and what is missing above it; those made, innermost first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+    return missing
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring every file of a folder to the disk."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            sync_path(Path(root) / name)
+        sync_folder(Path(root))
+
+
+def sync_path(path: Path) -> None:
+    """fsync a file by its name."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder where the system can; some network file systems refuse."""
+    with suppress(OSError):
+        sync_path(folder)
+
+
+def swap(new: Path, final: Path) -> None:
+    """Put a folder in its place. One that is there goes only when the new one stands."""
+    if not final.exists() or not any(final.iterdir()):
+        os.replace(new, final)  # on POSIX an empty folder is replaced in one step
+        return
+    if exchange(new, final):
+        shutil.rmtree(new, ignore_errors=True)
+        return
+    old = new.with_suffix(".old")
+    os.replace(final, old)
+    try:
+        os.replace(new, final)
+    except BaseException:
+        os.replace(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step, so that there is no moment without either; False where the system cannot."""
+    call, flag = ("renameat2", 2) if sys.platform == "linux" else ("renameatx_np", 2)
+    here = -100 if sys.platform == "linux" else -2
+    try:
+        function = getattr(ctypes.CDLL(None, use_errno=True), call)
+    except (AttributeError, OSError, TypeError):
+        return False
+    return function(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(flag)) == 0
+
+
+def write_error(fault: OSError, where: str) -> CheckpointError:
+    """The one-line error for a failed write."""
+    if fault.errno in FULL_DISK:
+        return CheckpointError(f"{where}: the disk is full, nothing was changed there; free some space")
+    reason = fault.strerror or str(fault)[:200]
+    return CheckpointError(
+        f"{where} cannot be written ({reason}), nothing was changed there; check path and permissions"
+    )

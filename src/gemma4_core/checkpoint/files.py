@@ -1,0 +1,229 @@
+"""An open checkpoint folder: one safetensors file, or several with an index."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gemma4_core.checkpoint.convert import STORED, float32_values
+from gemma4_core.checkpoint.header import Entry, open_regular, read_header
+from gemma4_core.config.files import read_json, shown, shown_path
+from gemma4_core.descriptions import TensorInfo
+from gemma4_core.errors import CheckpointError, summarise
+
+if TYPE_CHECKING:
+    from tinygrad import Tensor
+
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+# the name is in Python's mmap from 3.12 on; Linux alone needs it
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if sys.platform == "linux" else 0
+
+
+class Shard:
+    """One open safetensors file. Raises CheckpointError where its header is not sound."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = open_regular(path)
+        try:
+            self.header = read_header(self.file, path)
+        except BaseException:
+            self.file.close()
+            raise
+        self._mapping: mmap.mmap | None = None
+
+    @property
+    def mapping(self) -> mmap.mmap:
+        """The file in memory, copy on write: a tensor on it may be updated in place, the file never is.
+
+        It lives as long as arrays or tensors refer to it, also after ``close``.
+        """
+        if self._mapping is None:
+            # without NORESERVE Linux refuses a private mapping larger than memory, though no page is written
+            flags = mmap.MAP_PRIVATE | NORESERVE
+            try:
+                self._mapping = mmap.mmap(self.file.fileno(), 0, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+            except (OSError, ValueError) as fault:
+                raise CheckpointError(f"{shown_path(self.path)} cannot be mapped into memory: {fault}") from fault
+        return self._mapping
+
+    def read(self, start: int, into: np.ndarray) -> None:
+        """Fill a byte array from a file position, without leaving file pages in this process's memory."""
+        view, done = into.data.cast("B"), 0
+        self.file.seek(start)
+        while done < len(view):
+            count = self.file.readinto(view[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise CheckpointError(f"{shown_path(self.path)} became shorter while it was read; fetch it again")
+            done += count
+
+
+class CheckpointFiles:
+    """Tensors of a folder by name. Data is read when asked for; ``infos`` comes from validated headers."""
+
+    def __init__(self, folder: Path, shards: list[Shard], index: Mapping[str, str] | None) -> None:
+        self.folder, self.shards = folder, shards
+        self.header_metadata: dict[str, str] = {}
+        """Free text of the files' headers, merged."""
+        self._places: dict[str, tuple[Shard, Entry]] = {}
+        self._devices: set[str] = set()
+        for shard in shards:
+            self.header_metadata |= shard.header.metadata
+            for name, entry in shard.header.tensors.items():
+                if name in self._places:
+                    both = f"{self._places[name][0].path.name} and {shard.path.name}"
+                    raise CheckpointError(f"{shown_path(folder)}: tensor {shown(name)} is in {both}; remove one")
+                self._places[name] = (shard, entry)
+        if index is not None:
+            self._check_index(index)
+        self.infos: Mapping[str, TensorInfo] = {
+            name: TensorInfo(entry.dtype, entry.shape, entry.nbytes) for name, (_, entry) in self._places.items()
+        }
+
+    @classmethod
+    def open(cls, folder: Path | str) -> CheckpointFiles:
+        """Open a folder's weights: ``model.safetensors``, else the files of its index.
+
+        Raises CheckpointError naming the file, and the tensor where there is one.
+        """
+        folder = Path(folder)
+        shards: list[Shard] = []
+        try:
+            if (folder / SINGLE_FILE).exists():
+                shards.append(Shard(folder / SINGLE_FILE))
+                return cls(folder, shards, None)
+            index = read_index(folder)
+            shards.extend(Shard(folder / name) for name in dict.fromkeys(index.values()))
+            return cls(folder, shards, index)
+        except BaseException:
+            for shard in shards:
+                shard.file.close()
+            raise
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def bytes(self, name: str) -> memoryview:
+        """The stored bytes of a tensor, read-only, mapped and not copied."""
+        shard, entry = self._place(name)
+        return memoryview(shard.mapping)[entry.start : entry.end].toreadonly()
+
+    def array(self, name: str) -> np.ndarray:
+        """A float tensor's stored bits in its shape, read-only, mapped and not copied; bfloat16 as uint16."""
+        entry = self._place(name)[1]
+        return np.frombuffer(self.bytes(name), self._stored(name, entry)).reshape(entry.shape)
+
+    def rows(self, name: str, in_memory: bool) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from ids ``[...]`` to fp32 rows ``[..., in]`` of a stored float matrix ``[out, in]``.
+
+        Args:
+            name: the matrix.
+            in_memory: hold a copy of it in host memory instead of reading the file as rows are asked for.
+        """
+        table, stored = self.array(name), self.infos[name].dtype
+        held = np.array(table) if in_memory else table
+        return lambda ids: float32_values(held[np.asarray(ids)], stored)
+
+    def tensor(self, name: str, device: str, dtype: Any) -> Tensor:
+        """A realized tensor on a device in the wanted tinygrad dtype.
+
+        On tinygrad's CPU device it lies on the mapped file where type and alignment allow; elsewhere bytes are
+        copied piece by piece, so that host memory stays small. Raises DeviceError where the device is full.
+        """
+        from gemma4_core.checkpoint.upload import map_tensor, upload_tensor
+
+        shard, entry = self._place(name)
+        self._stored(name, entry)
+        mapped = map_tensor(shard, entry, device, dtype)
+        if mapped is not None:
+            return mapped
+        self._devices.add(device)
+        return upload_tensor(name, shard, entry, device, dtype)
+
+    def close(self) -> None:
+        """Close the files and free staging memory; tensors, arrays and bytes handed out stay valid."""
+        from gemma4_core.checkpoint.upload import release_staging
+
+        for shard in self.shards:
+            shard.file.close()
+        for device in self._devices:
+            release_staging(device)
+        self._devices.clear()
+
+    def _place(self, name: str) -> tuple[Shard, Entry]:
+        if name not in self._places:
+            raise CheckpointError(f"{shown_path(self.folder)} has no tensor {shown(name)}")
+        return self._places[name]
+
+    def _stored(self, name: str, entry: Entry) -> type[np.generic]:
+        if entry.dtype not in STORED:
+            where, known = shown_path(self.folder), ", ".join(STORED)
+            raise CheckpointError(f"{where}: tensor {shown(name)} has dtype {entry.dtype}; plain weights are {known}")
+        return STORED[entry.dtype]
+
+    def _check_index(self, index: Mapping[str, str]) -> None:
+        absent = [
+            f"{shown(name)} is not in {shown(file)}"
+            for name, file in index.items()
+            if name not in self._places or self._places[name][0].path != self.folder / file
+        ]
+        if absent:
+            raise summarise("tensors of the index are not in their file", absent, shown_path(self.folder / INDEX_FILE))
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """File by tensor name from a folder's index. Raises CheckpointError; no file of it lies outside the folder."""
+    path = folder / INDEX_FILE
+    if not path.exists():
+        raise CheckpointError(f"{shown_path(folder)} has neither {SINGLE_FILE} nor {INDEX_FILE}; {what_else(folder)}")
+    where, index = shown_path(path), read_json(path, error=CheckpointError).get("weight_map")
+    if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
+        raise CheckpointError(f"{where}: weight_map is {shown(index)}; it must map tensor names to file names")
+    missing = []
+    for file in dict.fromkeys(index.values()):
+        if escapes(folder, file):
+            raise CheckpointError(f"{where}: weight_map names {shown(file)}, which leads out of the folder")
+        if not (folder / file).exists():
+            missing.append(shown(file))
+    if missing:
+        raise summarise("files of the index are missing, fetch them again", missing, where)
+    return index
+
+
+def escapes(folder: Path, file: str) -> bool:
+    """Whether a file name of an index leads out of the folder, by itself or through a symbolic link.
+
+    A snapshot in the Hugging Face cache links to the ``blobs`` folder beside it, which is where its files belong.
+    """
+    parts = PurePosixPath(file).parts
+    if not file or "\0" in file or PureWindowsPath(file).drive or "\\" in file or file.startswith("/") or ".." in parts:
+        return True
+    try:
+        root, target = folder.resolve(), (folder / file).resolve()
+    except (OSError, RuntimeError):
+        return True
+    homes = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
+    return not any(target.is_relative_to(home) for home in homes)
+
+
+def what_else(folder: Path) -> str:
+    """A next step for a folder without weights that we read, from what lies there instead."""
+    names: list[str] = []
+    with suppress(OSError):
+        names = sorted(entry.name for entry in folder.iterdir())
+    shards = [name for name in names if name.endswith(".safetensors")]
+    others = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".gguf", ".npz", ".msgpack", ".h5"))]
+    if shards:
+        return f"it has {shown(shards[0])}, whose index file is missing: fetch that too"
+    if others:
+        return f"it has {shown(others[0])}, which is not read: convert it to safetensors"
+    return "fetch the checkpoint's weights into it"

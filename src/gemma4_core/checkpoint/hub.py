@@ -1,0 +1,142 @@
+"""Checkpoints by name: a folder, or a model of the Hugging Face cache. huggingface_hub is imported when needed."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from gemma4_core.config.files import shown, shown_path
+from gemma4_core.errors import CheckpointError
+
+REPOSITORIES = {
+    "e2b": "google/gemma-4-E2B",
+    "e4b": "google/gemma-4-E4B",
+    "26b-a4b": "google/gemma-4-26B-A4B",
+    "31b": "google/gemma-4-31B",
+}
+"""Hub name of the base checkpoint by size; the instruction-tuned one ends in ``-it``."""
+TUNED = "-it"
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
+LOCAL_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def repository(name: str) -> str | None:
+    """Hub name of an alias (``e2b``, ``E2B-it``, ``gemma-4-e2b-it``) or of a name with its owner; None for others."""
+    short = name.lower().removeprefix("google/").removeprefix("gemma-4-")
+    size = short.removesuffix(TUNED)
+    if size in REPOSITORIES:
+        return REPOSITORIES[size] + (TUNED if short.endswith(TUNED) else "")
+    return name if HUB_NAME.fullmatch(name) and ".." not in name else None
+
+
+def resolve_folder(name: str | Path) -> Path:
+    """The folder of a checkpoint: a path, or a hub name or alias found in the Hugging Face cache.
+
+    Nothing is fetched. Raises CheckpointError naming the value and how to get the checkpoint.
+    """
+    text = str(name)
+    try:
+        if text and Path(text).exists():
+            return Path(text)
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or fault
+        raise CheckpointError(f"{shown_path(text)} cannot be opened as a checkpoint folder: {reason}") from fault
+    hub_name = repository(text)
+    aliases = ", ".join(REPOSITORIES)
+    if hub_name is None:
+        hint = f"give the path of a checkpoint folder, a hub name or one of {aliases} (with -it for tuned ones)"
+        raise CheckpointError(f"{shown(text, 160)} does not exist; {hint}")
+    cached = cached_snapshot(hub_name)
+    if cached is None:
+        named = shown(text, 160) + ("" if text == hub_name else f" ({hub_name})")
+        hint = f"fetch it with: {download_command(hub_name)}"
+        raise CheckpointError(f"{named} is neither a folder nor in the Hugging Face cache; {hint}")
+    return cached
+
+
+def download_command(hub_name: str) -> str:
+    """The command line that fetches a hub model: ours for the official ones."""
+    for size, known in REPOSITORIES.items():
+        if hub_name in (known, known + TUNED):
+            return f"gemma4 download --sizes {size.upper()}" + (" --it" if hub_name.endswith(TUNED) else "")
+    return f"hf download {hub_name}"
+
+
+def cached_snapshot(hub_name: str) -> Path | None:
+    """The newest cached snapshot of a hub model that has a config, without using the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+    return folder if (folder / "config.json").exists() else None
+
+
+def download(sizes: Sequence[str], it: bool = False, models_dir: Path | str | None = None) -> list[Path]:
+    """Fetch official checkpoints; what is already there is kept and an interrupted download goes on.
+
+    Args:
+        sizes: ``E2B``, ``E4B``, ``26B-A4B``, ``31B`` in any case.
+        it: the instruction-tuned checkpoints instead of the base ones.
+        models_dir: folder that gets a subfolder per model; without it they go to the Hugging Face cache, where
+            ``resolve_folder`` finds them by name.
+
+    Returns:
+        a folder per size.
+
+    Raises:
+        CheckpointError: unknown size (before anything is fetched), no network, no permission, no room.
+    """
+    names = []
+    for size in sizes:
+        known = size.lower().removesuffix(TUNED)
+        if known not in REPOSITORIES:
+            choices = ", ".join(key.upper() for key in REPOSITORIES)
+            raise CheckpointError(f"--sizes {shown(size)} is not an official size; choose from {choices}")
+        names.append(REPOSITORIES[known] + (TUNED if it or size.lower().endswith(TUNED) else ""))
+    return [fetch(name, None if models_dir is None else Path(models_dir)) for name in dict.fromkeys(names)]
+
+
+def fetch(hub_name: str, models_dir: Path | None) -> Path:
+    """Fetch one model. Raises CheckpointError in one line for what can go wrong on the way."""
+    from huggingface_hub import snapshot_download
+
+    target = None if models_dir is None else models_dir / hub_name.split("/")[1]
+    try:
+        return Path(snapshot_download(hub_name, local_dir=target, allow_patterns=list(FILES)))
+    except Exception as fault:
+        reason = explain(fault, hub_name, shown_path(target) if target else "the Hugging Face cache")
+        if reason is None:
+            raise
+        raise CheckpointError(f"{hub_name} {reason}") from fault
+
+
+def explain(fault: Exception, hub_name: str, target: str) -> str | None:
+    """What an exception of huggingface_hub or of the network beneath it means; None for a defect."""
+    from huggingface_hub import constants, errors
+
+    page = f"https://huggingface.co/{hub_name}"
+    unreachable = "could not be fetched: huggingface.co cannot be reached; check the network and run it again"
+    switched_off = "could not be fetched: HF_HUB_OFFLINE is set; unset it and run it again"
+    if isinstance(fault, errors.GatedRepoError):
+        return f"needs permission: accept its terms at {page}, then run: hf auth login"
+    if isinstance(fault, errors.RepositoryNotFoundError):
+        return f"is not found or not open to you: see {page}, then run: hf auth login"
+    if isinstance(fault, errors.OfflineModeIsEnabled):
+        return switched_off
+    if isinstance(fault, errors.LocalEntryNotFoundError):
+        return switched_off if constants.HF_HUB_OFFLINE else unreachable
+    if isinstance(fault, errors.HfHubHTTPError):
+        status = getattr(getattr(fault, "response", None), "status_code", "an error")
+        return f"could not be fetched: huggingface.co answered {status}; run it again to go on"
+    if isinstance(fault, OSError) and fault.errno in LOCAL_FAULTS:
+        return f"could not be written to {target}: {fault.strerror}; run it again to go on"
+    if isinstance(fault, OSError) or type(fault).__module__.split(".")[0] in NETWORK_MODULES:
+        return unreachable
+    return None

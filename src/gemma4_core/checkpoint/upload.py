@@ -1,0 +1,103 @@
+"""Stored bytes to tinygrad tensors: mapped where the CPU can use them as they lie, else copied piece by piece."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from typing import Any
+
+import numpy as np
+from tinygrad import Device, Tensor, dtypes
+from tinygrad.device import Buffer
+
+from gemma4_core.checkpoint.convert import STORED, convert
+from gemma4_core.checkpoint.files import Shard
+from gemma4_core.checkpoint.header import ITEMSIZE, Entry
+from gemma4_core.config.files import shown
+from gemma4_core.errors import DeviceError
+
+PIECE = 16 << 20
+"""Bytes read at a time; small enough that the copy after it reads from the processor's cache."""
+SYNCHRONIZE_EVERY = 256 << 20
+"""Bytes: tinygrad's CUDA device keeps pinned copies of what it was given until it is synchronized."""
+ALIGNMENT = 16
+"""Bytes: the widest vector that tinygrad's C renderer loads at once is four floats."""
+NAMES = {dtypes.bfloat16: "BF16", dtypes.float16: "F16", dtypes.float32: "F32"}
+
+
+def on_cpu(device: str) -> bool:
+    """Whether tensors of this device lie in this process's memory at an address of our choosing."""
+    return device.split(":")[0].upper() == "CPU"
+
+
+def map_tensor(shard: Shard, entry: Entry, device: str, dtype: Any) -> Tensor | None:
+    """A tensor on the mapped file without a copy; None where device, type or alignment do not allow it."""
+    if not on_cpu(device) or NAMES.get(dtype) != entry.dtype or entry.start % ALIGNMENT or not entry.nbytes:
+        return None
+    mapping = shard.mapping
+    address = np.frombuffer(mapping, np.uint8, count=1).ctypes.data + entry.start
+    tensor = Tensor.from_blob(address, entry.shape, dtype=dtype, device=device)
+    # the file stays mapped until the last tensor on it is gone
+    weakref.finalize(tensor.uop.buffer, released, mapping).atexit = False
+    return tensor
+
+
+def released(mapping: mmap.mmap) -> None:
+    """The end of one tensor's hold on its mapping; dropping the reference is all there is to do."""
+
+
+def upload_tensor(name: str, shard: Shard, entry: Entry, device: str, dtype: Any) -> Tensor:
+    """Read a tensor in pieces, convert each to the wanted dtype, copy it to the device."""
+    wanted = NAMES[dtype]
+    count, stored_size, size = math.prod(entry.shape), ITEMSIZE[entry.dtype], ITEMSIZE[wanted]
+    try:
+        tensor = Tensor.empty(*entry.shape, dtype=dtype, device=device)
+        if not count:
+            return tensor
+        buffer = tensor.uop.buffer.ensure_allocated()
+    except MemoryError as fault:
+        need = f"{count * size / 1e9:.2f} GB"
+        raise DeviceError(f"{device} has no room for the {need} of {shown(name)}: {one_line(fault)}") from fault
+    step = PIECE // stored_size if offsets_work(device) else count
+    staging = np.empty(min(step, count), STORED[entry.dtype])
+    pending = 0
+    for first in range(0, count, step):
+        piece = staging[: min(step, count - first)]
+        shard.read(entry.start + first * stored_size, piece)
+        bits = convert(piece, entry.dtype, wanted)
+        copy_in(buffer, first * size, bits, dtype)
+        pending += bits.nbytes
+        if pending >= SYNCHRONIZE_EVERY:
+            Device[device].synchronize()
+            pending = 0
+    # the staging array must outlive copies that the device has not made yet
+    Device[device].synchronize()
+    return tensor
+
+
+def offsets_work(device: str) -> bool:
+    """Whether the device can write into a part of a buffer; OpenCL and WebGPU take it whole."""
+    return device.split(":")[0].upper() in ("CPU", "CUDA", "NV", "AMD", "HIP", "METAL", "PYTHON", "NULL")
+
+
+def copy_in(buffer: Buffer, offset: int, bits: np.ndarray, dtype: Any) -> None:
+    """Copy host bits into a device buffer at a byte offset. Goes through tinygrad's PYTHON device, which is plain
+    memory: its CPU device would ask for a compiler."""
+    whole = offset == 0 and bits.nbytes == buffer.nbytes
+    target = buffer if whole else buffer.view(bits.size, dtype, offset).ensure_allocated()
+    memory = np.ascontiguousarray(bits).data.cast("B")
+    target.copy_from(Buffer("PYTHON", bits.size, dtype, opaque=memory))
+
+
+def release_staging(device: str) -> None:
+    """Free the pinned copies that a device's allocator keeps for reuse."""
+    opened = Device[device]
+    opened.synchronize()
+    if hasattr(opened.allocator, "free_cache"):
+        opened.allocator.free_cache()
+
+
+def one_line(fault: BaseException) -> str:
+    """An exception's text without line breaks, cut."""
+    return " ".join(str(fault).split())[:200]

@@ -190,8 +190,10 @@ def _try_and_keep(candidate: Candidate, key: str) -> Verdict:
     assert candidate.path is not None
     try:
         verdict = try_compiler(candidate.path)
-    except (OSError, subprocess.SubprocessError) as error:
-        return Verdict(_plain(f"does not run: {error}"))  # not kept: the next run may fare better
+    except subprocess.TimeoutExpired:
+        return Verdict(f"did not answer within {TRY_SECONDS:.0f} s")  # not kept: the next run may fare better
+    except OSError as error:
+        return Verdict(_plain(f"does not run: {error.strerror or error}"))
     verdicts = {**_read_verdicts(), key: verdict}
     with contextlib.suppress(OSError):
         rows = {k: [v.why, v.version] for k, v in list(verdicts.items())[-50:]}

@@ -8,7 +8,12 @@ import pytest
 
 import gemma4_core
 
-PROMISED = ["load_pretrained", "GemmaCache", "GemmaMultimodalProcessor", "registry", "hookimpl", "hookspec", "GemmaTrainingBatch", "build_optimizer", "train_step", "compute_loss", "save_training_checkpoint", "load_training_checkpoint", "CheckpointFormat", "ModalityTower", "TokenizerBackend", "DeviceBackend", "OptimizerBackend", "ModelTransform", "Gemma4Error"]
+PROMISED = [
+    "load_pretrained", "GemmaCache", "GemmaMultimodalProcessor", "registry", "hookimpl", "hookspec",
+    "GemmaTrainingBatch", "build_optimizer", "train_step", "compute_loss", "save_training_checkpoint",
+    "load_training_checkpoint", "CheckpointFormat", "ModalityTower", "TokenizerBackend", "DeviceBackend",
+    "OptimizerBackend", "ModelTransform", "Gemma4Error",
+]  # fmt: skip
 
 
 def test_every_promised_name_is_public() -> None:
@@ -40,5 +45,6 @@ def test_the_version_is_the_distributions() -> None:
 
 
 def test_every_error_is_a_gemma4_error() -> None:
-    errors = [value for name, value in vars(importlib.import_module("gemma4_core.errors")).items() if name.endswith("Error")]
+    names = vars(importlib.import_module("gemma4_core.errors"))
+    errors = [value for name, value in names.items() if name.endswith("Error")]
     assert len(errors) >= 7 and all(issubclass(error, gemma4_core.Gemma4Error) for error in errors)

@@ -1,0 +1,69 @@
+"""Sound: reading, features, and the audio tower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gemma4_core.descriptions import Context, MediaProcessor, ModalityTower, Option, Tower, WeightSource
+from gemma4_core.hookspecs import hookimpl
+from gemma4_plugins.modalities.audio.processor import BEGIN, END, PLACEHOLDER, AudioProcessor
+
+if TYPE_CHECKING:
+    from gemma4_core.config import GemmaConfig
+    from gemma4_core.model.model import GemmaModel
+
+
+def _matches(context: Context) -> bool:
+    return context.config is not None and context.config.audio_config is not None
+
+
+def _processor(context: Context, options: Mapping[str, Any]) -> MediaProcessor:
+    return AudioProcessor(context, options)
+
+
+def _build(model: GemmaModel, source: WeightSource) -> Tower:
+    from gemma4_plugins.modalities.audio.tower import AudioTower
+
+    return AudioTower(model, source)
+
+
+def _tensors(config: GemmaConfig) -> Mapping[str, tuple[int, ...]]:
+    from gemma4_plugins.modalities.audio.tower import tensor_shapes
+
+    return tensor_shapes(config)
+
+
+def _soft_token_id(config: GemmaConfig) -> int:
+    return -1 if config.audio_token_id is None else config.audio_token_id
+
+
+def _token_ids(config: GemmaConfig) -> dict[str, int]:
+    ids = {BEGIN: config.boa_token_id, PLACEHOLDER: config.audio_token_id, END: config.eoa_token_id}
+    return {text: number for text, number in ids.items() if number is not None}
+
+
+@hookimpl
+def gemma4_modality_towers() -> list[ModalityTower]:
+    """The audio modality."""
+    return [
+        ModalityTower(
+            name="audio",
+            summary="sound, through the checkpoint's audio tower",
+            processor=_processor,
+            build=_build,
+            tensors=_tensors,
+            placeholder=PLACEHOLDER,
+            soft_token_id=_soft_token_id,
+            media_option=Option("--audio", "A sound file (- is standard input); may be repeated.", multiple=True,
+                                metavar="FILE"),
+            media_keyword="audio",
+            token_ids=_token_ids,
+            options=(
+                Option("--audio-truncate", "Use the beginning of a clip that is too long.", type=bool, default=False),
+            ),
+            keywords=("input_features", "input_features_mask"),
+            placed="after",
+            matches=_matches,
+        )
+    ]

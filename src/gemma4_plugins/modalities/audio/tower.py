@@ -1,0 +1,253 @@
+"""The audio tower: mel frames to soft tokens. Formulas follow transformers 5.23.0,
+``models/gemma4/modeling_gemma4.py``: two convolutions that keep a quarter of the frames, conformer layers, projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+
+from gemma4_core.config import AudioConfig, GemmaConfig
+from gemma4_core.descriptions import WeightSource
+from gemma4_core.errors import InputError
+from gemma4_core.ops import Operations
+from gemma4_core.ops.portable import rms_norm
+from gemma4_core.processing.arrays import as_array
+from gemma4_core.processing.captured import Captured, upload
+from gemma4_core.processing.kept import digest
+from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
+from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clamp, clipped_shapes
+
+if TYPE_CHECKING:
+    from gemma4_core.model.model import GemmaModel
+
+TOWER, EMBEDDER = "model.audio_tower.", "model.embed_audio."
+LAYER_EPS = 1e-6
+"""The norms around attention and feed-forward keep this eps, whatever rms_norm_eps says."""
+SIZES = (16, 64, 128, 256, 384, 512, 768)
+"""Soft tokens that graphs are captured for; a clip runs at the next size, padding masked."""
+SUBSAMPLING = 4
+"""Frames per soft token."""
+
+
+def tensor_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the tower and its embedder by full name."""
+    assert config.audio_config is not None
+    return dict(_shapes(config.audio_config, config.text_config.hidden_size))
+
+
+def _shapes(a: AudioConfig, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    (first, second), size, clipped = a.subsampling_conv_channels, a.hidden_size, a.use_clipped_linears
+    subsample = TOWER + "subsample_conv_projection."
+    yield subsample + "layer0.conv.weight", (first, 1, 3, 3)
+    yield subsample + "layer0.norm.weight", (first,)
+    yield subsample + "layer1.conv.weight", (second, first, 3, 3)
+    yield subsample + "layer1.norm.weight", (second,)
+    yield subsample + "input_proj_linear.weight", (size, first // 4 * second)
+    for index in range(a.num_hidden_layers):
+        layer = f"{TOWER}layers.{index}."
+        for block in ("feed_forward1", "feed_forward2"):
+            yield from clipped_shapes(f"{layer}{block}.ffw_layer_1", (4 * size, size), clipped)
+            yield from clipped_shapes(f"{layer}{block}.ffw_layer_2", (size, 4 * size), clipped)
+            yield from ((f"{layer}{block}.{norm}_layer_norm.weight", (size,)) for norm in ("pre", "post"))
+        for name in ("q_proj", "k_proj", "v_proj", "post"):
+            yield from clipped_shapes(f"{layer}self_attn.{name}", (size, size), clipped)
+        yield f"{layer}self_attn.relative_k_proj.weight", (size, size)
+        yield f"{layer}self_attn.per_dim_scale", (a.head_dim,)
+        yield from clipped_shapes(f"{layer}lconv1d.linear_start", (2 * size, size), clipped)
+        yield from clipped_shapes(f"{layer}lconv1d.linear_end", (size, size), clipped)
+        yield f"{layer}lconv1d.depthwise_conv1d.weight", (size, 1, a.conv_kernel_size)
+        yield from ((f"{layer}lconv1d.{norm}.weight", (size,)) for norm in ("pre_layer_norm", "conv_norm"))
+        yield from ((f"{layer}{norm}.weight", (size,)) for norm in ("norm_pre_attn", "norm_post_attn", "norm_out"))
+    yield TOWER + "output_proj.weight", (a.output_proj_dims, size)
+    yield TOWER + "output_proj.bias", (a.output_proj_dims,)
+    yield EMBEDDER + "embedding_projection.weight", (hidden, a.output_proj_dims)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x · sigmoid(x), in fp32."""
+    wide = x.cast(dtypes.float32)
+    return (wide * wide.sigmoid()).cast(x.dtype)
+
+
+class FeedForward:
+    """Norm, two layers with SiLU between them, norm, weighted and added to the stream."""
+
+    def __init__(self, config: AudioConfig, names: Names) -> None:
+        self.bound, self.weight = config.gradient_clipping, config.residual_weight
+        self.before, self.after = names["pre_layer_norm.weight"], names["post_layer_norm.weight"]
+        self.widen, self.narrow = names.clipped("ffw_layer_1"), names.clipped("ffw_layer_2")
+
+    def __call__(self, h: Tensor, ops: Operations) -> Tensor:
+        x = rms_norm(clamp(h, -self.bound, self.bound), self.before, LAYER_EPS)
+        x = self.narrow(silu(self.widen(x, ops)), ops)
+        x = rms_norm(clamp(x, -self.bound, self.bound), self.after, LAYER_EPS)
+        return x * self.weight + h
+
+
+class LightConvolution:
+    """Gated linear unit, a causal convolution per channel, SiLU; added to the stream."""
+
+    def __init__(self, config: AudioConfig, names: Names) -> None:
+        self.bound, self.eps = config.gradient_clipping, config.rms_norm_eps
+        self.before, self.conv_norm = names["pre_layer_norm.weight"], names["conv_norm.weight"]
+        self.start, self.end = names.clipped("linear_start"), names.clipped("linear_end")
+        self.taps = names["depthwise_conv1d.weight"]  # [hidden, 1, taps]
+
+    def __call__(self, h: Tensor, ops: Operations) -> Tensor:
+        x = self.start(rms_norm(h, self.before, self.eps), ops).cast(dtypes.float32)
+        value, gate = x.chunk(2, dim=-1)
+        x = self._convolve((value * gate.sigmoid()).cast(h.dtype).contiguous())
+        x = silu(rms_norm(clamp(x, -self.bound, self.bound), self.conv_norm, self.eps))
+        return self.end(x, ops) + h
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """``x [T, hidden]``: the last tap meets the frame itself, earlier taps earlier frames."""
+        length, taps = x.shape[0], self.taps.shape[-1]
+        padded = x.cast(dtypes.float32).pad(((taps - 1, 0), (0, 0)))
+        weights = self.taps.cast(dtypes.float32)
+        terms = [padded[tap : tap + length] * weights[:, 0, tap] for tap in range(taps)]
+        return sum(terms[1:], terms[0]).cast(x.dtype)
+
+
+class ConformerLayer:
+    """Half a feed-forward, attention, convolution, half a feed-forward, norm."""
+
+    def __init__(self, config: AudioConfig, names: Names) -> None:
+        self.bound = config.gradient_clipping
+        self.first, self.last = (FeedForward(config, names.below(f"feed_forward{n}.")) for n in (1, 2))
+        self.attention = LocalAttention(config, names.below("self_attn."))
+        self.convolution = LightConvolution(config, names.below("lconv1d."))
+        self.norms = [names[f"norm_{name}.weight"] for name in ("pre_attn", "post_attn", "out")]
+
+    def __call__(self, h: Tensor, positions: Tensor, real: Tensor, ops: Operations) -> Tensor:
+        """``h [T, hidden]``, ``positions [distances, hidden]``, ``real`` bool ``[T]``: ``[T, hidden]``."""
+        before, after, out = self.norms
+        h = self.first(h, ops)
+        x = rms_norm(clamp(h, -self.bound, self.bound), before, LAYER_EPS)
+        x = self.attention(x, positions, real, ops)
+        h = rms_norm(clamp(x, -self.bound, self.bound), after, LAYER_EPS) + h
+        h = self.last(self.convolution(h, ops), ops)
+        return rms_norm(clamp(h, -self.bound, self.bound), out, LAYER_EPS)
+
+
+class Subsampling:
+    """Two convolutions of stride 2 over frames and mel bins, each with a norm over channels and ReLU; a projection."""
+
+    def __init__(self, config: AudioConfig, names: Names) -> None:
+        self.eps = config.rms_norm_eps
+        self.convs = [names[f"layer{n}.conv.weight"] for n in (0, 1)]
+        self.norms = [names[f"layer{n}.norm.weight"] for n in (0, 1)]
+        self.projection = names.linear("input_proj_linear")
+
+    def __call__(self, features: Tensor, real: Tensor, ops: Operations) -> Tensor:
+        """``features [frames, mel]``, ``real`` bool ``[frames]``: ``[frames / 4, hidden]``."""
+        dtype = self.convs[0].dtype
+        x = features.cast(dtype).unsqueeze(0).unsqueeze(0)  # [1, 1, frames, mel]
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = real.reshape(1, 1, -1, 1).where(x, 0).contiguous()
+            x = x.conv2d(conv, stride=2, padding=1, dtype=dtypes.float32).cast(dtype)  # [1, channels, frames, mel]
+            x = self._norm(x, norm).relu()
+            real = real[::2]
+        # [1, channels, T, mel] -> [T, mel * channels]
+        return self.projection(x[0].permute(1, 2, 0).reshape(x.shape[2], -1), ops)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        wide = x.cast(dtypes.float32)
+        centred = wide - wide.mean(1, keepdim=True)
+        normed = centred * (centred.square().mean(1, keepdim=True) + self.eps).rsqrt()
+        return (normed * weight.cast(dtypes.float32).reshape(1, -1, 1, 1)).cast(x.dtype)
+
+
+class AudioTower:
+    """The assembled tower. Clips are encoded one by one, each padded to one of few sizes."""
+
+    def __init__(self, model: GemmaModel, source: WeightSource) -> None:
+        config = model.config.audio_config
+        assert config is not None
+        self.config, self.device, self.dtype, self.ops = config, model.device, model.dtype, model.operations
+        self.weights = TowerWeights(source, tensor_shapes(model.config), model.device, model.dtype)
+        tower = self.weights.below(TOWER)
+        self.subsampling = Subsampling(config, tower.below("subsample_conv_projection."))
+        self.layers = [ConformerLayer(config, tower.below(f"layers.{i}.")) for i in range(config.num_hidden_layers)]
+        self.output: Linear = tower.linear("output_proj")
+        self.output_bias = tower["output_proj.bias"]
+        self.projection = self.weights.below(EMBEDDER).linear("embedding_projection")
+        positions = upload(sinusoids(self.layers[0].attention.band, config.hidden_size), self.device)
+        self.positions = positions.cast(self.dtype).contiguous().realize()
+        self.captured = Captured(self.soft_tokens, self.parameters, self.device)
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Its tensors by full checkpoint name."""
+        return self.weights.parameters()
+
+    def forget(self) -> None:
+        """Drop captured graphs and kept soft tokens."""
+        self.captured.forget()
+
+    def encode(self, features: Mapping[str, Any], *, capture: bool = False) -> list[Tensor]:
+        """Soft tokens ``[n, hidden]`` of each clip. Raises InputError."""
+        clips = list(zip(*self._read(features), strict=True))
+        if not capture:
+            return [self._differentiable(*clip) for clip in clips]
+        return [self.captured.kept(digest(*clip), partial(self._run, *clip)) for clip in clips]
+
+    def digests(self, features: Mapping[str, Any]) -> list[bytes]:
+        """A content hash of each clip."""
+        return [digest(*clip) for clip in zip(*self._read(features), strict=True)]
+
+    def soft_tokens(self, features: Tensor, real: Tensor) -> Tensor:
+        """fp32 ``[frames, mel]`` and bool ``[frames]`` to ``[frames / 4, hidden]``; rows of invalid frames have no
+        meaning."""
+        h = self.subsampling(features, real, self.ops)
+        seen = real[::SUBSAMPLING]
+        for layer in self.layers:
+            h = layer(h, self.positions, seen, self.ops)
+        h = self.output(h, self.ops) + self.output_bias
+        return self.projection(rms_norm(h, None, self.config.rms_norm_eps), self.ops)
+
+    def _read(self, features: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Features fp32 ``[clips, frames, mel]`` and validity bool ``[clips, frames]``; no mask means all valid."""
+        if features.get("input_features") is None:
+            raise InputError("input_features is missing; pass it and input_features_mask as the processor returns them")
+        values = as_array(features["input_features"], "input_features")
+        values = values[None] if values.ndim == 2 else values
+        bins = self.config.subsampling_conv_channels[0]
+        if values.ndim != 3 or (values.shape[-1] + 3) // 4 != bins // 4:
+            raise InputError(f"input_features: shape {list(values.shape)}, expected [clips, frames, {bins}]")
+        mask = features.get("input_features_mask")
+        valid = np.ones(values.shape[:2], np.bool_) if mask is None else as_array(mask, "input_features_mask") != 0
+        valid = valid[None] if valid.ndim == 1 else valid
+        if valid.shape != values.shape[:2]:
+            raise InputError(f"input_features_mask: shape {list(valid.shape)}, expected {list(values.shape[:2])}")
+        if not valid.any(1).all():
+            raise InputError("input_features_mask: a clip has no valid frame")
+        return values.astype(np.float32), valid
+
+    def _padded(self, features: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A clip cut behind its last valid frame and padded to a captured size, and which soft tokens are valid."""
+        end = int(np.flatnonzero(valid)[-1]) + 1
+        tokens = -(-end // SUBSAMPLING)
+        size = next((n for n in SIZES if n >= tokens), -(-tokens // SIZES[-1]) * SIZES[-1]) * SUBSAMPLING
+        padded = np.zeros((size, features.shape[1]), np.float32)
+        real = np.zeros(size, np.bool_)
+        padded[:end], real[:end] = features[:end], valid[:end]
+        return padded, real, np.flatnonzero(real[::SUBSAMPLING])
+
+    def _run(self, features: np.ndarray, valid: np.ndarray) -> Tensor:
+        padded, real, kept = self._padded(features, valid)
+        return self._keep(self.captured([padded, real]), kept)
+
+    def _differentiable(self, features: np.ndarray, valid: np.ndarray) -> Tensor:
+        padded, real, kept = self._padded(features, valid)
+        return self._keep(self.soft_tokens(upload(padded, self.device), upload(real, self.device)).contiguous(), kept)
+
+    def _keep(self, tokens: Tensor, kept: np.ndarray) -> Tensor:
+        """Rows of valid frames; these are the first ones unless a mask has holes."""
+        if kept[-1] == len(kept) - 1:
+            return tokens[: len(kept)]
+        return tokens[upload(kept.astype(np.int32), self.device)]

@@ -1,0 +1,83 @@
+"""Features as they come in, arranged for the tower: the patches of one soft token side by side, padded to few sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gemma4_core.config import VisionConfig
+from gemma4_core.errors import InputError
+from gemma4_core.processing.arrays import as_array
+
+KEYWORDS = ("pixel_values", "image_position_ids")
+SIZES = (16, 70, 140, 280, 560, 1120)
+"""Soft tokens that graphs are captured for; an image runs at the next size, padding masked."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """One image. Slot ``k * k * t + i`` holds the i-th patch of soft token t, or padding."""
+
+    pixels: np.ndarray
+    """fp32 ``[slots, patch_size * patch_size * 3]``, 0 in padding."""
+    positions: np.ndarray
+    """int32 ``[slots, 2]``: column and row, -1 in padding."""
+    tokens: int
+    """Soft tokens that are real; the other slots are padding."""
+
+
+def padded_tokens(tokens: int) -> int:
+    """The captured size that holds so many soft tokens."""
+    return next((size for size in SIZES if size >= tokens), -(-tokens // SIZES[-1]) * SIZES[-1])
+
+
+def read_features(
+    features: Mapping[str, Any], config: VisionConfig, keywords: tuple[str, str] = KEYWORDS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patches fp32 ``[images, patches, p * p * 3]`` and positions int64 ``[images, patches, 2]``, checked.
+
+    A single image may come without the first axis. Raises InputError.
+    """
+    names = [name for name in keywords if features.get(name) is None]
+    if names:
+        raise InputError(f"{names[0]} is missing; pass {' and '.join(keywords)} as the processor returns them")
+    pixels, positions = (as_array(features[name], name) for name in keywords)
+    pixels, positions = (a[None] if a.ndim == 2 else a for a in (pixels, positions))
+    width = config.patch_size**2 * 3
+    if pixels.ndim != 3 or pixels.shape[-1] != width or pixels.dtype.kind not in "fiu":
+        raise InputError(f"{keywords[0]}: shape {list(pixels.shape)}, expected [images, patches, {width}]")
+    if positions.shape != (*pixels.shape[:2], 2) or positions.dtype.kind not in "iu":
+        raise InputError(f"{keywords[1]}: shape {list(positions.shape)} of {positions.dtype}, expected whole numbers "
+                         f"{[*pixels.shape[:2], 2]}")
+    positions = positions.astype(np.int64)
+    if positions.size and positions.max() >= config.position_embedding_size:
+        raise InputError(f"{keywords[1]}: {positions.max()} is not below the {config.position_embedding_size} "
+                         "positions of this model")
+    return pixels.astype(np.float32), positions
+
+
+def arrange(pixels: np.ndarray, positions: np.ndarray, pool: int, name: str) -> Slots:
+    """Order the patches ``[patches, …]`` of one image by the soft token that they are pooled into.
+
+    Soft tokens are numbered row by row over the pooled grid; as wide as the rightmost patch, as the reference does.
+    """
+    real = (positions >= 0).all(-1)
+    pixels, positions = pixels[real], positions[real]
+    if not len(positions):
+        raise InputError(f"{name}: an image has no patches")
+    columns = (int(positions[:, 0].max()) + 1) // pool
+    token = positions[:, 0] // pool + columns * (positions[:, 1] // pool)
+    found, which, counts = np.unique(token, return_inverse=True, return_counts=True)
+    if counts.max() > pool * pool:
+        raise InputError(f"{name}: {counts.max()} patches fall into one soft token of {pool} x {pool} patches")
+    order = np.argsort(which, kind="stable")
+    starts = np.cumsum(counts) - counts
+    slot = np.empty(len(which), np.int64)
+    slot[order] = which[order] * pool * pool + np.arange(len(which)) - starts[which[order]]
+    total = padded_tokens(len(found)) * pool * pool
+    out_pixels, out_positions = np.zeros((total, pixels.shape[1]), np.float32), np.full((total, 2), -1, np.int32)
+    out_pixels[slot], out_positions[slot] = pixels, positions
+    return Slots(out_pixels, out_positions, len(found))

@@ -1,0 +1,214 @@
+"""The vision tower: patches to soft tokens. Formulas follow transformers 5.23.0, ``models/gemma4/modeling_gemma4.py``.
+
+Both variants are here: small (clipped linears) and large (soft tokens standardised). Attention looks at all patches,
+so their order does not matter, and the patches of one soft token are kept side by side: pooling is a mean of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+
+from gemma4_core.config import GemmaConfig, VisionConfig
+from gemma4_core.descriptions import WeightSource
+from gemma4_core.ops import Operations
+from gemma4_core.ops.portable import MASKED, gelu_tanh, rms_norm
+from gemma4_core.processing.captured import Captured, upload
+from gemma4_core.processing.kept import digest
+from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clipped_shapes
+from gemma4_plugins.modalities.vision.layout import Slots, arrange, read_features
+
+if TYPE_CHECKING:
+    from gemma4_core.model.model import GemmaModel
+
+TOWER, EMBEDDER = "model.vision_tower.", "model.embed_vision."
+NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+QUERY_ROWS = 1280
+"""Queries attended at once: bounds the scores in memory for large budgets."""
+
+
+def tensor_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the tower and its embedder by full name."""
+    assert config.vision_config is not None
+    return dict(_shapes(config.vision_config, config.text_config.hidden_size))
+
+
+def _shapes(v: VisionConfig, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield TOWER + "patch_embedder.input_proj.weight", (v.hidden_size, v.patch_size**2 * 3)
+    yield TOWER + "patch_embedder.position_embedding_table", (2, v.position_embedding_size, v.hidden_size)
+    queries, keys = v.num_attention_heads * v.head_dim, v.num_key_value_heads * v.head_dim
+    for index in range(v.num_hidden_layers):
+        layer = f"{TOWER}encoder.layers.{index}."
+        yield from ((f"{layer}{norm}.weight", (v.hidden_size,)) for norm in NORMS)
+        yield from ((f"{layer}self_attn.{norm}.weight", (v.head_dim,)) for norm in ("q_norm", "k_norm"))
+        for name, shape in (
+            ("self_attn.q_proj", (queries, v.hidden_size)),
+            ("self_attn.k_proj", (keys, v.hidden_size)),
+            ("self_attn.v_proj", (keys, v.hidden_size)),
+            ("self_attn.o_proj", (v.hidden_size, queries)),
+            ("mlp.gate_proj", (v.intermediate_size, v.hidden_size)),
+            ("mlp.up_proj", (v.intermediate_size, v.hidden_size)),
+            ("mlp.down_proj", (v.hidden_size, v.intermediate_size)),
+        ):
+            yield from clipped_shapes(layer + name, shape, v.use_clipped_linears)
+    if v.standardize:
+        yield from ((f"{TOWER}{name}", (v.hidden_size,)) for name in ("std_bias", "std_scale"))
+    yield EMBEDDER + "embedding_projection.weight", (hidden, v.hidden_size)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Two-dimensional rotary embedding of ``x [N, heads, D]``: the first half of a head turns with the patch's column,
+    the second with its row; inside a half, lane j pairs with lane j + D/4. ``cos, sin`` are ``[N, 2, D/4]``."""
+    count, heads, size = x.shape
+    halves = x.reshape(count, heads, 2, 2, size // 4)  # [N, heads, axis, lane half, D/4]
+    first, second = halves[:, :, :, 0], halves[:, :, :, 1]  # [N, heads, axis, D/4]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # [N, 1, axis, D/4]
+    turned = (first * cos - second * sin).stack(second * cos + first * sin, dim=3)
+    return turned.reshape(count, heads, size).cast(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    """Attention of every patch to all real ones, scale 1, softmax in fp32.
+
+    ``q [N, heads, D]``, ``k, v [N, kv heads, D]``, ``real`` bool ``[N]``: ``[N, heads * D]``.
+    """
+    count, heads, size = q.shape
+    groups = k.shape[1]
+    # [N, heads, D] -> [kv heads, heads per kv head, N, D]
+    q = q.reshape(count, groups, heads // groups, size).permute(1, 2, 0, 3)
+    k, v = k.permute(1, 0, 2).unsqueeze(1), v.permute(1, 0, 2).unsqueeze(1)  # [kv heads, 1, N, D]
+    rows = []
+    for start in range(0, count, QUERY_ROWS):
+        scores = q[:, :, start : start + QUERY_ROWS].matmul(k.transpose(-1, -2), dtype=dtypes.float32)
+        weights = real.where(scores, MASKED).softmax(-1).cast(v.dtype)
+        rows.append(weights.matmul(v, dtype=dtypes.float32).cast(v.dtype))
+    mixed = rows[0].cat(*rows[1:], dim=2) if len(rows) > 1 else rows[0]
+    return mixed.permute(2, 0, 1, 3).reshape(count, heads * size)
+
+
+class EncoderLayer:
+    """Attention and gated MLP, each between two norms and added to the stream."""
+
+    def __init__(self, config: VisionConfig, names: Names) -> None:
+        self.config, self.eps = config, config.rms_norm_eps
+        self.norms = [names[f"{norm}.weight"] for norm in NORMS]
+        attention, mlp = names.below("self_attn."), names.below("mlp.")
+        self.q, self.k, self.v, self.o = (attention.clipped(f"{name}_proj") for name in "qkvo")
+        self.q_norm, self.k_norm = attention["q_norm.weight"], attention["k_norm.weight"]
+        self.gate, self.up, self.down = (mlp.clipped(f"{name}_proj") for name in ("gate", "up", "down"))
+
+    def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, real: Tensor, ops: Operations) -> Tensor:
+        """``h [N, hidden]`` to ``[N, hidden]``."""
+        before, after, before_mlp, after_mlp = self.norms
+        x = self.attention(rms_norm(h, before, self.eps), cos, sin, real, ops)
+        h = h + rms_norm(x, after, self.eps)
+        x = rms_norm(h, before_mlp, self.eps)
+        x = self.down(gelu_tanh(self.gate(x, ops)) * self.up(x, ops), ops)
+        return h + rms_norm(x, after_mlp, self.eps)
+
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor, real: Tensor, ops: Operations) -> Tensor:
+        """``x [N, hidden]`` to ``[N, hidden]``."""
+        heads = lambda y: y.reshape(y.shape[0], -1, self.config.head_dim)  # noqa: E731  [N, heads * D] -> [N, heads, D]
+        q, k, v = (heads(layer(x, ops)) for layer in (self.q, self.k, self.v))
+        q = rotate(rms_norm(q, self.q_norm, self.eps), cos, sin)
+        k = rotate(rms_norm(k, self.k_norm, self.eps), cos, sin)
+        return self.o(attend(q, k, rms_norm(v, None, self.eps), real), ops)
+
+
+class VisionTower:
+    """The assembled tower. Images are encoded one by one, each padded to one of few sizes."""
+
+    def __init__(self, model: GemmaModel, source: WeightSource) -> None:
+        config = model.config.vision_config
+        assert config is not None
+        self.config, self.device, self.dtype, self.ops = config, model.device, model.dtype, model.operations
+        self.weights = TowerWeights(source, tensor_shapes(model.config), model.device, model.dtype)
+        tower = self.weights.below(TOWER)
+        self.input_proj: Linear = tower.linear("patch_embedder.input_proj")
+        self.position_table = tower["patch_embedder.position_embedding_table"]
+        self.layers = [
+            EncoderLayer(config, tower.below(f"encoder.layers.{index}.")) for index in range(config.num_hidden_layers)
+        ]
+        self.standard = (tower["std_bias"], tower["std_scale"]) if config.standardize else None
+        self.projection = self.weights.below(EMBEDDER).linear("embedding_projection")
+        self.captured = Captured(self.soft_tokens, self.parameters, self.device)
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Its tensors by full checkpoint name."""
+        return self.weights.parameters()
+
+    def forget(self) -> None:
+        """Drop captured graphs and kept soft tokens."""
+        self.captured.forget()
+
+    def encode(self, features: Mapping[str, Any], *, capture: bool = False) -> list[Tensor]:
+        """Soft tokens ``[n, hidden]`` of each image. Raises InputError."""
+        return self.encode_patches(*read_features(features, self.config), capture=capture)
+
+    def digests(self, features: Mapping[str, Any]) -> list[bytes]:
+        """A content hash of each image."""
+        return [digest(*image) for image in zip(*read_features(features, self.config), strict=True)]
+
+    def encode_patches(self, pixels: np.ndarray, positions: np.ndarray, *, capture: bool = False) -> list[Tensor]:
+        """As ``encode``, from patches fp32 ``[images, patches, p * p * 3]`` and positions ``[images, patches, 2]``."""
+        pairs = list(zip(pixels, positions, strict=True))
+        if not capture:
+            return [self._differentiable(*pair) for pair in pairs]
+        return [self.captured.kept(digest(*pair), partial(self._run, *pair)) for pair in pairs]
+
+    def _arrange(self, pixels: np.ndarray, positions: np.ndarray) -> Slots:
+        return arrange(pixels, positions, self.config.pooling_kernel_size, "pixel_values")
+
+    def _run(self, pixels: np.ndarray, positions: np.ndarray) -> Tensor:
+        slots = self._arrange(pixels, positions)
+        return self.captured([slots.pixels, slots.positions])[: slots.tokens]
+
+    def _differentiable(self, pixels: np.ndarray, positions: np.ndarray) -> Tensor:
+        slots = self._arrange(pixels, positions)
+        tokens = self.soft_tokens(upload(slots.pixels, self.device), upload(slots.positions, self.device))
+        # otherwise the cut moves up into the layers, and every number of tokens compiles kernels of its own
+        return tokens.contiguous()[: slots.tokens]
+
+    def soft_tokens(self, pixels: Tensor, positions: Tensor) -> Tensor:
+        """fp32 patches ``[N, p * p * 3]`` and int32 positions ``[N, 2]`` to soft tokens ``[N / pool², hidden]``; rows
+        of soft tokens that are all padding have no meaning."""
+        real = positions[:, 0] >= 0
+        h = self._embed(pixels, positions, real)
+        cos, sin = self._rotation(positions)
+        for layer in self.layers:
+            h = layer(h, cos, sin, real, self.ops)
+        return self._embedder(self._pool(h, real))
+
+    def _embed(self, pixels: Tensor, positions: Tensor, real: Tensor) -> Tensor:
+        h = self.input_proj((2 * (pixels - 0.5)).cast(self.dtype), self.ops)
+        places = positions.maximum(0)
+        where = self.position_table[0][places[:, 0]] + self.position_table[1][places[:, 1]]  # [N, hidden]
+        return h + real.unsqueeze(1).where(where, 0)
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin ``[N, 2, D/4]`` rounded to the working dtype as the reference does, held in fp32."""
+        half = self.config.head_dim // 2
+        exponents = np.arange(0, half, 2, dtype=np.float32) / np.float32(half)
+        frequencies = (1.0 / np.power(np.float32(self.config.rope_theta), exponents)).astype(np.float32)
+        angles = positions.cast(dtypes.float32).unsqueeze(-1) * Tensor(frequencies, device=self.device)
+        rounded = lambda x: x.cast(self.dtype).cast(dtypes.float32)  # noqa: E731
+        return rounded(angles.cos()), rounded(angles.sin())
+
+    def _pool(self, h: Tensor, real: Tensor) -> Tensor:
+        """Mean over the patches of each soft token, scaled and standardised in fp32: ``[N / pool², hidden]``."""
+        square = self.config.pooling_kernel_size**2
+        wide = real.unsqueeze(1).where(h.cast(dtypes.float32), 0)
+        # [N, hidden] -> [tokens, pool², hidden] -> [tokens, hidden]
+        pooled = wide.reshape(-1, square, h.shape[-1]).sum(1) / square
+        scaled = pooled.cast(self.dtype).cast(dtypes.float32) * self.config.hidden_size**0.5
+        if self.standard is not None:
+            bias, scale = self.standard
+            scaled = (scaled - bias.cast(dtypes.float32)) * scale.cast(dtypes.float32)
+        return scaled.cast(self.dtype)
+
+    def _embedder(self, tokens: Tensor) -> Tensor:
+        return self.projection(rms_norm(tokens, None, self.config.rms_norm_eps), self.ops)

@@ -196,3 +196,96 @@ def load(name: str) -> TextReference:
     """The text reference ``e2b``, ``e4b``, ``moe`` or ``dense``."""
     with np.load(DATA / "text" / f"{name}.npz") as z:
         return TextReference(name, DATA / "text" / name, **{k: z[k] for k in z.files})
+
+
+SAMPLES = 600
+
+
+def sample_indices(size: int) -> I64:
+    """Where a long array is sampled: at most ``SAMPLES`` stable positions in ``[0, size)``, the last one included."""
+    if size <= SAMPLES:
+        return np.arange(size)
+    picks = (_raw("samples", size, SAMPLES) % np.uint64(size)).astype(np.int64)
+    picks[0] = size - 1
+    return np.sort(picks)
+
+
+@dataclass(frozen=True)
+class ImageReference:
+    """What the Pillow-backed image processor makes of one image."""
+
+    size: tuple[int, int]
+    """Height and width as stored in the file."""
+    budget: int
+    error: str | None
+    """The processor's own message where it refuses; then nothing below is set."""
+    patches: tuple[int, int]
+    """Rows and columns of 16-pixel patches; positions are (x, y), x fastest."""
+    tokens: int
+    integer: bool
+    """Every value is ``float32(float64(k) * (1 / 255))`` for a whole k in 0..255; then the hashes are set."""
+    sha256: str | None
+    """Of the valid ``pixel_values`` ``[rows * columns, 768]`` as float32 bytes."""
+    sha256_uint8: str | None
+    """The same times 255, as uint8."""
+    samples: F32
+    """Values of the flattened valid ``pixel_values`` at ``sample_indices(rows * columns * 768)``."""
+
+
+@lru_cache
+def load_images() -> dict[str, ImageReference]:
+    """By ``name/path`` (a file), ``name/pil`` (a Pillow image), ``name/array``; ``photo@70/pil`` for other budgets."""
+    facts = json.loads((DATA / "images.json").read_text())
+    out = {}
+    with np.load(DATA / "images.npz") as z:
+        for key, f in facts.items():
+            samples = z[key.replace("/", ":")] if "error" not in f else np.zeros(0, np.float32)
+            out[key] = ImageReference(
+                tuple(f["size"]), f["budget"], f.get("error"), tuple(f.get("patches", (0, 0))), f.get("tokens", 0),
+                f.get("integer", False), f.get("sha256"), f.get("sha256_uint8"), samples,
+            )
+    return out
+
+
+@lru_cache
+def load_sizes() -> tuple[I64, I64, I64]:
+    """``size [500, 2]`` (height, width), ``budget [500]``, ``target [500, 2]`` (resized height and width)."""
+    with np.load(DATA / "sizes.npz") as z:
+        return z["size"].astype(np.int64), z["budget"].astype(np.int64), z["target"].astype(np.int64)
+
+
+def frame_indices(valid: int) -> I64:
+    """At most six of the ``valid`` frames, the first and the last included."""
+    return np.unique(np.linspace(0, valid - 1, min(6, valid)).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class FeatureReference:
+    """Log-mel features of one sound of ``media.SOUNDS``, alone in its batch."""
+
+    total: int
+    """Frames with those of the padding (to a multiple of 128 samples)."""
+    valid: int
+    tokens: int
+    """Soft tokens of the clip."""
+    frame_index: I64
+    """Which frames ``frames`` holds, the first and the last valid one included."""
+    frames: F32
+    """``[len(frame_index), 128]``."""
+    frame_means: F32
+    """``[valid]``: the mean over the 128 bins of every valid frame."""
+
+
+@lru_cache
+def load_features() -> dict[tuple[str, int], FeatureReference]:
+    """By (sound, samples)."""
+    out = {}
+    with np.load(DATA / "features.npz") as z:
+        for key in z.files:
+            if key.endswith(":shape"):
+                name, n, _ = key.split(":")
+                total, _, valid, tokens = z[key].tolist()
+                out[name, int(n)] = FeatureReference(
+                    total, valid, tokens, frame_indices(valid), z[f"{name}:{n}:frames"], z[f"{name}:{n}:frame_means"]
+                )
+    return out

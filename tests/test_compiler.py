@@ -191,4 +191,4 @@ def test_another_processor_has_another_kernel_cache(monkeypatch: pytest.MonkeyPa
     assert paths[0] == paths[2] != paths[1]
     monkeypatch.setenv("CACHEDB", "/of/the/user.db")
     compiler.separate_cache(choice)
-    assert helpers.CACHEDB == paths[2]
+    assert paths[2] == helpers.CACHEDB

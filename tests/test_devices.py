@@ -276,7 +276,8 @@ def test_free_memory_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_choosing_imports_no_tinygrad() -> None:
-    code = "import sys; from gemma4_core.plugins import registry; list(registry.devices); print('tinygrad' in sys.modules)"
+    code = "import sys; from gemma4_core.plugins import registry; list(registry.devices)"
+    code += "; print('tinygrad' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

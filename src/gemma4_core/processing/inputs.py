@@ -1,0 +1,56 @@
+"""What ``prepare_inputs`` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One medium of a prompt."""
+
+    modality: str
+    soft_tokens: int
+    seconds: float | None = None
+    """How long it lasts, for media that last."""
+
+
+@dataclass(frozen=True)
+class PreparedInputs:
+    """A prompt ready for the model. ``features`` holds everything that the modalities made, by ``forward_ids``
+    keyword; each is also an attribute, None where the prompt has no such medium."""
+
+    input_ids: list[int]
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    media: tuple[Medium, ...] = ()
+    """In the order of their placeholders, modality by modality."""
+    keywords: frozenset[str] = field(default_factory=frozenset, repr=False)
+    """Feature names that may be absent."""
+
+    @property
+    def pixel_values(self) -> np.ndarray | None:
+        """fp32 ``[images, patches, 3 * patch_size ** 2]`` in 0..1."""
+        return self.features.get("pixel_values")
+
+    @property
+    def image_position_ids(self) -> np.ndarray | None:
+        """int64 ``[images, patches, 2]``: x and y, -1 is padding."""
+        return self.features.get("image_position_ids")
+
+    @property
+    def input_features(self) -> np.ndarray | None:
+        """fp32 ``[clips, frames, mel]``."""
+        return self.features.get("input_features")
+
+    @property
+    def input_features_mask(self) -> np.ndarray | None:
+        """bool ``[clips, frames]``: True is valid."""
+        return self.features.get("input_features_mask")
+
+    def __getattr__(self, name: str) -> np.ndarray | None:
+        if not name.startswith("_") and (name in self.features or name in self.keywords):
+            return self.features.get(name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")

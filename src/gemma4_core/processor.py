@@ -1,0 +1,365 @@
+"""``GemmaMultimodalProcessor``: prompts and media in, token ids and plain arrays out. Needs no weights.
+
+It knows no modality by name: placeholders, files, options and features are those of the modality plugins whose
+towers the folder's config declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gemma4_core.descriptions import Context, MediaProcessor, ModalityTower, PreparedMedia, Tokenizer
+from gemma4_core.errors import Gemma4Error, InputError, TokenizerError
+from gemma4_core.processing.expand import (
+    MediaTokenizer,
+    check_counts,
+    check_soft_tokens,
+    expand_ids,
+    expand_text,
+    place_text,
+)
+from gemma4_core.processing.inputs import Medium, PreparedInputs
+from gemma4_core.processing.kept import Kept, digest
+from gemma4_core.processing.messages import OPEN, Conversation, as_text, kind, place_parts, read_messages
+from gemma4_core.processing.sources import MediaSource, resolve, shown
+
+if TYPE_CHECKING:
+    from gemma4_core.config import GemmaConfig
+    from gemma4_core.model.model import GemmaModel
+    from gemma4_core.text import ChatTemplate
+
+KEPT_MEDIA, KEPT_BYTES = 64, 512 << 20
+"""Bounds of the loaded media that a processor keeps for later turns of a chat."""
+
+
+@dataclass
+class _Request:
+    """What one call asks for, sorted out."""
+
+    media: dict[str, list[Any]]
+    """Given media by modality name."""
+    options: dict[str, Any]
+
+
+class GemmaMultimodalProcessor:
+    """Prepares prompts for one checkpoint folder.
+
+        processor = GemmaMultimodalProcessor.from_pretrained("path/to/checkpoint")
+        prepared = processor.prepare_inputs("Describe <|image|>.", images=["photo.jpg"])
+        logits, cache = model.forward_ids(prepared.input_ids, **prepared.features)
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        specs: Sequence[ModalityTower],
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        assert context.config is not None
+        self.context, self.specs, self.template = context, list(specs), template
+        self.options = {key: value for key, value in (options or {}).items() if value is not None}
+        self.tokenizer = MediaTokenizer(tokenizer, context.config, self.specs)
+        self._processors: dict[object, MediaProcessor] = {}
+        self._kept: Kept[Any] = Kept(KEPT_MEDIA, KEPT_BYTES, _weight)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_name: str | Path,
+        tokenizer: str = "auto",
+        modalities: Sequence[str] | str | None = None,
+        **options: Any,
+    ) -> GemmaMultimodalProcessor:
+        """The processor of a checkpoint folder (or hub name, or alias).
+
+        ``modalities`` limits which media it takes, as for ``load_pretrained``. ``options`` are those of the modality
+        plugins, such as ``image_tokens=560`` and ``audio_truncate=True``, and ``allow_urls=True``, without which URLs
+        are not fetched. Raises ConfigError, TokenizerError and PluginError.
+        """
+        from gemma4_core.checkpoint.hub import resolve_folder
+        from gemma4_core.config import read_context
+        from gemma4_core.loading import named, select_modalities
+        from gemma4_core.plugins import registry
+        from gemma4_core.text import ChatTemplate
+
+        context = read_context(resolve_folder(folder_or_name))
+        assert context.folder is not None
+        specs = select_modalities(registry.matching("modality", context), context, modalities)
+        loaded = registry.select("tokenizer", context, named(tokenizer)).load(context)
+        processor = cls(context, specs, loaded, ChatTemplate.load(context.folder), options)
+        known = {"allow_urls", *(option.keyword for spec in registry.modalities.values() for option in spec.options)}
+        for name in options:
+            if name not in known:
+                raise InputError(f"{name}: no modality has such an option; known: {', '.join(sorted(known))}")
+        return processor
+
+    @classmethod
+    def for_model(cls, model: GemmaModel) -> GemmaMultimodalProcessor:
+        """The processor of a loaded model: its tokenizer, template, options and loaded towers."""
+        if model.tokenizer is None:
+            raise InputError(f"{model.context.folder}: has no tokenizer; pass token ids")
+        return cls(model.context, model.tower_specs, model.tokenizer, model.template, model.options)
+
+    def prepare_inputs(
+        self,
+        prompt_or_messages: str | Sequence[Mapping[str, Any]] | Sequence[int],
+        *,
+        images: Any = None,
+        audio: Any = None,
+        videos: Any = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+        add_generation_prompt: bool = True,
+        **more: Any,
+    ) -> PreparedInputs:
+        """Token ids and features of a prompt with its media.
+
+        A ``str`` is a raw prompt: its special tokens are recognised, BOS is added where missing. A list of messages
+        goes through the chat template; content parts such as ``{"type": "image", "path": …}`` carry media in place.
+        A list of ids holds one soft-token id per medium (or all of them).
+
+        Args:
+            images: media of each kind, one or a list: paths, bytes, file objects, ``-``, library objects, arrays. They
+                fill the placeholders in order. Where no placeholder of the kind is written they go before or after
+                the text, as the modality says. ``audio``, ``videos`` and ``more`` likewise.
+            tools: tool declarations for the template.
+            thinking: whether the template lets the model think.
+            add_generation_prompt: whether the template opens the model's turn.
+            more: media of other modalities, and options of modalities for this call, such as ``image_tokens``.
+
+        Raises:
+            InputError: media cannot be read, or do not match their placeholders in number.
+            TokenizerError: the folder has no tokenizer or no template for this prompt.
+        """
+        request = self._request({"images": images, "audio": audio, "videos": videos, **more})
+        if isinstance(prompt_or_messages, str):
+            text, media = self._raw(prompt_or_messages, request)
+        elif _is_ids(prompt_or_messages):
+            return self._from_ids([int(token) for token in prompt_or_messages], request)  # type: ignore[arg-type]
+        else:
+            render = {"tools": tools, "thinking": thinking, "add_generation_prompt": add_generation_prompt}
+            text, media = self._templated(prompt_or_messages, request, render)
+        prepared = self._prepare(media, request.options)
+        expansions = {spec.placeholder: prepared[spec.name].expansions for spec in self.specs if spec.name in prepared}
+        from gemma4_core.text import prompt_ids
+
+        ids = prompt_ids(self.tokenizer, expand_text(text, expansions), self._config.bos_token_id)
+        return self._result(ids, prepared)
+
+    def load(self, modality: str, source: Any, **options: Any) -> Any:
+        """Read one medium, or find it among those kept. Raises InputError. Useful to check a file before a model is
+        loaded."""
+        spec = next((spec for spec in self.specs if spec.name == modality), None)
+        if spec is None:
+            raise InputError(f"modality {modality} is not loaded; loaded: {self._loaded_names()}")
+        return self._load(spec, source, self.options | options)
+
+    # ------------------------------------------------------------------------------------------- the request
+
+    @property
+    def _config(self) -> GemmaConfig:
+        assert self.context.config is not None
+        return self.context.config
+
+    def _loaded_names(self) -> str:
+        return ", ".join(["text", *(spec.name for spec in self.specs)])
+
+    def _request(self, given: Mapping[str, Any]) -> _Request:
+        """Sort keyword arguments into media and options."""
+        takers = {spec.media_keyword: spec for spec in self.specs}
+        options = {option.keyword for spec in self.specs for option in spec.options} | {"allow_urls"}
+        request = _Request({}, dict(self.options))
+        for name, value in given.items():
+            if name in options:
+                request.options[name] = value
+            elif value is None or (isinstance(value, list | tuple) and not value):
+                continue
+            elif name in takers:
+                request.media[takers[name].name] = _as_list(value)
+            else:
+                raise InputError(self._untaken(name, value))
+        return request
+
+    def _untaken(self, name: str, value: Any) -> str:
+        """Why nothing takes this argument, in a sentence."""
+        from gemma4_core.plugins import registry
+
+        first = value[0] if isinstance(value, list | tuple) and value else value
+        what = f"{name} {shown(str(first))}" if isinstance(first, str | Path) else name
+        for spec in registry.modalities.values():
+            if spec.media_keyword == name:
+                return f"{what}: {self._absent(spec)}"
+        return (f"{what}: no installed modality plugin takes it; loaded: {self._loaded_names()} (gemma4 plugins lists "
+                "what is installed)")
+
+    def _absent(self, spec: ModalityTower) -> str:
+        from gemma4_core.plugins import registry
+
+        if any(found.name == spec.name for found in registry.matching("modality", self.context)):
+            return f"the modality {spec.name} is not loaded; add it to --modality (modalities)"
+        return f"this model has no {spec.name} tower (see config.json in {self.context.folder})"
+
+    def _refuse_absent(self, text: str) -> None:
+        """Raise InputError where a text holds the placeholder of a modality that is installed but not loaded."""
+        from gemma4_core.plugins import registry
+
+        loaded = {spec.placeholder for spec in self.specs}
+        for spec in registry.modalities.values():
+            if spec.placeholder not in loaded and spec.placeholder in text:
+                raise InputError(f"the prompt holds {spec.placeholder}: {self._absent(spec)}")
+
+    # ------------------------------------------------------------------------------------------- prompts
+
+    def _raw(self, text: str, request: _Request) -> tuple[str, dict[str, list[Any]]]:
+        self._refuse_absent(text)
+        special = self.tokenizer.special_tokens
+        begin = next((name for name, number in special.items() if number == self._config.bos_token_id), None)
+        for spec in self.specs:
+            given, written = request.media.get(spec.name, []), text.count(spec.placeholder)
+            if not written:
+                text = place_text(text, spec, len(given), begin)
+            else:
+                check_counts(spec, written, len(given))
+        return text, request.media
+
+    def _templated(
+        self, messages: Any, request: _Request, render: Mapping[str, Any]
+    ) -> tuple[str, dict[str, list[Any]]]:
+        if self.template is None:
+            raise TokenizerError(f"{self.context.folder}: has no chat template; give a raw prompt (--raw)")
+        talk = read_messages(messages, self.specs)
+        media: dict[str, list[Any]] = {}
+        for spec in self.specs:
+            given = request.media.get(spec.name, [])
+            open_places = sum(item is OPEN for item in talk.media.get(spec.name, []))
+            if given and not open_places:
+                place_parts(talk, spec, len(given))
+            else:
+                check_counts(spec, open_places, len(given))
+            rest = iter(given)
+            media[spec.name] = [next(rest) if item is OPEN else item for item in talk.media.get(spec.name, [])]
+        text, unknown = self._render(talk, media, render)
+        for spec in unknown:
+            if text.count(spec.placeholder) != len(media[spec.name]):
+                raise InputError(f"the chat template of {self.context.folder} leaves {text.count(spec.placeholder)} of "
+                                 f"{len(media[spec.name])} {kind(spec)} parts; put them into user messages")
+        self._refuse_absent(text)
+        return text, media
+
+    def _render(
+        self, talk: Conversation, media: Mapping[str, list[Any]], render: Mapping[str, Any]
+    ) -> tuple[str, list[ModalityTower]]:
+        """The prompt text, and the modalities whose parts the template does not know: those go in as text."""
+        from gemma4_core.text.messages import PART_TYPES
+
+        assert self.template is not None
+        strange = [spec for spec in self.specs if kind(spec) not in PART_TYPES]
+        text = self.template.render(as_text(talk, strange), **render)
+        unknown = [spec for spec in self.specs if text.count(spec.placeholder) != len(media[spec.name])]
+        if unknown:
+            text = self.template.render(as_text(talk, [*strange, *unknown]), **render)
+        return text, unknown
+
+    def _from_ids(self, ids: list[int], request: _Request) -> PreparedInputs:
+        """Ids with one placeholder per medium, or expanded already."""
+        prepared = self._prepare(request.media, request.options)
+        expansions: dict[int, list[list[int]]] = {}
+        for spec in self.specs:
+            soft = spec.soft_token_id(self._config)
+            count, made = ids.count(soft), prepared.get(spec.name)
+            if made is None or count == sum(made.soft_tokens):
+                continue
+            check_counts(spec, count, len(made.soft_tokens))
+            expansions[soft] = [self.tokenizer.encode(text) for text in made.expansions]
+        return self._result(expand_ids(ids, expansions), prepared)
+
+    # ------------------------------------------------------------------------------------------- media
+
+    def _prepare(self, media: Mapping[str, list[Any]], options: Mapping[str, Any]) -> dict[str, PreparedMedia]:
+        prepared = {}
+        for spec in self.specs:
+            items = [self._load(spec, source, options) for source in media.get(spec.name, [])]
+            if items:
+                prepared[spec.name] = self._processor(spec, options).prepare(items)
+        return prepared
+
+    def _processor(self, spec: ModalityTower, options: Mapping[str, Any]) -> MediaProcessor:
+        wanted = {option.keyword: options.get(option.keyword, option.default) for option in spec.options}
+        wanted["allow_urls"] = bool(options.get("allow_urls", False))
+        key = (spec.name, tuple(sorted((name, repr(value)) for name, value in wanted.items())))
+        if key not in self._processors:
+            self._processors[key] = spec.processor(self.context, wanted)
+        return self._processors[key]
+
+    def _load(self, spec: ModalityTower, source: Any, options: Mapping[str, Any]) -> Any:
+        processor = self._processor(spec, options)
+        source = resolve(source, bool(options.get("allow_urls", False)))
+        content = _fingerprint(source)
+        key = None if content is None else (spec.name, id(processor), content)
+
+        def load() -> Any:
+            try:
+                return processor.load(source)
+            except Gemma4Error:
+                raise
+            except Exception as error:
+                name = str(source) if isinstance(source, MediaSource) else type(source).__name__
+                reason = " ".join(str(error).split())[:160]
+                raise InputError(f"{name}: modality {spec.name} failed to read it: {type(error).__name__}: {reason}") \
+                    from error
+
+        return self._kept.get(key, load)
+
+    def _result(self, ids: list[int], prepared: Mapping[str, PreparedMedia]) -> PreparedInputs:
+        features: dict[str, np.ndarray] = {}
+        media: list[Medium] = []
+        for spec in self.specs:
+            made = prepared.get(spec.name)
+            counts = list(made.soft_tokens) if made is not None else []
+            check_soft_tokens(spec, ids.count(spec.soft_token_id(self._config)), sum(counts))
+            if made is None:
+                continue
+            features |= made.features
+            lengths: list[float | None] = [*made.seconds] or [None] * len(counts)
+            media += [Medium(spec.name, count, length) for count, length in zip(counts, lengths, strict=True)]
+        keywords = frozenset(keyword for spec in self.specs for keyword in spec.keywords)
+        return PreparedInputs(ids, features, tuple(media), keywords)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """One medium or several as a list. A pair of an array and a sampling rate is one medium."""
+    if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[0]) and isinstance(value[1], int | float):
+        return [value]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _is_ids(value: Any) -> bool:
+    if hasattr(value, "dtype") and getattr(value, "ndim", 0) == 1:
+        return True
+    return isinstance(value, list | tuple) and bool(value) and all(
+        isinstance(item, int | np.integer) and not isinstance(item, bool) for item in value
+    )
+
+
+def _fingerprint(source: Any) -> tuple[Any, ...] | None:
+    """A key for the content of a medium; None where there is no cheap one."""
+    if isinstance(source, MediaSource):
+        return source.fingerprint()
+    if isinstance(source, np.ndarray) and source.dtype != object:
+        return ("array", digest(source))
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray):
+        return ("pair", digest(source[0]), repr(source[1]))
+    return None
+
+
+def _weight(item: Any) -> int:
+    """Bytes of the arrays that a loaded medium holds."""
+    values = vars(item).values() if hasattr(item, "__dict__") else [item]
+    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))

@@ -113,7 +113,8 @@ def parse_config(data: Mapping[str, Any], where: str = CONFIG_FILE) -> GemmaConf
     text = parse_text(inner)
     vision = outer.child("vision_config") if conditional else None
     audio = outer.child("audio_config") if conditional else None
-    eoa = "eoa_token_index" if "eoa_token_index" in data else "eoa_token_id"
+    # transformers saves its default as eoa_token_index beside the id that a file has under the other name
+    eoa = "eoa_token_id" if data.get("eoa_token_id") is not None else "eoa_token_index"
     return GemmaConfig(
         model_type=data["model_type"],
         text_config=text,

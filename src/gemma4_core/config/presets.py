@@ -23,6 +23,7 @@ OFFICIAL_IDS = {
     "video_token_id": 258_884,
     "boa_token_id": 256_000,
     "eoa_token_id": 258_883,
+    "eoa_token_index": 258_883,
     "audio_token_id": 258_881,
     "eos_token_id": [1, 106],
 }
@@ -34,6 +35,7 @@ TINY_IDS = {
     "video_token_id": 507,
     "boa_token_id": 508,
     "eoa_token_id": 509,
+    "eoa_token_index": 509,
     "audio_token_id": 510,
     "eos_token_id": [1, 106],
 }

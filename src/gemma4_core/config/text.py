@@ -276,10 +276,12 @@ def check_together(section: Section, config: TextConfig) -> None:
     """What keys must hold among each other."""
     for layer in config.layers:
         if layer.head_dim % 2:
-            key = "head_dim" if not layer.is_full or "global_head_dim" not in section.data else "global_head_dim"
+            flat = "global_head_dim" if layer.is_full else "head_dim"
+            key = f"per_layer_config.{layer.index}.head_dim" if "per_layer_config" in section.data else flat
             raise section.fault(key, "rotary embedding needs an even head size", layer.head_dim)
         if config.num_attention_heads % layer.num_key_value_heads:
-            reason = f"it must be a multiple of the {layer.num_key_value_heads} key-value heads of layer {layer.index}"
+            keys = f"num_key_value_heads, which is {layer.num_key_value_heads} in layer {layer.index}"
+            reason = f"it must be a multiple of {keys}"
             raise section.fault("num_attention_heads", reason, config.num_attention_heads)
     if config.enable_moe_block and config.top_k_experts > config.num_experts:
         raise section.fault("top_k_experts", f"it must be at most num_experts, which is {config.num_experts}")

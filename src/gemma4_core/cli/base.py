@@ -1,0 +1,114 @@
+"""The commands' base: every failure becomes one line, and options take several values the way argparse does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import click
+
+from gemma4_core.cli.failures import FAILURE, OK, handle
+
+
+class ManyOption(click.Option):
+    """An option with several values: ``--sizes E2B E4B``, ``--sizes E2B --sizes E4B``, with ``separator`` ``E2B,E4B``.
+
+    Values after the first are taken until something that starts with a dash (a lone ``-`` is a value).
+    """
+
+    def __init__(self, param_decls: Sequence[str], *, separator: str | None = None, **kwargs: Any) -> None:
+        super().__init__(param_decls, **kwargs | {"multiple": True})
+        self.separator = separator
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        if self.separator and isinstance(value, list | tuple):
+            value = tuple(piece.strip() for v in value for piece in str(v).split(self.separator) if piece.strip())
+        return super().process_value(ctx, value)
+
+
+def spread(args: Sequence[str], flags: set[str], takes_value: set[str]) -> list[str]:
+    """Arguments with the flag repeated before each further value: ``--sizes A B`` becomes ``--sizes A --sizes B``.
+
+    Args:
+        args: as typed.
+        flags: spellings of options that take several values.
+        takes_value: spellings of other options whose next argument is their value.
+    """
+    result: list[str] = []
+    queue = list(args)
+    while queue:
+        arg = queue.pop(0)
+        result.append(arg)
+        flag = arg.partition("=")[0]
+        if arg == "--":
+            return result + queue
+        if flag in flags:
+            if "=" not in arg and queue:
+                result.append(queue.pop(0))  # whatever it looks like
+            while queue and (queue[0] == "-" or not queue[0].startswith("-")):
+                result += [flag, queue.pop(0)]
+        elif arg in takes_value and queue:
+            result.append(queue.pop(0))
+    return result
+
+
+class Robust(click.Command):
+    """A command that, run on its own, reports every failure as one line and exits with the code that belongs to it."""
+
+    def main(self, args: Any = None, prog_name: Any = None, complete_var: Any = None, standalone_mode: bool = True,
+             **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        leave(lambda: super(Robust, self).main(args, prog_name, complete_var, standalone_mode=False, **extra))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it. What it returns is dropped: only ``ctx.exit`` and failures set the exit code."""
+        try:
+            super().invoke(ctx)
+        except EOFError as error:
+            # click would take it for an end of input at a question; here it is a file that ends too early
+            detail = f": {error}" if str(error) else ""
+            raise click.ClickException(f"a file or stream ended too early{detail}") from error
+
+
+def leave(run: Callable[[], Any]) -> NoReturn:
+    """Run a command and exit with 0, or with the code of its failure."""
+    try:
+        code = run()
+        sys.stdout.flush()
+        code = code if isinstance(code, int) and not isinstance(code, bool) else OK
+    except BaseException as error:
+        code = handle(error)
+    sys.exit(_flushed(code))
+
+
+def _flushed(code: int) -> int:
+    """Flush what is left; where that fails (closed pipe, full disk) nothing more is said at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard(sys.stdout)
+        return code or FAILURE
+    return code
+
+
+def _discard(stream: Any) -> None:
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+class GemmaCommand(Robust):
+    """A command whose ``ManyOption`` options take several values after one flag."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        many = {flag for option in options if isinstance(option, ManyOption) for flag in option.opts}
+        single = {flag for option in options if not option.is_flag for flag in option.opts} - many
+        return super().parse_args(ctx, spread(args, many, single))

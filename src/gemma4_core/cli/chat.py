@@ -1,0 +1,69 @@
+"""``gemma4 chat``: talk with a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemma4_core.cli.options import device_options, loading_options, model_option, sampling_options
+from gemma4_core.cli.output import note
+from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
+from gemma4_core.cli.request import Loading, checked_text, folder, read_tools, sampling
+from gemma4_core.errors import InputError
+
+if TYPE_CHECKING:
+    from gemma4_core.model import GemmaModel
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+def check_talks(model: GemmaModel) -> None:
+    """Raise InputError for a model that cannot hold a conversation."""
+    from gemma4_core.text import has_text
+
+    if not has_text(model.tokenizer):
+        raise InputError(f"{folder(model)} has no tokenizer to talk through: use gemma4 generate --prompt-tokens")
+    if model.template is None:
+        raise InputError(f"{folder(model)} has no chat template (a base model?): use gemma4 generate, or an -it model")
+
+
+@click.command("chat", cls=PluginOptionsCommand)
+@model_option
+@click.option("--system", "-s", metavar="TEXT", help="System prompt.")
+@click.option("--tools", metavar="FILE", help="JSON file with tool declarations for the template.")
+@click.option("--thinking/--no-thinking", default=False, help="Let the model think before it answers.")
+@sampling_options
+@device_options
+@loading_options
+@click.option("--stats", is_flag=True, help="Counts and speeds after each answer.")
+@click.option("--history/--no-history", default=True, show_default=True,
+              help="Keep what was typed, in $XDG_STATE_HOME/gemma4/chat_history.")
+def chat_command(
+    system: str | None, tools: str | None, thinking: bool, stats: bool, history: bool, plugin_values: PluginValues,
+    **values: Any,
+) -> None:
+    """Talk with a model; it remembers the conversation.
+
+    \b
+    gemma4 chat -m e2b-it
+    gemma4 chat -m ./checkpoint --system "Answer like a pirate." --temperature 0
+
+    /help lists the commands inside. Ctrl-C stops an answer, Ctrl-D leaves. Lines of a pipe are answered one by one.
+    """
+    from gemma4_core.cli.conversation import Conversation
+    from gemma4_core.cli.lines import Lines
+    from gemma4_core.cli.repl import Repl
+
+    declared = read_tools(tools) if tools else None
+    system = checked_text("--system", system) if system else None
+    model = Loading.taken_from(values).load(plugin_values)
+    check_talks(model)
+    wanted = sampling(model.generation_config, {name: values[name] for name in SAMPLING})
+    wanted |= {"max_new_tokens": values["max_new_tokens"], "stop": values["stop"]}
+    conversation = Conversation(model, wanted, system, thinking, declared)
+    conversation.waiting = {keyword: list(files) for keyword, files in plugin_values.media.items()}
+    with Lines(history) as lines:
+        if lines.interactive:
+            note(f"{folder(model)} on {model.device_name}. /help lists commands, Ctrl-D leaves.")
+        Repl(conversation, lines, stats).run()

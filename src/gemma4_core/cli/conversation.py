@@ -1,0 +1,111 @@
+"""A conversation with a model: messages, media and the cache that is reused from turn to turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma4_core.cli.output import Answer
+from gemma4_core.errors import InputError
+
+if TYPE_CHECKING:
+    from gemma4_core.descriptions import ModalityTower
+    from gemma4_core.generation.stream import Part, Stats
+    from gemma4_core.model import GemmaModel
+
+
+class Conversation:
+    """Turns of a user and a model. ``wanted`` are further arguments of ``stream_generate``, such as sampling."""
+
+    def __init__(
+        self, model: GemmaModel, wanted: Mapping[str, Any], system: str | None = None, thinking: bool = False,
+        tools: Any = None,
+    ) -> None:
+        self.model = model
+        self.wanted = dict(wanted)
+        self.system = system
+        self.thinking = thinking
+        self.tools = tools
+        self.turns: list[dict[str, Any]] = []
+        self.media: dict[str, list[str]] = {}
+        """Media of the turns so far, by argument, in order."""
+        self.waiting: dict[str, list[str]] = {}
+        """Media that go with the next message."""
+        self.stats: Stats | None = None
+        self.finish_reason: str | None = None
+        self.cache = model.make_cache()
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The whole conversation as messages."""
+        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
+
+    def towers(self) -> dict[str, ModalityTower]:
+        """Loaded towers by the command that attaches a medium, such as ``image``."""
+        return {spec.media_option.flag.lstrip("-"): spec for spec in self.model.tower_specs}
+
+    def attach(self, kind: str, path: str) -> None:
+        """Put a medium with the next message. Raises InputError for a tower that is not there, or a missing file."""
+        tower = self.towers().get(kind)
+        if tower is None:
+            raise InputError(f"/{kind} {path}: this model is loaded without a tower for it")
+        if not path:
+            raise InputError(f"/{kind}: give the path of a file")
+        file = Path(path).expanduser()
+        if not file.exists():
+            raise InputError(f"/{kind} {path}: no such file")
+        self.waiting.setdefault(tower.media_keyword, []).append(str(file))
+
+    def ask(self, text: str, answer: Answer) -> Iterator[Part]:
+        """Yield the answer to a message, collecting it in ``answer``; afterwards call ``keep`` or ``drop``."""
+        media = {key: self.media.get(key, []) + self.waiting.get(key, []) for key in {*self.media, *self.waiting}}
+        self.turns.append({"role": "user", "content": self._with_placeholders(text)})
+        parts = self.model.stream_generate(
+            self.messages(), tools=self.tools, thinking=self.thinking, cache=self.cache, **self.wanted | media
+        )
+        self.media, self.waiting = media, {}
+        for part in parts:
+            answer.take(part)
+            yield part
+
+    def _with_placeholders(self, text: str) -> str:
+        """A message with a placeholder for each waiting medium whose kind it does not place itself."""
+        for tower in self.model.tower_specs:
+            files = self.waiting.get(tower.media_keyword, [])
+            if files and tower.placeholder not in text:
+                holders = tower.placeholder * len(files)
+                text = holders + text if tower.placed == "before" else text + holders
+        return text
+
+    def keep(self, answer: Answer) -> None:
+        """Add what the model said, whole or not, to the conversation."""
+        self.stats, self.finish_reason = answer.stats or self.stats, answer.finish_reason
+        turn: dict[str, Any] = {"role": "assistant", "content": answer.text}
+        if answer.tool_calls:
+            turn["tool_calls"] = [{"type": "function", "function": dict(call)} for call in answer.tool_calls]
+        self.turns.append(turn)
+
+    def drop(self, media: Mapping[str, list[str]]) -> None:
+        """Take back a message that could not be answered. Files that came with it, perhaps at fault, are let go."""
+        if self.turns and self.turns[-1]["role"] == "user":
+            self.turns.pop()
+        self.media, self.waiting = dict(media), {}
+
+    def clear(self) -> None:
+        """Start anew; the system prompt stays."""
+        self.turns, self.media, self.waiting = [], {}, {}
+        self.cache.reset()
+
+    def forget_cache(self) -> None:
+        """Drop the cache and all captured graphs, after a step was cut off in the middle."""
+        self.model.invalidate()
+        self.cache = self.model.make_cache()
+
+    def save(self, path: str) -> None:
+        """Write the messages as JSON. Raises a Gemma4Error naming the file; it appears whole or not at all."""
+        from gemma4_core.checkpoint.atomic import atomic_file
+
+        content = {"model": str(self.model.context.folder), "messages": self.messages(), **self.media}
+        with atomic_file(Path(path).expanduser(), "w") as file:
+            file.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")

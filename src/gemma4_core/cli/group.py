@@ -1,0 +1,128 @@
+"""The ``gemma4`` command: a group that imports a sub-command when it runs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from gemma4_core.cli.base import Robust
+from gemma4_core.cli.commands import OWN_COMMANDS, load_plugin_command, origin, own_commands, plugin_commands
+
+HELP = """Gemma 4 on tinygrad: text, images and sound, on CPU or GPU.
+
+\b
+  gemma4 demo                                         see it work
+  gemma4 download --sizes E2B --it                    fetch a model
+  gemma4 generate -m e2b-it --prompt "Hello"          ask it
+  gemma4 chat -m e2b-it                               talk with it
+
+A model is a checkpoint folder, a hub name such as google/gemma-4-E2B-it, or an alias such as e2b-it.
+"""
+EPILOG = "GEMMA4_DEBUG=1 shows tracebacks and all faults. GEMMA4_DISABLE_PLUGINS=a,b leaves plugins out."
+
+
+class LazyGroup(Robust, click.Group):
+    """Sub-commands by name, imported when asked for. A command of our own wins over a plugin's of the same name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        own = own_commands()
+        return [*own, *sorted(name for name in plugin_commands() if name not in own)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        known = OWN_COMMANDS.get(cmd_name)
+        if known is not None and known.exists():
+            return known.load()
+        entry = plugin_commands().get(cmd_name)
+        return None if entry is None else load_plugin_command(entry)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from gemma4_core.plugins.origin import nearest
+
+            if close := nearest(args[0], self.list_commands(ctx)):
+                raise click.UsageError(f"No such command {args[0]!r}{close}", ctx) from error
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing any."""
+        own = own_commands()
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in own.items()])
+        others = {name: entry for name, entry in plugin_commands().items() if name not in own}
+        if others:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl([(name, _summary(entry)) for name, entry in sorted(others.items())])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        own = own_commands()
+        names = {name: command.help for name, command in own.items()}
+        names |= {name: _summary(entry) for name, entry in plugin_commands().items() if name not in own}
+        found = [CompletionItem(name, help=text) for name, text in names.items() if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+def _summary(entry: Any) -> str:
+    text = f"(from {origin(entry)})"
+    return f"{entry.summary} {text}" if entry.summary else text
+
+
+def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print our version and tinygrad's, without importing it."""
+    if not value or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for name in ("tinygrad-gemma4", "tinygrad"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} (not installed as a package)")
+    click.echo(", ".join(found))
+    ctx.exit()
+
+
+def enough_of_stdio() -> None:
+    """Text that the terminal's encoding lacks is shown as ``?`` rather than ending an answer."""
+    import sys
+
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+
+
+def quiet_libraries() -> None:
+    """Warnings and progress bars of libraries only on a terminal: elsewhere stderr is for our own line."""
+    import sys
+
+    from gemma4_core.cli.failures import debugging
+
+    if debugging() or (sys.stderr is not None and sys.stderr.isatty()):
+        return
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for worker processes
+
+
+@click.group(
+    cls=LazyGroup, help=HELP, epilog=EPILOG, context_settings={"help_option_names": ["--help", "-h"]},
+    subcommand_metavar="COMMAND [ARGS]...",
+)
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=show_version,
+              help="Show the version and exit.")
+def cli() -> None:
+    """See ``HELP``."""

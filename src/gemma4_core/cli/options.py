@@ -1,0 +1,162 @@
+"""Option types and the options that several commands share."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from gemma4_core.cli.base import ManyOption
+
+F = TypeVar("F", bound=Callable[..., Any])
+LARGEST_COUNT = 1 << 27
+"""No context is longer (see ``gemma4_core.config``)."""
+MAX_NEW_TOKENS = 1024
+"""Default length of an answer."""
+
+
+class Whole(click.ParamType):
+    """A whole number in decimal digits, within bounds."""
+
+    name = "integer"
+
+    def __init__(self, low: int = 1, high: int = LARGEST_COUNT) -> None:
+        self.low, self.high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            number = value
+        elif re.fullmatch(r"[+-]?[0-9]{1,30}", text := str(value).strip()):
+            number = int(text)
+        else:
+            self.fail(f"{clipped(value)} is not a whole number from {self.low} to {self.high}.", param, ctx)
+        if not self.low <= number <= self.high:
+            self.fail(f"{clipped(value)} is not in the range from {self.low} to {self.high}.", param, ctx)
+        return number
+
+
+class Number(click.ParamType):
+    """A finite number within bounds."""
+
+    name = "number"
+
+    def __init__(self, low: float, high: float = math.inf, above: bool = False) -> None:
+        self.low, self.high, self.above = low, high, above
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            self.fail(f"{clipped(value)} is not a number.", param, ctx)
+        if not math.isfinite(number) or not self.low <= number <= self.high or (self.above and number == self.low):
+            low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+            bounds = low if self.high == math.inf else f"{low} to {self.high:g}"
+            self.fail(f"{clipped(value)} is not a finite number {bounds}.", param, ctx)
+        return number
+
+
+class TokenIds(click.ParamType):
+    """Token ids separated by commas or spaces: ``2,106,1234``. Whether the vocabulary has them the model says."""
+
+    name = "ids"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        pieces = [piece for piece in re.split(r"[,\s]+", str(value).strip()) if piece]
+        for piece in pieces:
+            if not re.fullmatch(r"[+-]?[0-9]{1,30}", piece):
+                self.fail(f"{clipped(piece)} is not a whole number; give ids such as 2,106,1234.", param, ctx)
+        return [int(piece) for piece in pieces]
+
+
+class Beam(click.ParamType):
+    """Width of the kernel search, or ``max``."""
+
+    name = "N|max"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        from gemma4_core.devices import parse_beam
+        from gemma4_core.errors import InputError
+
+        text = str(value).strip()
+        if text.lower() != "max" and not re.fullmatch(r"[0-9]{1,4}", text):
+            self.fail(f"{clipped(value)} is neither a whole number from 0 nor max.", param, ctx)
+        try:
+            return parse_beam(text)
+        except InputError as error:  # TINYGRAD_GEMMA_MAX_BEAM
+            self.fail(f"{error}", param, ctx)
+
+
+def clipped(value: Any, limit: int = 200) -> str:
+    """A value in quotes, cut where it is long; control characters become escapes when the error is printed."""
+    text = str(value)
+    return f"'{text}'" if len(text) <= limit else f"'{text[:limit]}…'"
+
+
+def apply(function: F, decorators: Sequence[Callable[[F], F]]) -> F:
+    """Decorate so that options appear in the order given."""
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+model_option = click.option(
+    "--model-dir", "--model", "-m", "model", required=True, envvar="GEMMA4_MODEL_DIR", show_envvar=True,
+    metavar="MODEL", help="Checkpoint folder, hub name (google/gemma-4-E2B-it) or alias (e2b-it).",
+)
+
+
+def device_options(function: F) -> F:
+    """``--device``, ``--beam``, ``--beam-seconds``."""
+    return apply(function, [
+        click.option("--device", default="auto", show_default=True, metavar="NAME",
+                     help="Device plugin: cpu, cuda, metal, … (gemma4 doctor lists them)."),
+        click.option("--beam", type=Beam(), default=0, show_default=True,
+                     help="Width of tinygrad's kernel search; max is TINYGRAD_GEMMA_MAX_BEAM (4 by default)."),
+        click.option("--beam-seconds", type=Number(0), default=None,
+                     help="Time budget of the kernel search; the rest takes default kernels."),
+    ])
+
+
+def loading_options(function: F) -> F:
+    """What ``load_pretrained`` takes besides model and device."""
+    return apply(function, [
+        click.option("--format", default="auto", show_default=True, metavar="NAME", help="Checkpoint format plugin."),
+        click.option("--modality", cls=ManyOption, separator=",", default=None, metavar="NAME,…",
+                     help="Towers to load, such as text,vision; text alone skips all. Default: all there are."),
+        click.option("--tokenizer", default="auto", show_default=True, metavar="NAME", help="Tokenizer plugin."),
+        click.option("--context", "-c", type=Whole(), default=None, metavar="TOKENS",
+                     help="Longest context. Default: the config's."),
+        click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,
+                     help="Type to compute in; auto is the files'."),
+        click.option("--ple", type=click.Choice(["auto", "device", "host", "disk"]), default="auto", show_default=True,
+                     help="Where the per-layer embedding table stays."),
+    ])
+
+
+def sampling_options(function: F) -> F:
+    """How tokens are chosen and when to stop."""
+    return apply(function, [
+        click.option("--max-new-tokens", "--max-tokens", "-n", type=Whole(), default=MAX_NEW_TOKENS, show_default=True,
+                     metavar="N", help="Longest answer."),
+        click.option("--temperature", "--temp", type=Number(0, 1e6), default=None, help="0 is greedy. " + FROM_FOLDER),
+        click.option("--top-k", type=Whole(0, 1 << 30), default=None, help="Keep the K likeliest tokens; 0 is off."),
+        click.option("--top-p", type=Number(0, 1), default=None,
+                     help="Keep the likeliest tokens of this total probability."),
+        click.option("--min-p", type=Number(0, 1), default=None,
+                     help="Keep tokens at least this likely, relative to the likeliest."),
+        click.option("--repetition-penalty", type=Number(0, 1e6, above=True), default=None,
+                     help="Above 1: tokens seen before become less likely."),
+        click.option("--seed", type=Whole(0, (1 << 32) - 1), default=None, help="Make sampling repeatable."),
+        click.option("--stop", multiple=True, metavar="TEXT",
+                     help="End the answer before this text; may be given more than once."),
+    ])
+
+
+FROM_FOLDER = "Default: generation_config.json."

@@ -1,0 +1,182 @@
+"""What goes where: the answer to stdout, everything else to stderr, and that only for a person or when asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemma4_core.generation.stream import Part, Stats
+
+DIM, PLAIN = "\033[2m", "\033[0m"
+UNSAFE = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
+"""Control characters, with which a model could command the terminal; files and pipes get them as they are."""
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def on_terminal() -> bool:
+    """Whether a person reads stderr."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def colour() -> bool:
+    """Whether stderr may be coloured."""
+    return on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def note(text: str) -> None:
+    """A line on stderr, dim where there are colours."""
+    print(f"{DIM}{text}{PLAIN}" if colour() else text, file=sys.stderr, flush=True)
+
+
+def human_bytes(count: float) -> str:
+    """``10.2 GB``: decimal units, three digits."""
+    for unit in UNITS:
+        if count < 999.5 or unit == UNITS[-1]:
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.{1 if count >= 9.995 else 2}f} {unit}"
+
+
+def human_count(count: int) -> str:
+    """``5.12 B``, ``31 M``: parameters."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON in the characters that stdout can write."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    return json.dumps(value, ensure_ascii=encoding != "utf8", indent=indent)
+
+
+def stats_line(stats: Stats, finish_reason: str | None) -> str:
+    """Counts and speeds of an answer on one line."""
+    values = stats.as_dict()
+    reused = f" ({values['reused_tokens']} reused)" if values["reused_tokens"] else ""
+    prompt = f"prompt {values['prompt_tokens']} tokens{reused} in {values['prompt_seconds']:.2f} s"
+    answer = f"answer {values['generated_tokens']} tokens in {values['generation_seconds']:.2f} s"
+    parts = [prompt + rate(values["prompt_tps"]), answer + rate(values["generation_tps"])]
+    for name, seconds in (values.get("media_seconds") or {}).items():
+        parts.append(f"{name} {seconds:.2f} s")
+    if values.get("peak_memory_bytes"):
+        parts.append(f"peak memory {human_bytes(values['peak_memory_bytes'])}")
+    if values.get("load_seconds"):
+        parts.append(f"loaded in {values['load_seconds']:.1f} s")
+    return " · ".join([*parts, *([finish_reason] if finish_reason else [])])
+
+
+def rate(per_second: float) -> str:
+    """``(12.3 tok/s)``, nothing where it is not known."""
+    return f" ({per_second:.3g} tok/s)" if per_second else ""
+
+
+@dataclass
+class Answer:
+    """An answer as it was collected from its parts."""
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: list[Mapping[str, Any]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stats: Stats | None = None
+
+    def take(self, part: Part) -> None:
+        """Add a part."""
+        if part.token is not None:
+            self.tokens.append(int(part.token))
+        if part.kind == "thinking":
+            self.thinking += part.text
+        elif part.kind == "tool_call" and part.tool_call is not None:
+            self.tool_calls.append(part.tool_call)
+        else:
+            self.text += part.text
+        if part.finish_reason is not None:
+            self.finish_reason, self.stats = part.finish_reason, part.stats
+
+    def as_json(self, textless: bool) -> dict[str, Any]:
+        """The object that ``--json`` prints; ``thinking`` and ``tool_calls`` only where there are any."""
+        stats = self.stats.as_dict() if self.stats is not None else {}
+        found: dict[str, Any] = {
+            "text": None if textless else self.text,
+            "tokens": self.tokens,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": stats.get("prompt_tokens"),
+            "stats": stats,
+        }
+        if self.thinking:
+            found["thinking"] = self.thinking
+        if self.tool_calls:
+            found["tool_calls"] = [dict(call) for call in self.tool_calls]
+        return found
+
+
+class Printer:
+    """Writes an answer to stdout as it comes: text, tool calls a line of JSON each, or ids where there is no text.
+
+    Thinking goes to a person's stderr, dim, and nowhere else.
+    """
+
+    def __init__(self, textless: bool = False) -> None:
+        self.textless = textless
+        self.thinking = False
+        self.fresh = True
+        """Whether stdout is at the beginning of a line."""
+        self.empty = True
+        self.terminal = sys.stdout.isatty()
+
+    def show(self, part: Part) -> None:
+        """Write one part."""
+        if part.kind == "thinking":
+            self._show_thinking(part.text)
+            return
+        if self.thinking and (part.text or part.finish_reason):
+            self._end_thinking()
+        if part.kind == "tool_call":
+            self._write(("" if self.fresh else "\n") + part.text + "\n")
+        elif self.textless and part.token is not None:
+            self._write(f"{'' if self.empty else ','}{part.token}")
+        elif part.text:
+            self._write(part.text)
+
+    def end(self) -> None:
+        """End the line that the answer stands on."""
+        if self.thinking:
+            self._end_thinking()
+        if not self.fresh:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text.translate(UNSAFE) if self.terminal else text)
+        sys.stdout.flush()
+        self.fresh, self.empty = text.endswith("\n"), False
+
+    def _show_thinking(self, text: str) -> None:
+        if text and on_terminal():
+            self.thinking = True
+            sys.stderr.write(f"{DIM}{text}{PLAIN}" if colour() else text)
+            sys.stderr.flush()
+
+    def _end_thinking(self) -> None:
+        self.thinking = False
+        sys.stderr.write("\n")
+        sys.stderr.flush()
+
+
+def show_all(parts: Iterable[Part], printer: Printer | None) -> Answer:
+    """Collect an answer, printing it on the way."""
+    answer = Answer()
+    for part in parts:
+        answer.take(part)
+        if printer is not None:
+            printer.show(part)
+    if printer is not None:
+        printer.end()
+    return answer

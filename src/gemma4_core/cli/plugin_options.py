@@ -1,0 +1,163 @@
+"""Options that plugins bring to ``generate`` and ``chat``: media, tower settings, model transforms.
+
+They come from the registry, which is asked only when such a command is parsed or its help is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemma4_core.cli.base import GemmaCommand, ManyOption
+from gemma4_core.cli.options import Number, Whole
+from gemma4_core.errors import PluginError
+
+if TYPE_CHECKING:
+    from gemma4_core.descriptions import ModalityTower, Option
+
+KEY = "gemma4_core.plugin_options"
+USUAL_MEDIA = {"--image": "images", "--audio": "audio"}
+"""Media options that are listed even where no plugin serves them, with what such a plugin is for."""
+
+
+@dataclass(frozen=True)
+class PluginParam:
+    """One option on the command line, with the plugins that it belongs to."""
+
+    param: click.Option
+    owners: tuple[str, ...]
+    """Plugins, as ``modality 'vision' of tinygrad-gemma4``; none for a medium without plugin, several for a clash."""
+    keyword: str
+    media_keyword: str | None = None
+    """The argument of ``stream_generate`` for an option that takes media."""
+
+
+@dataclass
+class PluginValues:
+    """What a user gave for the options of plugins."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Every option's value by keyword, defaults included; media options left out."""
+    media: dict[str, list[str]] = field(default_factory=dict)
+    """Media by the argument that they are passed as, such as ``images``."""
+    flags: dict[str, str] = field(default_factory=dict)
+    """The flag of each such argument."""
+
+
+def collect(taken: set[str]) -> dict[str, PluginParam]:
+    """Options of all plugins by parameter name.
+
+    Args:
+        taken: flags of the command itself. A plugin's option of the same flag is left out.
+    """
+    from gemma4_core.plugins import registry
+
+    found: dict[str, list[tuple[str, Option, ModalityTower | None]]] = {}
+    for entry in registry.modalities.entries():
+        who = f"modality '{entry.name}' of {entry.origin.distribution or 'this process'}"
+        tower = entry.description
+        found.setdefault(tower.media_option.flag, []).append((who, tower.media_option, tower))
+        for option in tower.options:
+            found.setdefault(option.flag, []).append((who, option, None))
+    for transform in registry.transforms.entries():
+        who = f"transform '{transform.name}' of {transform.origin.distribution or 'this process'}"
+        for option in transform.description.options:
+            found.setdefault(option.flag, []).append((who, option, None))
+    params = [absent(flag) for flag in USUAL_MEDIA if flag not in found]
+    params += [_joined(claims) for flag, claims in found.items() if flag not in taken]
+    order = list(USUAL_MEDIA)
+    params.sort(key=lambda p: (p.media_keyword is None, *_rank(p.param.opts[0], order)))
+    return {str(p.param.name): p for p in params}
+
+
+def _rank(flag: str, order: list[str]) -> tuple[int, str]:
+    return (order.index(flag) if flag in order else len(order), flag)
+
+
+def absent(flag: str) -> PluginParam:
+    """A medium's option where no plugin serves the medium: listed, refused when used."""
+    help = f"No plugin for {USUAL_MEDIA[flag]} is loaded (see gemma4 plugins)."
+    param = ManyOption([flag, f"plugin_{flag[2:]}"], metavar="PATH", help=help)
+    return PluginParam(param, (), flag[2:], USUAL_MEDIA[flag])
+
+
+def _joined(claims: list[tuple[str, Option, ModalityTower | None]]) -> PluginParam:
+    _, option, tower = claims[0]
+    owners = tuple(who for who, _, _ in claims)
+    param = make_param(option, tower is not None)
+    if len(claims) > 1:
+        param.help = f"Claimed by {' and by '.join(owners)}."
+    return PluginParam(param, owners, option.keyword, tower.media_keyword if tower else None)
+
+
+def make_param(option: Option, media: bool = False) -> click.Option:
+    """A plugin's ``Option`` as click's; its name carries a prefix so that it cannot shadow ours."""
+    declaration = [option.flag, f"plugin_{option.keyword}"]
+    if option.type is bool:
+        return click.Option(declaration, is_flag=True, default=bool(option.default), help=option.help)
+    kind: Any = {int: Whole(-(1 << 62), 1 << 62), float: Number(-1e300, 1e300)}.get(option.type, option.type)
+    if option.choices:
+        kind = click.Choice(option.choices, case_sensitive=False)
+    shown = option.metavar or ("PATH" if media else None)
+    settings: dict[str, Any] = {"type": kind, "metavar": shown, "help": option.help}
+    if option.multiple or media:
+        return ManyOption(declaration, default=option.default, **settings)
+    return click.Option(declaration, default=option.default, show_default=option.default is not None, **settings)
+
+
+class PluginOptionsCommand(GemmaCommand):
+    """A command that takes the options of plugins; its callback gets them as ``plugin_values``."""
+
+    def plugin_params(self, ctx: click.Context) -> dict[str, PluginParam]:
+        """The options of plugins by parameter name, asked for once per run."""
+        if KEY not in ctx.meta:
+            ctx.meta[KEY] = collect({flag for param in self.params for flag in param.opts + param.secondary_opts})
+        return ctx.meta[KEY]
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = super().get_params(ctx)
+        return [*own[:-1], *(p.param for p in self.plugin_params(ctx).values()), *own[-1:]]  # --help stays last
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Our own options, then media, then what else plugins bring."""
+        plugin = self.plugin_params(ctx)
+        own = [param for param in self.get_params(ctx) if param.name not in plugin]
+        media = [known.param for known in plugin.values() if known.media_keyword is not None]
+        others = [known.param for known in plugin.values() if known.media_keyword is None]
+        for title, params in (("Options", own), ("Media", media), ("Options of plugins", others)):
+            records = [record for param in params if (record := param.get_help_record(ctx)) is not None]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        ctx.params["plugin_values"] = self.gather(ctx)
+        return super().invoke(ctx)
+
+    def gather(self, ctx: click.Context) -> PluginValues:
+        """Values of the plugins' options. Raises PluginError for one that was given and has no owner, or several."""
+        values = PluginValues()
+        for name, known in self.plugin_params(ctx).items():
+            value = ctx.params.pop(name, None)
+            given = ctx.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
+            if given:
+                refuse_unowned(known, value)
+            if known.media_keyword is not None:
+                values.flags[known.media_keyword] = known.param.opts[0]
+                if value:
+                    values.media[known.media_keyword] = list(value)
+            elif known.owners:
+                values.options[known.keyword] = value
+        return values
+
+
+def refuse_unowned(known: PluginParam, value: Any) -> None:
+    """Raise PluginError for an option that no plugin serves, or that several claim."""
+    flag = known.param.opts[0]
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    if not known.owners:
+        raise PluginError(f"{flag} {first}: no plugin for {USUAL_MEDIA[flag]} is loaded; gemma4 plugins says why")
+    if len(known.owners) > 1:
+        raise PluginError(f"{flag} {first}: claimed by {' and by '.join(known.owners)}; uninstall or block one of them")

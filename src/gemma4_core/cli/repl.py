@@ -1,0 +1,156 @@
+"""The loop of ``gemma4 chat``: messages in, answers out, and commands that begin with a slash."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from gemma4_core.cli.conversation import Conversation
+from gemma4_core.cli.failures import report
+from gemma4_core.cli.interrupt import Interrupt
+from gemma4_core.cli.lines import QUOTES, Lines
+from gemma4_core.cli.output import Answer, Printer, note, stats_line
+from gemma4_core.errors import Gemma4Error, InputError
+
+STOPPING = "stopping after this step; Ctrl-C again stops at once"
+HELP = [
+    ("/help", "show this"),
+    ("/clear", "forget the conversation; the system prompt stays"),
+    ("/system [TEXT]", "set the system prompt, or show it"),
+    ("/thinking on|off", "let the model think before it answers"),
+    ("/stats", "counts and speeds of the last answer"),
+    ("/save FILE", "write the conversation as JSON"),
+    ("/exit", "leave (as Ctrl-D does)"),
+]
+
+
+class Repl:
+    """Reads, answers and obeys until the user leaves."""
+
+    def __init__(self, conversation: Conversation, lines: Lines, show_stats: bool = False) -> None:
+        self.conversation = conversation
+        self.lines = lines
+        self.show_stats = show_stats
+        self.leaving = False
+        self.commands: dict[str, Callable[[str], None]] = {
+            "help": self.help, "?": self.help, "clear": self.clear, "system": self.system, "thinking": self.thinking,
+            "stats": self.stats, "save": self.save, "exit": self.exit, "quit": self.exit, "bye": self.exit,
+        }
+
+    def run(self) -> None:
+        """Loop. A person sees failures and goes on; a pipe ends at the first one."""
+        while not self.leaving:
+            try:
+                text = self.lines.next()
+            except KeyboardInterrupt:
+                note("\n(/exit or Ctrl-D leaves)")
+                continue
+            if text is None:
+                break
+            try:
+                self.take(text)
+            except Exception as error:
+                if not self.lines.interactive or isinstance(error, BrokenPipeError):
+                    raise
+                report(error)
+                if not isinstance(error, Gemma4Error):
+                    self.conversation.forget_cache()
+        if self.lines.interactive and not self.leaving:
+            print(file=sys.stderr)
+
+    def take(self, text: str) -> None:
+        """Answer one message or obey one command. Raises a Gemma4Error where that fails."""
+        if text.startswith("/"):
+            self.obey(text)
+        elif text.strip():
+            self.answer(text)
+
+    def obey(self, text: str) -> None:
+        """Run a command. Raises InputError for an unknown one."""
+        name, _, rest = text[1:].partition(" ")
+        rest = rest.strip()
+        if name in self.commands:
+            self.commands[name](rest)
+        elif name in self.conversation.towers():
+            self.conversation.attach(name, _unquoted(rest))
+            note(f"{rest} goes with your next message")
+        elif name in ("image", "audio", "video"):
+            self.conversation.attach(name, rest)  # says that there is no tower
+        else:
+            raise InputError(f"/{name[:60]}: no such command; /help lists them (a space in front says it to the model)")
+
+    def answer(self, text: str) -> None:
+        """Show the answer to a message. Ctrl-C ends the answer, which stays in the conversation as far as it came."""
+        talk, printer, answer = self.conversation, Printer(), Answer()
+        media = dict(talk.media)
+        try:
+            with Interrupt(STOPPING) as interrupt:
+                parts = talk.ask(text, answer)
+                for part in parts:
+                    printer.show(part)
+                    if interrupt.asked:
+                        break
+        except KeyboardInterrupt:
+            talk.forget_cache()
+        except BaseException:
+            printer.end()
+            talk.drop(media)
+            raise
+        printer.end()
+        talk.keep(answer)
+        if answer.finish_reason is None:
+            note("(stopped)")
+        elif answer.finish_reason == "length":
+            note("(cut off: --max-new-tokens or the context is used up)")
+        if self.show_stats and answer.stats is not None:
+            self.stats("")
+
+    # ------------------------------------------------------------------------------------------- commands
+
+    def help(self, rest: str) -> None:
+        """``/help``"""
+        attachments = [(f"/{kind} PATH", f"put a file ({spec.name}) with your next message")
+                       for kind, spec in self.conversation.towers().items()]
+        for usage, meaning in [*HELP[:-1], *attachments, HELP[-1]]:
+            note(f"{usage:<18}{meaning}")
+        note(f"{QUOTES} begins and ends a message of several lines. Ctrl-C stops an answer.")
+
+    def clear(self, rest: str) -> None:
+        """``/clear``"""
+        self.conversation.clear()
+        note("(forgotten)")
+
+    def system(self, rest: str) -> None:
+        """``/system [TEXT]``"""
+        if rest:
+            self.conversation.system = rest
+        note(f"system prompt: {self.conversation.system or '(none)'}")
+
+    def thinking(self, rest: str) -> None:
+        """``/thinking on|off``"""
+        if rest.lower() not in ("on", "off", ""):
+            raise InputError(f"/thinking {rest[:60]}: say on or off")
+        if rest:
+            self.conversation.thinking = rest.lower() == "on"
+        note(f"thinking is {'on' if self.conversation.thinking else 'off'}")
+
+    def stats(self, rest: str) -> None:
+        """``/stats``"""
+        stats = self.conversation.stats
+        note(stats_line(stats, self.conversation.finish_reason) if stats is not None else "(no answer yet)")
+
+    def save(self, rest: str) -> None:
+        """``/save FILE``"""
+        if not rest:
+            raise InputError("/save: give a file to write the conversation to")
+        self.conversation.save(_unquoted(rest))
+        note(f"saved {len(self.conversation.messages())} messages to {_unquoted(rest)}")
+
+    def exit(self, rest: str) -> None:
+        """``/exit``"""
+        self.leaving = True
+
+
+def _unquoted(text: str) -> str:
+    """A path without the quotes that a terminal puts around a dropped file."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text

@@ -1,0 +1,120 @@
+"""What ``generate`` and ``chat`` ask of a model, from what stands on the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma4_core.errors import InputError
+
+if TYPE_CHECKING:
+    from gemma4_core.cli.plugin_options import PluginValues
+    from gemma4_core.config import GenerationConfig
+    from gemma4_core.model import GemmaModel
+
+STDIN_LIMIT = 64 << 20
+"""Bytes of a prompt or tool list; longer than any context."""
+FILTERS = ("top_k", "top_p", "min_p")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What ``load_pretrained`` is called with."""
+
+    model: str
+    device: str = "auto"
+    beam: int = 0
+    beam_seconds: float | None = None
+    format: str = "auto"
+    modality: Sequence[str] = ()
+    tokenizer: str = "auto"
+    context: int | None = None
+    dtype: str = "auto"
+    ple: str = "auto"
+
+    @classmethod
+    def taken_from(cls, values: dict[str, Any]) -> Loading:
+        """Take the loading options out of a command's parameters."""
+        return cls(**{name: values.pop(name) for name in cls.__dataclass_fields__ if name in values})
+
+    def load(self, plugins: PluginValues) -> GemmaModel:
+        """Load the model. Raises a Gemma4Error before memory is spent where anything does not fit."""
+        from gemma4_core import loading
+
+        return loading.load_pretrained(
+            self.model, device=self.device, format=self.format, tokenizer=self.tokenizer,
+            modalities=tuple(self.modality) or None, dtype=None if self.dtype == "auto" else self.dtype,
+            max_context=self.context, ple=self.ple, beam=self.beam, beam_seconds=self.beam_seconds,
+            options=plugins.options,
+        )
+
+
+def read_standard_input() -> str:
+    """All of stdin as text. Raises InputError where it is too long or not UTF-8."""
+    data = sys.stdin.buffer.read(STDIN_LIMIT + 1) if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
+    if len(data) > STDIN_LIMIT:
+        raise InputError(f"--prompt -: standard input is longer than {STDIN_LIMIT >> 20} MiB, which fits no context")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--prompt -: standard input is not UTF-8 text (byte {error.start})") from error
+
+
+def checked_text(option: str, text: str) -> str:
+    """Text of the command line. Raises InputError where it holds bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{option} {text[:80]!r}: not UTF-8 text (character {error.start})") from error
+    return text
+
+
+def read_tools(path: str) -> list[Mapping[str, Any]]:
+    """Tool declarations from a JSON file: a list, or one declaration. Raises InputError naming the file."""
+    import json
+
+    try:
+        with open(path, "rb") as file:
+            data = file.read(STDIN_LIMIT)
+        tools = json.loads(data.decode("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"--tools {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--tools {path}: not a JSON file: {error}") from error
+    tools = [tools] if isinstance(tools, dict) else tools
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InputError(f"--tools {path}: a list of tool declarations (JSON objects) is expected")
+    return tools
+
+
+def sampling(config: GenerationConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling arguments of ``stream_generate``: what was given, else the folder's generation_config.json.
+
+    Asking for a filter (``--top-k`` and so on) where the folder is greedy samples at its temperature.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    greedy = not config.do_sample and "temperature" not in asked and not any(asked.get(name) for name in FILTERS)
+    defaults: dict[str, Any] = {"repetition_penalty": config.repetition_penalty}
+    defaults["temperature"] = 0.0 if greedy else config.temperature
+    if config.do_sample:
+        defaults |= {name: getattr(config, name) for name in FILTERS}
+    return defaults | {name: asked.get(name) for name in ("seed",)} | asked
+
+
+def needs_template(model: GemmaModel, raw: bool, **given: Any) -> bool:
+    """Whether the prompt goes through the chat template. Raises InputError for options that only a template serves."""
+    if model.template is not None and not raw:
+        return True
+    why = "--raw leaves it out" if raw else f"{folder(model)} has none"
+    for option, value in given.items():
+        if value:
+            raise InputError(f"--{option.replace('_', '-')} needs the chat template, and {why}")
+    return False
+
+
+def folder(model: GemmaModel) -> Path | str:
+    """The folder of a model, for messages."""
+    return model.context.folder or "the checkpoint"

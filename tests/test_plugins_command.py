@@ -92,6 +92,13 @@ def test_two_commands_with_one_name(dists: Dists) -> None:
     assert all("gemma4-a 1" in item["error"] and "gemma4-b 2" in item["error"] for item in found)
 
 
+def test_a_command_that_one_of_ours_shadows(dists: Dists) -> None:
+    dists.add("", "plugins", "gemma4-a", "1", "gemma4.commands")
+    found = row("plugins", "--kind", "command")
+    assert found["status"] == "failed" and "'plugins'" in found["error"]
+    assert run().stdout.count("gemma4 has its own command") == 1
+
+
 def test_a_blocked_command(dists: Dists, monkeypatch: pytest.MonkeyPatch) -> None:
     dists.add("", "toycommand", "gemma4-a", "1", "gemma4.commands")
     monkeypatch.setenv("GEMMA4_DISABLE_PLUGINS", "toycommand")

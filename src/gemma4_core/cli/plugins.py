@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
 import click
+
+from gemma4_core.cli.commands import own_commands
+
+if TYPE_CHECKING:
+    from gemma4_core.plugins import Row
 
 KINDS = ("format", "modality", "tokenizer", "device", "optimizer", "transform", "command")
 COLUMNS = ("NAME", "KIND", "STATUS", "FROM", "SUMMARY")
@@ -26,7 +32,7 @@ def plugins_command(kind: str | None, as_json: bool) -> None:
     """
     from gemma4_core.plugins import registry
 
-    rows = [row for row in registry.rows() if kind is None or row.kind == kind.casefold()]
+    rows = [_shadowed(row) for row in registry.rows() if kind is None or row.kind == kind.casefold()]
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return
@@ -38,5 +44,13 @@ def plugins_command(kind: str | None, as_json: bool) -> None:
     for line in table:
         cells = [f"{cell:<{width}}" for cell, width in zip(line, widths, strict=False)]
         click.echo("  ".join([*cells, line[-1][:SUMMARY_WIDTH]]).rstrip())
-    for problem in registry.problems():
+    shadowed = [f"command '{r.name}' of {r.distribution}: {r.error}" for r in rows if r.kind == "command" and r.error]
+    for problem in dict.fromkeys([*registry.problems(), *shadowed]):
         click.echo(f"! {problem}")
+
+
+def _shadowed(row: Row) -> Row:
+    """A plugin's command that never runs, because gemma4 has one of that name."""
+    if row.kind != "command" or row.name not in own_commands():
+        return row
+    return dataclasses.replace(row, status="failed", error=f"gemma4 has its own command '{row.name}', which wins")

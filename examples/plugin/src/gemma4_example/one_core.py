@@ -1,0 +1,57 @@
+"""Device ``one-core``: tinygrad's CPU without threads. It leaves the other cores to whoever needs them.
+
+It also brings an operation of its own, a norm, and passes on the calls that it cannot serve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from gemma4_core import DeviceBackend, DeviceSettings, hookimpl, registry
+
+if TYPE_CHECKING:
+    from tinygrad import Tensor
+
+    from gemma4_core.ops import Operations
+
+
+def unusable() -> str | None:
+    """It can be used where the built-in CPU plugin can: that one finds a compiler."""
+    return registry.devices["cpu"].unusable() if "cpu" in registry.devices else "the plugin cpu is not loaded"
+
+
+def prepare(settings: DeviceSettings) -> None:
+    """Nothing but the compiler, which ``unusable`` has set: threads are what the built-in plugin would add."""
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """``x [..., n]`` normalised over n in fp32 by one matrix product with itself, in x's dtype."""
+    from gemma4_core.ops import portable
+
+    if weight is None:
+        return portable().rms_norm(x, weight, eps)
+    wide = x.float()
+    squares = wide.unsqueeze(-2).matmul(wide.unsqueeze(-1)).squeeze(-1)  # [..., 1, n] x [..., n, 1] -> [..., 1]
+    return (wide * (squares / x.shape[-1] + eps).rsqrt() * weight.float()).cast(x.dtype)
+
+
+def operations() -> Operations:
+    from gemma4_core.ops import portable
+
+    return dataclasses.replace(portable(), name="one-core", rms_norm=rms_norm)
+
+
+@hookimpl
+def gemma4_devices() -> list[DeviceBackend]:
+    return [
+        DeviceBackend(
+            name="one-core",
+            summary="the CPU without threads",
+            target="CPU",
+            unusable=unusable,
+            prepare=prepare,
+            operations=operations,
+            matches=lambda context: False,  # only by name: --device auto passes it over
+        )
+    ]

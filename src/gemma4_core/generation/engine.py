@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tinygrad import Tensor, TinyJit, UOp, dtypes
 
+from gemma4_core.generation.finished import Finished
 from gemma4_core.model.cache import GemmaCache, Storage
 from gemma4_core.model.spans import ChunkSpan, TokenSpan
 from gemma4_core.ops.sampling import SamplingState
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 DecodeStep = Callable[[Tensor, int, SamplingState | None], tuple[Tensor, Tensor]]
 """Token ids int32 ``[B, 1]`` and the position they take, to the next ids and their log-probabilities."""
+
+ChunkStep = Callable[["Chunk", int, Tensor | None, bool, bool], Tensor | Finished]
+"""A chunk of one row, its first position, soft tokens ``[N, H]``, whether every row's hidden state is wanted
+(``[1, n, H]`` comes back), and else whether the last row's logits are."""
 
 POSITION_LIMIT = 1 << 20
 """Upper bound of the symbolic position; no context is longer."""
@@ -62,15 +67,36 @@ class Engine:
     # ------------------------------------------------------------------------------------------- prefill
 
     def append(
-        self, cache: GemmaCache, chunk: Chunk, soft_tokens: Tensor | None = None, *, every: bool = False
-    ) -> Tensor:
-        """Append a chunk and return final hidden states: ``[B, n, H]`` with ``every``, else the last ``[B, 1, H]``."""
+        self, cache: GemmaCache, chunk: Chunk, soft_tokens: Tensor | None = None, *, every: bool = False,
+        wanted: bool = True,
+    ) -> Tensor | Finished:
+        """Append a chunk and return final hidden states: ``[B, n, H]`` with ``every``, else the last ``[B, 1, H]``
+        or what the device made of it. Without ``wanted`` only keys and values matter."""
         batch, count = chunk.ids.shape
         storage = cache.reserve(self.model, batch, cache.length + count)
-        length = self.model.chunk if count <= self.model.chunk else -(-count // self.model.chunk) * self.model.chunk
+        step = None if chunk.blocks is not None and (chunk.blocks >= 0).any() else self._own_prefill(storage)
+        if step is not None:
+            hidden = step(chunk, cache.length, soft_tokens, every, wanted)
+        else:
+            hidden = self._append_portable(storage, cache.length, chunk, soft_tokens, every)
+        cache.note(chunk.signature)
+        return hidden
+
+    def _own_prefill(self, storage: Storage) -> ChunkStep | None:
+        own = self.model.operations.prefill
+        return own(self, storage) if own is not None else None
+
+    def _append_portable(
+        self, storage: Storage, at: int, chunk: Chunk, soft_tokens: Tensor | None, every: bool
+    ) -> Tensor:
+        count, size = chunk.ids.shape[1], self.model.chunk
+        length = -(-count // size) * size
         media, blocked = chunk.soft is not None, self.model.bidirectional
         graph = self._chunk_graph(storage, length, media, blocked, every)
-        pad = lambda array, fill: np.pad(array, [*[(0, 0)] * (array.ndim - 1), (0, length - count)], constant_values=fill)  # noqa: E731
+
+        def pad(array: np.ndarray, fill: int) -> np.ndarray:
+            return np.pad(array, [*[(0, 0)] * (array.ndim - 1), (0, length - count)], constant_values=fill)
+
         inputs = [self._upload(pad(chunk.ids, 0))]
         if self.model.ple_host is not None:
             inputs.append(self.model.ple_host.rows(pad(chunk.ids, 0)))
@@ -80,10 +106,9 @@ class Engine:
         if blocked:
             marks = np.full(count, -1, np.int32) if chunk.blocks is None else chunk.blocks
             inputs.append(self._upload(pad(marks, -1)))
-        start = UOp.variable("start", 0, POSITION_LIMIT).bind(cache.length)
+        start = UOp.variable("start", 0, POSITION_LIMIT).bind(at)
         valid = UOp.variable("valid", 1, length).bind(count)
         hidden = graph(*inputs, start, valid)
-        cache.note(chunk.signature)
         return hidden[:, :count] if every else hidden
 
     def _media_inputs(self, soft: np.ndarray, soft_tokens: Tensor) -> list[Tensor]:
@@ -121,6 +146,12 @@ class Engine:
     def hidden_step(self, cache: GemmaCache, ids: np.ndarray) -> Tensor:
         """Append one position ``ids [B, 1]`` and return its final hidden state ``[B, 1, H]``."""
         storage = cache.reserve(self.model, ids.shape[0], cache.length + 1)
+        own = self._own_prefill(storage)
+        if own is not None:
+            hidden = own(Chunk(ids, signature=ids[0].tolist()), cache.length, None, True, True)
+            cache.note(ids[0].tolist())
+            assert isinstance(hidden, Tensor)
+            return hidden
         if "hidden" not in storage.graphs:
             storage.graphs["hidden"] = Graph(self._token_function(storage, head=False))
         start = UOp.variable("start", 0, POSITION_LIMIT).bind(cache.length)
@@ -172,8 +203,12 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------- choosing
 
-    def first_token(self, hidden: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
-        """Choose the token at ``position`` from a prefill's last hidden state ``[B, 1, H]``."""
+    def first_token(
+        self, hidden: Tensor | Finished, position: int, state: SamplingState | None
+    ) -> tuple[Tensor, Tensor]:
+        """Choose the token at ``position`` from what a prefill ended with."""
+        if isinstance(hidden, Finished):
+            return hidden.choose(self, position, state)
         key = ("first", int(hidden.shape[0]), state is not None)
         if key not in self.model.graphs:
             self.model.graphs[key] = Graph(self._first_function(state is not None))
@@ -191,21 +226,17 @@ class Engine:
 
         return run
 
-    def chooser(self) -> Callable[[Tensor, int, SamplingState | None], tuple[Tensor, Tensor]]:
-        """Sampling alone, for devices whose own step ends with logits fp32 ``[1, V]``."""
+    def choose(self, logits: Tensor, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
+        """Sample from logits fp32 ``[1, V]``, for devices whose own pass ends with them."""
+        if "choose" not in self.model.graphs:
 
-        def run(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-            *extra, place = rest
-            return self._choose(logits, SamplingState(*extra), place)
+            def run(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+                *extra, place = rest
+                return self._choose(logits, SamplingState(*extra), place)
 
-        graph = Graph(run)
-
-        def choose(logits: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
-            assert state is not None
-            place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
-            return graph(logits, state.params, state.seed, state.seen, place)
-
-        return choose
+            self.model.graphs["choose"] = Graph(run)
+        place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
+        return self.model.graphs["choose"](logits, state.params, state.seed, state.seen, place)  # type: ignore[operator]
 
     def _choose(self, logits: Tensor, state: SamplingState | None, position: Any) -> tuple[Tensor, ...]:
         model = self.model

@@ -170,8 +170,8 @@ class GemmaModel:
         rotation = self.text.rotation(self.text.rotation_table(step), 0, length)
         return self.text.run(inputs, FreshSpan(length, self.device, blocks), rotation, self.operations, wrap=wrap)
 
-    def append(self, cache: GemmaCache, placed: Placed, *, every: bool = False, skip: int = 0) -> Tensor:
-        """Append a prompt from position ``skip`` on, chunk by chunk; hidden states as ``Engine.append``."""
+    def append(self, cache: GemmaCache, placed: Placed, *, every: bool = False, skip: int = 0) -> Any:
+        """Append a prompt from position ``skip`` on, chunk by chunk; ends as ``Engine.append`` does."""
         from gemma4_core.generation.engine import Chunk
 
         batch, total = placed.ids.shape
@@ -179,7 +179,8 @@ class GemmaModel:
         if total - skip == 1 and placed.soft is None and every:
             return self.engine.hidden_step(cache, placed.ids[:, skip:])
         parts = []
-        for start, stop in split(total - skip, self.chunk, None if placed.blocks is None else placed.blocks[skip:]):
+        runs = split(total - skip, self.chunk, None if placed.blocks is None else placed.blocks[skip:])
+        for start, stop in runs:
             window = slice(skip + start, skip + stop)
             chunk = Chunk(
                 placed.ids[:, window],
@@ -187,7 +188,8 @@ class GemmaModel:
                 None if placed.blocks is None else placed.blocks[window],
                 placed.signature[window],
             )
-            hidden = self.engine.append(cache, chunk, placed.soft_tokens, every=every)
+            last = stop == total - skip
+            hidden = self.engine.append(cache, chunk, placed.soft_tokens, every=every, wanted=every or last)
             # a graph's output buffer is overwritten by its next replay
             parts.append(hidden.clone().realize() if every else hidden)
         return parts[0].cat(*parts[1:], dim=1) if every and len(parts) > 1 else parts[-1]

@@ -17,7 +17,7 @@ from gemma4_core.ops import portable as _portable
 from gemma4_core.ops import sampling as _sampling
 
 if TYPE_CHECKING:
-    from gemma4_core.generation.engine import DecodeStep, Engine
+    from gemma4_core.generation.engine import ChunkStep, DecodeStep, Engine
     from gemma4_core.model.cache import Storage
     from gemma4_core.ops.attention import KeyValues
     from gemma4_core.weights import ExpertStack, Matrix
@@ -48,6 +48,8 @@ class Operations:
     """Positions per prefill chunk that suits this device."""
     decode_step: Callable[[Engine, Storage, bool], DecodeStep | None] | None = None
     """A whole decode step taken over by the device; None, or a result of None, means operation by operation."""
+    prefill: Callable[[Engine, Storage], ChunkStep | None] | None = None
+    """Chunks of a prompt taken over likewise. It may be asked for each chunk: keep what is made per storage."""
 
 
 def portable() -> Operations:

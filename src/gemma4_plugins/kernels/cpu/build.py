@@ -19,15 +19,15 @@ HERE = Path(__file__).parent
 
 
 @functools.cache
-def load(name: str, defines: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """The first function of ``name`` (a .c file beside this module) as a callable that releases the GIL.
+def load(names: tuple[str, ...], defines: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """The first function of the .c files ``names`` beside this module, compiled as one unit; it releases the GIL.
 
     The compiler's cache is keyed by the source, so the processor's name and features go into it.
     """
     Device["CPU"]  # the device's set-up picks the compiler
     prologue = "".join(f"#define {define}\n" for define in defines) + f"// {cpu_features()}\n"
     compiler = ClangCompiler([_arch(), "native"])
-    image = jit_loader(compiler.compile_cached(prologue + (HERE / name).read_text()))
+    image = jit_loader(compiler.compile_cached(prologue + "".join((HERE / name).read_text() for name in names)))
     flags = mmap.MAP_ANON | mmap.MAP_PRIVATE
     memory = mmap.mmap(-1, len(image), flags, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     memory.write(image)

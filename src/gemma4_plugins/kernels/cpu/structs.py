@@ -1,9 +1,8 @@
-"""The C structures of ``decode.c`` and how they are filled from a model."""
+"""The C structures of ``entry.c`` and how they are filled from a model."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import numpy as np
 from tinygrad import Tensor, dtypes
@@ -45,6 +44,18 @@ BUFFERS = (
 )
 
 
+CHUNK_BUFFERS = ("chunk_h", "chunk_x", "chunk_wide", "chunk_other", "chunk_ple", "chunk_ready", "chunk_room")
+
+
+class CCall(ctypes.Structure):
+    """``Call``."""
+
+    _fields_ = [
+        *((name, INTEGER) for name in ("decode", "start", "count", "every", "wanted")),
+        *((name, POINTER) for name in ("ids", "soft", "is_soft", "hidden")),
+    ]
+
+
 class CStep(ctypes.Structure):
     """``Step``."""
 
@@ -57,7 +68,9 @@ class CStep(ctypes.Structure):
         ("ple_proj_norm", POINTER), ("norm", POINTER),
         *((name, POINTER) for name in BUFFERS),
         ("scratch_per_thread", INTEGER),
-        *((name, POINTER) for name in ("token_in", "token_out", "logprob_out", "partial", "sync")),
+        *((name, POINTER) for name in CHUNK_BUFFERS),
+        ("chunk_room_per_thread", INTEGER), ("first_shared", INTEGER),
+        *((name, POINTER) for name in ("token_out", "logprob_out", "partial", "sync")),
         ("suppressed_count", INTEGER), ("suppressed", POINTER),
     ]
 
@@ -117,7 +130,3 @@ class Arena:
         *rows, cols = (int(n) for n in data.shape)
         return CMatrix(address(data), scale, STORAGE[data.dtype], int(np.prod(rows)), cols)
 
-
-def fields(structure: ctypes.Structure) -> Sequence[str]:
-    """Field names in order."""
-    return [name for name, *_ in structure._fields_]

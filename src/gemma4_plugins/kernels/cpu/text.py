@@ -1,10 +1,9 @@
-"""A whole decode step as one C call per thread; see ``decode.c``."""
+"""The text model as one C call per thread, for a position or a chunk of a prompt; see ``entry.c``."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -13,17 +12,22 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import TextConfig
 from gemma4_core.model.decoder import TextDecoder, rounded
+from gemma4_core.generation.finished import Finished
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.kernels.cpu.build import load, loadable
-from gemma4_plugins.kernels.cpu.structs import Arena, CLayer, CStep, address, supported
+from gemma4_plugins.kernels.cpu.structs import Arena, CCall, CLayer, CStep, address, supported
 
 if TYPE_CHECKING:
-    from gemma4_core.generation.engine import DecodeStep, Engine
+    from gemma4_core.generation.engine import Chunk, ChunkStep, DecodeStep, Engine
     from gemma4_core.model.cache import Storage
+    from gemma4_core.model.model import GemmaModel
 
+SOURCES = ("entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c", "panels.c", "chunk.c")
+# sizes that the C sources fix
 LARGEST_TOP = 16
 SPLITS = 64
+PANEL, DEPTH = 64, 256
 
 
 def thread_count() -> int:
@@ -33,18 +37,39 @@ def thread_count() -> int:
     return max(1, min(int(asked), 256)) if asked.isdigit() else allowed
 
 
-def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep | None:
-    """The step for these buffers, or None where the kernels do not serve the model."""
-    model = engine.model
-    text = model.text
-    served = (
+def kernels(engine: Engine, storage: Storage) -> CpuText | None:
+    """The kernels set up for these buffers, or None where they do not serve the model. Made once per storage."""
+    if "cpu" not in storage.graphs:
+        storage.graphs["cpu"] = CpuText(engine, storage) if served(engine.model, storage) else None
+    return storage.graphs["cpu"]  # type: ignore[return-value]
+
+
+def served(model: GemmaModel, storage: Storage) -> bool:
+    """One row, weights stored in a way that the kernels read in place, and at most 16 experts per token."""
+    return (
         loadable() and storage.batch == 1 and model.ple_host is None
         and all(supported(place.matrix) for place in model.places.values())
-        and top_experts(text.config) <= LARGEST_TOP
+        and top_experts(model.config.text_config) <= LARGEST_TOP
     )
-    if not served:
+
+
+def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep | None:
+    """``Operations.decode_step`` on the CPU."""
+    text = kernels(engine, storage)
+    if text is None:
         return None
-    return CpuStep(engine, storage, sampled)
+
+    def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
+        text.call(decode=1, start=position, count=1, wanted=1, ids=address(token))
+        return text.finished().choose(engine, position + 1, state)
+
+    return step
+
+
+def prefill(engine: Engine, storage: Storage) -> ChunkStep | None:
+    """``Operations.prefill`` on the CPU."""
+    text = kernels(engine, storage)
+    return None if text is None else text.chunk
 
 
 def top_experts(config: TextConfig) -> int:
@@ -52,42 +77,79 @@ def top_experts(config: TextConfig) -> int:
     return config.top_k_experts or 0 if config.enable_moe_block else 0
 
 
-class CpuStep:
-    """Calls the kernel on every thread and hands its results on as tensors that stay where they are."""
+class CpuText:
+    """Calls the kernels on every thread; logits and the greedy token stay where they are as tensors."""
 
-    def __init__(self, engine: Engine, storage: Storage, sampled: bool) -> None:
-        self.engine, self.storage, self.arena = engine, storage, Arena()
-        self.threads = thread_count()
-        self.function: Callable[..., None] = load("decode.c", ("YIELD_SYSCALL",))
-        model, vocab = engine.model, engine.vocab
+    def __init__(self, engine: Engine, storage: Storage) -> None:
+        self.arena, self.threads, model = Arena(), thread_count(), engine.model
+        self.function = load(SOURCES, ("YIELD_SYSCALL",))
         empty = lambda *shape, dtype: Tensor.zeros(*shape, dtype=dtype, device=model.device).contiguous().realize()  # noqa: E731
         self.token, self.logprob = empty(1, 1, dtype=dtypes.int32), empty(1, 1, dtype=dtypes.float32)
-        self.logits = empty(1, vocab, dtype=dtypes.float32)
-        self.choose = engine.chooser() if sampled else None
-        self.step = fill_step(model.text, storage, self.arena, self.threads, not sampled, storage.capacity + model.chunk)
+        self.logits = empty(1, engine.vocab, dtype=dtypes.float32)
+        self.step = fill_step(model.text, storage, self.arena, self.threads, storage.capacity + model.chunk)
+        fill_chunk_buffers(self.step, model.text, self.arena, model.chunk)
         self.step.token_out, self.step.logprob_out = address(self.token), address(self.logprob)
         self.step.logits = address(self.logits)
         suppressed = np.array(model.generation_config.suppress_tokens, np.uint32)
         self.step.suppressed_count, self.step.suppressed = suppressed.size, self.arena.array(suppressed)
         self.pool = ThreadPoolExecutor(self.threads - 1, "gemma4-cpu") if self.threads > 1 else None
 
-    def __call__(self, token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
-        self.step.token_in = address(token)
-        at = ctypes.c_uint64(position)
-        where = ctypes.c_uint64(ctypes.addressof(self.step))
+    def call(self, **fields: int) -> None:
+        """Run ``text_step`` on all threads and wait."""
+        request = CCall(**fields)
+        first, second = (ctypes.c_uint64(ctypes.addressof(x)) for x in (self.step, request))
         waiting = [
-            self.pool.submit(self.function, where, at, ctypes.c_uint64(thread)) for thread in range(1, self.threads)
+            self.pool.submit(self.function, first, second, ctypes.c_uint64(thread)) for thread in range(1, self.threads)
         ] if self.pool else []
-        self.function(where, at, ctypes.c_uint64(0))
+        self.function(first, second, ctypes.c_uint64(0))
         for future in waiting:
             future.result()
-        if self.choose is not None:
-            return self.choose(self.logits, position + 1, state)
-        return self.token, self.logprob
+
+    def finished(self) -> Finished:
+        """The outcome of a call that ends with logits."""
+        return Finished(self.logits, self.token, self.logprob)
+
+    def chunk(
+        self, chunk: Chunk, start: int, soft_tokens: Tensor | None, every: bool, wanted: bool
+    ) -> Tensor | Finished:
+        """Append a chunk at ``start``; see ``Operations.prefill``."""
+        ids = np.ascontiguousarray(chunk.ids[0], np.uint32)
+        count, hidden_size = len(ids), int(self.step.hidden)
+        fields = {"start": start, "count": count, "every": int(every), "wanted": int(wanted), "ids": ids.ctypes.data}
+        hidden = np.empty((1, count, hidden_size), np.float32) if every else None
+        if hidden is not None:
+            fields["hidden"] = hidden.ctypes.data
+        if chunk.soft is not None and soft_tokens is not None:
+            rows = soft_tokens.cast(dtypes.float32).numpy()[np.maximum(chunk.soft[0], 0)]
+            marks = np.ascontiguousarray(chunk.soft[0] >= 0, np.uint8)
+            fields |= {"soft": rows.ctypes.data, "is_soft": marks.ctypes.data}
+        self.call(**fields)
+        return self.finished() if hidden is None else Tensor(hidden, device=self.logits.device)
+
+
+def fill_chunk_buffers(step: CStep, text: TextDecoder, arena: Arena, count: int) -> None:
+    """Memory for ``count`` rows at a time; sizes follow ``chunk.c``."""
+    config = text.config
+    hidden, experts = config.hidden_size, config.num_experts or 0 if config.enable_moe_block else 0
+    top, inner = top_experts(config), config.moe_intermediate_size or 0
+    heads = max(config.num_attention_heads * layer.head_dim for layer in config.layers)
+    kv = max(layer.num_key_value_heads * layer.head_dim for layer in config.layers)
+    width = max(layer.intermediate_size for layer in config.layers)
+    pad = lambda n: (n + 31) // 32 * 32  # noqa: E731
+    step.chunk_h, step.chunk_x = arena.floats(count * hidden), arena.floats(count * max(hidden, experts))
+    wide = max(heads + 2 * kv, width, config.hidden_size_per_layer_input, 2 * top + top * hidden)
+    step.chunk_wide, step.chunk_other = arena.floats(count * wide), arena.floats(count * max(heads, hidden))
+    step.chunk_ple = arena.floats(count * len(config.layers) * config.hidden_size_per_layer_input)
+    step.chunk_ready = arena.floats(count * pad(max(hidden, heads, width)))
+    sums = max(2 * count * PANEL, hidden, max(layer.head_dim for layer in config.layers))
+    expert = count * (top + pad(hidden) + pad(inner)) if top else 0
+    step.chunk_room_per_thread = 4 * ((DEPTH * PANEL + sums + expert + 31) // 16 * 16)
+    step.chunk_room = arena.floats(step.threads * step.chunk_room_per_thread // 4)
+    step.first_shared = next((layer.index for layer in config.layers if layer.is_shared), len(config.layers))
 
 
 def fill_step(
-    text: TextDecoder, storage: Storage, arena: Arena, threads: int, greedy: bool, positions: int
+    text: TextDecoder, storage: Storage, arena: Arena, threads: int, positions: int
 ) -> CStep:
     """The C description of a model and a cache's buffers."""
     config = text.config
@@ -105,7 +167,7 @@ def fill_step(
         heads=config.num_attention_heads, vocab=config.vocab_size, ple=config.hidden_size_per_layer_input,
         experts=config.num_experts or 0 if config.enable_moe_block else 0, top=top_experts(config),
         expert_ff=config.moe_intermediate_size or 0 if config.enable_moe_block else 0,
-        kv_type=0 if text.dtype == dtypes.float32 else 1, threads=threads, greedy=int(greedy),
+        kv_type=0 if text.dtype == dtypes.float32 else 1, threads=threads, greedy=1,
         eps=config.rms_norm_eps, embed_scale=rounded(config.hidden_size**0.5, text.dtype),
         softcap=config.final_logit_softcapping or 0.0, norm=arena.vector(text.norm),
         embed=arena.matrix(text.embedding.matrix),

@@ -1,0 +1,75 @@
+// The text model's forward pass as one call, for one position or a chunk of a prompt: every thread runs `text_step`, work
+// is claimed in blocks, and phases are apart by a barrier. Activations are fp32 throughout; weights stay as stored (fp32, bf16, or
+// int8 with one scale per row); keys and values have the model's dtype. Freestanding: no libc, no mutable globals.
+// These files are compiled as one unit in the order of `SOURCES` in text.py; the entry point must come first.
+// Formulas follow transformers 5.23.0, models/gemma4/modeling_gemma4.py, as gemma4_core/model/layers.py does.
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#define LANES 16
+typedef float f32x __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef u32 u32x __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int i32x __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef u16 u16x __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef i8 i8x __attribute__((vector_size(LANES), aligned(1)));
+
+enum { F32 = 0, BF16 = 1, I8 = 2 };                       // storage types
+enum { MAX_EXPERTS = 16, HEAD_BLOCK = 256 };              // experts per token, rows of the head per claim
+
+typedef struct { const void *data; const float *scale; i64 type, rows, cols; } Matrix;
+
+typedef struct {
+    Matrix q, k, v, o, gate, up, down;                    // v.data is 0 on K=V layers, k.data on shared layers
+    Matrix ple_gate, ple_proj;
+    Matrix router, expert_gate_up, expert_down;           // stacks: rows counts all experts
+    const float *q_norm, *k_norm, *in_norm, *attn_norm, *pre_ff, *post_ff, *post_ff1, *pre_ff2, *post_ff2, *ple_norm;
+    const float *router_scale, *expert_scale, *cos, *sin; // cos, sin: [positions, head_dim / 2]
+    void *keys, *values;                                  // [kv heads, slots, head_dim] of the layer whose K/V are read
+    float scalar;
+    i64 head_dim, kv_heads, slots, window, ff;            // window 0: full attention
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    i64 layer_count, hidden, heads, vocab, ple, experts, top, expert_ff, kv_type, threads, greedy;
+    float eps, embed_scale, ple_scale, softcap;           // softcap 0: none
+    Matrix embed, ple_table, ple_model_proj;
+    const float *ple_proj_norm, *norm;
+    float *q, *k, *v, *mixed, *a, *b, *act, *ple_ctx, *ple_in, *scores, *dense, *router_out, *logits, *scratch;
+    i64 scratch_per_thread;                               // floats
+    float *chunk_h, *chunk_x, *chunk_wide, *chunk_other, *chunk_ple;
+    void *chunk_ready;
+    char *chunk_room;                                     // per thread: a packed block, sums of two panels, an expert's rows
+    i64 chunk_room_per_thread, first_shared;
+    u32 *token_out;
+    float *logprob_out, *partial;                         // partial: 4 floats a thread
+    u32 *sync;                                            // zeroed once: [0] arrived, [16] generation, [32..48..64] tickets
+    i64 suppressed_count;
+    const u32 *suppressed;
+} Step;
+
+typedef struct {
+    i64 decode;                                           // 1: one position; 0: a chunk. Both end with logits, unless every row's hidden state is wanted
+    i64 start, count, every;                              // positions start .. start + count - 1; every: all rows are wanted
+    i64 wanted;                                           // 0: only keys and values are wanted (an inner chunk)
+    const u32 *ids;
+    const float *soft;                                    // [count][hidden] rows that replace embeddings, or 0
+    const u8 *is_soft;                                    // [count]
+    float *hidden;                                        // [count][hidden], with every
+} Call;
+
+typedef struct { const Step *s; i64 thread; u32 phase; } Worker;
+
+static void run_decode(Worker *w, const Call *c);
+static void run_chunk(Worker *w, const Call *c);
+
+void text_step(const Step *s, const Call *c, u64 thread) {
+    Worker w = {s, (i64)thread, 0};
+    if (c->decode) run_decode(&w, c);
+    else run_chunk(&w, c);
+}

@@ -1,0 +1,157 @@
+// Matrix times matrix for prefill: out[m][n] = x[m] . w[n]. Panels of 64 weight rows are packed block by block (pairs of
+// columns side by side), then every row of x runs over the packed block from registers. Weights stay as stored and are
+// widened while packing; int8 scales are applied at the end.
+
+enum { PANEL = 64, DEPTH = 256, TILE = 6 };                // weight rows, columns per block, rows of x per tile
+
+#if defined(__AVX512BF16__)
+#define PAIRS 1                                            // x and packed weights in bf16, two columns per 32 bits
+typedef u16 xtype;
+#else
+#define PAIRS 0
+typedef float xtype;
+#endif
+
+typedef struct { const void *x; i64 rows, stride; int pairs; } Rows;   // stride in elements, padded to whole pairs
+
+static inline i64 row_stride(i64 cols) { return (cols + 31) & ~31LL; }
+
+// Rows of fp32 x made ready: bf16 where the weights are not fp32 and the processor multiplies pairs, else fp32.
+static void ready_row(void *out, const float *x, i64 cols, int pairs) {
+    i64 stride = row_stride(cols);
+    if (pairs) for (i64 i = 0; i < stride; i++) ((u16 *)out)[i] = i < cols ? to_bf16(x[i]) : 0;
+    else for (i64 i = 0; i < stride; i++) ((float *)out)[i] = i < cols ? x[i] : 0;
+}
+
+static inline int use_pairs(i64 type) { return PAIRS && type != F32; }
+static inline void *row_at(const void *x, i64 row, i64 stride, int pairs) { return (char *)x + row * stride * (pairs ? 2 : 4); }
+
+static inline void swap_halves(u32x *a, u32x *b, int distance) {
+    u32x x = *a, y = *b;
+    switch (distance) {
+    case 8:
+        *a = __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        *b = __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+        break;
+    case 4:
+        *a = __builtin_shufflevector(x, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+        *b = __builtin_shufflevector(x, y, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+        break;
+    case 2:
+        *a = __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+        *b = __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+        break;
+    default:
+        *a = __builtin_shufflevector(x, y, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+        *b = __builtin_shufflevector(x, y, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    }
+}
+
+static inline __attribute__((always_inline)) void transpose(u32x *r) {   // 16 rows of 16 words
+#pragma clang loop unroll(full)
+    for (int d = 8; d >= 1; d /= 2)
+#pragma clang loop unroll(full)
+        for (int i = 0; i < 16; i++)
+            if (!(i & d)) swap_halves(r + i, r + i + d, d);
+}
+
+// 16 words of a weight row from `col` on: pairs of bf16 (32 columns), or fp32 values (16 columns); zeros past the edge.
+static inline u32x words(const Matrix *m, i64 row, i64 col, int pairs) {
+    u32x out = {0};
+    i64 left = m->cols - col, at = row * m->cols + col;
+    if (pairs) {
+        if (m->type == BF16 && left >= 32) return *(const u32x *)((const u16 *)m->data + at);
+        for (int i = 0; i < 16; i++) {
+            u32 low = 0, high = 0;
+            if (m->type == BF16) {
+                low = 2 * i < left ? ((const u16 *)m->data)[at + 2 * i] : 0;
+                high = 2 * i + 1 < left ? ((const u16 *)m->data)[at + 2 * i + 1] : 0;
+            } else {                                       // int8 values are exact in bf16
+                low = 2 * i < left ? to_bf16(((const i8 *)m->data)[at + 2 * i]) : 0;
+                high = 2 * i + 1 < left ? to_bf16(((const i8 *)m->data)[at + 2 * i + 1]) : 0;
+            }
+            out[i] = low | high << 16;
+        }
+        return out;
+    }
+    if (m->type == F32 && left >= 16) return *(const u32x *)((const float *)m->data + at);
+    if (m->type == BF16 && left >= 16) return __builtin_convertvector(*(const u16x *)((const u16 *)m->data + at), u32x) << 16;
+    if (m->type == I8 && left >= 16) return (u32x)__builtin_convertvector(*(const i8x *)((const i8 *)m->data + at), f32x);
+    f32x f = {0};
+    for (int i = 0; i < 16 && i < left; i++)
+        f[i] = m->type == F32 ? ((const float *)m->data)[at + i] : m->type == BF16 ? from_bf16(((const u16 *)m->data)[at + i]) : (float)((const i8 *)m->data)[at + i];
+    return (u32x)f;
+}
+
+// Pack rows [from, from + PANEL) of columns [col, col + DEPTH) as [word of the column][row].
+static void pack(const Matrix *m, i64 from, i64 end, i64 col, i64 words_count, int pairs, u32 *out) {
+    for (i64 k = 0; k < words_count; k += 16)
+        for (int j = 0; j < PANEL; j += 16) {
+            u32x r[16];
+            for (int i = 0; i < 16; i++) {
+                i64 row = from + j + i;
+                r[i] = row < end ? words(m, row, col + k * (pairs ? 2 : 1), pairs) : (u32x){0};
+            }
+            transpose(r);
+            for (int i = 0; i < 16; i++) *(u32x *)(out + (k + i) * PANEL + j) = r[i];
+        }
+}
+
+#if PAIRS
+static inline __attribute__((always_inline)) f32x step_pairs(f32x acc, u32x w, u32 x) {
+    u32x spread = (u32x){0} + x;
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(spread));
+    return acc;
+}
+#else
+static inline f32x step_pairs(f32x acc, u32x w, u32 x) { return acc; }
+#endif
+
+// rows (<= TILE) rows of x against a packed block: out[r][0..PANEL) (+)= ...
+static inline __attribute__((always_inline)) void tile(const u32 *packed, i64 count, const Rows *x, i64 row, i64 word, int rows, int pairs, float *out, int first) {
+    f32x acc[TILE][4];
+    const u32 *p[TILE];
+#pragma clang loop unroll(full)
+    for (int r = 0; r < rows; r++) {
+        p[r] = (const u32 *)row_at(x->x, row + r, x->stride, pairs) + word;
+        for (int j = 0; j < 4; j++) acc[r][j] = first ? (f32x){0} : *(const f32x *)(out + r * PANEL + j * LANES);
+    }
+    for (i64 k = 0; k < count; k++) {
+        u32x w[4];
+        for (int j = 0; j < 4; j++) w[j] = *(const u32x *)(packed + k * PANEL + j * LANES);
+#pragma clang loop unroll(full)
+        for (int r = 0; r < rows; r++)
+            for (int j = 0; j < 4; j++) {
+                if (pairs) acc[r][j] = step_pairs(acc[r][j], w[j], p[r][k]);
+                else { float f; __builtin_memcpy(&f, p[r] + k, 4); acc[r][j] += (f32x)w[j] * f; }
+            }
+    }
+#pragma clang loop unroll(full)
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < 4; j++) *(f32x *)(out + r * PANEL + j * LANES) = acc[r][j];
+}
+
+static void tiles(const u32 *packed, i64 count, const Rows *x, i64 word, float *sums, int first) {
+    for (i64 r = 0; r < x->rows; r += TILE) {
+        float *out = sums + r * PANEL;
+        int rows = (int)(x->rows - r < TILE ? x->rows - r : TILE);
+        if (rows == TILE) {
+            if (x->pairs) tile(packed, count, x, r, word, TILE, 1, out, first);
+            else tile(packed, count, x, r, word, TILE, 0, out, first);
+        } else for (int i = 0; i < rows; i++) {
+            if (x->pairs) tile(packed, count, x, r + i, word, 1, 1, out + i * PANEL, first);
+            else tile(packed, count, x, r + i, word, 1, 0, out + i * PANEL, first);
+        }
+    }
+}
+
+// All rows of x against weight rows [from, from + PANEL): sums[row][PANEL]. packed: DEPTH * PANEL words.
+static void panel(const Matrix *m, i64 from, const Rows *x, u32 *packed, float *sums) {
+    i64 end = from + PANEL < m->rows ? from + PANEL : m->rows, all = x->pairs ? x->stride / 2 : (m->cols + 15) & ~15LL;
+    for (i64 word = 0; word < all; word += DEPTH) {
+        i64 count = all - word < DEPTH ? all - word : DEPTH;
+        pack(m, from, end, word * (x->pairs ? 2 : 1), count, x->pairs, packed);
+        tiles(packed, count, x, word, sums, word == 0);
+    }
+    if (m->scale) for (i64 r = 0; r < x->rows; r++) for (i64 n = from; n < end; n++) sums[r * PANEL + n - from] *= m->scale[n];
+}

@@ -158,7 +158,7 @@ def test_truncation_and_padding_of_the_file_are_switched_off(tiny_folder: Path):
     assert changed.decode(changed.encode("a b c d e")) == "a b c d e" and changed.encode("") == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "null", "[]", "{}", '{"model": {}}', '{"version": "1.0", "model": 3}', "\0\0"])
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", "{}", '{"model": {}}', '{"version": "1.0"}', "\0\0"])
 def test_a_damaged_file_is_named(tiny_folder: Path, text: str):
     (tiny_folder / "tokenizer.json").write_text(text)
     assert "tokenizer.json" in refused(tiny_folder)

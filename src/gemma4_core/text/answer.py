@@ -1,0 +1,166 @@
+"""An answer's token ids split into text, thinking and tool calls by one state machine.
+
+It works on ids because text cannot tell a control token from its spelling. An answer is an optional
+``<|channel>thought\\n…<channel|>``, then text, then any number of ``<|tool_call>call:NAME{…}<tool_call|>``; models also
+mix them, and every mix comes out somewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemma4_core.descriptions import Tokenizer
+from gemma4_core.text.calls import parse_call
+
+CHANNEL_NAMES = ("thought",)
+"""Channel names that are a heading and no content."""
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """The ids of the tokens that structure an answer; None where a tokenizer lacks one."""
+
+    channel_open: int | None = None
+    channel_close: int | None = None
+    call_open: int | None = None
+    call_close: int | None = None
+    quote: int | None = None
+    breaks: frozenset[int] = frozenset()
+    """Tokens that cannot be inside a call: turns and tool results. One of them means that the call was cut short."""
+
+    @staticmethod
+    def of(tokenizer: Tokenizer) -> ControlTokens:
+        """Those of a tokenizer, by their text."""
+        find = tokenizer.special_tokens.get
+        breaks = map(find, ("<|turn>", "<turn|>", "<|tool_response>", "<tool_response|>", "<bos>", "<eos>"))
+        return ControlTokens(
+            find("<|channel>"), find("<channel|>"), find("<|tool_call>"), find("<tool_call|>"), find('<|"|>'),
+            frozenset(token for token in breaks if token is not None),
+        )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer."""
+
+    kind: str
+    """``text``, ``thinking`` or ``tool_call``."""
+    text: str
+    """What to show; for a tool call the call as JSON."""
+    tool_call: Mapping[str, Any] | None = None
+    """``{"name": str, "arguments": dict}`` of a tool call."""
+
+
+class AnswerSplitter:
+    """Feed it the ids of an answer; it gives pieces as they are complete. No special token is in their text.
+
+    ``prompt`` are the ids before the answer: a template may leave the thought channel open there. Without them
+    ``start_in_thinking`` says whether it is. A call that does not parse or is never closed comes back as text, its
+    string marks as ``"``; an unclosed channel is thinking to the end.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int] = (), *, start_in_thinking: bool = False,
+        control: ControlTokens | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._control = control or ControlTokens.of(tokenizer)
+        self._kind = "thinking" if start_in_thinking else "text"
+        self._stream = tokenizer.stream(skip_special=True)
+        self._heading: str | None = None
+        """The start of a channel as long as it may be the channel's name."""
+        self._call: list[int] | None = None
+        """Ids of a tool call that is not closed yet."""
+        for token in self._open_channel(prompt):
+            self.add(token)
+
+    def add(self, token: int) -> list[Piece]:
+        """The pieces that this id completes, often none or one."""
+        control = self._control
+        if self._call is not None:
+            if token == control.call_close:
+                return self._close_call()
+            if token in control.breaks or token in (control.call_open, control.channel_open):
+                return self._give_up_call() + self.add(token)
+            self._call.append(token)
+            return []
+        if token == control.channel_open:
+            return self._switch("thinking", heading="")
+        if token == control.channel_close:
+            return self._switch("text")
+        if token == control.call_open:
+            pieces = self._flush()
+            self._call = []
+            return pieces
+        return self._content(self._stream.add(token))
+
+    def finish(self) -> list[Piece]:
+        """What is held back, when no more ids come: an unfinished call as text, a cut character as U+FFFD."""
+        return (self._give_up_call() if self._call is not None else []) + self._flush()
+
+    def _open_channel(self, prompt: Sequence[int]) -> Sequence[int]:
+        """The end of the prompt from a channel's opening that nothing closes before the answer."""
+        ends = {self._control.channel_close, *self._control.breaks}
+        for start in range(len(prompt) - 1, -1, -1):
+            if prompt[start] == self._control.channel_open:
+                return prompt[start:]
+            if prompt[start] in ends:
+                break
+        return ()
+
+    def _content(self, text: str) -> list[Piece]:
+        """Text in the present state; the name of a channel is taken off its start."""
+        if self._heading is not None:
+            self._heading += text
+            if any(f"{name}\n".startswith(self._heading) for name in CHANNEL_NAMES) and self._heading[-1:] != "\n":
+                return []
+            text, self._heading = _without_name(self._heading), None
+        return [Piece(self._kind, text)] if text else []
+
+    def _flush(self) -> list[Piece]:
+        pieces = self._content(self._stream.flush())
+        if self._heading is not None:
+            # nothing but a channel's name, or a part of it
+            rest = "" if self._heading in ("", *CHANNEL_NAMES) else self._heading
+            self._heading = None
+            pieces += [Piece(self._kind, rest)] if rest else []
+        return pieces
+
+    def _switch(self, kind: str, heading: str | None = None) -> list[Piece]:
+        pieces = self._flush()
+        self._kind, self._heading = kind, heading
+        return pieces
+
+    def _close_call(self) -> list[Piece]:
+        ids, self._call = self._call or [], None
+        call = parse_call(self._segments(ids))
+        if call is None:
+            return self._as_text(ids)
+        return [Piece("tool_call", call.as_json(), {"name": call.name, "arguments": call.arguments})]
+
+    def _give_up_call(self) -> list[Piece]:
+        ids, self._call = self._call or [], None
+        return self._as_text(ids)
+
+    def _as_text(self, ids: Sequence[int]) -> list[Piece]:
+        text = '"'.join(self._segments(ids))
+        return [Piece("text", text)] if text else []
+
+    def _segments(self, ids: Sequence[int]) -> list[str]:
+        """The text of ids, cut at string marks."""
+        segments, stream = [""], self._tokenizer.stream(skip_special=True)
+        for token in ids:
+            if token == self._control.quote:
+                segments[-1] += stream.flush()
+                segments.append("")
+            else:
+                segments[-1] += stream.add(token)
+        segments[-1] += stream.flush()
+        return segments
+
+
+def _without_name(text: str) -> str:
+    name, line_end, rest = text.partition("\n")
+    return rest if line_end and name in CHANNEL_NAMES else text

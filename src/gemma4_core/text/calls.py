@@ -1,0 +1,170 @@
+"""Tool calls as the model writes them: ``call:NAME{key:value,…}``.
+
+Strings are ``<|"|>…<|"|>``, keys bare, maps ``{…}``, lists ``[…]``, numbers bare, ``true``, ``false`` and ``null``.
+Models fall back to JSON or Python spelling now and then (vllm-project/vllm#51284), so that ``"…"``, ``'…'``, quoted
+keys, ``True``, ``False`` and ``None`` are read too. Anything else is no call.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from ast import literal_eval
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MAX_DEPTH = 64
+"""Maps and lists inside each other; more is no call that a person could mean."""
+_HEAD = re.compile(r"\s*call:\s*([^\s{}\[\](),:\"'<>|][^\s{}\[\](),\"'<>|]*)\s*\{")
+_BARE = re.compile(r"[^\s{}\[\],:\"']+")
+_KEY = re.compile(r"[^\s{}\[\],:\"'][^{}\[\],:\"'\n]*")
+_QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool that the model wants called."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    def as_json(self) -> str:
+        """``{"name": …, "arguments": {…}}`` on one line."""
+        return json.dumps({"name": self.name, "arguments": self.arguments}, ensure_ascii=False)
+
+
+class _NotACall(Exception):
+    """The text does not parse; the caller shows it as text."""
+
+
+def parse_call(segments: Sequence[str]) -> ToolCall | None:
+    """The call spelled by text cut at every string mark ``<|"|>``, or None where it does not parse.
+
+    Every second segment is the inside of a string, whatever it holds; an even number of segments has an open string.
+    """
+    if len(segments) % 2 == 0:
+        return None
+    try:
+        return _Parser(segments).call()
+    except (_NotACall, ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+class _Parser:
+    """Recursive descent over structure (even segments) and finished strings (odd segments)."""
+
+    def __init__(self, segments: Sequence[str]) -> None:
+        self._segments = segments
+        self._index = 0
+        self._at = 0
+
+    def call(self) -> ToolCall:
+        head = self._match(_HEAD)
+        if head is None:
+            raise _NotACall
+        arguments = self._pairs(1)
+        if not self._ended():
+            raise _NotACall
+        return ToolCall(head[1], arguments)
+
+    def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        found = pattern.match(self._segments[self._index], self._at)
+        self._at = found.end() if found else self._at
+        return found
+
+    def _spaces(self) -> None:
+        segment = self._segments[self._index]
+        while self._at < len(segment) and segment[self._at].isspace():
+            self._at += 1
+
+    def _ended(self) -> bool:
+        self._spaces()
+        return self._index == len(self._segments) - 1 and self._at == len(self._segments[self._index])
+
+    def _take(self, mark: str) -> bool:
+        self._spaces()
+        taken = self._segments[self._index].startswith(mark, self._at)
+        self._at += len(mark) if taken else 0
+        return taken
+
+    def _string(self) -> str | None:
+        """A marked or quoted string that begins here."""
+        self._spaces()
+        if self._at == len(self._segments[self._index]) and self._index + 1 < len(self._segments):
+            text = self._segments[self._index + 1]
+            self._index, self._at = self._index + 2, 0
+            return text
+        found = self._match(_QUOTED)
+        if found is None:
+            return None
+        quoted = found[0]
+        try:
+            value = json.loads(quoted, strict=False) if quoted[0] == '"' else literal_eval(_one_line(quoted))
+        except json.JSONDecodeError:
+            value = literal_eval(_one_line(quoted))
+        value.encode()  # an escaped lone surrogate is no text
+        return value
+
+    def _pairs(self, depth: int) -> dict[str, Any]:
+        """The inside of a map whose brace is taken, and its closing brace."""
+        values: dict[str, Any] = {}
+        while not self._take("}"):
+            key = self._string()
+            if key is None:
+                bare = self._match(_KEY)
+                if bare is None:
+                    raise _NotACall
+                key = bare[0].rstrip()
+            if not self._take(":"):
+                raise _NotACall
+            values[key] = self._value(depth)
+            self._separator("}")
+        return values
+
+    def _items(self, depth: int) -> list[Any]:
+        """The inside of a list whose bracket is taken, and its closing bracket."""
+        values: list[Any] = []
+        while not self._take("]"):
+            values.append(self._value(depth))
+            self._separator("]")
+        return values
+
+    def _separator(self, end: str) -> None:
+        if self._take(","):
+            return
+        if not self._take(end):
+            raise _NotACall
+        self._at -= len(end)  # the loop takes it
+
+    def _value(self, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            raise _NotACall
+        text = self._string()
+        if text is not None:
+            return text
+        if self._take("{"):
+            return self._pairs(depth + 1)
+        if self._take("["):
+            return self._items(depth + 1)
+        bare = self._match(_BARE)
+        if bare is None:
+            raise _NotACall
+        return _WORDS[bare[0]] if bare[0] in _WORDS else _number(bare[0])
+
+
+def _one_line(quoted: str) -> str:
+    """A Python literal may hold no line break or NUL as such."""
+    return quoted.replace("\r", "\\r").replace("\n", "\\n").replace("\0", "\\0")
+
+
+def _number(text: str) -> int | float:
+    if _NUMBER.fullmatch(text) is None:
+        raise _NotACall
+    value = float(text) if re.search("[.eE]", text) else int(text)
+    if not math.isfinite(value):
+        raise _NotACall
+    return value

@@ -1,0 +1,138 @@
+"""Messages of a conversation: checked, and made plain for a template."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gemma4_core.config.files import shown
+from gemma4_core.errors import InputError
+
+ROLES = ("system", "developer", "user", "assistant", "model", "tool")
+PART_TYPES = ("text", "image", "audio", "video")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Where a message may carry reasoning; transformers fills the first for templates."""
+
+
+def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as a template sees them: checked, plain values only, keys whose value is None dropped.
+
+    A message is ``{"role": …, "content": …}`` with a role of ``ROLES`` and content that is text or a list of parts
+    ``{"type": "text", "text": …}``, ``{"type": "image"}``, ``audio`` or ``video``; an assistant's may be absent beside
+    ``tool_calls``, ``tool_responses`` or reasoning, and a tool's may be an object. Raises InputError naming the
+    message by its index, counted from 0.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise InputError(f"messages must be a list of objects with role and content, not {type(messages).__name__}")
+    if not messages:
+        raise InputError("messages is empty: give at least one message with role and content")
+    checked = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InputError(f"messages[{index}] must be an object with role and content, not {_seen(message)}")
+        plain = {key: value for key, value in plain_data(message).items() if value is not None}
+        _check_role(plain, index)
+        _check_content(plain, index)
+        _check_calls(plain, index)
+        checked.append(_with_reasoning(plain))
+    return checked
+
+
+def template_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Tool declarations as a template sees them; None stays None. Raises InputError for what is no JSON schema."""
+    if tools is None:
+        return None
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise InputError(f"tools must be a list of objects, not {_seen(tools)}")
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise InputError(
+                f'tools[{index}] must be an object such as {{"type": "function", "function": {{"name": …}}}}, '
+                f"not {_seen(tool)}"
+            )
+    return plain_data(list(tools))
+
+
+def plain_data(value: Any) -> Any:
+    """A value rebuilt of plain types, so that a template gets no methods of richer ones; images, arrays and the like
+    become ``<TypeName>`` (as transformers 5.23.0 does, ``_plain_template_data``). Raises InputError for what is nested
+    without end."""
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise InputError("messages or tools are nested too deeply for a chat template") from None
+
+
+def _plain(value: Any) -> Any:
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            # a subclass, such as an enum, stripped to its base
+            return getattr(kind, f"__{kind.__name__}__")(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return f"<{type(value).__name__}>"
+
+
+def _check_role(message: Mapping[str, Any], index: int) -> None:
+    role = message.get("role")
+    if role not in ROLES:
+        raise InputError(f"messages[{index}] has role {_seen(role)}; a role is one of {', '.join(ROLES)}")
+
+
+def _check_content(message: Mapping[str, Any], index: int) -> None:
+    content, role = message.get("content"), message["role"]
+    if isinstance(content, str) or (role == "tool" and isinstance(content, dict)):
+        return
+    if content is None:
+        if role in ("assistant", "model") and any(
+            message.get(key) for key in ("tool_calls", "tool_responses", *REASONING_KEYS)
+        ):
+            return
+        raise InputError(f"messages[{index}] ({role}) has no content")
+    if not isinstance(content, list | tuple):
+        raise InputError(f"messages[{index}] ({role}): content must be text or a list of parts, not {_seen(content)}")
+    for number, part in enumerate(content):
+        where = f"messages[{index}].content[{number}]"
+        if not isinstance(part, dict):
+            raise InputError(f"{where} must be an object with a type, not {_seen(part)}")
+        if part.get("type") not in PART_TYPES:
+            raise InputError(f"{where} has type {_seen(part.get('type'))}; a part is one of {', '.join(PART_TYPES)}")
+        if part["type"] == "text" and not isinstance(part.get("text"), str):
+            raise InputError(f"{where} is a text part whose text is {_seen(part.get('text'))}")
+
+
+def _check_calls(message: Mapping[str, Any], index: int) -> None:
+    calls = message.get("tool_calls", [])
+    if not isinstance(calls, list | tuple):
+        raise InputError(f"messages[{index}]: tool_calls must be a list, not {_seen(calls)}")
+    for number, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str):
+            raise InputError(
+                f"messages[{index}].tool_calls[{number}] must be an object whose function has a name, not {_seen(call)}"
+            )
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    reasoning = next((message[key] for key in REASONING_KEYS if key in message), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _seen(value: Any) -> str:
+    return shown(value, 60)

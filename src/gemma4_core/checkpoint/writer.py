@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gemma4_core.checkpoint.atomic import write_error
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from gemma4_core.checkpoint.header import ITEMSIZE
 from gemma4_core.checkpoint.progress import Progress, progress
@@ -59,7 +58,8 @@ def write_shards(
         bytes of tensor data written.
 
     Raises:
-        CheckpointError: the disk is or would be full, or ``data`` gives other than the planned bytes.
+        CheckpointError: the disk has too little room, or ``data`` gives other than the planned bytes.
+        OSError: writing failed on the way; ``atomic_folder`` makes one line of it.
     """
     total = sum(tensor.nbytes for tensor in plan)
     free = shutil.disk_usage(folder).free
@@ -72,11 +72,8 @@ def write_shards(
         names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     with progress(total, "writing", "B") as bar:
         for name, shard in zip(names, shards, strict=True):
-            try:
-                with open(folder / name, "xb") as file:
-                    write_file(file, shard, data, metadata or {"format": "pt"}, bar)
-            except OSError as fault:
-                raise write_error(fault, shown_path(folder.parent)) from fault
+            with open(folder / name, "xb") as file:
+                write_file(file, shard, data, metadata or {"format": "pt"}, bar)
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

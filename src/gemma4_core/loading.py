@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import Operations, portable
 from gemma4_core.plugins import registry
+from gemma4_core.processor import GemmaMultimodalProcessor
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.weights import Weight
 
@@ -42,12 +43,14 @@ def load_pretrained(
     beam: int = 0,
     beam_seconds: float | None = None,
     options: Mapping[str, Any] | None = None,
+    check: Callable[[GemmaMultimodalProcessor], None] | None = None,
 ) -> GemmaModel:
     """Open a checkpoint folder, a hub name or an alias, and assemble a model that runs on a device.
 
     ``modalities=("text",)`` skips the towers, None loads all that the config declares. ``dtype`` None keeps the
     files' type, ``"float32"`` computes in fp32. ``ple`` says where the per-layer embedding table stays. ``options``
-    are values of the plugins' own options by keyword. Raises a Gemma4Error before weights are read where config,
+    are values of the plugins' own options by keyword. ``check`` gets the folder's processor before weights are read,
+    to look at a prompt; what it raises ends the loading. Raises a Gemma4Error before weights are read where config,
     files, plugins or device do not fit.
     """
     began = time.perf_counter()
@@ -69,6 +72,9 @@ def load_pretrained(
         run_dtype = choose_dtype(dtype, source.infos, context.config)
         loaded_tokenizer = backend_tokenizer.load(context)
         template = ChatTemplate.load(context.folder)
+        processor = GemmaMultimodalProcessor(context, wanted, loaded_tokenizer, template, options)
+        if check is not None:
+            check(processor)
         settings = DeviceSettings(beam) if beam_seconds is None else DeviceSettings(beam, beam_seconds)
         backend, target = activate(device, settings)
         operations = backend.operations() if backend.operations else portable()
@@ -87,7 +93,7 @@ def load_pretrained(
                 transform.apply(model, options)
     finally:
         source.close()
-    model.options = dict(options)
+    model.options, model.processor = dict(options), processor
     model.load_seconds = time.perf_counter() - began
     return model
 

@@ -13,19 +13,18 @@ from gemma4_core.cli.request import Loading, checked_text, folder, read_tools, s
 from gemma4_core.errors import InputError
 
 if TYPE_CHECKING:
-    from gemma4_core.model import GemmaModel
-
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    from gemma4_core.processor import GemmaMultimodalProcessor
 
 
-def check_talks(model: GemmaModel) -> None:
-    """Raise InputError for a model that cannot hold a conversation."""
+def check_talks(processor: GemmaMultimodalProcessor) -> None:
+    """Raise InputError for a checkpoint that cannot hold a conversation."""
     from gemma4_core.text import has_text
 
-    if not has_text(model.tokenizer):
-        raise InputError(f"{folder(model)} has no tokenizer to talk through: use gemma4 generate --prompt-tokens")
-    if model.template is None:
-        raise InputError(f"{folder(model)} has no chat template (a base model?): use gemma4 generate, or an -it model")
+    where = folder(processor.context)
+    if not has_text(processor.tokenizer.inner):
+        raise InputError(f"{where} is opened without a tokenizer to talk through: use gemma4 generate --prompt-tokens")
+    if processor.template is None:
+        raise InputError(f"{where} has no chat template (a base model?): use gemma4 generate, or an -it model")
 
 
 @click.command("chat", cls=PluginOptionsCommand)
@@ -33,6 +32,7 @@ def check_talks(model: GemmaModel) -> None:
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
 @click.option("--tools", metavar="FILE", help="JSON file with tool declarations for the template.")
 @click.option("--thinking/--no-thinking", default=False, help="Let the model think before it answers.")
+@click.option("--allow-urls", is_flag=True, help="Fetch media given as URLs.")
 @sampling_options
 @device_options
 @loading_options
@@ -57,13 +57,14 @@ def chat_command(
 
     declared = read_tools(tools) if tools else None
     system = checked_text("--system", system) if system else None
-    model = Loading.taken_from(values).load(plugin_values)
-    check_talks(model)
-    wanted = sampling(model.generation_config, {name: values[name] for name in SAMPLING})
+    model = Loading.taken_from(values).load(plugin_values, check_talks)
+    wanted = sampling(model.generation_config, values)
     wanted |= {"max_new_tokens": values["max_new_tokens"], "stop": values["stop"]}
     conversation = Conversation(model, wanted, system, thinking, declared)
-    conversation.waiting = {keyword: list(files) for keyword, files in plugin_values.media.items()}
+    for keyword, files in plugin_values.media.items():
+        for file in files:
+            conversation.attach(plugin_values.flags[keyword].lstrip("-"), file)
     with Lines(history) as lines:
         if lines.interactive:
-            note(f"{folder(model)} on {model.device_name}. /help lists commands, Ctrl-D leaves.")
+            note(f"{folder(model.context)} on {model.device_name}. /help lists commands, Ctrl-D leaves.")
         Repl(conversation, lines, stats).run()

@@ -29,10 +29,8 @@ class Conversation:
         self.thinking = thinking
         self.tools = tools
         self.turns: list[dict[str, Any]] = []
-        self.media: dict[str, list[str]] = {}
-        """Media of the turns so far, by argument, in order."""
-        self.waiting: dict[str, list[str]] = {}
-        """Media that go with the next message."""
+        self.waiting: list[tuple[str, str]] = []
+        """Files that go with the next message: kind, such as ``image``, and path."""
         self.stats: Stats | None = None
         self.finish_reason: str | None = None
         self.cache = model.make_cache()
@@ -55,28 +53,37 @@ class Conversation:
         file = Path(path).expanduser()
         if not file.exists():
             raise InputError(f"/{kind} {path}: no such file")
-        self.waiting.setdefault(tower.media_keyword, []).append(str(file))
+        self.waiting.append((kind, str(file)))
 
     def ask(self, text: str, answer: Answer) -> Iterator[Part]:
         """Yield the answer to a message, collecting it in ``answer``; afterwards call ``keep`` or ``drop``."""
-        media = {key: self.media.get(key, []) + self.waiting.get(key, []) for key in {*self.media, *self.waiting}}
-        self.turns.append({"role": "user", "content": self._with_placeholders(text)})
+        self.turns.append({"role": "user", "content": self._content(text)})
+        self.waiting = []
         parts = self.model.stream_generate(
-            self.messages(), tools=self.tools, thinking=self.thinking, cache=self.cache, **self.wanted | media
+            self.messages(), tools=self.tools, thinking=self.thinking, cache=self.cache, **self.wanted
         )
-        self.media, self.waiting = media, {}
         for part in parts:
             answer.take(part)
             yield part
 
-    def _with_placeholders(self, text: str) -> str:
-        """A message with a placeholder for each waiting medium whose kind it does not place itself."""
-        for tower in self.model.tower_specs:
-            files = self.waiting.get(tower.media_keyword, [])
-            if files and tower.placeholder not in text:
-                holders = tower.placeholder * len(files)
-                text = holders + text if tower.placed == "before" else text + holders
-        return text
+    def _content(self, text: str) -> str | list[dict[str, Any]]:
+        """A message with its files: in place of the placeholders that it holds, else before or after the text.
+
+        Raises InputError where a message holds another number of placeholders than files.
+        """
+        if not self.waiting:
+            return text
+        parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text.strip() else []
+        for kind, tower in self.towers().items():
+            files = [{"type": kind, "path": path} for of, path in self.waiting if of == kind]
+            holders = text.count(tower.placeholder)
+            if holders and holders != len(files):
+                raise InputError(f"the message holds {holders} {tower.placeholder}, and {len(files)} files go with it")
+            if holders:
+                parts = [piece for part in parts for piece in _filled(part, tower.placeholder, files)]
+            else:
+                parts = [*files, *parts] if tower.placed == "before" else [*parts, *files]
+        return parts
 
     def keep(self, answer: Answer) -> None:
         """Add what the model said, whole or not, to the conversation."""
@@ -86,15 +93,15 @@ class Conversation:
             turn["tool_calls"] = [{"type": "function", "function": dict(call)} for call in answer.tool_calls]
         self.turns.append(turn)
 
-    def drop(self, media: Mapping[str, list[str]]) -> None:
+    def drop(self) -> None:
         """Take back a message that could not be answered. Files that came with it, perhaps at fault, are let go."""
         if self.turns and self.turns[-1]["role"] == "user":
             self.turns.pop()
-        self.media, self.waiting = dict(media), {}
+        self.waiting = []
 
     def clear(self) -> None:
         """Start anew; the system prompt stays."""
-        self.turns, self.media, self.waiting = [], {}, {}
+        self.turns, self.waiting = [], []
         self.cache.reset()
 
     def forget_cache(self) -> None:
@@ -106,6 +113,18 @@ class Conversation:
         """Write the messages as JSON. Raises a Gemma4Error naming the file; it appears whole or not at all."""
         from gemma4_core.checkpoint.atomic import atomic_file
 
-        content = {"model": str(self.model.context.folder), "messages": self.messages(), **self.media}
+        content = {"model": str(self.model.context.folder), "messages": self.messages()}
         with atomic_file(Path(path).expanduser(), "w") as file:
             file.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def _filled(part: dict[str, Any], placeholder: str, files: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A text part cut at its placeholders, with the files in their places; other parts as they are."""
+    if part["type"] != "text":
+        yield part
+        return
+    for index, text in enumerate(part["text"].split(placeholder)):
+        if index:
+            yield files.pop(0)
+        if text:
+            yield {"type": "text", "text": text}

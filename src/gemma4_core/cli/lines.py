@@ -53,6 +53,10 @@ class Lines:
 
         Raises KeyboardInterrupt where Ctrl-C is typed.
         """
+        text = self._message()
+        return None if text is None else text.encode("utf-8", "replace").decode()
+
+    def _message(self) -> str | None:
         line = self._line(PROMPT)
         if line is None or not line.lstrip().startswith(QUOTES):
             return line

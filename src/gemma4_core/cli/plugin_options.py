@@ -150,6 +150,8 @@ class PluginOptionsCommand(GemmaCommand):
                     values.media[known.media_keyword] = list(value)
             elif known.owners:
                 values.options[known.keyword] = value
+        if ctx.params.pop("allow_urls", False):
+            values.options["allow_urls"] = True
         return values
 
 

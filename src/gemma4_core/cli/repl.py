@@ -82,7 +82,6 @@ class Repl:
     def answer(self, text: str) -> None:
         """Show the answer to a message. Ctrl-C ends the answer, which stays in the conversation as far as it came."""
         talk, printer, answer = self.conversation, Printer(), Answer()
-        media = dict(talk.media)
         try:
             with Interrupt(STOPPING) as interrupt:
                 parts = talk.ask(text, answer)
@@ -94,7 +93,7 @@ class Repl:
             talk.forget_cache()
         except BaseException:
             printer.end()
-            talk.drop(media)
+            talk.drop()
             raise
         printer.end()
         talk.keep(answer)

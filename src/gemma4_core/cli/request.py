@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,14 @@ from gemma4_core.errors import InputError
 if TYPE_CHECKING:
     from gemma4_core.cli.plugin_options import PluginValues
     from gemma4_core.config import GenerationConfig
+    from gemma4_core.descriptions import Context
     from gemma4_core.model import GemmaModel
+    from gemma4_core.processor import GemmaMultimodalProcessor
 
 STDIN_LIMIT = 64 << 20
 """Bytes of a prompt or tool list; longer than any context."""
 FILTERS = ("top_k", "top_p", "min_p")
+SAMPLING = ("temperature", *FILTERS, "repetition_penalty", "seed")
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,16 @@ class Loading:
         """Take the loading options out of a command's parameters."""
         return cls(**{name: values.pop(name) for name in cls.__dataclass_fields__ if name in values})
 
-    def load(self, plugins: PluginValues) -> GemmaModel:
-        """Load the model. Raises a Gemma4Error before memory is spent where anything does not fit."""
+    def load(self, plugins: PluginValues, check: Callable[[GemmaMultimodalProcessor], None]) -> GemmaModel:
+        """Load the model; ``check`` looks at the prompt before weights are read. Raises a Gemma4Error before memory is
+        spent where anything does not fit."""
         from gemma4_core import loading
 
         return loading.load_pretrained(
             self.model, device=self.device, format=self.format, tokenizer=self.tokenizer,
             modalities=tuple(self.modality) or None, dtype=None if self.dtype == "auto" else self.dtype,
             max_context=self.context, ple=self.ple, beam=self.beam, beam_seconds=self.beam_seconds,
-            options=plugins.options,
+            options=plugins.options, check=check,
         )
 
 
@@ -95,26 +99,15 @@ def sampling(config: GenerationConfig, given: Mapping[str, Any]) -> dict[str, An
 
     Asking for a filter (``--top-k`` and so on) where the folder is greedy samples at its temperature.
     """
-    asked = {name: value for name, value in given.items() if value is not None}
+    asked = {name: given[name] for name in SAMPLING if given.get(name) is not None}
     greedy = not config.do_sample and "temperature" not in asked and not any(asked.get(name) for name in FILTERS)
     defaults: dict[str, Any] = {"repetition_penalty": config.repetition_penalty}
     defaults["temperature"] = 0.0 if greedy else config.temperature
     if config.do_sample:
         defaults |= {name: getattr(config, name) for name in FILTERS}
-    return defaults | {name: asked.get(name) for name in ("seed",)} | asked
+    return defaults | asked
 
 
-def needs_template(model: GemmaModel, raw: bool, **given: Any) -> bool:
-    """Whether the prompt goes through the chat template. Raises InputError for options that only a template serves."""
-    if model.template is not None and not raw:
-        return True
-    why = "--raw leaves it out" if raw else f"{folder(model)} has none"
-    for option, value in given.items():
-        if value:
-            raise InputError(f"--{option.replace('_', '-')} needs the chat template, and {why}")
-    return False
-
-
-def folder(model: GemmaModel) -> Path | str:
-    """The folder of a model, for messages."""
-    return model.context.folder or "the checkpoint"
+def folder(context: Context) -> Path | str:
+    """The folder of a checkpoint, for messages."""
+    return context.folder or "the checkpoint"

@@ -78,10 +78,11 @@ def stream_generate(
 ) -> Iterator[Part]:
     """Yield the answer to a raw prompt (str) or to messages (through the folder's chat template), part by part.
 
-    ``prompt_tokens`` are ids to start from instead of either; they need no tokenizer, without which parts have no
-    text. Of the parts that one token completes only the first carries it. ``media`` are lists by each modality's
-    keyword, such as ``images`` and ``audio``. ``stop`` strings end the answer and are left out of it. Greedy unless a
-    temperature is given. Raises InputError and TokenizerError before anything runs.
+    ``prompt_tokens`` are ids to start from instead of either, with one placeholder id per medium; they need no
+    tokenizer, without which parts have no text. Of the parts that one token completes only the first carries it.
+    ``media`` are lists by each modality's keyword, such as ``images`` and ``audio``. ``stop`` strings end the answer
+    and are left out of it. Greedy unless a temperature is given. Raises InputError and TokenizerError before anything
+    runs.
     """
     from gemma4_core.text import AnswerSplitter, StopStrings, has_text
 
@@ -93,12 +94,14 @@ def stream_generate(
         raise InputError(f"{what} needs a tokenizer, {model.context.folder} has none: use token ids (--prompt-tokens)")
     sampling = make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     stops = StopStrings(stop)
-    if prompt_tokens is not None:
-        prepared = prepare(model, prompt_tokens, max_new_tokens, cache, media)
+    if prompt_tokens is not None and not media:
+        prepared = prepare(model, prompt_tokens, max_new_tokens, cache, {})
     else:
-        prompt = model.processor.prepare_inputs(prompt_or_messages, tools=tools, thinking=thinking, **media)
+        asked: Any = prompt_or_messages if prompt_tokens is None else list(prompt_tokens)
+        prompt = model.processor.prepare_inputs(asked, tools=tools, thinking=thinking, **media)
         prepared = prepare(model, prompt.input_ids, max_new_tokens, cache, dict(prompt.features))
-    splitter = NoText() if textless else AnswerSplitter(model.tokenizer, prepared.placed.ids[0].tolist())
+    ids = prepared.placed.ids[0].tolist()
+    splitter = NoText() if model.tokenizer is None or textless else AnswerSplitter(model.tokenizer, ids)
     ends = model.stop_ids if stop_ids is None else tuple(stop_ids)
     return _parts(model, prepared, sampling, ends, splitter, stops)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from ast import literal_eval
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,8 @@ _BARE = re.compile(r"[^\s{}\[\],:\"']+")
 _KEY = re.compile(r"[^\s{}\[\],:\"'][^{}\[\],:\"'\n]*")
 _QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "/": "/", "\\": "\\", '"': '"', "'": "'"}
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 
 
@@ -50,7 +51,7 @@ def parse_call(segments: Sequence[str]) -> ToolCall | None:
         return None
     try:
         return _Parser(segments).call()
-    except (_NotACall, ValueError, SyntaxError, RecursionError, MemoryError):
+    except (_NotACall, ValueError):
         return None
 
 
@@ -92,7 +93,7 @@ class _Parser:
         return taken
 
     def _string(self) -> str | None:
-        """A marked or quoted string that begins here."""
+        """A marked or quoted string that begins here. Raises ValueError."""
         self._spaces()
         if self._at == len(self._segments[self._index]) and self._index + 1 < len(self._segments):
             text = self._segments[self._index + 1]
@@ -101,13 +102,9 @@ class _Parser:
         found = self._match(_QUOTED)
         if found is None:
             return None
-        quoted = found[0]
-        try:
-            value = json.loads(quoted, strict=False) if quoted[0] == '"' else literal_eval(_one_line(quoted))
-        except json.JSONDecodeError:
-            value = literal_eval(_one_line(quoted))
-        value.encode()  # an escaped lone surrogate is no text
-        return value
+        text = _ESCAPE.sub(_unescaped, found[0][1:-1])
+        # JSON spells far characters as surrogate pairs; a lone surrogate is no text
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
     def _pairs(self, depth: int) -> dict[str, Any]:
         """The inside of a map whose brace is taken, and its closing brace."""
@@ -156,9 +153,12 @@ class _Parser:
         return _WORDS[bare[0]] if bare[0] in _WORDS else _number(bare[0])
 
 
-def _one_line(quoted: str) -> str:
-    """A Python literal may hold no line break or NUL as such."""
-    return quoted.replace("\r", "\\r").replace("\n", "\\n").replace("\0", "\\0")
+def _unescaped(found: re.Match[str]) -> str:
+    """What an escape of JSON or Python stands for; an unknown one stays as it is."""
+    code = found[1]
+    if len(code) > 1:
+        return chr(int(code[1:], 16))
+    return _ESCAPED.get(code, found[0])
 
 
 def _number(text: str) -> int | float:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from gemma4_core.cli.failures import FAILURE, OK, handle
+from gemma4_core.cli.output import write
 
 
 class ManyOption(click.Option):
@@ -77,7 +78,7 @@ def leave(run: Callable[[], Any]) -> NoReturn:
     """Run a command and exit with 0, or with the code of its failure."""
     try:
         code = run()
-        sys.stdout.flush()
+        write("")
         code = code if isinstance(code, int) and not isinstance(code, bool) else OK
     except BaseException as error:
         code = handle(error)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gemma4_core.cli.base import GemmaCommand, ManyOption
-from gemma4_core.cli.output import note, on_terminal
+from gemma4_core.cli.output import note, on_terminal, write
 
 
 @click.command("download", cls=GemmaCommand)
@@ -31,7 +31,7 @@ def download_command(sizes: Sequence[str], it: bool, models_dir: Path | None) ->
 
     folders = download(sizes, it=it, models_dir=models_dir)
     for folder in folders:
-        click.echo(folder)
+        write(f"{folder}\n")
     if folders and on_terminal():
         command = f"chat -m {folders[0]}" if it else f'generate -m {folders[0]} --prompt "Once upon a time"'
         note(f"try: gemma4 {command}")

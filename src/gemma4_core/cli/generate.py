@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
 from gemma4_core.cli.options import TokenIds, device_options, loading_options, model_option, sampling_options
-from gemma4_core.cli.output import Printer, json_text, note, on_terminal, show_all, stats_line
+from gemma4_core.cli.output import Printer, json_text, note, on_terminal, show_all, stats_line, write
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
 from gemma4_core.cli.prompt import taken_prompt
 from gemma4_core.cli.request import Loading, sampling
@@ -58,7 +57,6 @@ def generate_command(as_json: bool, stats: bool | None, plugin_values: PluginVal
             printer.end()
         raise
     if as_json:
-        print(json_text(answer.as_json(textless)))
-    sys.stdout.flush()
+        write(json_text(answer.as_json(textless)) + "\n")
     if answer.stats is not None and (on_terminal() if stats is None else stats):
         note(stats_line(answer.stats, answer.finish_reason))

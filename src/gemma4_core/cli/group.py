@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import click
@@ -91,9 +92,13 @@ def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> Non
 
 
 def enough_of_stdio() -> None:
-    """Text that the terminal's encoding lacks is shown as ``?`` rather than ending an answer."""
-    import sys
-
+    """Streams to write to in every case: closed ones go nowhere, and text that the encoding lacks is shown as ``?``."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -102,11 +107,9 @@ def enough_of_stdio() -> None:
 
 def quiet_libraries() -> None:
     """Warnings and progress bars of libraries only on a terminal: elsewhere stderr is for our own line."""
-    import sys
-
     from gemma4_core.cli.failures import debugging
 
-    if debugging() or (sys.stderr is not None and sys.stderr.isatty()):
+    if debugging() or sys.stderr.isatty():
         return
     import logging
     import warnings

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemma4_core.cli.base import GemmaCommand
-from gemma4_core.cli.output import human_bytes, human_count, json_text
+from gemma4_core.cli.output import human_bytes, human_count, json_text, write
 from gemma4_core.errors import Gemma4Error
 
 if TYPE_CHECKING:
@@ -234,4 +234,4 @@ def info_command(ctx: click.Context, model: str | None, size: str | None, format
         which = "neither was given" if model is None else "both were given"
         raise click.UsageError(f"Give exactly one of --model-dir and --size: {which}.")
     about = gather(model, size, format)
-    click.echo(json_text(about, indent=2) if as_json else "\n".join(lines(about)))
+    write((json_text(about, indent=2) if as_json else "\n".join(lines(about))) + "\n")

@@ -33,6 +33,16 @@ def note(text: str) -> None:
     print(f"{DIM}{text}{PLAIN}" if colour() else text, file=sys.stderr, flush=True)
 
 
+def write(text: str) -> None:
+    """Text to stdout, at once. Raises OSError that names it."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = error.filename or "standard output"
+        raise
+
+
 def human_bytes(count: float) -> str:
     """``10.2 GB``: decimal units, three digits."""
     for unit in UNITS:
@@ -154,8 +164,7 @@ class Printer:
             self._write("\n")
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(text.translate(UNSAFE) if self.terminal else text)
-        sys.stdout.flush()
+        write(text.translate(UNSAFE) if self.terminal else text)
         self.fresh, self.empty = text.endswith("\n"), False
 
     def _show_thinking(self, text: str) -> None:

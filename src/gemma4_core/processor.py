@@ -360,6 +360,8 @@ def _fingerprint(source: Any) -> tuple[Any, ...] | None:
 
 
 def _weight(item: Any) -> int:
-    """Bytes of the arrays that a loaded medium holds."""
+    """Bytes that a loaded medium holds: what it says itself, else its arrays."""
+    if isinstance(getattr(item, "nbytes", None), int):
+        return int(item.nbytes)
     values = vars(item).values() if hasattr(item, "__dict__") else [item]
     return sum(value.nbytes for value in values if isinstance(value, np.ndarray))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tinygrad import Tensor
 from tinygrad.dtype import DType
 
+from gemma4_core.config.tensors import CLIP_BOUNDS
 from gemma4_core.descriptions import WeightSource
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, Matrix, Weight
-
-BOUNDS = ("input_min", "input_max", "output_min", "output_max")
-"""Scalars beside every ``linear`` of a clipped tower."""
 
 
 class TowerWeights:
@@ -59,7 +57,7 @@ class Names:
 
     def clipped(self, name: str) -> Linear:
         """The layer ``name.linear.weight`` with the four bounds beside it, where the tower is clipped."""
-        bounds = [self.weights.tensors.get(f"{self.prefix}{name}.{bound}") for bound in BOUNDS]
+        bounds = [self.weights.tensors.get(f"{self.prefix}{name}.{bound}") for bound in CLIP_BOUNDS]
         found = [bound for bound in bounds if bound is not None]
         return Linear(self.weights.places[f"{self.prefix}{name}.linear.weight"], found or None)
 
@@ -81,10 +79,3 @@ class Linear:
 def clamp(x: Tensor, low: Any, high: Any) -> Tensor:
     """``x`` between two bounds, each a number or a scalar tensor of x's dtype."""
     return x.maximum(low).minimum(high)
-
-
-def clipped_shapes(name: str, shape: tuple[int, int], clipped: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of one layer's tensors."""
-    yield f"{name}.linear.weight", shape
-    if clipped:
-        yield from ((f"{name}.{bound}", ()) for bound in BOUNDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from gemma4_core.config import expected_audio_tensors
 from gemma4_core.descriptions import Context, MediaProcessor, ModalityTower, Option, Tower, WeightSource
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.modalities.audio.processor import BEGIN, END, PLACEHOLDER, AudioProcessor
@@ -28,12 +29,6 @@ def _build(model: GemmaModel, source: WeightSource) -> Tower:
     return AudioTower(model, source)
 
 
-def _tensors(config: GemmaConfig) -> Mapping[str, tuple[int, ...]]:
-    from gemma4_plugins.modalities.audio.tower import tensor_shapes
-
-    return tensor_shapes(config)
-
-
 def _soft_token_id(config: GemmaConfig) -> int:
     return -1 if config.audio_token_id is None else config.audio_token_id
 
@@ -52,7 +47,7 @@ def gemma4_modality_towers() -> list[ModalityTower]:
             summary="sound, through the checkpoint's audio tower",
             processor=_processor,
             build=_build,
-            tensors=_tensors,
+            tensors=expected_audio_tensors,
             placeholder=PLACEHOLDER,
             soft_token_id=_soft_token_id,
             media_option=Option("--audio", "A sound file (- is standard input); may be repeated.", multiple=True,

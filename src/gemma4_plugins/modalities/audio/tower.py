@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.config import AudioConfig, GemmaConfig
+from gemma4_core.config import AudioConfig, expected_audio_tensors
 from gemma4_core.descriptions import WeightSource
 from gemma4_core.errors import InputError
 from gemma4_core.ops import Operations
@@ -20,7 +20,7 @@ from gemma4_core.processing.arrays import as_array
 from gemma4_core.processing.captured import Captured, upload
 from gemma4_core.processing.kept import digest
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
-from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clamp, clipped_shapes
+from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clamp
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -32,40 +32,6 @@ SIZES = (16, 64, 128, 256, 384, 512, 768)
 """Soft tokens that graphs are captured for; a clip runs at the next size, padding masked."""
 SUBSAMPLING = 4
 """Frames per soft token."""
-
-
-def tensor_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the tower and its embedder by full name."""
-    assert config.audio_config is not None
-    return dict(_shapes(config.audio_config, config.text_config.hidden_size))
-
-
-def _shapes(a: AudioConfig, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    (first, second), size, clipped = a.subsampling_conv_channels, a.hidden_size, a.use_clipped_linears
-    subsample = TOWER + "subsample_conv_projection."
-    yield subsample + "layer0.conv.weight", (first, 1, 3, 3)
-    yield subsample + "layer0.norm.weight", (first,)
-    yield subsample + "layer1.conv.weight", (second, first, 3, 3)
-    yield subsample + "layer1.norm.weight", (second,)
-    yield subsample + "input_proj_linear.weight", (size, first // 4 * second)
-    for index in range(a.num_hidden_layers):
-        layer = f"{TOWER}layers.{index}."
-        for block in ("feed_forward1", "feed_forward2"):
-            yield from clipped_shapes(f"{layer}{block}.ffw_layer_1", (4 * size, size), clipped)
-            yield from clipped_shapes(f"{layer}{block}.ffw_layer_2", (size, 4 * size), clipped)
-            yield from ((f"{layer}{block}.{norm}_layer_norm.weight", (size,)) for norm in ("pre", "post"))
-        for name in ("q_proj", "k_proj", "v_proj", "post"):
-            yield from clipped_shapes(f"{layer}self_attn.{name}", (size, size), clipped)
-        yield f"{layer}self_attn.relative_k_proj.weight", (size, size)
-        yield f"{layer}self_attn.per_dim_scale", (a.head_dim,)
-        yield from clipped_shapes(f"{layer}lconv1d.linear_start", (2 * size, size), clipped)
-        yield from clipped_shapes(f"{layer}lconv1d.linear_end", (size, size), clipped)
-        yield f"{layer}lconv1d.depthwise_conv1d.weight", (size, 1, a.conv_kernel_size)
-        yield from ((f"{layer}lconv1d.{norm}.weight", (size,)) for norm in ("pre_layer_norm", "conv_norm"))
-        yield from ((f"{layer}{norm}.weight", (size,)) for norm in ("norm_pre_attn", "norm_post_attn", "norm_out"))
-    yield TOWER + "output_proj.weight", (a.output_proj_dims, size)
-    yield TOWER + "output_proj.bias", (a.output_proj_dims,)
-    yield EMBEDDER + "embedding_projection.weight", (hidden, a.output_proj_dims)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -170,7 +136,7 @@ class AudioTower:
         config = model.config.audio_config
         assert config is not None
         self.config, self.device, self.dtype, self.ops = config, model.device, model.dtype, model.operations
-        self.weights = TowerWeights(source, tensor_shapes(model.config), model.device, model.dtype)
+        self.weights = TowerWeights(source, expected_audio_tensors(model.config), model.device, model.dtype)
         tower = self.weights.below(TOWER)
         self.subsampling = Subsampling(config, tower.below("subsample_conv_projection."))
         self.layers = [ConformerLayer(config, tower.below(f"layers.{i}.")) for i in range(config.num_hidden_layers)]

@@ -6,20 +6,20 @@ so their order does not matter, and the patches of one soft token are kept side 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.config import GemmaConfig, VisionConfig
+from gemma4_core.config import VisionConfig, expected_vision_tensors
 from gemma4_core.descriptions import WeightSource
 from gemma4_core.ops import Operations
 from gemma4_core.ops.portable import MASKED, gelu_tanh, rms_norm
 from gemma4_core.processing.captured import Captured, upload
 from gemma4_core.processing.kept import digest
-from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clipped_shapes
+from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.vision.layout import Slots, arrange, read_features
 
 if TYPE_CHECKING:
@@ -29,35 +29,6 @@ TOWER, EMBEDDER = "model.vision_tower.", "model.embed_vision."
 NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 QUERY_ROWS = 1280
 """Queries attended at once: bounds the scores in memory for large budgets."""
-
-
-def tensor_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the tower and its embedder by full name."""
-    assert config.vision_config is not None
-    return dict(_shapes(config.vision_config, config.text_config.hidden_size))
-
-
-def _shapes(v: VisionConfig, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield TOWER + "patch_embedder.input_proj.weight", (v.hidden_size, v.patch_size**2 * 3)
-    yield TOWER + "patch_embedder.position_embedding_table", (2, v.position_embedding_size, v.hidden_size)
-    queries, keys = v.num_attention_heads * v.head_dim, v.num_key_value_heads * v.head_dim
-    for index in range(v.num_hidden_layers):
-        layer = f"{TOWER}encoder.layers.{index}."
-        yield from ((f"{layer}{norm}.weight", (v.hidden_size,)) for norm in NORMS)
-        yield from ((f"{layer}self_attn.{norm}.weight", (v.head_dim,)) for norm in ("q_norm", "k_norm"))
-        for name, shape in (
-            ("self_attn.q_proj", (queries, v.hidden_size)),
-            ("self_attn.k_proj", (keys, v.hidden_size)),
-            ("self_attn.v_proj", (keys, v.hidden_size)),
-            ("self_attn.o_proj", (v.hidden_size, queries)),
-            ("mlp.gate_proj", (v.intermediate_size, v.hidden_size)),
-            ("mlp.up_proj", (v.intermediate_size, v.hidden_size)),
-            ("mlp.down_proj", (v.hidden_size, v.intermediate_size)),
-        ):
-            yield from clipped_shapes(layer + name, shape, v.use_clipped_linears)
-    if v.standardize:
-        yield from ((f"{TOWER}{name}", (v.hidden_size,)) for name in ("std_bias", "std_scale"))
-    yield EMBEDDER + "embedding_projection.weight", (hidden, v.hidden_size)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -126,7 +97,7 @@ class VisionTower:
         config = model.config.vision_config
         assert config is not None
         self.config, self.device, self.dtype, self.ops = config, model.device, model.dtype, model.operations
-        self.weights = TowerWeights(source, tensor_shapes(model.config), model.device, model.dtype)
+        self.weights = TowerWeights(source, expected_vision_tensors(model.config), model.device, model.dtype)
         tower = self.weights.below(TOWER)
         self.input_proj: Linear = tower.linear("patch_embedder.input_proj")
         self.position_table = tower["patch_embedder.position_embedding_table"]

@@ -50,7 +50,7 @@ _SPREAD = {  # standard deviations that are not 1/sqrt(fan in)
     r"router\.proj\.weight$": 1.5,
     r"position_embedding_table$": 0.5,
     r"per_dim_scale$": 0.5,
-    r"std_bias$": 20.0,
+    r"std_bias$": 3.0,
     r"bias$": 0.3,
 }
 
@@ -75,19 +75,23 @@ def _raw(key: str, seed: int, n: int) -> NDArray[np.uint64]:
     return np.random.PCG64([seed, zlib.crc32(key.encode())]).random_raw(n)
 
 
+def _normal(key: str, seed: int, n: int) -> NDArray[np.float64]:
+    """Close to normal: the sum of a word's four 16-bit pieces, exact in float64."""
+    raw = _raw(key, seed, n)
+    pieces = sum(((raw >> np.uint64(s)) & np.uint64(0xFFFF)).astype(np.float64) for s in (0, 16, 32, 48))
+    return (pieces - 4 * 32767.5) / (65536 / np.sqrt(3.0))
+
+
 def draw(name: str, shape: tuple[int, ...], seed: int) -> F32:
     """The bf16-representable value of parameter ``name`` (prefix ignored) for ``seed``, as float32 ``shape``."""
     key, n = base_name(name), int(np.prod(shape))
-    raw = _raw(key, seed, n)
     for pattern, (low, high) in _POSITIVE.items():
         if re.search(pattern, key):
-            return round_bf16((low + (high - low) * (raw >> np.uint64(11)) * 2.0**-53).reshape(shape))
-    # The sum of a word's four 16-bit pieces is close to normal and exact in float64.
-    pieces = sum(((raw >> np.uint64(s)) & np.uint64(0xFFFF)).astype(np.float64) for s in (0, 16, 32, 48))
-    normal = (pieces - 4 * 32767.5) / (65536 / np.sqrt(3.0))
+            uniform = (_raw(key, seed, n) >> np.uint64(11)) * 2.0**-53
+            return round_bf16((low + (high - low) * uniform).reshape(shape))
     spread = next((v for p, v in _SPREAD.items() if re.search(p, key)), None)
     fan_in = shape[-1] if "conv" not in key else int(np.prod(shape[1:]))
-    return round_bf16((normal * (spread if spread is not None else fan_in**-0.5)).reshape(shape))
+    return round_bf16((_normal(key, seed, n) * (spread or fan_in**-0.5)).reshape(shape))
 
 
 def draw_ids(key: str, seed: int, shape: tuple[int, ...], low: int, high: int) -> I64:
@@ -289,3 +293,160 @@ def load_features() -> dict[tuple[str, int], FeatureReference]:
                     total, valid, tokens, frame_indices(valid), z[f"{name}:{n}:frames"], z[f"{name}:{n}:frame_means"]
                 )
     return out
+
+
+MULTIMODAL = ("e2b-mm", "dense-mm", "odd-e2b", "odd-moe")
+_MM = DATA / "multimodal"
+
+
+def pixels(key: str, grids: list[tuple[int, int]], dim: int, pooling: int) -> tuple[F32, I64]:
+    """Patches ``[images, patches, dim]`` in 0..1 and positions ``[images, patches, 2]`` for grids (columns, rows).
+
+    Padded to the largest image with zeros and (-1, -1), plus one pooling cell where the images are equally large.
+    """
+    counts = [columns * rows for columns, rows in grids]
+    most = max(counts) + (pooling**2 if len(set(counts)) == 1 and len(counts) > 1 else 0)
+    values = np.zeros((len(grids), most, dim), np.float32)
+    positions = np.full((len(grids), most, 2), -1, np.int64)
+    for k, (columns, rows) in enumerate(grids):
+        whole = _raw(f"pixels:{key}", k, counts[k] * dim) % np.uint64(256)
+        values[k, : counts[k]] = (whole.astype(np.float64) * (1 / 255)).astype(np.float32).reshape(counts[k], dim)
+        positions[k, : counts[k]] = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
+    return values, positions
+
+
+def features(key: str, frames: list[int], mel: int) -> tuple[F32, NDArray[np.bool_]]:
+    """Features ``[clips, longest, mel]`` and their mask ``[clips, longest]`` (True = valid); zeros where padded."""
+    mask = np.arange(max(frames)) < np.array(frames)[:, None]
+    values = np.stack([_normal(f"features:{key}", k, max(frames) * mel).reshape(-1, mel) for k in range(len(frames))])
+    return np.where(mask[..., None], values * 1.5 - 1, 0).astype(np.float32), mask
+
+
+@dataclass(frozen=True)
+class MediaCase:
+    """A prompt with media and what transformers computes for it in fp32; None where a kind of media is absent."""
+
+    ids: I64
+    """``[batch, T]``, placeholders already expanded."""
+    logits: F32
+    """``[batch, T, vocab]``."""
+    greedy: I64
+    """``[batch, 8]`` greedy tokens, no stop id applied."""
+    pixel_values: F32 | None
+    """``[images, patches, 3 * patch ** 2]``, padded; the images of row 0 first."""
+    image_position_ids: I64 | None
+    """``[images, patches, 2]``: (x, y), -1 = padding."""
+    pixel_values_videos: F32 | None
+    """As ``pixel_values``: the frames of one video."""
+    video_position_ids: I64 | None
+    input_features: F32 | None
+    """``[clips, frames, mel]``."""
+    input_features_mask: NDArray[np.bool_] | None
+    """``[clips, frames]``: True = valid."""
+    vision_tower: F32 | None
+    """``[soft tokens, vision hidden]`` of all images (or frames) in turn, before the embedder."""
+    vision_soft: F32 | None
+    """``[soft tokens, hidden]``: after the embedder."""
+    audio_tower: F32 | None
+    """``[soft tokens, output_proj_dims]`` of the valid frames of all clips in turn, before the embedder."""
+    audio_soft: F32 | None
+    """``[soft tokens, hidden]``: after the embedder."""
+
+
+@dataclass(frozen=True)
+class MultimodalReference:
+    """A tiny checkpoint with towers and its cases by name."""
+
+    name: str
+    config: dict[str, Any]
+    cases: dict[str, MediaCase]
+
+    def folder(self, target: Path) -> Path:
+        """The checkpoint: the committed folder, or, for the odd ones, written into ``target`` from drawn weights."""
+        committed = _MM / self.name
+        if (committed / "model.safetensors").is_file():
+            return committed
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(committed / "config.json", target / "config.json")
+        shapes = json.loads((committed / "tensors.json").read_text())
+        weights = {name: draw(name, tuple(shape), 0) for name, shape in shapes.items()}
+        write_safetensors(target / "model.safetensors", weights)
+        return target
+
+
+def case_inputs(key: str, case: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The media arrays of a case, drawn anew from its description (sizes only)."""
+    vision, out = config["vision_config"], dict.fromkeys(
+        ("pixel_values", "image_position_ids", "pixel_values_videos", "video_position_ids", "input_features",
+         "input_features_mask")
+    )
+    dim, pooling = 3 * vision["patch_size"] ** 2, vision["pooling_kernel_size"]
+    for kind, values, positions in (
+        ("images", "pixel_values", "image_position_ids"), ("frames", "pixel_values_videos", "video_position_ids")
+    ):
+        if grids := [(columns, rows) for columns, rows in case.get(kind, [])]:
+            out[values], out[positions] = pixels(f"{key}:{kind}", grids, dim, pooling)
+    if case.get("clips"):
+        out["input_features"], out["input_features_mask"] = features(key, case["clips"], case["mel"])
+    return out
+
+
+@lru_cache
+def load_multimodal(name: str) -> MultimodalReference:
+    """``e2b-mm`` (small vision, audio), ``dense-mm`` (large vision), ``odd-e2b``, ``odd-moe`` (odd sizes)."""
+    config = json.loads((_MM / name / "config.json").read_text())
+    described = json.loads((_MM / f"{name}.json").read_text())
+    outputs = ("ids", "logits", "greedy", "vision_tower", "vision_soft", "audio_tower", "audio_soft")
+    cases = {}
+    with np.load(_MM / f"{name}.npz") as z:
+        for case, facts in described.items():
+            stored = {k: z[f"{case}:{k}"] if f"{case}:{k}" in z.files else None for k in outputs}
+            cases[case] = MediaCase(**stored, **case_inputs(f"{name}:{case}", facts, config))
+    return MultimodalReference(name, config, cases)
+
+
+TRAINING: dict[str, str | None] = {
+    "e2b": None, "e4b": None, "moe": None, "dense": None, "e2b-mm": "image_and_audio", "dense-mm": "two_images"
+}
+"""Checkpoints with training references, and the case of a multimodal one whose inputs they use."""
+
+
+@dataclass(frozen=True)
+class ParameterReference:
+    """One parameter's gradient and its values after one step from the committed weights, in fp32."""
+
+    norm: float
+    """Euclidean norm of the whole gradient."""
+    index: I64
+    """Positions in the flattened tensor that the arrays below hold; those of the largest gradients are among them."""
+    gradient: F32
+    sgd: F32
+    """Values after one step of SGD (lr 1e-3)."""
+    adamw: F32
+    """Values after one step of AdamW (lr 1e-3, betas 0.9 and 0.999, eps 1e-8, decay 0.01 on ndim >= 2 only)."""
+
+
+@dataclass(frozen=True)
+class TrainingReference:
+    """Loss and gradients of one batch."""
+
+    labels: I64
+    """``[batch, T]`` aligned with the ids of the reference (``load(name).ids`` or the case's ``ids``)."""
+    losses: dict[str, list[float]]
+    """``sgd`` and ``adamw``: the loss before each of three steps on the same batch, and after the last."""
+    parameters: dict[str, ParameterReference]
+    """By full checkpoint name."""
+
+
+@lru_cache
+def load_training(name: str) -> TrainingReference:
+    """A checkpoint of ``TRAINING``."""
+    with np.load(DATA / "training" / f"{name}.npz") as z:
+        ends = np.cumsum(z["counts"])[:-1]
+        columns = [np.split(z[k], ends) for k in ("index", "gradient", "sgd", "adamw")]
+        parameters = {
+            str(key): ParameterReference(float(norm), index.astype(np.int64), gradient, sgd, adamw)
+            for key, norm, index, gradient, sgd, adamw in zip(z["names"], z["norms"], *columns, strict=True)
+        }
+        losses = {kind: z[f"{kind}_losses"].tolist() for kind in ("sgd", "adamw")}
+        return TrainingReference(z["labels"], losses, parameters)

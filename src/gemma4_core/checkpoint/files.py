@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -54,11 +55,14 @@ class Shard:
         return self._mapping
 
     def read(self, start: int, into: np.ndarray) -> None:
-        """Fill a byte array from a file position, without leaving file pages in this process's memory."""
+        """Fill an array from a file position, without leaving file pages in this process's memory. Threads may read at
+        once. Raises CheckpointError where the file ends early."""
         view, done = into.data.cast("B"), 0
-        self.file.seek(start)
         while done < len(view):
-            count = self.file.readinto(view[done:])  # type: ignore[attr-defined]
+            try:
+                count = os.preadv(self.file.fileno(), [view[done:]], start + done)
+            except OSError as fault:
+                raise CheckpointError(f"{shown_path(self.path)} cannot be read: {fault.strerror}") from fault
             if not count:
                 raise CheckpointError(f"{shown_path(self.path)} became shorter while it was read; fetch it again")
             done += count

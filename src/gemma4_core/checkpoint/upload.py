@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import mmap
 import weakref
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from gemma4_core.errors import DeviceError
 
 PIECE = 16 << 20
 """Bytes read at a time; small enough that the copy after it reads from the processor's cache."""
+READERS = 3
+"""Threads that read ahead: copying out of the page cache takes as long as the copy to a GPU's staging memory."""
 SYNCHRONIZE_EVERY = 256 << 20
 """Bytes: tinygrad's CUDA device keeps pinned copies of what it was given until it is synchronized."""
 ALIGNMENT = 16
@@ -60,20 +65,41 @@ def upload_tensor(name: str, shard: Shard, entry: Entry, device: str, dtype: Any
         need = f"{count * size / 1e9:.2f} GB"
         raise DeviceError(f"{device} has no room for the {need} of {shown(name)}: {one_line(fault)}") from fault
     step = PIECE // stored_size if offsets_work(device) else count
-    staging = np.empty(min(step, count), STORED[entry.dtype])
-    pending = 0
-    for first in range(0, count, step):
-        piece = staging[: min(step, count - first)]
-        shard.read(entry.start + first * stored_size, piece)
-        bits = convert(piece, entry.dtype, wanted)
+    first = pending = 0
+    for bits in pieces(shard, entry, step, wanted):
         copy_in(buffer, first * size, bits, dtype)
+        first += bits.size
         pending += bits.nbytes
         if pending >= SYNCHRONIZE_EVERY:
             Device[device].synchronize()
             pending = 0
-    # the staging array must outlive copies that the device has not made yet
     Device[device].synchronize()
     return tensor
+
+
+def pieces(shard: Shard, entry: Entry, step: int, wanted: str) -> Iterator[np.ndarray]:
+    """A tensor's numbers in pieces of ``step`` as bits of the wanted dtype, in order, while other threads read and
+    convert the next ones. A piece is overwritten once the one after it is asked for."""
+    kind, size, count = STORED[entry.dtype], ITEMSIZE[entry.dtype], math.prod(entry.shape)
+    spans = [(first, min(step, count - first)) for first in range(0, count, step)]
+    staging = [np.empty(min(step, count), kind) for _ in spans[: READERS + 1]]
+
+    def read(number: int) -> np.ndarray:
+        first, length = spans[number]
+        piece = staging[number % len(staging)][:length]
+        shard.read(entry.start + first * size, piece)
+        return convert(piece, entry.dtype, wanted)
+
+    if len(spans) == 1:
+        yield read(0)
+        return
+    with ThreadPoolExecutor(READERS) as threads:
+        waiting = deque(threads.submit(read, number) for number in range(min(READERS, len(spans))))
+        for number in range(READERS, len(spans) + READERS):
+            bits = waiting.popleft().result()
+            if number < len(spans):
+                waiting.append(threads.submit(read, number))
+            yield bits
 
 
 def offsets_work(device: str) -> bool:

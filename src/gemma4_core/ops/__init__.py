@@ -7,6 +7,7 @@ replacement that cannot serve a call (another weight format, an odd shape) passe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,6 +51,11 @@ class Operations:
     """A whole decode step taken over by the device; None, or a result of None, means operation by operation."""
     prefill: Callable[[Engine, Storage], ChunkStep | None] | None = None
     """Chunks of a prompt taken over likewise. It may be asked for each chunk: keep what is made per storage."""
+
+
+def kernels_wanted() -> bool:
+    """Whether devices may bring their own operations: ``GEMMA4_KERNELS=portable`` says no."""
+    return os.environ.get("GEMMA4_KERNELS", "").strip().lower() != "portable"
 
 
 def portable() -> Operations:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from gemma4_core import machine
 from gemma4_core.descriptions import DeviceBackend, DeviceSettings
 from gemma4_core.devices import chosen_by_dev
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.devices.probing import reason_of
+
+if TYPE_CHECKING:
+    from gemma4_core.ops import Operations
 
 TARGET = "CPU"
 
@@ -35,6 +41,17 @@ def prepare(settings: DeviceSettings) -> None:
     threads.install(machine.thread_count())
 
 
+def operations() -> Operations:
+    """The portable operations, with whole steps and chunks in C; ``GEMMA4_KERNELS=portable`` turns those off."""
+    from gemma4_core.ops import kernels_wanted, portable
+
+    if not kernels_wanted():
+        return portable()
+    from gemma4_plugins.kernels.cpu.text import CHUNK, decode_step, prefill
+
+    return replace(portable(), name="cpu", decode_step=decode_step, prefill=prefill, prefill_chunk=CHUNK)
+
+
 @hookimpl
 def gemma4_devices() -> list[DeviceBackend]:
     return [
@@ -44,6 +61,7 @@ def gemma4_devices() -> list[DeviceBackend]:
             target=TARGET,
             unusable=unusable,
             prepare=prepare,
+            operations=operations,
             free_memory=machine.free_memory_bytes,
             matches=chosen_by_dev(TARGET),
             priority=10,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tinygrad import Tensor, dtypes
 
+from gemma4_core import machine
 from gemma4_core.config import TextConfig
 from gemma4_core.model.decoder import TextDecoder, rounded
 from gemma4_core.generation.finished import Finished
@@ -28,13 +28,8 @@ SOURCES = ("entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decod
 LARGEST_TOP = 16
 SPLITS = 64
 PANEL, DEPTH = 64, 256
-
-
-def thread_count() -> int:
-    """Cores that this process may run on, or GEMMA4_THREADS."""
-    asked = os.environ.get("GEMMA4_THREADS", "")
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(int(asked), 256)) if asked.isdigit() else allowed
+CHUNK = 128
+"""Prompt positions per call."""
 
 
 def kernels(engine: Engine, storage: Storage) -> CpuText | None:
@@ -81,7 +76,7 @@ class CpuText:
     """Calls the kernels on every thread; logits and the greedy token stay where they are as tensors."""
 
     def __init__(self, engine: Engine, storage: Storage) -> None:
-        self.arena, self.threads, model = Arena(), thread_count(), engine.model
+        self.arena, self.threads, model = Arena(), machine.thread_count(), engine.model
         self.function = load(SOURCES, ("YIELD_SYSCALL",))
         empty = lambda *shape, dtype: Tensor.zeros(*shape, dtype=dtype, device=model.device).contiguous().realize()  # noqa: E731
         self.token, self.logprob = empty(1, 1, dtype=dtypes.int32), empty(1, 1, dtype=dtypes.float32)

@@ -1,0 +1,291 @@
+// Attention inside the persistent step. A block takes up to 8 query heads of one key-value head and one slice of the
+// cached positions, whose keys and values arrive through the ring like weights. The new position's key and value are
+// made here from the projections' packets; slice 0 attends to them and writes them to the cache.
+
+struct AttentionMemory {
+  u8* queries;     // [8][QUERY_STRIDE]: bf16 operands, one query head per column of the matrix unit
+  float* scores;   // [SPAN + 1][8]; row SPAN is the new position
+  u8* probabilities;  // [8][PROBABILITY_STRIDE]: bf16 operands
+  float *top, *total, *shrink, *fresh;  // per head: maximum, sum, factor for earlier sums, weight of the new position
+  DEVICE explicit AttentionMemory(u8* base) {
+    queries = base;
+    scores = (float*)(base + 8 * QUERY_STRIDE);
+    probabilities = (u8*)(scores + (SPAN + 1) * 8);
+    top = (float*)(probabilities + 8 * PROBABILITY_STRIDE);
+    total = top + 8;
+    shrink = top + 16;
+    fresh = top + 24;
+  }
+};
+
+// One head vector from its packets: normalised, rotated where `norm` is given. Lane l holds the pairs of elements
+// 2l, 2l + 64, …, so that an element and the one it is rotated with are in the same lane.
+template <int D> DEVICE void head_vector(const uint2* from, u32 tag, const u16* norm, const u16* cos, const u16* sin, int lane,
+                                         float (&v)[D / 64][2]) {
+  u32 w[D / 64], c[D / 128], s[D / 128];
+  uint4 raw[D / 64];
+  if (norm) {
+#pragma unroll
+    for (int i = 0; i < D / 64; i++) w[i] = load_pair_early(norm + 2 * lane + 64 * i);
+#pragma unroll
+    for (int i = 0; i < D / 128; i++) {
+      c[i] = load_pair_early(cos + 2 * lane + 64 * i);
+      s[i] = load_pair_early(sin + 2 * lane + 64 * i);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < D / 64; i++) raw[i] = load_two_packets(from + 2 * lane + 64 * i);
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < D / 64; i++) {
+    uint2 bits = wait_two_packets(from + 2 * lane + 64 * i, raw[i], tag);
+    v[i][0] = as_float(bits.x);
+    v[i][1] = as_float(bits.y);
+    squares += v[i][0] * v[i][0] + v[i][1] * v[i][1];
+  }
+  float r = rsqrtf(warp_sum(squares) / D + EPS);
+#pragma unroll
+  for (int i = 0; i < D / 64; i++) {
+    v[i][0] *= norm ? r * low_bf16(w[i]) : r;
+    v[i][1] *= norm ? r * high_bf16(w[i]) : r;
+  }
+  if (!norm) return;
+#pragma unroll
+  for (int i = 0; i < D / 128; i++)
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      float x = v[i][k], y = v[i + D / 128][k], cs = k ? high_bf16(c[i]) : low_bf16(c[i]), sn = k ? high_bf16(s[i]) : low_bf16(s[i]);
+      v[i][k] = x * cs - y * sn;
+      v[i + D / 128][k] = y * cs + x * sn;
+    }
+}
+
+struct NewPosition {  // bf16 [D] each, kept in shared memory for the layers that share them
+  u16 *key, *value;
+};
+
+struct LayerAttention {
+  bool full, own, key_is_value;
+  const u16 *norm_q, *norm_k, *cos, *sin;
+  u8* cache;
+};
+
+template <int D, int KV>
+DEVICE void prepare_heads(const Eater& e, const Arguments& a, const Slice& s, const LayerAttention& layer, const AttentionMemory& m,
+                          const NewPosition& fresh, u32 tag) {
+  const uint2* qkv = a.scratch + AT_QKV;
+  int extra = s.index == 0 && layer.own ? 2 : 0;
+  for (int job = e.warp; job < s.heads + extra; job += WARPS) {
+    float v[D / 64][2];
+    if (job < s.heads) {
+      head_vector<D>(qkv + (s.first_head + job) * D, tag, layer.norm_q, layer.cos, layer.sin, e.lane, v);
+#pragma unroll
+      for (int i = 0; i < D / 64; i++)
+        *(u32*)(m.queries + job * QUERY_STRIDE + operand_offset(2 * e.lane + 64 * i)) = pack_bf16(v[i][0], v[i][1]);
+    } else {
+      bool key = job == s.heads;
+      int from = HEADS * D + (key || layer.key_is_value ? 0 : KV * D) + s.kv_head * D;
+      head_vector<D>(qkv + from, tag, key ? layer.norm_k : nullptr, layer.cos, layer.sin, e.lane, v);
+      int slots = layer.full ? FULL_SLOTS : RING_SLOTS, slot = layer.full ? a.position : a.position % RING_SLOTS;
+      u16* kept = key ? fresh.key : fresh.value;
+      u16* stored = (u16*)layer.cache + ((u64)((key ? 0 : KV) + s.kv_head) * slots + slot) * D;
+#pragma unroll
+      for (int i = 0; i < D / 64; i++) {
+        u32 bits = pack_bf16(v[i][0], v[i][1]);
+        *(u32*)(kept + 2 * e.lane + 64 * i) = bits;
+        if (s.first_head == s.kv_head * Heads<D, KV>::GROUP) *(u32*)(stored + 2 * e.lane + 64 * i) = bits;
+      }
+    }
+  }
+}
+
+// Scores of 16 positions whose key rows this lane addresses at `row`, for 8 heads.
+template <int D> DEVICE void score_tile(const AttentionMemory& m, const u8* row, int lane, int heads, float (&c)[4]) {
+  int head = lane >> 2;
+  const u8* query = m.queries + (head < heads ? head : 0) * QUERY_STRIDE + (lane & 3) * 16;
+  float other[4] = {0, 0, 0, 0};
+  c[0] = c[1] = c[2] = c[3] = 0;
+#pragma unroll 4
+  for (int s = 0; s < D / 32; s++) {
+    u32 a0[4], a1[4];
+    load_tiles(a0, row + s * 64);
+    load_tiles(a1, row + s * 64 + 32);
+    uint4 q = *(const uint4*)(query + s * 64);
+    multiply(c, a0, q.x, q.y);
+    multiply(other, a1, q.z, q.w);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) c[i] += other[i];
+}
+
+template <int D> DEVICE void score_keys(Eater& e, const AttentionMemory& m, int count, int piece, int heads, const u16* fresh_key) {
+  float c[4];
+  for (int at = 0; at < count; at += piece) {
+    int here = count - at < piece ? count - at : piece;
+    mbarrier_wait(e.ring.full + e.ring.stage, e.ring.parity);
+    for (int tile = 0; tile < here; tile += 16) {
+      if (((at + tile) >> 4) % WARPS != e.warp) continue;
+      int row = tile + tile_row(e.lane);
+      score_tile<D>(m, e.ring.here() + (row < here ? row : here - 1) * (D * 2 + 16) + (e.lane >> 4) * 16, e.lane, heads, c);
+      float* to = m.scores + (at + tile + (e.lane >> 2)) * 8 + (e.lane & 3) * 2;
+      to[0] = c[0], to[1] = c[1], to[64] = c[2], to[65] = c[3];
+    }
+    __syncwarp();
+    if (e.lane == 0) mbarrier_arrive(e.ring.empty + e.ring.stage);
+    e.ring.advance();
+  }
+  if (fresh_key && e.warp == WARPS - 1) {
+    score_tile<D>(m, (const u8*)fresh_key + (e.lane >> 4) * 16, e.lane, heads, c);
+    float* to = m.scores + SPAN * 8 + (e.lane & 3) * 2;
+    if (e.lane < 4) to[0] = c[0], to[1] = c[1];
+  }
+}
+
+// Softmax over the positions at hand, going on from what came before.
+DEVICE void weigh(const Eater& e, const AttentionMemory& m, int count, int heads, bool first, bool with_fresh) {
+  for (int head = e.warp; head < heads; head += WARPS) {
+    float x[SPAN / 32], top = first ? -1e30f : m.top[head], before = top;
+#pragma unroll
+    for (int i = 0; i < SPAN / 32; i++) {
+      x[i] = e.lane + 32 * i < count ? m.scores[(e.lane + 32 * i) * 8 + head] : -1e30f;
+      top = fmaxf(top, x[i]);
+    }
+    float fresh = with_fresh ? m.scores[SPAN * 8 + head] : -1e30f;
+    top = fmaxf(warp_max(top), fresh);
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < SPAN / 32; i++) {
+      float p = e.lane + 32 * i < count ? exp_fast(x[i] - top) : 0.f;
+      sum += p;
+      *(u16*)(m.probabilities + head * PROBABILITY_STRIDE + operand_offset(e.lane + 32 * i)) = to_bf16(p);
+    }
+    sum = warp_sum(sum);
+    float shrink = first ? 0.f : exp_fast(before - top), weight = with_fresh ? exp_fast(fresh - top) : 0.f;
+    if (e.lane == 0) {
+      m.total[head] = sum + weight + (first ? 0.f : m.total[head] * shrink);
+      m.top[head] = top;
+      m.shrink[head] = shrink;
+      m.fresh[head] = weight;
+    }
+    __syncwarp();
+  }
+}
+
+// A warp's tiles of 16 value lanes: sums over positions for 8 heads.
+template <int D> struct Mixed {
+  static constexpr int TILES = (D / 16 + WARPS - 1) / WARPS;
+  float sums[TILES][4];
+};
+
+template <int D>
+DEVICE void mix_values(Eater& e, const AttentionMemory& m, int count, int piece, int heads, bool first, const u16* fresh_value, Mixed<D>& out) {
+  int head = (e.lane & 3) * 2, column = e.lane >> 2;
+  float shrink0 = first ? 0.f : m.shrink[head], shrink1 = first ? 0.f : m.shrink[head + 1];
+#pragma unroll
+  for (int k = 0; k < Mixed<D>::TILES; k++) {
+    out.sums[k][0] *= shrink0, out.sums[k][1] *= shrink1, out.sums[k][2] *= shrink0, out.sums[k][3] *= shrink1;
+    int d = (e.warp + k * WARPS) * 16 + column;
+    if (fresh_value && d < D) {
+      float low = low_bf16(fresh_value[d]), high = low_bf16(fresh_value[d + 8]), p0 = m.fresh[head], p1 = m.fresh[head + 1];
+      out.sums[k][0] += p0 * low, out.sums[k][1] += p1 * low, out.sums[k][2] += p0 * high, out.sums[k][3] += p1 * high;
+    }
+  }
+  const u8* p = m.probabilities + (column < heads ? column : 0) * PROBABILITY_STRIDE + (e.lane & 3) * 16;
+  for (int at = 0; at < count; at += piece) {
+    int here = count - at < piece ? count - at : piece;
+    mbarrier_wait(e.ring.full + e.ring.stage, e.ring.parity);
+    for (int step = 0; step < here; step += 16) {
+      uint2 b = *(const uint2*)(p + ((at + step) >> 5) * 64 + ((at + step) >> 4 & 1) * 8);
+      int row = step + (e.lane & 7) + (e.lane >> 4) * 8;
+      const u8* from = e.ring.here() + (row < here ? row : here - 1) * (D * 2 + 16) + ((e.lane >> 3) & 1) * 16;
+#pragma unroll
+      for (int k = 0; k < Mixed<D>::TILES; k++) {
+        int tile = e.warp + k * WARPS;
+        if (tile * 16 >= D) continue;
+        u32 a[4];
+        load_tiles_transposed(a, from + tile * 32);
+        multiply(out.sums[k], a, b.x, b.y);
+      }
+    }
+    __syncwarp();
+    if (e.lane == 0) mbarrier_arrive(e.ring.empty + e.ring.stage);
+    e.ring.advance();
+  }
+}
+
+// This slice's part of the output, normalised by its own sum, as pairs of fp16 (values are unit-norm vectors' means,
+// so that fp16 holds them with more bits than bf16).
+template <int D> DEVICE void publish_part(const Eater& e, const Arguments& a, const AttentionMemory& m, int heads, const Mixed<D>& out, u32 tag) {
+  uint2* part = a.scratch + AT_PART + blockIdx.x * 8 * (D_MAX / 2);
+  int head = (e.lane & 3) * 2, column = e.lane >> 2, odd = column & 1;
+  float scale0 = head < heads ? 1.f / m.total[head] : 0.f, scale1 = head + 1 < heads ? 1.f / m.total[head + 1] : 0.f;
+#pragma unroll
+  for (int k = 0; k < Mixed<D>::TILES; k++) {
+    int tile = e.warp + k * WARPS;
+    if (tile * 16 >= D) continue;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      // lanes of even columns send the pair of the first head, lanes of odd columns that of the second
+      float one = out.sums[k][half * 2] * scale0, two = out.sums[k][half * 2 + 1] * scale1;
+      float got = __shfl_xor_sync(ALL, odd ? one : two, 4);
+      u32 pair = odd ? pack_half(got, two) : pack_half(one, got);
+      int h = head + odd, d = tile * 16 + half * 8 + (column & ~1);
+      if (h < heads) store_packet(part + h * (D / 2) + d / 2, pair, tag);
+    }
+  }
+  uint2* stat = a.scratch + AT_STAT + blockIdx.x * 16;
+  if (e.thread < heads) {
+    store_packet(stat + e.thread * 2, as_bits(m.top[e.thread]), tag);
+    store_packet(stat + e.thread * 2 + 1, as_bits(m.total[e.thread]), tag);
+  }
+}
+
+template <int D, int KV> DEVICE void attend(Eater& e, const Arguments& a, const LayerAttention& layer, u8* memory, const NewPosition& fresh, u32 tag_in, u32 tag_out) {
+  Slice s = slice_of<D, KV>(layer.full, a.position);
+  if (s.index >= s.slices) return;
+  AttentionMemory m(memory);
+  prepare_heads<D, KV>(e, a, s, layer, m, fresh, tag_in);
+  bar_sync(1, CONSUMERS);
+  Mixed<D> out = {};
+  const int piece = Heads<D, KV>::PIECE;
+  for (int base = 0; base == 0 || base < s.count; base += SPAN) {
+    int count = s.count - base < SPAN ? s.count - base : SPAN;
+    bool first = base == 0, with_fresh = first && s.index == 0;
+    score_keys<D>(e, m, count, piece, s.heads, with_fresh ? fresh.key : nullptr);
+    bar_sync(1, CONSUMERS);
+    weigh(e, m, count, s.heads, first, with_fresh);
+    bar_sync(1, CONSUMERS);
+    mix_values<D>(e, m, count, piece, s.heads, first, with_fresh ? fresh.value : nullptr, out);
+  }
+  publish_part<D>(e, a, m, s.heads, out, tag_out);
+  bar_sync(1, CONSUMERS);  // the memory is the next operand's
+}
+
+// Put the slices together: a warp makes two neighbouring lanes of a head, its lanes look at one slice each.
+template <int D, int KV> DEVICE void combine(const Eater& e, const Arguments& a, bool full, u32 tag_in, u32 tag_out) {
+  typedef Heads<D, KV> N;
+  int slices = slice_of<D, KV>(full, a.position).slices, pairs = HEADS * D / 2;
+  int to = share(pairs, blockIdx.x + 1);
+  for (int pair = share(pairs, blockIdx.x) + e.warp; pair < to; pair += WARPS) {
+    int head = pair / (D / 2), within = head % N::GROUP, item = head / N::GROUP * N::SUBGROUPS + within / N::EACH;
+    int local = within % N::EACH;
+    float top = -1e30f, sum = 0, x = 0, y = 0;
+    for (int s = e.lane; s < slices; s += 32) {
+      int block = s * N::ITEMS + item;
+      const uint2* stat = a.scratch + AT_STAT + block * 16 + local * 2;
+      const uint2* part = a.scratch + AT_PART + block * 8 * (D_MAX / 2) + local * (D / 2) + pair % (D / 2);
+      uint2 p0 = load_packet(stat), p1 = load_packet(stat + 1), p2 = load_packet(part);
+      float m = as_float(p0.y == tag_in ? p0.x : wait_packet(stat, tag_in));
+      float l = as_float(p1.y == tag_in ? p1.x : wait_packet(stat + 1, tag_in));
+      u32 v = p2.y == tag_in ? p2.x : wait_packet(part, tag_in);
+      float grown = fmaxf(top, m), before = exp_fast(top - grown), w = exp_fast(m - grown) * l;
+      sum = sum * before + w;
+      x = x * before + w * half_to_float((u16)v);
+      y = y * before + w * half_to_float((u16)(v >> 16));
+      top = grown;
+    }
+    float best = warp_max(top), w = exp_fast(top - best);
+    sum = warp_sum(sum * w), x = warp_sum(x * w), y = warp_sum(y * w);
+    if (e.lane == 0) store_packet(a.scratch + AT_MIXED + pair, pack_bf16(x / sum, y / sum), tag_out);
+  }
+}

@@ -1,0 +1,114 @@
+// The end of the persistent step: soft-capped logits, or at once the best of them, and the kernel itself.
+
+struct Best {  // the largest logit, the first token that has it, and the sum of exp(logit - largest)
+  float top, sum;
+  int token;
+  DEVICE void add(float value, int id) {
+    if (value > top) {
+      sum = sum * expf(top - value) + 1.f;
+      top = value;
+      token = id;
+    } else {
+      sum += expf(value - top);
+    }
+  }
+  DEVICE void merge(float other, float other_sum, int id) {
+    float grown = fmaxf(top, other);
+    sum = sum * expf(top - grown) + other_sum * expf(other - grown);
+    if (other > top || (other == top && id < token)) token = id;
+    top = grown;
+  }
+  DEVICE void merge_warp() {
+    for (int o = 16; o; o >>= 1) {
+      float t = __shfl_xor_sync(ALL, top, o), s = __shfl_xor_sync(ALL, sum, o);
+      merge(t, s, __shfl_xor_sync(ALL, token, o));
+    }
+  }
+};
+
+DEVICE void publish_best(const Arguments& a, const Best& best, u32 tag) {
+  uint2* to = a.scratch + AT_BEST + blockIdx.x * 3;
+  store_packet(to, as_bits(best.top), tag);
+  store_packet(to + 1, as_bits(best.sum), tag);
+  store_packet(to + 2, (u32)best.token, tag);
+}
+
+// Block 0's first warp: the best of all blocks becomes the next token.
+DEVICE void announce(const Arguments& a, int lane, u32 tag) {
+  Best best = {-1e38f, 0.f, 0x7fffffff};
+  for (int b = lane; b < GRID; b += 32) {
+    const uint2* from = a.scratch + AT_BEST + b * 3;
+    float top = as_float(wait_packet(from, tag)), sum = as_float(wait_packet(from + 1, tag));
+    best.merge(top, sum, (int)wait_packet(from + 2, tag));
+  }
+  best.merge_warp();
+  if (lane) return;
+  float logprob = -logf(best.sum);
+  *a.next = best.token;
+  *a.logprob = logprob;
+  if (a.history) {
+    volatile u32* slot = a.history + (a.sequence & (HISTORY - 1)) * 4;
+    slot[0] = (u32)best.token;
+    slot[1] = as_bits(logprob);
+    fence_system();
+    slot[2] = a.sequence;
+  }
+}
+
+DEVICE void Consumer::head() {
+  Best best = {-1e38f, 0.f, 0x7fffffff};
+  const u8* suppressed = (const u8*)of_model(M_SUPPRESSED);
+  int first = share(VOCAB, blockIdx.x);
+  u32 last = tag(LAYERS, 0);
+  eat.multiply_rows<false>(rows_of(VOCAB, HIDDEN * WEIGHT_BYTES), operand(), [&](const Tile& t, int row, bool valid, float sum) {
+    if (!valid) return;
+    int id = first + t.first + row;
+    float value = SOFTCAP > 0 ? SOFTCAP * tanhf(sum / SOFTCAP) : sum;
+    if (a.logits) a.logits[id] = value;
+    if (suppressed && suppressed[id]) value = -1e30f;
+    best.add(value, id);
+  });
+  if (a.logits) return;
+  best.merge_warp();
+  float* top = (float*)(shared + S_PARTS);
+  bar_sync(1, CONSUMERS);
+  if (eat.lane == 0) {
+    top[eat.warp * 3] = best.top;
+    top[eat.warp * 3 + 1] = best.sum;
+    top[eat.warp * 3 + 2] = as_float((u32)best.token);
+  }
+  bar_sync(1, CONSUMERS);
+  if (eat.warp) return;
+  int w = eat.lane & (WARPS - 1);
+  Best all = {-1e38f, 0.f, 0x7fffffff};
+  if (eat.lane < WARPS) all.merge(top[w * 3], top[w * 3 + 1], (int)as_bits(top[w * 3 + 2]));
+  all.merge_warp();
+  if (eat.lane == 0) publish_best(a, all, last);
+  if (blockIdx.x == 0) announce(a, eat.lane, last);
+}
+
+KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, int* next, float* logprob, float* logits,
+                            const u16* ple_rows, u32* history, int position, u32 tag, u32 sequence) {
+  SHARED_MEMORY(memory);
+  Arguments a = {table, scratch, token, next, logprob, logits, ple_rows, history, position, tag, sequence};
+  u64 *full = (u64*)(memory + S_BARRIERS), *empty = full + STAGES, *choice_made = empty + STAGES;
+  Choice choice = {(int*)(memory + S_CHOSEN), (float*)(memory + S_CHOSEN) + 16};
+  int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31;
+  if (thread == 0) {
+    for (int i = 0; i < STAGES; i++) {
+      mbarrier_init(full + i, BULK ? 1 : 32);
+      mbarrier_init(empty + i, WARPS);
+    }
+    mbarrier_init(choice_made, 1);
+    fence_barrier_init();
+  }
+  __syncthreads();
+  Ring ring = {memory + S_RING, full, empty, 0, 0};
+  if (warp == WARPS) {
+    Producer producer = {{ring, lane, stream_policy()}, 0, 0, a, choice, choice_made, 0};
+    producer.run();
+  } else {
+    Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, choice, choice_made};
+    consumer.run();
+  }
+}

@@ -1,0 +1,197 @@
+// What the kernels need of the instruction set: asynchronous copies, barriers, matrix tiles, tagged packets.
+// No CUDA header is included, so that NVRTC alone can compile this. EMULATED builds take these from a host file.
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+constexpr u32 ALL = 0xffffffffu;
+constexpr u32 SPIN_LIMIT = 1u << 24;  // polls before a wait is given up: a few seconds
+
+#ifndef EMULATED
+#define DEVICE __device__ __forceinline__
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+#define SHARED_MEMORY(name) extern __shared__ __align__(1024) u8 name[]
+
+DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+DEVICE void give_up() { asm volatile("trap;"); }
+
+// ---- barriers: named ones among the consumer warps, counting ones between copies and consumers
+DEVICE void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+DEVICE void mbarrier_init(u64* b, int count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(count) : "memory");
+}
+DEVICE void mbarrier_arrive(u64* b) {
+  asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }" ::"r"(shared_address(b)) : "memory");
+}
+DEVICE bool mbarrier_done(u64* b, u32 parity) {
+  u32 done;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(done) : "r"(shared_address(b)), "r"(parity) : "memory");
+#else
+  asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(done) : "r"(shared_address(b)), "r"(parity) : "memory");
+#endif
+  return done != 0;
+}
+DEVICE void fence_barrier_init() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+  asm volatile("fence.acq_rel.cta;" ::: "memory");
+#endif
+}
+
+// ---- copies from global to shared memory that complete on a counting barrier
+DEVICE u64 stream_policy() {
+  u64 p = 0;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
+  return p;
+}
+DEVICE void copy16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+DEVICE void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+#if __CUDA_ARCH__ >= 900 && !defined(NO_BULK)
+#define BULK 1
+DEVICE void expect_bytes(u64* b, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(b)), "r"(bytes) : "memory");
+}
+DEVICE void bulk_copy(void* to, const void* from, u32 bytes, u64* b, u64 policy) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+               ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(b)), "l"(policy) : "memory");
+}
+#else
+#define BULK 0
+DEVICE void arrive_when_copied(u64* b) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(b)) : "memory");
+}
+#endif
+
+// ---- matrix tiles
+DEVICE void load_tiles(u32 (&a)[4], const void* p) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(shared_address(p)) : "memory");
+}
+DEVICE void load_tiles_transposed(u32 (&a)[4], const void* p) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(shared_address(p)) : "memory");
+}
+DEVICE void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEVICE void multiply(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- packets: a value and the tag of the phase that made it travel in one 8-byte access, so a reader polls the value
+// itself and no barrier is needed
+DEVICE uint2 load_packet(const uint2* p) {
+  u64 v;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return make_uint2((u32)v, (u32)(v >> 32));
+}
+DEVICE uint4 load_two_packets(const uint2* p) {
+  u64 v, w;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(v), "=l"(w) : "l"(p) : "memory");
+  return make_uint4((u32)v, (u32)(v >> 32), (u32)w, (u32)(w >> 32));
+}
+DEVICE void store_packet(uint2* p, u32 value, u32 tag) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"((u64)tag << 32 | value) : "memory");
+}
+DEVICE void spin_pause() {}
+
+// ---- loads that must not sink below the work that hides their latency
+DEVICE u32 load_early(const u16* p) {
+  u16 v;
+  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+  return v;
+}
+DEVICE u32 load_pair_early(const u16* p) {
+  u32 v;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+DEVICE void fence_system() { __threadfence_system(); }
+
+// ---- numbers
+DEVICE u32 pack_bf16(float low, float high) {
+  u32 v;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+  return v;
+}
+DEVICE u32 pack_half(float low, float high) {
+  u32 v;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+  return v;
+}
+DEVICE float half_to_float(u16 h) {
+  float v;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(h));
+  return v;
+}
+DEVICE float exp_fast(float x) { return __expf(x); }
+DEVICE float as_float(u32 v) { return __uint_as_float(v); }
+DEVICE u32 as_bits(float v) { return __float_as_uint(v); }
+DEVICE int round_int(float v) { return __float2int_rn(v); }
+#endif
+
+DEVICE float low_bf16(u32 v) { return as_float(v << 16); }
+DEVICE float high_bf16(u32 v) { return as_float(v & 0xffff0000u); }
+DEVICE u16 to_bf16(float v) { return (u16)pack_bf16(v, 0.f); }
+DEVICE float round_bf16(float v) { return low_bf16(pack_bf16(v, 0.f)); }
+DEVICE float gelu_tanh(float x) { return 0.5f * x * (1.f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x))); }
+
+DEVICE float warp_sum(float v) {
+  for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(ALL, v, o);
+  return v;
+}
+DEVICE float warp_max(float v) {
+  for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(ALL, v, o));
+  return v;
+}
+DEVICE void mbarrier_wait(u64* b, u32 parity) {
+  for (u32 spins = 0; !mbarrier_done(b, parity); spins++) {
+    if (spins > SPIN_LIMIT) give_up();
+    spin_pause();
+  }
+}
+DEVICE u32 wait_packet(const uint2* p, u32 tag) {
+  uint2 v = load_packet(p);
+  for (u32 spins = 0; v.y != tag; v = load_packet(p)) {
+    if (++spins > SPIN_LIMIT) give_up();
+    spin_pause();
+  }
+  return v.x;
+}
+// two neighbours, of which the first stands at an even index
+DEVICE uint2 wait_two_packets(const uint2* p, uint4 v, u32 tag) {
+  for (u32 spins = 0; v.y != tag || v.w != tag; v = load_two_packets(p)) {
+    if (++spins > SPIN_LIMIT) give_up();
+    spin_pause();
+  }
+  return make_uint2(v.x, v.z);
+}
+// `count` packets `stride` apart: all loads in flight before the first is looked at
+template <int COUNT> DEVICE void wait_packets(const uint2* p, int stride, int limit, u32 tag, u32 (&out)[COUNT]) {
+  uint2 v[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; i++)
+    if (i * stride < limit) v[i] = load_packet(p + i * stride);
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) {
+    out[i] = 0;
+    if (i * stride < limit) {
+      for (u32 spins = 0; v[i].y != tag; v[i] = load_packet(p + i * stride)) {
+        if (++spins > SPIN_LIMIT) give_up();
+        spin_pause();
+      }
+      out[i] = v[i].x;
+    }
+  }
+}

@@ -1,0 +1,90 @@
+"""Every kernel of tiny models renders for GPUs that are not here: METAL, CUDA and AMD."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rendering import TARGETS, NullPlugin, recording, render_for, source
+from tinygrad.uop.ops import Ops, UOp
+
+from gemma4_core import load_pretrained, registry
+from gemma4_core.checkpoint.random_weights import write_random_checkpoint
+from gemma4_core.model import GemmaModel
+
+SIGNATURES = {
+    "METAL": r"\nkernel void \w+\(",
+    "CUDA": r'extern "C" __global__ void ',
+    "AMD": r'extern "C" __attribute__\(\(global\)\) void ',
+}
+KERNELS: list[UOp] = []
+"""Filled before the worker processes are forked."""
+
+
+def run_everything(folder: Path, sampled: bool) -> GemmaModel:
+    """Prefill, decode, sampling, and each tower once."""
+    model = load_pretrained(folder, device="null", tokenizer="raw")
+    prompt = [2, 3, 4, 5, 6]
+    assert len(list(model.generate(prompt, max_new_tokens=2, temperature=0.0))) <= 2
+    if sampled:
+        options = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "seed": 1}
+        list(model.generate(prompt, max_new_tokens=2, **options))
+    grid = np.stack(np.meshgrid(np.arange(6), np.arange(6)), -1).reshape(1, 36, 2)
+    inputs = {
+        "vision": {"pixel_values": np.full((1, 36, 768), 0.5, np.float32), "image_position_ids": grid},
+        "audio": {"input_features": np.zeros((1, 40, 128), np.float32), "input_features_mask": np.ones((1, 40), bool)},
+    }
+    for name, tower in model.towers.items():
+        for tokens in tower.encode(inputs[name]):
+            tokens.realize()
+    return model
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[UOp]]:
+    """Kernels of the families with per-layer embeddings, experts, shared and tied K/V, and of all towers."""
+    registry.register(NullPlugin(), "null")
+    try:
+        with recording() as found:
+            for preset, towers in [("tiny-e2b", {"audio", "vision"}), ("tiny-26b", {"vision"})]:
+                folder = tmp_path_factory.mktemp("models") / preset
+                write_random_checkpoint(folder, preset)
+                assert set(run_everything(folder, sampled=preset == "tiny-e2b").towers) == towers
+    finally:
+        registry.unregister("null")
+    KERNELS[:] = found
+    yield found
+    KERNELS.clear()
+
+
+def render(task: tuple[str, int, int]) -> list[str]:
+    """Sources of each ``step``-th kernel, in a process that was forked with ``KERNELS`` filled."""
+    name, start, step = task
+    renderer = render_for(name)
+    return [source(kernel, renderer) for kernel in KERNELS[start::step]]
+
+
+@pytest.mark.timeout(900)
+def test_every_kernel_renders(kernels: list[UOp]) -> None:
+    assert len(kernels) > 100
+    tasks = [(name, start, 4) for start in range(4) for name in TARGETS]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        results = pool.map_async(render, tasks, chunksize=1).get(timeout=800)
+    for name in TARGETS:
+        sources = [text for task, texts in zip(tasks, results, strict=True) if task[0] == name for text in texts]
+        assert len(sources) == len(kernels)
+        assert all(re.search(SIGNATURES[name], text) for text in sources)
+
+
+def test_kernels_fit_the_backend_with_the_fewest_buffers(kernels: list[UOp]) -> None:
+    for kernel in kernels:
+        assert sum(u.op is Ops.PARAM for u in kernel.toposort()) <= 31
+
+
+def test_weights_are_read_as_bf16(kernels: list[UOp]) -> None:
+    texts = [source(kernel, render_for("METAL")) for kernel in kernels[:20]]
+    assert any("device bfloat*" in text for text in texts)

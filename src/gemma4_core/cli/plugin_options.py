@@ -30,6 +30,7 @@ class PluginParam:
     owners: tuple[str, ...]
     """Plugins, as ``modality 'vision' of tinygrad-gemma4``; none for a medium without plugin, several for a clash."""
     keyword: str
+    default: Any = None
     media_keyword: str | None = None
     """The argument of ``stream_generate`` for an option that takes media."""
 
@@ -80,7 +81,7 @@ def absent(flag: str) -> PluginParam:
     """A medium's option where no plugin serves the medium: listed, refused when used."""
     help = f"No plugin for {USUAL_MEDIA[flag]} is loaded (see gemma4 plugins)."
     param = ManyOption([flag, f"plugin_{flag[2:]}"], metavar="PATH", help=help)
-    return PluginParam(param, (), flag[2:], USUAL_MEDIA[flag])
+    return PluginParam(param, (), flag[2:], media_keyword=USUAL_MEDIA[flag])
 
 
 def _joined(claims: list[tuple[str, Option, ModalityTower | None]]) -> PluginParam:
@@ -89,22 +90,24 @@ def _joined(claims: list[tuple[str, Option, ModalityTower | None]]) -> PluginPar
     param = make_param(option, tower is not None)
     if len(claims) > 1:
         param.help = f"Claimed by {' and by '.join(owners)}."
-    return PluginParam(param, owners, option.keyword, tower.media_keyword if tower else None)
+    return PluginParam(param, owners, option.keyword, option.default, tower.media_keyword if tower else None)
 
 
 def make_param(option: Option, media: bool = False) -> click.Option:
-    """A plugin's ``Option`` as click's; its name carries a prefix so that it cannot shadow ours."""
+    """A plugin's ``Option`` as click's; its name carries a prefix so that it cannot shadow ours.
+
+    Its default is left to ``gather``: whatever it is, it is the plugin's, and click is not to judge it.
+    """
     declaration = [option.flag, f"plugin_{option.keyword}"]
     if option.type is bool:
-        return click.Option(declaration, is_flag=True, default=bool(option.default), help=option.help)
+        return click.Option(declaration, is_flag=True, default=False, help=option.help)
     kind: Any = {int: Whole(-(1 << 62), 1 << 62), float: Number(-1e300, 1e300)}.get(option.type, option.type)
     if option.choices:
         kind = click.Choice(option.choices, case_sensitive=False)
     shown = option.metavar or ("PATH" if media else None)
-    settings: dict[str, Any] = {"type": kind, "metavar": shown, "help": option.help}
-    if option.multiple or media:
-        return ManyOption(declaration, default=option.default, **settings)
-    return click.Option(declaration, default=option.default, show_default=option.default is not None, **settings)
+    help = option.help if option.default is None else f"{option.help}  [default: {option.default}]"
+    settings: dict[str, Any] = {"type": kind, "metavar": shown, "help": help}
+    return ManyOption(declaration, **settings) if option.multiple or media else click.Option(declaration, **settings)
 
 
 class PluginOptionsCommand(GemmaCommand):
@@ -149,7 +152,7 @@ class PluginOptionsCommand(GemmaCommand):
                 if value:
                     values.media[known.media_keyword] = list(value)
             elif known.owners:
-                values.options[known.keyword] = value
+                values.options[known.keyword] = value if given or known.default is None else known.default
         if ctx.params.pop("allow_urls", False):
             values.options["allow_urls"] = True
         return values

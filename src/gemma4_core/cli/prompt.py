@@ -97,6 +97,10 @@ def taken_prompt(values: dict[str, Any], plugins: PluginValues) -> Prompt:
     if (text is None) == (tokens is None):
         which = "neither was given" if text is None else "both were given"
         raise click.UsageError(f"Give exactly one of --prompt and --prompt-tokens: {which}.")
+    readers = [plugins.flags[keyword] for keyword, files in plugins.media.items() for file in files if file == "-"]
+    readers += ["--prompt"] if text == "-" else []
+    if len(readers) > 1:
+        raise click.UsageError(f"Standard input (-) can be read once: {' and '.join(readers)} want it.")
     prompt = Prompt(text, tokens, plugins.media, system, None, values.pop("thinking"), values.pop("raw"))
     if tokens is not None:
         for option, value in (("--system", system), ("--tools", tools), ("--thinking", prompt.thinking)):

@@ -1,0 +1,215 @@
+"""``gemma4 chat`` on a pipe: turns, commands, the cache, failures."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cli_tools import FakeModel, Ran, failure, gemma4, parts
+
+from gemma4_core.cli.conversation import Conversation
+from gemma4_core.cli.interrupt import Interrupt
+from gemma4_core.cli.lines import history_path
+from gemma4_core.cli.output import Answer
+from gemma4_core.errors import InputError
+from gemma4_core.generation.stream import Part
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    fake = FakeModel(lambda asked: parts(f"answer {len(fake.asked)}"))
+    monkeypatch.setattr("gemma4_core.loading.load_pretrained", lambda name, **asked: fake)
+    return fake
+
+
+def chat(stdin: str | bytes, *args: object) -> Ran:
+    return gemma4("chat", "-m", "m", *args, stdin=stdin)
+
+
+def test_lines_of_a_pipe_are_turns_of_one_conversation(model: FakeModel) -> None:
+    assert chat("one\n\n  \ntwo\n", "--system", "Be kind.") == Ran(0, "answer 1\nanswer 2\n", "")
+    assert model.asked[1]["prompt"] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "answer 1"},
+        {"role": "user", "content": "two"},
+    ]
+
+
+def test_all_turns_share_one_cache(model: FakeModel) -> None:
+    chat("one\ntwo\n")
+    assert len(model.caches) == 1 and all(asked["cache"] is model.caches[0] for asked in model.asked)
+
+
+def test_sampling_and_length_are_those_of_the_command_line(model: FakeModel) -> None:
+    chat("one\n", "--temperature", 0.5, "--max-new-tokens", 9, "--stop", "x", "--thinking")
+    asked = model.asked[0]
+    assert (asked["temperature"], asked["max_new_tokens"], asked["stop"], asked["thinking"]) == (0.5, 9, ("x",), True)
+
+
+@pytest.mark.parametrize(("typed", "message"), [
+    ('"""first\nsecond\n"""\n', "first\nsecond"),
+    ('"""\n  indented\n\nlast"""\n', "  indented\n\nlast"),
+    ('"""on one line"""\n', "on one line"),
+    ('"""never closed\nat all', "never closed\nat all"),
+    (' /not a command\n', " /not a command"),
+    ("caf\u00e9 \U0001f9e6\r\n", "caf\u00e9 \U0001f9e6"),
+])
+def test_messages_of_several_lines(model: FakeModel, typed: str, message: str) -> None:
+    assert chat(typed).code == 0
+    assert model.asked[0]["prompt"][-1]["content"] == message
+
+
+def test_bytes_that_are_no_text_do_not_end_it(model: FakeModel) -> None:
+    assert chat(b"caf\xff\nmore\n").out == "answer 1\nanswer 2\n"
+
+
+def test_help_names_every_command_and_goes_to_stderr(model: FakeModel) -> None:
+    ran = chat("/help\n")
+    assert ran.out == "" and ran.code == 0
+    for name in ("/help", "/clear", "/system", "/thinking", "/stats", "/save FILE", "/exit", '"""'):
+        assert name in ran.err
+
+
+def test_clear_forgets_turns_and_cache_but_not_the_system_prompt(model: FakeModel) -> None:
+    chat("one\n/clear\ntwo\n", "--system", "S")
+    assert model.asked[1]["prompt"] == [{"role": "system", "content": "S"}, {"role": "user", "content": "two"}]
+    assert model.caches[0].resets == 1
+
+
+def test_system_and_thinking_can_be_changed(model: FakeModel) -> None:
+    ran = chat("/system\n/system Be a pirate.\n/thinking on\none\n/thinking off\ntwo\n")
+    assert "(none)" in ran.err and "Be a pirate." in ran.err
+    assert model.asked[0]["prompt"][0] == {"role": "system", "content": "Be a pirate."}
+    assert [asked["thinking"] for asked in model.asked] == [True, False]
+
+
+def test_stats_are_those_of_the_last_answer(model: FakeModel) -> None:
+    ran = chat("/stats\none\n/stats\n")
+    assert "no answer yet" in ran.err and "answer 2 tokens" in ran.err
+    assert "answer 2 tokens" in chat("one\n", "--stats").err
+
+
+def test_exit_ends_before_the_next_line(model: FakeModel) -> None:
+    assert chat("one\n/exit\ntwo\n").out == "answer 1\n"
+
+
+def test_save_writes_the_conversation_whole(model: FakeModel, tmp_path: Path) -> None:
+    target = tmp_path / "talk of us.json"
+    assert chat(f'one\n/save "{target}"\n').code == 0
+    saved = json.loads(target.read_text())
+    assert saved["model"] == "/models/fake"
+    assert saved["messages"] == [{"role": "user", "content": "one"}, {"role": "assistant", "content": "answer 1"}]
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("/sing", "/sing"), ("/save", "/save"), ("/save /no/such/folder/x", "/no/such/folder/x"),
+    ("/thinking maybe", "maybe"), ("/image x.png", "/image x.png"), ("/a\x1bb", r"/a\x1bb"),
+])
+def test_a_bad_command_ends_a_pipe_with_one_line(model: FakeModel, line: str, words: str) -> None:
+    assert words in failure("chat", "-m", "m", stdin=f"{line}\nnever asked\n")
+    assert not model.asked
+
+
+def test_an_answer_that_fails_is_taken_back(model: FakeModel) -> None:
+    def answer(asked: dict[str, Any]) -> Iterator[Part]:
+        raise InputError("the prompt has 9 tokens, 1 more than the context of 8")
+        yield
+
+    talk = Conversation(model, {})  # type: ignore[arg-type]
+    model.answer = answer
+    with pytest.raises(InputError):
+        list(talk.ask("one", Answer()))
+    talk.drop()
+    assert talk.turns == []
+    assert "1 more than the context" in failure("chat", "-m", "m", stdin="one\n")
+
+
+def test_tool_calls_stay_in_the_conversation(model: FakeModel) -> None:
+    call = {"name": "f", "arguments": {}}
+    model.answer = lambda asked: iter([Part("{}", "tool_call", token=1, tool_call=call), *parts(finish="tool_call")])
+    chat("one\ntwo\n")
+    assert model.asked[1]["prompt"][1]["tool_calls"] == [{"type": "function", "function": call}]
+
+
+def tower(kind: str, placed: str = "before") -> Any:
+    option = SimpleNamespace(flag=f"--{kind}", keyword=kind)
+    return SimpleNamespace(name=kind, media_option=option, placeholder=f"<|{kind}|>", placed=placed)
+
+
+def test_files_go_with_the_next_message_in_their_places(model: FakeModel, tmp_path: Path) -> None:
+    model.tower_specs = [tower("image"), tower("audio", "after")]
+    for name in ("a.png", "b.png", "c.wav"):
+        (tmp_path / name).write_bytes(b"x")
+    a, b, c = (str(tmp_path / name) for name in ("a.png", "b.png", "c.wav"))
+    chat(f"/image {a}\n/audio '{c}'\nlook\n/image {a}\n/image {b}\nfirst <|image|> then <|image|>!\nplain\n")
+    contents = [message["content"] for message in model.asked[2]["prompt"] if message["role"] == "user"]
+    assert contents == [
+        [{"type": "image", "path": a}, {"type": "text", "text": "look"}, {"type": "audio", "path": c}],
+        [
+            {"type": "text", "text": "first "}, {"type": "image", "path": a}, {"type": "text", "text": " then "},
+            {"type": "image", "path": b}, {"type": "text", "text": "!"},
+        ],
+        "plain",
+    ]
+
+
+def test_files_must_exist_and_fit_the_placeholders(model: FakeModel, tmp_path: Path) -> None:
+    model.tower_specs = [tower("image")]
+    (tmp_path / "a.png").write_bytes(b"x")
+    assert "/no/such.png: no such file" in failure("chat", "-m", "m", stdin="/image /no/such.png\n")
+    assert "give the path" in failure("chat", "-m", "m", stdin="/image\n")
+    ran = chat(f"/image {tmp_path / 'a.png'}\n<|image|> <|image|>\n")
+    assert ran.code == 1 and "2 <|image|>" in ran.err and "1 files" in ran.err and not model.asked
+
+
+def test_the_first_ctrl_c_asks_and_the_second_insists(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt("stopping") as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before and capfd.readouterr().err == "\nstopping\n"
+
+
+def test_ctrl_c_keeps_half_an_answer_and_goes_on(model: FakeModel) -> None:
+    def answer(asked: dict[str, Any]) -> Iterator[Part]:
+        yield Part("half", token=1)
+        if len(model.asked) == 1:
+            signal.raise_signal(signal.SIGINT)
+        yield Part(" whole", token=2)
+        yield Part(" never", token=3, finish_reason=None)
+        yield from parts()
+
+    model.answer = answer
+    ran = chat("one\ntwo\n")
+    assert ran.code == 0 and ran.out == "half whole\nhalf whole never\n" and "(stopped)" in ran.err
+    assert model.asked[1]["prompt"][1] == {"role": "assistant", "content": "half whole"}
+    assert model.invalidated == 0
+
+
+def test_a_second_ctrl_c_drops_the_cache(model: FakeModel) -> None:
+    def answer(asked: dict[str, Any]) -> Iterator[Part]:
+        yield Part("half", token=1)
+        if len(model.asked) == 1:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        yield from parts()
+
+    model.answer = answer
+    assert chat("one\ntwo\n").out == "half\nhalf\n"
+    assert model.invalidated == 1 and len(model.caches) == 2 and model.asked[1]["cache"] is model.caches[1]
+
+
+def test_history_follows_the_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert history_path() == tmp_path / "gemma4" / "chat_history"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert history_path() == Path("~/.local/state/gemma4/chat_history").expanduser()

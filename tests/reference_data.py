@@ -1,17 +1,14 @@
-"""Reference outputs of transformers for tests, and the deterministic weights behind them (numpy only).
+"""Reference outputs of transformers for tests (numpy only).
 
 ``load("e2b")`` gives token ids, fp32 logits, greedy tokens and the checkpoint folder that made them;
-``tests/reference/README.md`` describes every file and how it was made.  ``draw`` produces the value of every parameter
-from its name and a seed, bit for bit on every machine, so that further seeds need no committed weights.
+``load_images``, ``load_sizes``, ``load_features``, ``load_multimodal`` and ``load_training`` give the others.
+``tests/reference/README.md`` describes every file and how it was made.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,125 +17,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from reference_weights import (
+    F32,
+    I64,
+    base_name,
+    draw,
+    draw_ids,
+    normal,
+    raw_words,
+    read_header,
+    round_bf16,
+    tensor_shapes,
+    write_safetensors,
+    write_seed,
+)
+
+__all__ = ["DATA", "KL_SEEDS", "MULTIMODAL", "TEXT_FAMILIES", "TRAINING", "base_name", "case_inputs", "draw",
+           "draw_ids", "frame_indices", "load", "load_features", "load_images", "load_multimodal", "load_sizes",
+           "load_training", "mean_kl", "read_header", "relative_error", "round_bf16", "sample_indices",
+           "tensor_shapes", "write_safetensors", "write_seed"]
 
 DATA = Path(__file__).parent / "reference" / "data"
 TEXT_FAMILIES = ("e2b", "e4b", "moe", "dense")
 KL_SEEDS = (0, 1, 2, 3)
-
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
-
-_PREFIXES = ("model.language_model.", "model.")
-_POSITIVE = {  # uniform ranges of parameters that multiply; the first pattern found in the name counts
-    r"layer_scalar$": (0.7, 1.1),
-    r"per_expert_scale$": (0.5, 1.5),
-    r"router\.scale$": (0.5, 2.0),
-    r"[qk]_norm\.weight$": (0.3, 0.7),
-    r"input_min$": (-1.6, -0.7),
-    r"input_max$": (0.8, 1.9),
-    r"output_min$": (-2.0, -0.9),
-    r"output_max$": (1.0, 2.3),
-    r"std_scale$": (0.1, 0.3),
-    r"^norm\.weight$": (1.0, 3.0),
-    r"norm[^.]*\.weight$": (0.5, 1.5),
-    r"norm_(pre_attn|post_attn|out)\.weight$": (0.5, 1.5),
-}
-_SPREAD = {  # standard deviations that are not 1/sqrt(fan in)
-    r"embed_tokens\.weight$": 0.16,
-    r"embed_tokens_per_layer\.weight$": 0.25,
-    r"per_layer_model_projection\.weight$": 0.5,
-    r"router\.proj\.weight$": 1.5,
-    r"position_embedding_table$": 0.5,
-    r"per_dim_scale$": 0.5,
-    r"std_bias$": 3.0,
-    r"bias$": 0.3,
-}
-
-
-def base_name(name: str) -> str:
-    """A checkpoint name without its prefix: the same for text-only and conditional checkpoints."""
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            return name[len(prefix) :]
-    return name
-
-
-def round_bf16(x: NDArray[Any]) -> F32:
-    """Nearest bf16 value (ties to even) of each element, as float32."""
-    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    return rounded.view(np.float32).reshape(np.shape(x))
-
-
-def _raw(key: str, seed: int, n: int) -> NDArray[np.uint64]:
-    """``n`` stable 64-bit words: a bit generator's raw stream never changes between numpy versions."""
-    return np.random.PCG64([seed, zlib.crc32(key.encode())]).random_raw(n)
-
-
-def _normal(key: str, seed: int, n: int) -> NDArray[np.float64]:
-    """Close to normal: the sum of a word's four 16-bit pieces, exact in float64."""
-    raw = _raw(key, seed, n)
-    pieces = sum(((raw >> np.uint64(s)) & np.uint64(0xFFFF)).astype(np.float64) for s in (0, 16, 32, 48))
-    return (pieces - 4 * 32767.5) / (65536 / np.sqrt(3.0))
-
-
-def draw(name: str, shape: tuple[int, ...], seed: int) -> F32:
-    """The bf16-representable value of parameter ``name`` (prefix ignored) for ``seed``, as float32 ``shape``."""
-    key, n = base_name(name), int(np.prod(shape))
-    for pattern, (low, high) in _POSITIVE.items():
-        if re.search(pattern, key):
-            uniform = (_raw(key, seed, n) >> np.uint64(11)) * 2.0**-53
-            return round_bf16((low + (high - low) * uniform).reshape(shape))
-    spread = next((v for p, v in _SPREAD.items() if re.search(p, key)), None)
-    fan_in = shape[-1] if "conv" not in key else int(np.prod(shape[1:]))
-    return round_bf16((_normal(key, seed, n) * (spread or fan_in**-0.5)).reshape(shape))
-
-
-def draw_ids(key: str, seed: int, shape: tuple[int, ...], low: int, high: int) -> I64:
-    """Token ids in ``[low, high)``, stable as ``draw``."""
-    return (low + _raw("ids:" + key, seed, int(np.prod(shape))) % np.uint64(high - low)).astype(np.int64).reshape(shape)
-
-
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """The tensor table of a safetensors file: name to dtype, shape and offsets."""
-    with path.open("rb") as f:
-        (size,) = struct.unpack("<Q", f.read(8))
-        header: dict[str, dict[str, Any]] = json.loads(f.read(size))
-    header.pop("__metadata__", None)
-    return header
-
-
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name to shape of every tensor in all ``*.safetensors`` of a folder."""
-    files = sorted(folder.glob("*.safetensors"))
-    return {name: tuple(t["shape"]) for file in files for name, t in read_header(file).items()}
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], dtype: str = "BF16") -> None:
-    """Write float arrays as ``BF16``, ``F16`` or ``F32``."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    blobs, at = [], 0
-    for name, value in tensors.items():
-        if dtype == "BF16":
-            blob = (round_bf16(value).view(np.uint32) >> 16).astype("<u2").tobytes()
-        else:
-            blob = np.asarray(value, {"F16": "<f2", "F32": "<f4"}[dtype]).tobytes()
-        header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [at, at + len(blob)]}
-        blobs.append(blob)
-        at += len(blob)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-
-
-def write_seed(source: Path, seed: int, folder: Path, dtype: str = "BF16") -> Path:
-    """A checkpoint like ``source`` (same config and tensor names) with the weights of another seed, in one file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in source.glob("*config*.json"):
-        shutil.copy(file, folder / file.name)
-    weights = {name: draw(name, shape, seed) for name, shape in tensor_shapes(source).items()}
-    write_safetensors(folder / "model.safetensors", weights, dtype)
-    return folder
 
 
 def mean_kl(truth: NDArray[Any], logits: NDArray[Any]) -> float:
@@ -209,7 +110,7 @@ def sample_indices(size: int) -> I64:
     """Where a long array is sampled: at most ``SAMPLES`` stable positions in ``[0, size)``, the last one included."""
     if size <= SAMPLES:
         return np.arange(size)
-    picks = (_raw("samples", size, SAMPLES) % np.uint64(size)).astype(np.int64)
+    picks = (raw_words("samples", size, SAMPLES) % np.uint64(size)).astype(np.int64)
     picks[0] = size - 1
     return np.sort(picks)
 
@@ -309,7 +210,7 @@ def pixels(key: str, grids: list[tuple[int, int]], dim: int, pooling: int) -> tu
     values = np.zeros((len(grids), most, dim), np.float32)
     positions = np.full((len(grids), most, 2), -1, np.int64)
     for k, (columns, rows) in enumerate(grids):
-        whole = _raw(f"pixels:{key}", k, counts[k] * dim) % np.uint64(256)
+        whole = raw_words(f"pixels:{key}", k, counts[k] * dim) % np.uint64(256)
         values[k, : counts[k]] = (whole.astype(np.float64) * (1 / 255)).astype(np.float32).reshape(counts[k], dim)
         positions[k, : counts[k]] = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
     return values, positions
@@ -318,7 +219,7 @@ def pixels(key: str, grids: list[tuple[int, int]], dim: int, pooling: int) -> tu
 def features(key: str, frames: list[int], mel: int) -> tuple[F32, NDArray[np.bool_]]:
     """Features ``[clips, longest, mel]`` and their mask ``[clips, longest]`` (True = valid); zeros where padded."""
     mask = np.arange(max(frames)) < np.array(frames)[:, None]
-    values = np.stack([_normal(f"features:{key}", k, max(frames) * mel).reshape(-1, mel) for k in range(len(frames))])
+    values = np.stack([normal(f"features:{key}", k, max(frames) * mel).reshape(-1, mel) for k in range(len(frames))])
     return np.where(mask[..., None], values * 1.5 - 1, 0).astype(np.float32), mask
 
 

@@ -52,11 +52,11 @@ def optimizer(model: Any, kind: str) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.999), eps=1e-8)
 
 
-def step(model: Any, inputs: dict[str, torch.Tensor], kind: str, steps: int) -> tuple[dict[str, np.ndarray], list[float]]:
-    """Parameters of a copy after the first step, and the loss before every step and after the last."""
+def step(model: Any, inputs: dict[str, torch.Tensor], kind: str) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Parameters of a copy after the first step, and the loss before each of three steps and after the last."""
     model = copy.deepcopy(model)
     chosen, losses, first = optimizer(model, kind), [], {}
-    for k in range(steps):
+    for k in range(3):
         chosen.zero_grad()
         loss = model(**inputs).loss
         loss.backward()
@@ -81,7 +81,7 @@ def make(name: str) -> None:
     model, inputs = batch(name)
     loss = model(**inputs).loss
     loss.backward()
-    after = {kind: step(model, inputs, kind, 3) for kind in ("sgd", "adamw")}
+    after = {kind: step(model, inputs, kind) for kind in ("sgd", "adamw")}
     data: dict[str, np.ndarray] = {"labels": array(inputs["labels"])}
     names, norms, counts, columns = [], [], [], []
     for key, p in model.named_parameters():

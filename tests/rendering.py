@@ -59,7 +59,7 @@ def render_for(name: str) -> Renderer:
 
 @contextmanager
 def recording() -> Iterator[list[UOp]]:
-    """Let the NULL device schedule as for a GPU, and take every kernel once as it was scheduled, to be lowered later."""
+    """Let the NULL device schedule as for a GPU, and take every kernel once as it was scheduled."""
     kernels: dict[bytes, UOp] = {}
     found: list[UOp] = []
     renderer, device, lower = render_for("METAL"), Device["NULL"], realize.to_program

@@ -104,13 +104,12 @@ def test_two_callers_at_once(program: SimpleNamespace) -> None:
 
 def test_what_the_pool_does_not_take(program: SimpleNamespace) -> None:
     runner = threads.Runner()
-    assert runner.kind == "one thread"
     assert runner.run(program, [0, 0], 1, 2) is False
     runner.resize(2)
     assert runner.run(program, [0] * 65, 64, 2) is False
     assert runner.run(program, [0, 0], 2, 2) is False
     assert runner.run(program, [0, 0], 1, 70000) is False
-    assert runner._pool is None
+    assert runner.pool is None
 
 
 def test_broken_native_pool_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +141,7 @@ def test_tinygrad_kernels_run_on_all_threads(monkeypatch: pytest.MonkeyPatch) ->
             got = product(Tensor(a, device="CPU").realize()).numpy()
             np.testing.assert_allclose(got, np.maximum(a @ b, 0), atol=1e-3)
         assert taken and max(taken) == 4
-        assert threads.runner.kind == ("native" if threads.native_possible() else "Python")
+        assert threads.pool_kind() == ("native" if threads.native_possible() else "Python")
     finally:
         NUM_CPU_THREADS.value = before[0]
         threads.runner.resize(before[1])

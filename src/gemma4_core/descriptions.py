@@ -282,6 +282,8 @@ class DeviceBackend:
     """The fast operations that it brings; portable ones otherwise."""
     free_memory: Callable[[], int | None] | None = None
     """Free memory in bytes of the opened device; None where it does not tell."""
+    details: Callable[[], Mapping[str, str]] | None = None
+    """What ``gemma4 doctor`` shows of the opened device, such as its model or compiler, by name."""
     matches: Matches = always
     priority: int = 0
 

@@ -47,6 +47,17 @@ def free_memory() -> int | None:
     return int(free.value)
 
 
+def details() -> dict[str, str]:
+    """The GPU's name and architecture."""
+    from tinygrad import Device
+    from tinygrad.runtime.autogen import cuda
+    from tinygrad.runtime.ops_cuda import check
+
+    device, name = Device[TARGET], ctypes.create_string_buffer(200)
+    check(cuda.cuDeviceGetName(ctypes.cast(name, ctypes.POINTER(ctypes.c_char)), len(name), device.cu_device))
+    return {"GPU": name.value.decode(errors="replace"), "architecture": str(device.arch)}
+
+
 @hookimpl
 def gemma4_devices() -> list[DeviceBackend]:
     return [
@@ -56,6 +67,7 @@ def gemma4_devices() -> list[DeviceBackend]:
             target=TARGET,
             unusable=unusable,
             free_memory=free_memory,
+            details=details,
             matches=chosen_by_dev(TARGET),
             priority=40,
         )

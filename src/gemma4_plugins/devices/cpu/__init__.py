@@ -41,6 +41,17 @@ def prepare(settings: DeviceSettings) -> None:
     threads.install(machine.thread_count())
 
 
+def details() -> dict[str, str]:
+    """Compiler, those passed over, threads."""
+    from gemma4_plugins.devices.cpu import compiler, threads
+
+    choice = compiler.chosen()
+    passed = {f"passed over {name}": why for name, why in choice.passed}
+    kind = f", {threads.pool_kind()} pool" if machine.thread_count() > 1 else ""
+    told = f"{choice.name} ({choice.version}): {choice.path}"
+    return {"compiler": told, **passed, "threads": f"{machine.thread_count()}{kind}"}
+
+
 def operations() -> Operations:
     """The portable operations, with whole steps and chunks in C; ``GEMMA4_KERNELS=portable`` turns those off."""
     from gemma4_core.ops import kernels_wanted, portable
@@ -63,6 +74,7 @@ def gemma4_devices() -> list[DeviceBackend]:
             prepare=prepare,
             operations=operations,
             free_memory=machine.free_memory_bytes,
+            details=details,
             matches=chosen_by_dev(TARGET),
             priority=10,
         )

@@ -108,16 +108,9 @@ class Runner:
 
     def __init__(self) -> None:
         self.threads = 1
-        self._pool: Pool | None = None
+        self.pool: Pool | None = None
         self._lock = threading.Lock()
         self._closed = False
-
-    @property
-    def kind(self) -> str:
-        """What runs the parts, for reports."""
-        if self.threads == 1:
-            return "one thread"
-        return self._pool.kind if self._pool is not None else "native" if native_possible() else "Python"
 
     def run(self, program: Any, args: list[int], slot: int, parts: int) -> bool:
         """Run a kernel's parts at once; False, with nothing run, where another thread of ours is at it or we are done.
@@ -131,9 +124,9 @@ class Runner:
         try:
             if self._closed:
                 return False
-            if self._pool is None:
-                self._pool = make_pool(self.threads)
-            self._pool.run(program, args, slot, parts)
+            if self.pool is None:
+                self.pool = make_pool(self.threads)
+            self.pool.run(program, args, slot, parts)
         finally:
             self._lock.release()
         return True
@@ -141,22 +134,22 @@ class Runner:
     def resize(self, threads: int) -> None:
         """Use so many threads from the next kernel on."""
         with self._lock:
-            if threads != self.threads and self._pool is not None:
-                self._pool.stop()
-                self._pool = None
+            if threads != self.threads and self.pool is not None:
+                self.pool.stop()
+                self.pool = None
             self.threads = threads
 
     def close(self) -> None:
         """End the threads for good; later kernels run on the thread that calls them."""
         with self._lock:
             self._closed = True
-            if self._pool is not None:
-                self._pool.stop()
-                self._pool = None
+            if self.pool is not None:
+                self.pool.stop()
+                self.pool = None
 
     def forget(self) -> None:
         """In a forked child: the threads did not come along, and the lock may be held by one that did not."""
-        self._pool = None
+        self.pool = None
         self._lock = threading.Lock()
 
 
@@ -169,6 +162,11 @@ _original: Callable[..., float | None] | None = None
 def native_possible() -> bool:
     """Whether ``thread_pool.c`` is for this machine."""
     return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64") and sys.byteorder == "little"
+
+
+def pool_kind() -> str:
+    """What runs the parts, for reports: the pool that is there, else the one that is likely."""
+    return runner.pool.kind if runner.pool is not None else "native" if native_possible() else "Python"
 
 
 def make_pool(threads: int) -> Pool:

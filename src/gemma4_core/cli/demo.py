@@ -13,12 +13,13 @@ import click
 from gemma4_core.cli.base import GemmaCommand
 from gemma4_core.cli.failures import escaped
 from gemma4_core.cli.options import Whole, device_options
-from gemma4_core.cli.output import human_bytes, human_count, show_all
+from gemma4_core.cli.output import human_bytes, human_count, note, on_terminal, show_all, write
 
 if TYPE_CHECKING:
     from gemma4_core.cli.output import Answer
     from gemma4_core.model import GemmaModel
 
+GREETING = "A tiny Gemma 4 with random weights: its answer makes no sense, but everything that makes it is real."
 QUESTION = "Write a haiku about tinygrad."
 NEXT = """What to try next:
   gemma4 doctor                                      devices, compiler, plugins
@@ -76,13 +77,14 @@ def demo_command(device: str, beam: int, beam_seconds: float | None, max_new_tok
     """
     from gemma4_core import loading
 
-    click.echo("A tiny Gemma 4 with random weights: its answer makes no sense, but everything that makes it is real.\n")
+    if on_terminal():
+        note("writing, loading and compiling a tiny model …")
     with demo_folder(keep) as folder:
         options: dict[str, Any] = {"beam": beam, "beam_seconds": beam_seconds}
         model = loading.load_pretrained(folder, device=device, modalities=("text",), **options)
         first, second = answer(model, max_new_tokens), answer(model, max_new_tokens)
         nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        click.echo("\n".join(report(model, first, second, nbytes)))
+    lines = [GREETING, "", *report(model, first, second, nbytes), ""]
     if keep is not None:
-        click.echo(f"\nThe model is in {keep}: gemma4 generate -m {keep} --prompt \"Hello\"")
-    click.echo(f"\n{NEXT}")
+        lines += [f'The model is in {keep}: gemma4 generate -m {keep} --prompt "Hello"', ""]
+    write("\n".join([*lines, NEXT, ""]))

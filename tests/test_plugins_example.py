@@ -171,6 +171,7 @@ def test_bytes_go_there_and_back(tmp_path: Path) -> None:
     pieces = [stream.add(token) for token in ids]
     assert "".join(pieces) == "Zoë 🦓" and "�" not in pieces and stream.flush() == ""
     assert stream.add(tokenizer.encode("ë")[0]) == "" and stream.flush() == "�"
+    assert stream.add(448) == "�"
 
 
 def test_bytes_refuse_what_does_not_fit(tmp_path: Path) -> None:

@@ -37,14 +37,17 @@ class ByteTokenizer:
             raise TokenizerError(f"the text holds a lone surrogate at character {error.start}") from error
 
     def piece(self, token: int, skip_special: bool) -> bytes:
-        """The bytes of an id. Raises TokenizerError outside the vocabulary."""
+        """The bytes of an id; those of U+FFFD outside the vocabulary."""
         if not 0 <= token < self.vocab_size:
-            raise TokenizerError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+            return "\N{REPLACEMENT CHARACTER}".encode()
         if token < len(self.names):
             return b"" if skip_special else self.names[token].encode()
         return bytes([token - len(self.names)])
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise TokenizerError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
         return b"".join(self.piece(token, skip_special) for token in ids).decode("utf-8", "replace")
 
     def stream(self, skip_special: bool = False) -> ByteStream:
@@ -52,7 +55,10 @@ class ByteTokenizer:
 
 
 class ByteStream:
-    """Text as it becomes complete: bytes of an unfinished character are held back."""
+    """Text as it becomes complete: bytes of an unfinished character are held back.
+
+    A model with a padded vocabulary may produce an id that no token has; its answer goes on with U+FFFD.
+    """
 
     def __init__(self, tokenizer: ByteTokenizer, skip_special: bool) -> None:
         self.tokenizer, self.skip_special = tokenizer, skip_special

@@ -91,8 +91,9 @@ def test_every_hook_of_the_example_package_is_registered_there() -> None:
 
 def test_the_pyproject_snippet_declares_entry_points() -> None:
     [text] = blocks("toml")
-    project = tomllib.loads(text)["project"]
-    assert project["entry-points"] == {"gemma4": {"heavy-ball": "my_plugin"}, "gemma4.commands": {"greet": "my_command:greet"}}
+    entry_points = tomllib.loads(text)["project"]["entry-points"]
+    assert entry_points["gemma4"] == {"heavy-ball": "my_plugin"}
+    assert entry_points["gemma4.commands"] == {"greet": "my_command:greet"}
 
 
 def test_every_command_line_runs() -> None:

@@ -10,8 +10,7 @@ import gemma4_core
 
 PROMISED = [
     "load_pretrained", "GemmaCache", "GemmaMultimodalProcessor", "registry", "hookimpl", "hookspec",
-    "GemmaTrainingBatch", "build_optimizer", "train_step", "compute_loss", "save_training_checkpoint",
-    "load_training_checkpoint", "CheckpointFormat", "ModalityTower", "TokenizerBackend", "DeviceBackend",
+    "CheckpointFormat", "ModalityTower", "TokenizerBackend", "DeviceBackend",
     "OptimizerBackend", "ModelTransform", "Gemma4Error",
 ]  # fmt: skip
 

@@ -78,7 +78,9 @@ def test_greedy_tokens(family: str) -> None:
         assert tokens == reference.greedy[row].tolist()
 
 
-def test_bf16_is_about_as_near_the_truth_as_the_reference(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_bf16_is_about_as_near_the_truth_as_the_reference(
+    family: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     reference = load(family)
     ours = []
     for seed in range(len(reference.kl_ids)):

@@ -335,9 +335,7 @@ class ModelTransform:
         return given or any(context.folder is not None and (context.folder / name).exists() for name in self.files)
 
 
-Description = (
-    CheckpointFormat | ModalityTower | TokenizerBackend | DeviceBackend | OptimizerBackend | ModelTransform
-)
+Description = CheckpointFormat | ModalityTower | TokenizerBackend | DeviceBackend | OptimizerBackend | ModelTransform
 
 KINDS: dict[str, tuple[str, type]] = {
     "format": ("gemma4_checkpoint_formats", CheckpointFormat),

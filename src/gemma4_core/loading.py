@@ -19,7 +19,7 @@ from gemma4_core.devices import activate
 from gemma4_core.errors import InputError, PluginError
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
-from gemma4_core.ops import Operations, portable
+from gemma4_core.ops import portable
 from gemma4_core.plugins import registry
 from gemma4_core.processor import GemmaMultimodalProcessor
 from gemma4_core.text.template import ChatTemplate
@@ -58,7 +58,9 @@ def load_pretrained(
     assert context.config is not None and context.folder is not None
     if ple not in PLE_PLACES:
         raise InputError(f"ple {ple!r}: choose one of {', '.join(PLE_PLACES)}")
-    if max_context is not None and (isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1):
+    if max_context is not None and (
+        isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
+    ):
         raise InputError(f"max_context {max_context!r}: must be a whole number from 1")
     options = options or {}
     chosen_format = registry.select("format", context, named(format))
@@ -116,11 +118,15 @@ def select_modalities(
         if name == TEXT or name in by_name:
             continue
         if name in registry.modalities:
-            raise PluginError(f"--modality {name}: the config in {context.folder} declares no {name}; "
-                              f"it has {', '.join([TEXT, *by_name])}")
+            raise PluginError(
+                f"--modality {name}: the config in {context.folder} declares no {name}; "
+                f"it has {', '.join([TEXT, *by_name])}"
+            )
         registry.select("modality", context, name)  # raises, naming what there is
     wanted = [by_name[name] for name in dict.fromkeys(lowered) if name in by_name]
-    missing = [need for spec in wanted for need in spec.requires if need.lower() not in lowered and need.lower() in by_name]
+    missing = [
+        need for spec in wanted for need in spec.requires if need.lower() not in lowered and need.lower() in by_name
+    ]
     return wanted + [by_name[name.lower()] for name in dict.fromkeys(missing)]
 
 
@@ -141,7 +147,10 @@ def order_towers(specs: Sequence[ModalityTower]) -> list[ModalityTower]:
 
 
 def check_source(
-    config: GemmaConfig, infos: Mapping[str, TensorInfo], known: Sequence[ModalityTower], wanted: Sequence[ModalityTower]
+    config: GemmaConfig,
+    infos: Mapping[str, TensorInfo],
+    known: Sequence[ModalityTower],
+    wanted: Sequence[ModalityTower],
 ) -> None:
     """Compare the files with what the config needs, before any weight is read."""
     expected = dict(expected_text_tensors(config))
@@ -158,8 +167,13 @@ def check_source(
 
 def _unserved_tower(config: GemmaConfig, name: str, served: set[str]) -> bool:
     """Tensors of a declared tower for which no plugin is there: the text model runs without them."""
-    below = {"vision": ("model.vision_tower.", "model.embed_vision."), "audio": ("model.audio_tower.", "model.embed_audio.")}
-    return config.conditional and any(name.startswith(prefixes) for tower, prefixes in below.items() if tower not in served)
+    below = {
+        "vision": ("model.vision_tower.", "model.embed_vision."),
+        "audio": ("model.audio_tower.", "model.embed_audio."),
+    }
+    return config.conditional and any(
+        name.startswith(prefixes) for tower, prefixes in below.items() if tower not in served
+    )
 
 
 def choose_dtype(dtype: str | None, infos: Mapping[str, TensorInfo], config: GemmaConfig) -> DType:
@@ -195,9 +209,7 @@ def read_text(
     return places, tensors
 
 
-def _host_table(
-    source: WeightSource, config: GemmaConfig, device: str, dtype: DType, ple: str
-) -> HostTable | None:
+def _host_table(source: WeightSource, config: GemmaConfig, device: str, dtype: DType, ple: str) -> HostTable | None:
     """The per-layer embedding table off the device where that was asked for, or where it would not fit."""
     name = config.text_prefix + "embed_tokens_per_layer.weight"
     if not config.text_config.hidden_size_per_layer_input or ple == "device":

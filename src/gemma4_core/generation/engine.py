@@ -67,7 +67,12 @@ class Engine:
     # ------------------------------------------------------------------------------------------- prefill
 
     def append(
-        self, cache: GemmaCache, chunk: Chunk, soft_tokens: Tensor | None = None, *, every: bool = False,
+        self,
+        cache: GemmaCache,
+        chunk: Chunk,
+        soft_tokens: Tensor | None = None,
+        *,
+        every: bool = False,
         wanted: bool = True,
     ) -> Tensor | Finished:
         """Append a chunk and return final hidden states: ``[B, n, H]`` with ``every``, else the last ``[B, 1, H]``
@@ -257,8 +262,14 @@ class Engine:
 
 
 def sampling_state(
-    model: GemmaModel, seen: Sequence[int], temperature: float, top_k: int, top_p: float, min_p: float,
-    repetition_penalty: float, seed: int,
+    model: GemmaModel,
+    seen: Sequence[int],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int,
 ) -> SamplingState:
     """Device tensors for one generation; ``seen`` are the prompt's ids. The buffers are the model's own and reused,
     so that the graphs captured against them serve every call."""

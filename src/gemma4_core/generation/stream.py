@@ -121,8 +121,14 @@ class NoText:
 def statistics(model: GemmaModel, progress: Generation) -> Stats:
     """The statistics of a finished generation."""
     return Stats(
-        progress.prompt_tokens, progress.reused_tokens, progress.generated_tokens, progress.prompt_seconds,
-        progress.generation_seconds, model.load_seconds, peak_memory_bytes(model.device), progress.media_seconds,
+        progress.prompt_tokens,
+        progress.reused_tokens,
+        progress.generated_tokens,
+        progress.prompt_seconds,
+        progress.generation_seconds,
+        model.load_seconds,
+        peak_memory_bytes(model.device),
+        progress.media_seconds,
     )
 
 

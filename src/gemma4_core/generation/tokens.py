@@ -45,7 +45,12 @@ class Sampling:
 
     @staticmethod
     def _within(name: str, value: float, low: float, high: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not low <= value <= high
+            or value == math.inf
+        ):
             bounds = f"from {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise InputError(f"{name} {value}: must be a number {bounds}")
 
@@ -106,8 +111,12 @@ def generate(
 
 
 def make_sampling(
-    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None,
-    repetition_penalty: float | None, seed: int | None,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    seed: int | None,
 ) -> Sampling:
     """Sampling from keyword arguments where None means off."""
     return Sampling(
@@ -144,10 +153,14 @@ def prepare(
     context = min(cache.max_context or model.max_context, model.max_context)
     length = array.shape[1]
     if length > context:
-        raise InputError(f"the prompt has {length} tokens, {length - context} more than the context of {context}: "
-                         "shorten it or raise --context (max_context)")
+        raise InputError(
+            f"the prompt has {length} tokens, {length - context} more than the context of {context}: "
+            "shorten it or raise --context (max_context)"
+        )
     room = context - length + 1  # the last token is chosen but never run
-    return Prepared(place(model, array, media, capture=True), cache, room if max_new_tokens is None else min(max_new_tokens, room))
+    return Prepared(
+        place(model, array, media, capture=True), cache, room if max_new_tokens is None else min(max_new_tokens, room)
+    )
 
 
 def common_prefix(model: GemmaModel, cache: GemmaCache, placed: Placed) -> int:
@@ -160,7 +173,11 @@ def common_prefix(model: GemmaModel, cache: GemmaCache, placed: Placed) -> int:
             break
         shared += 1
     if placed.blocks is not None:
-        while 0 < shared < len(signature) and placed.blocks[shared] >= 0 and placed.blocks[shared] == placed.blocks[shared - 1]:
+        while (
+            0 < shared < len(signature)
+            and placed.blocks[shared] >= 0
+            and placed.blocks[shared] == placed.blocks[shared - 1]
+        ):
             shared -= 1
     return shared if cache.truncate(shared, model.chunk) else 0
 
@@ -188,8 +205,13 @@ def run(
 
 
 def _decode(
-    model: GemmaModel, prepared: Prepared, state: SamplingState | None, stops: Sequence[int], progress: Generation,
-    token: Tensor, chosen: Token,
+    model: GemmaModel,
+    prepared: Prepared,
+    state: SamplingState | None,
+    stops: Sequence[int],
+    progress: Generation,
+    token: Tensor,
+    chosen: Token,
 ) -> Iterator[Token]:
     """The loop proper: issue the next step before reading this one's token where the device runs ahead."""
     cache, limit = prepared.cache, prepared.limit
@@ -217,6 +239,12 @@ def _state(model: GemmaModel, placed: Placed, sampling: Sampling) -> SamplingSta
     seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
     seen = np.unique(placed.ids[0]).tolist() if sampling.repetition_penalty != 1.0 else []
     return sampling_state(
-        model, seen, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p,
-        sampling.repetition_penalty, seed,
+        model,
+        seen,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.repetition_penalty,
+        seed,
     )

@@ -109,8 +109,10 @@ class GemmaCache:
         """
         context = min(self.max_context or model.max_context, model.max_context)
         if positions > context:
-            raise InputError(f"{positions} tokens exceed the context of {context} by {positions - context}: "
-                             "shorten the prompt, ask for fewer new tokens, or raise --context (max_context)")
+            raise InputError(
+                f"{positions} tokens exceed the context of {context} by {positions - context}: "
+                "shorten the prompt, ask for fewer new tokens, or raise --context (max_context)"
+            )
         if self.storage is not None and self.storage.batch != batch and self.length:
             raise InputError(f"the cache holds {self.storage.batch} row(s), the call has {batch}")
         fits = self.storage is not None and self.storage.batch == batch and self.storage.capacity >= positions

@@ -124,7 +124,8 @@ class TextDecoder:
         With ``last`` only that row's output is wanted, ``[B, 1, H]``: layers that share K/V run for it alone.
         ``wrap`` may turn each layer into one that is recomputed in the backward pass.
         """
-        h, shared = inputs.h, {}
+        h = inputs.h
+        shared: dict[int, KeyValues] = {}
         donors = {layer.donor for layer in self.config.layers if layer.donor is not None}
         first_shared = next((x.index for x in self.config.layers if x.is_shared), len(self.layers))
         for layer in self.layers:
@@ -142,7 +143,12 @@ class TextDecoder:
         return ops.rms_norm(h, self.norm, self.config.rms_norm_eps)
 
     def _keys_values(
-        self, layer: DecoderLayer, h: Tensor, span: Span, rotation: Rotation, shared: dict[int, KeyValues],
+        self,
+        layer: DecoderLayer,
+        h: Tensor,
+        span: Span,
+        rotation: Rotation,
+        shared: dict[int, KeyValues],
         ops: Operations,
     ) -> KeyValues:
         config: LayerConfig = layer.config

@@ -20,16 +20,22 @@ def check_ids(ids: Any, vocab_size: int, what: str = "token ids") -> np.ndarray:
         array = np.asarray(ids)
     except ValueError:
         raise InputError(f"{what}: rows differ in length; pad them or call once per row") from None
+    if array.ndim == 0:
+        raise InputError(f"{what}: {str(ids)[:100]!r} is no list of ids; expected a flat list or [rows, tokens]")
     if array.size == 0:
         raise InputError(f"{what}: the prompt is empty; give at least one token")
     if array.ndim not in (1, 2):
         raise InputError(f"{what}: shape {list(array.shape)}; expected a flat list or [rows, tokens]")
     if array.dtype.kind not in "iu":
-        bad = next((x for x in array.reshape(-1).tolist() if not isinstance(x, int) or isinstance(x, bool)), array.dtype)
+        bad = next(
+            (x for x in array.reshape(-1).tolist() if not isinstance(x, int) or isinstance(x, bool)), array.dtype
+        )
         raise InputError(f"{what}: {bad!r} is not a whole number below {vocab_size}")
     outside = array[(array < 0) | (array >= vocab_size)]
     if outside.size:
-        raise InputError(f"{what}: {outside.reshape(-1)[0]} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1})")
+        raise InputError(
+            f"{what}: {outside.reshape(-1)[0]} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1})"
+        )
     return np.atleast_2d(array).astype(np.int32)
 
 

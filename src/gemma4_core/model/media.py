@@ -69,13 +69,16 @@ def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, captu
         where = ids == spec.soft_token_id(model.config)
         holders = int(where.sum())
         if holders and spec.name not in model.towers:
-            raise InputError(f"the prompt holds {spec.placeholder} tokens, but the modality {spec.name} is not loaded: "
-                             f"add it to --modality (modalities)")
+            raise InputError(
+                f"the prompt holds {spec.placeholder} tokens, but the modality {spec.name} is not loaded: "
+                f"add it to --modality (modalities)"
+            )
         began = time.perf_counter()
         tokens, marks = _encode(model, spec, media, capture) if spec in used else ([], [])
         if len(marks) != holders:
-            raise InputError(f"{spec.name}: the prompt holds {holders} {spec.placeholder} tokens, "
-                             f"the media given take {len(marks)}")
+            raise InputError(
+                f"{spec.name}: the prompt holds {holders} {spec.placeholder} tokens, the media given take {len(marks)}"
+            )
         if not holders:
             continue
         seconds[spec.name] = time.perf_counter() - began

@@ -9,7 +9,7 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.dtype import DType
 
-from gemma4_core.config import GemmaConfig, GenerationConfig
+from gemma4_core.config import GenerationConfig
 from gemma4_core.descriptions import Context, ModalityTower, Tokenizer, Tower
 from gemma4_core.model.cache import GemmaCache, StoragePool
 from gemma4_core.model.decoder import Recompute, TextDecoder
@@ -80,8 +80,10 @@ class GemmaModel:
 
     def __repr__(self) -> str:
         text = self.config.text_config
-        return (f"GemmaModel({text.num_hidden_layers} layers, hidden {text.hidden_size}, {self.format_name} on "
-                f"{self.device_name or self.device}, towers: {', '.join(self.towers) or 'none'})")
+        return (
+            f"GemmaModel({text.num_hidden_layers} layers, hidden {text.hidden_size}, {self.format_name} on "
+            f"{self.device_name or self.device}, towers: {', '.join(self.towers) or 'none'})"
+        )
 
     @property
     def engine(self) -> Any:
@@ -203,7 +205,9 @@ class GemmaModel:
         return generate(self, ids, max_new_tokens, **options)
 
     def stream_generate(
-        self, prompt_or_messages: str | Sequence[Mapping[str, Any]] | None = None, max_new_tokens: int | None = None,
+        self,
+        prompt_or_messages: str | Sequence[Mapping[str, Any]] | None = None,
+        max_new_tokens: int | None = None,
         **options: Any,
     ) -> Iterator[Part]:
         """Yield parts of an answer as text; see ``gemma4_core.generation.stream.stream_generate`` for the options."""

@@ -36,7 +36,9 @@ def hashed_uniform(seed: Tensor, position: int | UOp, size: int) -> Tensor:
         h = (h ^ (h >> 13)) * 0xC2B2AE35
         return h ^ (h >> 16)
 
-    start = mix(seed + (Tensor.zeros(1, dtype=dtypes.int32, device=seed.device) + position).cast(dtypes.uint32) * 0x9E3779B1)
+    start = mix(
+        seed + (Tensor.zeros(1, dtype=dtypes.int32, device=seed.device) + position).cast(dtypes.uint32) * 0x9E3779B1
+    )
     index = Tensor.arange(size).cast(dtypes.uint32).reshape(1, size)
     bits = mix(mix(index * 0x9E3779B1 + start) + start)
     return ((bits >> 8).cast(dtypes.float32) + 0.5) * (1.0 / (1 << 24))

@@ -20,11 +20,34 @@ class CMatrix(ctypes.Structure):
 
 
 MATRICES = (
-    "q", "k", "v", "o", "gate", "up", "down", "ple_gate", "ple_proj", "router", "expert_gate_up", "expert_down",
+    "q",
+    "k",
+    "v",
+    "o",
+    "gate",
+    "up",
+    "down",
+    "ple_gate",
+    "ple_proj",
+    "router",
+    "expert_gate_up",
+    "expert_down",
 )
 VECTORS = (
-    "q_norm", "k_norm", "in_norm", "attn_norm", "pre_ff", "post_ff", "post_ff1", "pre_ff2", "post_ff2", "ple_norm",
-    "router_scale", "expert_scale", "cos", "sin",
+    "q_norm",
+    "k_norm",
+    "in_norm",
+    "attn_norm",
+    "pre_ff",
+    "post_ff",
+    "post_ff1",
+    "pre_ff2",
+    "post_ff2",
+    "ple_norm",
+    "router_scale",
+    "expert_scale",
+    "cos",
+    "sin",
 )
 
 
@@ -34,13 +57,28 @@ class CLayer(ctypes.Structure):
     _fields_ = [
         *((name, CMatrix) for name in MATRICES),
         *((name, POINTER) for name in VECTORS),
-        ("keys", POINTER), ("values", POINTER), ("scalar", FLOAT),
+        ("keys", POINTER),
+        ("values", POINTER),
+        ("scalar", FLOAT),
         *((name, INTEGER) for name in ("head_dim", "kv_heads", "slots", "window", "ff")),
     ]
 
 
 BUFFERS = (
-    "q", "k", "v", "mixed", "a", "b", "act", "ple_ctx", "ple_in", "scores", "dense", "router_out", "logits", "scratch",
+    "q",
+    "k",
+    "v",
+    "mixed",
+    "a",
+    "b",
+    "act",
+    "ple_ctx",
+    "ple_in",
+    "scores",
+    "dense",
+    "router_out",
+    "logits",
+    "scratch",
 )
 
 
@@ -61,17 +99,34 @@ class CStep(ctypes.Structure):
 
     _fields_ = [
         ("layers", POINTER),
-        *((name, INTEGER) for name in ("layer_count", "hidden", "heads", "vocab", "ple", "experts", "top", "expert_ff",
-                                       "kv_type", "threads", "greedy")),
+        *(
+            (name, INTEGER)
+            for name in (
+                "layer_count",
+                "hidden",
+                "heads",
+                "vocab",
+                "ple",
+                "experts",
+                "top",
+                "expert_ff",
+                "kv_type",
+                "threads",
+                "greedy",
+            )
+        ),
         *((name, FLOAT) for name in ("eps", "embed_scale", "ple_scale", "softcap")),
         *((name, CMatrix) for name in ("embed", "ple_table", "ple_model_proj")),
-        ("ple_proj_norm", POINTER), ("norm", POINTER),
+        ("ple_proj_norm", POINTER),
+        ("norm", POINTER),
         *((name, POINTER) for name in BUFFERS),
         ("scratch_per_thread", INTEGER),
         *((name, POINTER) for name in CHUNK_BUFFERS),
-        ("chunk_room_per_thread", INTEGER), ("first_shared", INTEGER),
+        ("chunk_room_per_thread", INTEGER),
+        ("first_shared", INTEGER),
         *((name, POINTER) for name in ("token_out", "logprob_out", "partial", "sync")),
-        ("suppressed_count", INTEGER), ("suppressed", POINTER),
+        ("suppressed_count", INTEGER),
+        ("suppressed", POINTER),
     ]
 
 
@@ -129,4 +184,3 @@ class Arena:
             scale = self.vector(parts["_scale"].reshape(-1))  # one scale per row, rows of all experts
         *rows, cols = (int(n) for n in data.shape)
         return CMatrix(address(data), scale, STORAGE[data.dtype], int(np.prod(rows)), cols)
-

@@ -11,8 +11,8 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core import machine
 from gemma4_core.config import TextConfig
-from gemma4_core.model.decoder import TextDecoder, rounded
 from gemma4_core.generation.finished import Finished
+from gemma4_core.model.decoder import TextDecoder, rounded
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.kernels.cpu.build import load, loadable
@@ -42,7 +42,9 @@ def kernels(engine: Engine, storage: Storage) -> CpuText | None:
 def served(model: GemmaModel, storage: Storage) -> bool:
     """One row, weights stored in a way that the kernels read in place, and at most 16 experts per token."""
     return (
-        loadable() and storage.batch == 1 and model.ple_host is None
+        loadable()
+        and storage.batch == 1
+        and model.ple_host is None
         and all(supported(place.matrix) for place in model.places.values())
         and top_experts(model.config.text_config) <= LARGEST_TOP
     )
@@ -93,9 +95,14 @@ class CpuText:
         """Run ``text_step`` on all threads and wait."""
         request = CCall(**fields)
         first, second = (ctypes.c_uint64(ctypes.addressof(x)) for x in (self.step, request))
-        waiting = [
-            self.pool.submit(self.function, first, second, ctypes.c_uint64(thread)) for thread in range(1, self.threads)
-        ] if self.pool else []
+        waiting = (
+            [
+                self.pool.submit(self.function, first, second, ctypes.c_uint64(thread))
+                for thread in range(1, self.threads)
+            ]
+            if self.pool
+            else []
+        )
         self.function(first, second, ctypes.c_uint64(0))
         for future in waiting:
             future.result()
@@ -143,28 +150,35 @@ def fill_chunk_buffers(step: CStep, text: TextDecoder, arena: Arena, count: int)
     step.first_shared = next((layer.index for layer in config.layers if layer.is_shared), len(config.layers))
 
 
-def fill_step(
-    text: TextDecoder, storage: Storage, arena: Arena, threads: int, positions: int
-) -> CStep:
+def fill_step(text: TextDecoder, storage: Storage, arena: Arena, threads: int, positions: int) -> CStep:
     """The C description of a model and a cache's buffers."""
     config = text.config
     table = text.rotation_table(positions)
-    angles = {
-        full: tuple(arena.vector(t) for t in (table.full if full else table.sliding)) for full in (False, True)
-    }
-    layers = (CLayer * len(text.layers))(*(fill_layer(text, i, storage, arena, angles) for i in range(len(text.layers))))
+    angles = {full: tuple(arena.vector(t) for t in (table.full if full else table.sliding)) for full in (False, True)}
+    layers = (CLayer * len(text.layers))(
+        *(fill_layer(text, i, storage, arena, angles) for i in range(len(text.layers)))
+    )
     arena.kept.append(layers)
     width = max(layer.intermediate_size for layer in config.layers)
     heads = max(config.num_attention_heads * layer.head_dim for layer in config.layers)
     experts = top_experts(config) * (config.moe_intermediate_size or 0)
     step = CStep(
-        layers=ctypes.addressof(layers), layer_count=len(layers), hidden=config.hidden_size,
-        heads=config.num_attention_heads, vocab=config.vocab_size, ple=config.hidden_size_per_layer_input,
-        experts=config.num_experts or 0 if config.enable_moe_block else 0, top=top_experts(config),
+        layers=ctypes.addressof(layers),
+        layer_count=len(layers),
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        vocab=config.vocab_size,
+        ple=config.hidden_size_per_layer_input,
+        experts=config.num_experts or 0 if config.enable_moe_block else 0,
+        top=top_experts(config),
         expert_ff=config.moe_intermediate_size or 0 if config.enable_moe_block else 0,
-        kv_type=0 if text.dtype == dtypes.float32 else 1, threads=threads, greedy=1,
-        eps=config.rms_norm_eps, embed_scale=rounded(config.hidden_size**0.5, text.dtype),
-        softcap=config.final_logit_softcapping or 0.0, norm=arena.vector(text.norm),
+        kv_type=0 if text.dtype == dtypes.float32 else 1,
+        threads=threads,
+        greedy=1,
+        eps=config.rms_norm_eps,
+        embed_scale=rounded(config.hidden_size**0.5, text.dtype),
+        softcap=config.final_logit_softcapping or 0.0,
+        norm=arena.vector(text.norm),
         embed=arena.matrix(text.embedding.matrix),
     )
     if config.hidden_size_per_layer_input:
@@ -176,8 +190,19 @@ def fill_step(
     rows = len(layers) * config.hidden_size_per_layer_input
     largest = max(width, heads, experts, config.hidden_size, config.hidden_size_per_layer_input)
     parts = max(config.num_attention_heads * SPLITS * (layer.head_dim + 2) for layer in config.layers)
-    sizes = {"q": heads, "k": heads, "v": heads, "mixed": heads, "a": largest, "b": largest, "act": largest,
-             "ple_ctx": rows, "ple_in": rows, "scores": parts, "router_out": config.num_experts or 1}
+    sizes = {
+        "q": heads,
+        "k": heads,
+        "v": heads,
+        "mixed": heads,
+        "a": largest,
+        "b": largest,
+        "act": largest,
+        "ple_ctx": rows,
+        "ple_in": rows,
+        "scores": parts,
+        "router_out": config.num_experts or 1,
+    }
     for name, size in sizes.items():
         setattr(step, name, arena.floats(size))
     step.scratch_per_thread = (3 * config.hidden_size + 2 * largest + 8 * 1024 + 63) // 16 * 16
@@ -196,24 +221,40 @@ def fill_layer(
     assert held is not None
     half = int(held.nbytes()) // 2
     out = CLayer(
-        q=arena.matrix(attention.q_proj.matrix), o=arena.matrix(attention.o_proj.matrix),
-        gate=arena.matrix(ff.gate.matrix), up=arena.matrix(ff.up.matrix), down=arena.matrix(ff.down.matrix),
-        q_norm=arena.vector(attention.q_norm), in_norm=arena.vector(layer.before), attn_norm=arena.vector(layer.after),
-        pre_ff=arena.vector(ff.before), post_ff=arena.vector(ff.after), cos=angles[config.is_full][0],
-        sin=angles[config.is_full][1], keys=address(held), values=address(held) + half,
-        scalar=float(layer.scalar.cast(dtypes.float32).numpy()[0]), head_dim=config.head_dim,
-        kv_heads=config.num_key_value_heads, slots=int(held.shape[3]), window=config.window or 0,
+        q=arena.matrix(attention.q_proj.matrix),
+        o=arena.matrix(attention.o_proj.matrix),
+        gate=arena.matrix(ff.gate.matrix),
+        up=arena.matrix(ff.up.matrix),
+        down=arena.matrix(ff.down.matrix),
+        q_norm=arena.vector(attention.q_norm),
+        in_norm=arena.vector(layer.before),
+        attn_norm=arena.vector(layer.after),
+        pre_ff=arena.vector(ff.before),
+        post_ff=arena.vector(ff.after),
+        cos=angles[config.is_full][0],
+        sin=angles[config.is_full][1],
+        keys=address(held),
+        values=address(held) + half,
+        scalar=float(layer.scalar.cast(dtypes.float32).numpy()[0]),
+        head_dim=config.head_dim,
+        kv_heads=config.num_key_value_heads,
+        slots=int(held.shape[3]),
+        window=config.window or 0,
         ff=config.intermediate_size,
     )
     if not config.is_shared:
         out.k, out.k_norm = arena.matrix(attention.k_proj.matrix), arena.vector(attention.k_norm)
         out.v = arena.matrix(attention.v_proj.matrix if attention.v_proj is not None else None)
     if layer.per_layer is not None:
-        out.ple_gate, out.ple_proj = (arena.matrix(w.matrix) for w in (layer.per_layer.gate, layer.per_layer.projection))
+        out.ple_gate, out.ple_proj = (
+            arena.matrix(w.matrix) for w in (layer.per_layer.gate, layer.per_layer.projection)
+        )
         out.ple_norm = arena.vector(layer.per_layer.after)
     if isinstance(ff, ExpertFeedForward):
         out.router, out.expert_gate_up = arena.matrix(ff.router.matrix), arena.matrix(ff.gate_up.matrix)
         out.expert_down = arena.matrix(ff.experts_down.matrix)
-        out.post_ff1, out.pre_ff2, out.post_ff2 = map(arena.vector, (ff.dense_after, ff.experts_before, ff.experts_after))
+        out.post_ff1, out.pre_ff2, out.post_ff2 = map(
+            arena.vector, (ff.dense_after, ff.experts_before, ff.experts_after)
+        )
         out.router_scale, out.expert_scale = arena.vector(ff.router_scale), arena.vector(ff.expert_scale)
     return out

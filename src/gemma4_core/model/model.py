@@ -1,4 +1,4 @@
-"""``GemmaModel``: an assembled model. Token ids in, logits or tokens out; text and media go through ``stream_generate``."""
+"""``GemmaModel``: an assembled model. Ids in, logits or tokens out; text and media go through ``stream_generate``."""
 
 from __future__ import annotations
 

@@ -12,11 +12,12 @@ from safetensors.numpy import save_file
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.checkpoint import CheckpointFiles, write_random_checkpoint
+from gemma4_core.checkpoint.choose import select_format
 from gemma4_core.checkpoint.convert import bfloat16_bits, convert, float32_values
 from gemma4_core.config import read_context
 from gemma4_core.descriptions import Context, DeviceSettings
 from gemma4_core.devices import activate
-from gemma4_core.errors import CheckpointError
+from gemma4_core.errors import CheckpointError, PluginError
 from gemma4_core.plugins import registry
 from gemma4_core.weights import DenseMatrix, DenseStack
 from gemma4_plugins.formats import bf16
@@ -86,6 +87,19 @@ def test_quantised_folders_are_refused_by_name(folder: Path, marker: str) -> Non
     with pytest.raises(CheckpointError, match=f"{marker} is .*bitsandbytes"):
         bf16.open_plain(context)
     assert bf16.matches(Context(folder, None, {marker: None}))
+
+
+def test_no_format_says_how_the_weights_are_stored(folder: Path, tmp_path: Path) -> None:
+    assert select_format(read_context(folder)).name == "bf16"
+    marked = Context(folder, None, {"quantization_config": {"quant_method": "bitsandbytes"}})
+    with pytest.raises(PluginError, match="bitsandbytes") as caught:
+        select_format(marked)
+    assert "BF16" in str(caught.value) and len(str(caught.value)) < 500
+    (tmp_path / "model.gguf").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"model\.gguf.*convert it"):
+        select_format(Context(tmp_path, None, {}))
+    with pytest.raises(PluginError, match="nope"):
+        select_format(marked, "nope")
 
 
 # ---------------------------------------------------------------------------------------------------- reading

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemma4_core.checkpoint.choose import MARKERS
 from gemma4_core.checkpoint.convert import STORED
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE, CheckpointFiles
 from gemma4_core.checkpoint.writer import MAX_SHARD_BYTES, Planned, write_shards
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack, Matrix
 
-MARKERS = ("quantization_config", "quantization")
 TEXT_FILES = (".json", ".jinja", ".md", ".txt", ".model")
 
 

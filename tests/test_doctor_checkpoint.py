@@ -1,4 +1,4 @@
-"""A real checkpoint, where ``GEMMA4_REAL_CHECKPOINT`` names one (folder, hub name or alias); else nothing is collected."""
+"""A real checkpoint, where ``GEMMA4_REAL_CHECKPOINT`` names its folder or hub name; else nothing is collected."""
 
 from __future__ import annotations
 

@@ -1,30 +1,4 @@
-// The end of the persistent step: soft-capped logits, or at once the best of them, and the kernel itself.
-
-struct Best {  // the largest logit, the first token that has it, and the sum of exp(logit - largest)
-  float top, sum;
-  int token;
-  DEVICE void add(float value, int id) {
-    if (value > top) {
-      sum = sum * expf(top - value) + 1.f;
-      top = value;
-      token = id;
-    } else {
-      sum += expf(value - top);
-    }
-  }
-  DEVICE void merge(float other, float other_sum, int id) {
-    float grown = fmaxf(top, other);
-    sum = sum * expf(top - grown) + other_sum * expf(other - grown);
-    if (other > top || (other == top && id < token)) token = id;
-    top = grown;
-  }
-  DEVICE void merge_warp() {
-    for (int o = 16; o; o >>= 1) {
-      float t = __shfl_xor_sync(ALL, top, o), s = __shfl_xor_sync(ALL, sum, o);
-      merge(t, s, __shfl_xor_sync(ALL, token, o));
-    }
-  }
-};
+// The end of the persistent step: the best logit of all blocks becomes the next token; and the kernel itself.
 
 DEVICE void publish_best(const Arguments& a, const Best& best, u32 tag) {
   uint2* to = a.scratch + AT_BEST + blockIdx.x * 3;
@@ -55,20 +29,9 @@ DEVICE void announce(const Arguments& a, int lane, u32 tag) {
   }
 }
 
-DEVICE void Consumer::head() {
-  Best best = {-1e38f, 0.f, 0x7fffffff};
-  const u8* suppressed = (const u8*)of_model(M_SUPPRESSED);
-  int first = share(VOCAB, blockIdx.x);
-  u32 last = tag(LAYERS, 0);
-  eat.multiply_rows<false>(rows_of(VOCAB, HIDDEN * WEIGHT_BYTES), operand(), [&](const Tile& t, int row, bool valid, float sum) {
-    if (!valid) return;
-    int id = first + t.first + row;
-    float value = SOFTCAP > 0 ? SOFTCAP * tanhf(sum / SOFTCAP) : sum;
-    if (a.logits) a.logits[id] = value;
-    if (suppressed && suppressed[id]) value = -1e30f;
-    best.add(value, id);
-  });
+DEVICE void Consumer::finish() {
   if (a.logits) return;
+  u32 last = a.tag + 1 + LAYERS * PHASES;
   best.merge_warp();
   float* top = (float*)(shared + S_PARTS);
   bar_sync(1, CONSUMERS);
@@ -105,7 +68,7 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   __syncthreads();
   Ring ring = {memory + S_RING, full, empty, 0, 0};
   if (warp == WARPS) {
-    Producer producer = {{ring, lane, stream_policy()}, 0, 0, a, choice, choice_made, 0};
+    Producer producer = {{ring, lane, stream_policy()}, 0, 0, 0, a, choice, choice_made};
     producer.run();
   } else {
     Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, choice, choice_made};

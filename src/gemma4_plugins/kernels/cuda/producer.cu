@@ -1,14 +1,35 @@
 // What each block does of a step, and the warp that copies its weights, keys and values ahead of use.
 
 DEVICE int share(int count, int block) { return (int)((u32)count * (u32)block / GRID); }
-DEVICE Rows rows_of(int count, int row_bytes) {
-  int first = share(count, blockIdx.x);
-  return {share(count, blockIdx.x + 1) - first, false, row_bytes, 1};
-}
-DEVICE Rows pairs_of(int count, int row_bytes) {
-  int first = share(count / 2, blockIdx.x) * 2;
-  return {share(count / 2, blockIdx.x + 1) * 2 - first, true, row_bytes, 1};
-}
+
+// The products of a step, in order: the context of the per-layer inputs, then layer by layer, then the head.
+struct Walk {
+  int layer, product;
+  DEVICE Walk() { layer = PLE ? -1 : 0, product = PLE ? W_CONTEXT : W_QKV; }
+  DEVICE bool done() const { return layer > LAYERS; }
+  DEVICE void advance() {
+    if (product == W_CONTEXT || product == W_HEAD || product == W_LAST) {
+      layer++;
+      product = layer == LAYERS ? W_HEAD : W_QKV;
+    } else if (product == W_O && !EXPERTS) {
+      product = W_GATED;
+    } else if (product == W_DOWN && !EXPERTS) {
+      product = W_PLE_GATE;
+    } else {
+      product++;
+    }
+  }
+};
+
+// A block's rows of a product. Pairs are split in twos.
+struct Share {
+  int first, count;
+  DEVICE Share(int total, bool paired) {
+    int unit = paired ? 2 : 1, block = blockIdx.x;
+    first = share(total / unit, block) * unit;
+    count = share(total / unit, block + 1) * unit - first;
+  }
+};
 
 // ---- attention's geometry: which keys this block reads
 struct Slice {
@@ -19,20 +40,16 @@ struct Slice {
 
 template <int D, int KV> struct Heads {
   static constexpr int GROUP = HEADS / KV, SUBGROUPS = (GROUP + 7) / 8, ITEMS = KV * SUBGROUPS, EACH = GROUP / SUBGROUPS;
-  static constexpr int PIECE = (STAGE_BYTES / (D * 2 + 16)) / 16 * 16 < 32 ? (STAGE_BYTES / (D * 2 + 16)) / 16 * 16 : 32;
+  static constexpr int FITTING = STAGE_BYTES / (D * 2 + 16) / 16 * 16, PIECE = FITTING < 32 ? FITTING : 32;
   static constexpr int MOST = GRID / ITEMS;
 };
-// How many positions are in sight before this one, and the slices that they are cut into.
-template <int D, int KV> DEVICE int slice_length(int held) {
-  typedef Heads<D, KV> N;
-  int length = ((held + N::MOST - 1) / N::MOST + 15) & ~15;
-  return length < N::PIECE ? N::PIECE : length;
-}
-DEVICE int held_positions(bool full, int position) { return full || position < WINDOW - 1 ? position : WINDOW - 1; }
 
+// How many positions are in sight before this one, and the slices that they are cut into.
 template <int D, int KV> DEVICE Slice slice_of(bool full, int position) {
   typedef Heads<D, KV> N;
-  int held = held_positions(full, position), length = slice_length<D, KV>(held);
+  int held = full || position < WINDOW - 1 ? position : WINDOW - 1;
+  int length = ((held + N::MOST - 1) / N::MOST + 15) & ~15;
+  if (length < N::PIECE) length = N::PIECE;
   Slice s;
   s.slices = held ? (held + length - 1) / length : 1;
   s.item = blockIdx.x % N::ITEMS;
@@ -50,83 +67,97 @@ struct Choice {  // of experts, in shared memory
   int* expert;
   float* weight;
 };
+DEVICE void choose_experts(const uint2* sums, u32 tag, const u16* scale, int lane, const Choice& out);
 
 // ---- the copying warp walks through the step
 struct Producer {
   Feeder feed;
-  u64 layer, next;  // this lane's field of the layer's table row
+  u64 model, layer, next;  // this lane's field of the table rows: the model's, the layer's, the next layer's
   const Arguments& a;
   Choice choice;
   u64* choice_made;
-  u32 router_tag;
 
   DEVICE const u8* field(int f) const { return (const u8*)__shfl_sync(ALL, layer, f); }
+  DEVICE const u8* of_model(int f) const { return (const u8*)__shfl_sync(ALL, model, f); }
 
-  template <int D, int KV> DEVICE void keys_values(bool full) {
+  template <int D, int KV> DEVICE void keys_values(bool full, const u8* cache) {
     typedef Heads<D, KV> N;
     Slice s = slice_of<D, KV>(full, a.position);
     if (s.index >= s.slices) return;
-    const u8* cache = field(F_CACHE);
     const int slots = full ? FULL_SLOTS : RING_SLOTS;
-    for (int base = 0; base < s.count; base += SPAN)
+    for (int base = 0; base < s.count; base += SPAN) {
+      int end = base + SPAN < s.count ? base + SPAN : s.count;
       for (int kind = 0; kind < 2; kind++)
-        for (int at = base; at < s.count && at < base + SPAN; at += N::PIECE) {
-          int end = base + SPAN < s.count ? base + SPAN : s.count, count = end - at < N::PIECE ? end - at : N::PIECE;
+        for (int at = base; at < end; at += N::PIECE) {
+          int count = end - at < N::PIECE ? end - at : N::PIECE;
           int p = s.start + at + (feed.lane < count ? feed.lane : 0), slot = full ? p : p % RING_SLOTS;
           feed.rows(count, D * 2, D * 2 + 16, cache + ((u64)(kind * KV + s.kv_head) * slots + slot) * (D * 2));
         }
+    }
   }
 
-  template <int D, int KV> DEVICE void attention(u32 info) {
-    const u8 *q = field(F_Q), *k = field(F_K), *v = field(F_V);
-    const int queries = HEADS * D, keys = KV * D, width = HIDDEN * WEIGHT_BYTES;
-    int count = queries + (info & IS_OWN ? (info & KEY_IS_VALUE ? keys : 2 * keys) : 0), first = share(count, blockIdx.x);
-    feed.stream(rows_of(count, width), [&](int unit, bool, int) {
-      int row = first + unit;
-      return row < queries ? q + (u64)row * width : row < queries + keys ? k + (u64)(row - queries) * width
-                                                                         : v + (u64)(row - queries - keys) * width;
+  // Up to three matrices one below the other.
+  struct Source {
+    const u8 *base[3];
+    int split[2];
+  };
+  DEVICE void product(int which) {
+    u32 info = (u32)(u64)field(F_INFO);
+    int ff = (int)(u64)field(F_FF), total = HIDDEN, width = HIDDEN * WEIGHT_BYTES, segments = 1;
+    bool paired = false;
+    Source s = {{nullptr, nullptr, nullptr}, {1 << 30, 1 << 30}};
+    int d = info & IS_FULL ? D_FULL : D_SLIDING, keys = info & IS_FULL ? KV_FULL * D_FULL : KV_SLIDING * D_SLIDING;
+    switch (which) {
+      case W_CONTEXT: s.base[0] = of_model(M_PLE_PROJECTION), total = LAYERS * PLE; break;
+      case W_QKV:
+        s = {{field(F_Q), field(F_K), field(F_V)}, {HEADS * d, HEADS * d + keys}};
+        total = HEADS * d + (info & IS_OWN ? (info & KEY_IS_VALUE ? keys : 2 * keys) : 0);
+        break;
+      case W_O: s.base[0] = field(F_O), width = HEADS * d * WEIGHT_BYTES; break;
+      case W_ROUTER: s.base[0] = field(F_ROUTER), total = EXPERTS, width = HIDDEN * 2; break;
+      case W_GATED: s.base[0] = field(F_GATE), s.base[1] = field(F_UP), total = ff, paired = true; break;
+      case W_DOWN: s.base[0] = field(F_DOWN), width = ff * WEIGHT_BYTES; break;
+      case W_EXPERT: s.base[0] = field(F_EXPERT_GATE_UP), total = TOP * EXPERT_FF, paired = true; break;
+      case W_EXPERT_DOWN: s.base[0] = field(F_EXPERT_DOWN), width = EXPERT_FF * WEIGHT_BYTES, segments = TOP; break;
+      case W_PLE_GATE: s.base[0] = field(F_PLE_GATE), total = PLE; break;
+      case W_PLE: s.base[0] = field(F_PLE_PROJECTION), width = PLE * WEIGHT_BYTES; break;
+      default: s.base[0] = of_model(M_EMBEDDING), total = VOCAB;
+    }
+    Share part(total, paired);
+    feed.stream(part.count, paired, width, segments, [&](int unit, bool second, int segment) {
+      int row = part.first + unit;
+      if (which == W_EXPERT)
+        row = (choice.expert[row / EXPERT_ROWS] * 2 + second) * EXPERT_FF + row % EXPERT_ROWS;
+      else if (which == W_EXPERT_DOWN)
+        row += choice.expert[segment] * HIDDEN;
+      else if (second)
+        return s.base[1] + (u64)row * width;
+      const u8* base = s.base[0];
+      if (row >= s.split[1] && which == W_QKV) base = s.base[2], row -= s.split[1];
+      else if (row >= s.split[0] && which == W_QKV) base = s.base[1], row -= s.split[0];
+      return base + (u64)row * width;
     });
-    keys_values<D, KV>(info & IS_FULL);
-    plain(F_O, HIDDEN, HEADS * D * WEIGHT_BYTES);
   }
-
-  DEVICE void plain(int f, int count, int row_bytes) { matrix(field(f), count, row_bytes); }
-  DEVICE void matrix(const u8* base, int count, int row_bytes) {
-    const u8* from = base + (u64)share(count, blockIdx.x) * row_bytes;
-    feed.stream(rows_of(count, row_bytes), [&](int unit, bool, int) { return from + (u64)unit * row_bytes; });
-  }
-  DEVICE void gate_up(int count) {
-    const u8 *gate = field(F_GATE), *up = field(F_UP);
-    const int width = HIDDEN * WEIGHT_BYTES;
-    int first = share(count / 2, blockIdx.x) * 2;
-    feed.stream(pairs_of(count, width),
-                [&](int unit, bool second, int) { return (second ? up : gate) + (u64)(first + unit) * width; });
-  }
-
-  DEVICE void experts();  // in experts.cu
 
   DEVICE void run() {
-    const u8* model = (const u8*)a.table[feed.lane];
-    auto model_field = [&](int f) { return (const u8*)__shfl_sync(ALL, (u64)model, f); };
-    next = a.table[32 + feed.lane];
-    if (PLE) matrix(model_field(M_PLE_PROJECTION), LAYERS * PLE, HIDDEN * WEIGHT_BYTES);
-    for (int i = 0; i < LAYERS; i++) {
-      layer = next;
-      if (i + 1 < LAYERS) next = a.table[(i + 2) * 32 + feed.lane];
-      u32 info = (u32)(u64)field(F_INFO);
-      int ff = (int)(u64)field(F_FF);
-      if (info & IS_FULL) attention<D_FULL, KV_FULL>(info);
-      else attention<D_SLIDING, KV_SLIDING>(info);
-      if (EXPERTS) matrix(field(F_ROUTER), EXPERTS, HIDDEN * 2);
-      gate_up(ff);
-      plain(F_DOWN, HIDDEN, ff * WEIGHT_BYTES);
-      router_tag = a.tag + 1 + i * PHASES + P_ROUTER;
-      if (EXPERTS) experts();
-      if (PLE) {
-        plain(F_PLE_GATE, PLE, HIDDEN * WEIGHT_BYTES);
-        plain(F_PLE_PROJECTION, HIDDEN, PLE * WEIGHT_BYTES);
+    model = a.table[feed.lane];
+    layer = next = a.table[32 + feed.lane];
+#pragma unroll 1
+    for (Walk w; !w.done(); w.advance()) {
+      if (w.product == W_QKV) {
+        layer = next;
+        if (w.layer + 1 < LAYERS) next = a.table[(w.layer + 2) * 32 + feed.lane];
       }
+      if (w.product == W_O) {
+        const u8* cache = field(F_CACHE);
+        if ((u32)(u64)field(F_INFO) & IS_FULL) keys_values<D_FULL, KV_FULL>(true, cache);
+        else keys_values<D_SLIDING, KV_SLIDING>(false, cache);
+      }
+      if (EXPERTS && w.product == W_EXPERT) {  // the choice is needed now, and not sooner
+        choose_experts(a.scratch + AT_ROUTER, a.tag + 1 + w.layer * PHASES + P_ROUTER, (const u16*)field(F_EXPERT_SCALE), feed.lane, choice);
+        if (feed.lane == 0) mbarrier_arrive(choice_made);
+      }
+      product(w.product);
     }
-    matrix(model_field(M_EMBEDDING), VOCAB, HIDDEN * WEIGHT_BYTES);
   }
 };

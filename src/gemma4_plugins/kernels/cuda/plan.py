@@ -1,0 +1,189 @@
+"""The persistent step's constants for one model, one cache and one device: sizes, places in scratch and shared memory.
+
+The kernel's source knows names only; whoever runs it (the driver, or the host emulation of the tests) gets the numbers
+from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinygrad import dtypes
+
+from gemma4_core.config import LayerConfig, TextConfig
+from gemma4_core.model.decoder import rounded
+
+STAGE_BYTES = 16896
+"""One stage of the ring: 16 rows of 512 bf16, 32 keys of 256, or 16 keys of 512, each row 16 bytes longer."""
+MOST_STAGES, LEAST_STAGES = 12, 3
+SPAN = 256
+"""Positions whose scores are held in shared memory at a time."""
+GROUP_TILES = 4
+"""Tiles of 16 rows between two reductions over warps."""
+PHASES = 11
+"""Results that travel per layer, as the kernel's ``Phase`` counts them."""
+HISTORY = 64
+"""Slots of the list of chosen tokens in host memory; a power of two."""
+PACKET_BYTES = 8
+FIELDS = 32
+"""Fields of 8 bytes in a row of the table of addresses."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the plan needs of a device."""
+
+    blocks: int
+    """Multiprocessors: one block each."""
+    shared_bytes: int
+    """Most dynamic shared memory of a block."""
+    warps: int = 16
+    """Multiplying warps of a block, a power of two."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Positions that each kind of layer's cache buffers have room for."""
+
+    sliding: int
+    full: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled form of the kernel: the constants of its source, and the memory that it needs."""
+
+    constants: dict[str, int | float]
+    scratch_packets: int
+    shared_bytes: int
+
+    @property
+    def blocks(self) -> int:
+        return int(self.constants["GRID"])
+
+    @property
+    def threads(self) -> int:
+        return (int(self.constants["WARPS"]) + 1) * 32
+
+    @property
+    def tags(self) -> int:
+        """Tags that one launch uses up."""
+        return 2 + int(self.constants["LAYERS"]) * PHASES
+
+    def defines(self) -> str:
+        """The constants as preprocessor lines."""
+        show = lambda v: f"{v!r}f" if isinstance(v, float) else str(v)  # noqa: E731
+        return "".join(f"#define {name} {show(value)}\n" for name, value in self.constants.items())
+
+
+def unsupported(text: TextConfig) -> str | None:
+    """Why a model's sizes do not suit the kernel, None where they do."""
+    sizes = {
+        "hidden_size": (text.hidden_size, 32), "vocab_size": (text.vocab_size, 1),
+        "hidden_size_per_layer_input": (text.hidden_size_per_layer_input, 32),
+        "moe_intermediate_size": (text.moe_intermediate_size or 0, 32),
+    }  # fmt: skip
+    for layer in text.layers:
+        sizes |= {"head_dim": (layer.head_dim, 128), "intermediate_size": (layer.intermediate_size, 32)}
+        odd = next((f"{name} {size}" for name, (size, multiple) in sizes.items() if size % multiple), None)
+        if odd is not None:
+            return odd
+        if layer.head_dim > 512:
+            return f"head_dim {layer.head_dim}"
+        group = text.num_attention_heads // layer.num_key_value_heads
+        if group % -(-group // 8):
+            return f"{group} query heads to a key head"
+    if text.hidden_size_per_layer_input > 256:
+        return f"hidden_size_per_layer_input {text.hidden_size_per_layer_input}"
+    if text.enable_moe_block and (text.num_experts > 512 or not 1 <= text.top_k_experts <= 15):
+        return f"{text.top_k_experts} of {text.num_experts} experts"
+    return None
+
+
+def of_kind(text: TextConfig, full: bool) -> LayerConfig:
+    """A layer of a kind; of the other kind where there is none, whose numbers are then unused."""
+    return next((layer for layer in text.layers if layer.is_full is full), text.layers[0])
+
+
+def make_plan(text: TextConfig, slots: Slots, machine: Machine) -> Plan | None:
+    """The plan for bf16 weights and cache, or None where the device is too small for the model."""
+    sliding, full = of_kind(text, False), of_kind(text, True)
+    experts = text.enable_moe_block
+    # every block must have a share of the products that all others wait for
+    blocks = min(machine.blocks, text.hidden_size)
+    if blocks < max(items(text, sliding), items(text, full)):
+        return None
+    constants: dict[str, int | float] = {
+        "HIDDEN": text.hidden_size, "LAYERS": text.num_hidden_layers, "HEADS": text.num_attention_heads,
+        "VOCAB": text.vocab_size, "PLE": text.hidden_size_per_layer_input or 0,
+        "EXPERTS": text.num_experts if experts else 0, "TOP": text.top_k_experts if experts else 0,
+        "EXPERT_FF": text.moe_intermediate_size if experts else 0,
+        "KV_SLIDING": sliding.num_key_value_heads, "KV_FULL": full.num_key_value_heads,
+        "D_SLIDING": sliding.head_dim, "D_FULL": full.head_dim, "FF_MAX": max(x.intermediate_size for x in text.layers),
+        "WINDOW": sliding.window or 1, "RING_SLOTS": slots.sliding, "FULL_SLOTS": slots.full,
+        "EPS": float(text.rms_norm_eps), "SOFTCAP": float(text.final_logit_softcapping or 0.0),
+        "EMBED_SCALE": rounded(text.hidden_size**0.5, dtypes.bfloat16),
+        "PLE_SCALE": rounded((text.hidden_size_per_layer_input or 0) ** 0.5, dtypes.bfloat16),
+        "GRID": blocks, "WARPS": machine.warps, "STAGE_BYTES": STAGE_BYTES, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES,
+        "HISTORY": HISTORY, "WEIGHT_BYTES": 2,
+    }  # fmt: skip
+    packets = scratch(constants)
+    fixed = shared(constants, 0)
+    stages = min((machine.shared_bytes - fixed.pop("SHARED_BYTES")) // (STAGE_BYTES + 16), MOST_STAGES)
+    if stages < LEAST_STAGES:
+        return None
+    places = shared(constants, stages)
+    total = places.pop("SHARED_BYTES")
+    size = packets.pop("SCRATCH_PACKETS")
+    return Plan(constants | {"STAGES": stages} | packets | places, size, total)
+
+
+def items(text: TextConfig, layer: LayerConfig) -> int:
+    """Groups of at most 8 query heads with one key head: what attention is split into before positions."""
+    group = text.num_attention_heads // layer.num_key_value_heads
+    return layer.num_key_value_heads * -(-group // 8)
+
+
+def running(sizes: dict[str, int], align: int, last: str) -> dict[str, int]:
+    """Offsets of consecutive parts, each aligned; under ``last`` the total."""
+    places, at = {}, 0
+    for name, size in sizes.items():
+        places[name] = at
+        at = -(-(at + size) // align) * align
+    return places | {last: at}
+
+
+def scratch(c: dict[str, int | float]) -> dict[str, int]:
+    """Places in scratch memory, in packets: one result each, or two of bf16."""
+    k = {name: int(value) for name, value in c.items()}
+    widest = max(k["D_SLIDING"], k["D_FULL"])
+    width = k["HEADS"] * widest
+    keys = max(k["KV_SLIDING"] * k["D_SLIDING"], k["KV_FULL"] * k["D_FULL"])
+    sizes = {
+        "AT_QKV": width + 2 * keys, "AT_MIXED": width // 2, "AT_O": k["HIDDEN"], "AT_GATED": k["FF_MAX"] // 2,
+        "AT_DOWN": k["HIDDEN"], "AT_PLE_GATE": k["PLE"], "AT_PLE": k["HIDDEN"] if k["PLE"] else 0,
+        "AT_CONTEXT": k["LAYERS"] * k["PLE"], "AT_ROUTER": k["EXPERTS"], "AT_EXPERT": k["TOP"] * k["EXPERT_FF"] // 2,
+        "AT_EXPERT_DOWN": k["HIDDEN"] if k["EXPERTS"] else 0, "AT_STAT": k["GRID"] * 16, "AT_BEST": k["GRID"] * 3,
+        "AT_PART": k["GRID"] * 8 * (widest // 2),
+    }  # fmt: skip
+    return running(sizes, 16, "SCRATCH_PACKETS")
+
+
+def shared(c: dict[str, int | float], stages: int) -> dict[str, int]:
+    """Places in shared memory, in bytes."""
+    k = {name: int(value) for name, value in c.items()}
+    widest = max(k["D_SLIDING"], k["D_FULL"])
+    row = k["HIDDEN"] * 2
+    query, chance = widest * 2 + 64, SPAN * 2 + 64
+    attention = 8 * query + (SPAN + 1) * 32 + 8 * chance + 4 * 32
+    vectors = (k["HIDDEN"], k["HEADS"] * widest, k["FF_MAX"], k["TOP"] * k["EXPERT_FF"])
+    sizes = {
+        "S_RING": stages * STAGE_BYTES, "S_OPERAND": max(*(2 * n for n in vectors), attention),
+        "S_ROUTER": row if k["EXPERTS"] else 0, "S_EXPERTS": row if k["EXPERTS"] else 0, "S_STREAM": 2 * row,
+        **{f"S_NORM_{i}": row for i in range(4 if k["EXPERTS"] else 2)},
+        "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 2 * k["WARPS"] * 4,
+        "S_CHOSEN": 128, "S_BARRIERS": (2 * stages + 1) * 8,
+    }  # fmt: skip
+    places = running(sizes, 128, "SHARED_BYTES")
+    return places | {"QUERY_STRIDE": query, "PROBABILITY_STRIDE": chance, "NORM_BYTES": -(-row // 128) * 128}
+

@@ -1,0 +1,294 @@
+// Runs CUDA kernel source on the host: every thread of every block is a fiber of one OS thread, switched at barriers,
+// warp-wide operations and polls. For tests of the kernels' logic where there is no GPU; it says nothing about races
+// between instructions, since a fiber runs until it waits.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <vector>
+
+#define EMULATED 1
+#define BULK 1
+#define DEVICE inline
+#define KERNEL(threads) static void
+#define SHARED_MEMORY(name) unsigned char* name = emulator::current->block->shared
+
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+struct Index { int x = 0, y = 0, z = 0; };
+
+namespace emulator {
+struct Warp {
+  uint64_t slot[2][32][4];  // what the lanes bring to the operation at hand, by turns
+  uint32_t turn = 0, arrived = 0;
+};
+struct Barrier { uint32_t turn = 0, arrived = 0; };
+struct Block { unsigned char* shared; Barrier barriers[16]; };
+struct Fiber {
+  void* stack_pointer = nullptr;
+  ucontext_t context;
+  Block* block;
+  Warp* warp;
+  int thread, block_index;
+  bool done = false;
+  const uint32_t* waits_for = nullptr;
+  uint32_t unlike = 0;
+};
+inline Fiber* current;
+inline ucontext_t scheduler;
+inline void* scheduler_stack_pointer;
+inline std::function<void()> body;
+inline size_t stack_bytes = 96 << 10;
+
+#if defined(__x86_64__)
+extern "C" void emulator_switch(void** save, void* load);
+asm(R"(
+.text
+.globl emulator_switch
+emulator_switch:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+)");
+inline void to_scheduler() { emulator_switch(&current->stack_pointer, scheduler_stack_pointer); }
+inline void entry() {
+  body();
+  current->done = true;
+  to_scheduler();
+  abort();
+}
+inline void prepare(Fiber& f, char* stack) {
+  void** top = (void**)(stack + stack_bytes);
+  *--top = nullptr;
+  *--top = (void*)entry;
+  for (int i = 0; i < 6; i++) *--top = nullptr;
+  f.stack_pointer = top;
+}
+inline void enter(Fiber& f) { emulator_switch(&scheduler_stack_pointer, f.stack_pointer); }
+#else
+inline void to_scheduler() { swapcontext(&current->context, &scheduler); }
+inline void entry() {
+  body();
+  current->done = true;
+  to_scheduler();
+}
+inline void prepare(Fiber& f, char* stack) {
+  getcontext(&f.context);
+  f.context.uc_stack.ss_sp = stack;
+  f.context.uc_stack.ss_size = stack_bytes;
+  makecontext(&f.context, (void (*)())entry, 0);
+}
+inline void enter(Fiber& f) { swapcontext(&scheduler, &f.context); }
+#endif
+
+inline void wait_until_changed(const uint32_t* p, uint32_t value) {
+  while (*p == value) {
+    current->waits_for = p;
+    current->unlike = value;
+    to_scheduler();
+  }
+}
+inline void yield() {
+  current->waits_for = nullptr;
+  to_scheduler();
+}
+// All lanes of the warp bring up to 32 bytes and go on together; the buffer stays valid until the operation after next.
+inline const uint64_t (*exchange(const void* data, size_t bytes))[4] {
+  Warp& w = *current->warp;
+  uint32_t turn = w.turn;
+  memcpy(w.slot[turn & 1][current->thread & 31], data, bytes);
+  if (++w.arrived == 32) {
+    w.arrived = 0;
+    w.turn++;
+  } else {
+    wait_until_changed(&w.turn, turn);
+  }
+  return w.slot[turn & 1];
+}
+inline void run(int grid, int threads, size_t shared_bytes, std::function<void()> kernel) {
+  body = kernel;
+  std::vector<Block> blocks(grid);
+  std::vector<Warp> warps((size_t)grid * threads / 32);
+  std::vector<Fiber> fibers((size_t)grid * threads);
+  size_t total = fibers.size() * stack_bytes;
+  char* stacks = (char*)mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  for (Block& b : blocks) {
+    b.shared = (unsigned char*)aligned_alloc(1024, shared_bytes / 1024 * 1024 + 2048);
+    memset(b.shared, 0xff, shared_bytes);
+    memset(b.shared + shared_bytes, 0x5a, 1024);
+  }
+  for (size_t i = 0; i < fibers.size(); i++) {
+    fibers[i].block = &blocks[i / threads];
+    fibers[i].warp = &warps[i / 32];
+    fibers[i].thread = i % threads;
+    fibers[i].block_index = i / threads;
+    prepare(fibers[i], stacks + i * stack_bytes);
+  }
+  size_t left = fibers.size(), idle = 0;
+  while (left) {
+    bool moved = false;
+    for (Fiber& f : fibers) {
+      if (f.done || (f.waits_for && *f.waits_for == f.unlike)) continue;
+      moved = moved || f.waits_for;
+      current = &f;
+      enter(f);
+      if (f.done) { left--; moved = true; }
+    }
+    idle = moved ? 0 : idle + 1;
+    if (idle > 100000) { fprintf(stderr, "emulated kernel hangs\n"); abort(); }
+  }
+  for (Block& b : blocks) {
+    for (int i = 0; i < 1024; i++)
+      if (b.shared[shared_bytes + i] != 0x5a) { fprintf(stderr, "written beyond shared memory\n"); abort(); }
+    free(b.shared);
+  }
+  munmap(stacks, total);
+}
+inline Index thread_index() { return {current->thread}; }
+inline Index block_index() { return {current->block_index}; }
+}  // namespace emulator
+
+#define threadIdx emulator::thread_index()
+#define blockIdx emulator::block_index()
+
+template <class T> inline T lane_value(T v, int source) {
+  auto slots = emulator::exchange(&v, sizeof v);
+  T out;
+  memcpy(&out, slots[source & 31], sizeof out);
+  return out;
+}
+inline int lane_id() { return emulator::current->thread & 31; }
+template <class T> inline T __shfl_xor_sync(unsigned, T v, int mask) { return lane_value(v, lane_id() ^ mask); }
+template <class T> inline T __shfl_sync(unsigned, T v, int source) { return lane_value(v, source); }
+template <class T> inline T __shfl_down_sync(unsigned, T v, int delta) {
+  int l = lane_id();
+  return lane_value(v, l + delta < 32 ? l + delta : l);
+}
+inline void __syncwarp() { char c = 0; emulator::exchange(&c, 1); }
+inline void bar_sync(int id, int threads) {
+  emulator::Barrier& b = emulator::current->block->barriers[id];
+  uint32_t turn = b.turn;
+  if (++b.arrived == (uint32_t)threads) {
+    b.arrived = 0;
+    b.turn++;
+  } else {
+    emulator::wait_until_changed(&b.turn, turn);
+  }
+}
+#define __syncthreads() bar_sync(0, THREADS)
+
+// ---- counting barriers: expected (16 bits), pending (16), bytes outstanding (31), phase (1)
+struct Counter { uint16_t expected, pending; int32_t bytes_phase; };
+inline Counter& counter(unsigned long long* b) { return *(Counter*)b; }
+inline int bytes_of(const Counter& c) { return c.bytes_phase >> 1; }
+inline void settle(Counter& c) {
+  if (c.pending == 0 && bytes_of(c) == 0) {
+    c.pending = c.expected;
+    c.bytes_phase ^= 1;
+  }
+}
+inline void mbarrier_init(unsigned long long* b, int n) { counter(b) = {(uint16_t)n, (uint16_t)n, 0}; }
+inline void mbarrier_arrive(unsigned long long* b) { counter(b).pending--; settle(counter(b)); }
+inline bool mbarrier_done(unsigned long long* b, unsigned parity) { return (unsigned)(counter(b).bytes_phase & 1) != parity; }
+inline void fence_barrier_init() {}
+inline void fence_system() {}
+inline void expect_bytes(unsigned long long* b, unsigned n) {
+  counter(b).bytes_phase += 2 * (int)n;
+  counter(b).pending--;
+  settle(counter(b));
+}
+inline unsigned long long stream_policy() { return 0; }
+inline void bulk_copy(void* to, const void* from, unsigned n, unsigned long long* b, unsigned long long) {
+  if (((uintptr_t)to | (uintptr_t)from | n) & 15) { fprintf(stderr, "misaligned bulk copy\n"); abort(); }
+  memcpy(to, from, n);
+  counter(b).bytes_phase -= 2 * (int)n;
+  settle(counter(b));
+}
+inline void give_up() { fprintf(stderr, "kernel gave up waiting\n"); abort(); }
+inline void spin_pause() { emulator::yield(); }
+
+// ---- matrix tiles
+inline void load_tiles(unsigned (&a)[4], const void* p) {
+  uint64_t address = (uint64_t)p;
+  if (address & 15) { fprintf(stderr, "misaligned tile row\n"); abort(); }
+  auto slots = emulator::exchange(&address, 8);
+  int l = lane_id();
+  for (int i = 0; i < 4; i++) memcpy(&a[i], (const char*)slots[i * 8 + l / 4][0] + l % 4 * 4, 4);
+}
+inline void load_tiles_transposed(unsigned (&a)[4], const void* p) {
+  uint64_t address = (uint64_t)p;
+  auto slots = emulator::exchange(&address, 8);
+  int l = lane_id();
+  for (int i = 0; i < 4; i++) {
+    uint16_t low, high;
+    memcpy(&low, (const char*)slots[i * 8 + l % 4 * 2][0] + l / 4 * 2, 2);
+    memcpy(&high, (const char*)slots[i * 8 + l % 4 * 2 + 1][0] + l / 4 * 2, 2);
+    a[i] = low | (unsigned)high << 16;
+  }
+}
+struct Fragments { unsigned a[4], b[2]; };
+template <class T, int K, class Get> inline void multiply_any(T (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, Get get) {
+  Fragments mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  auto slots = emulator::exchange(&mine, sizeof mine);
+  int l = lane_id();
+  constexpr int EACH = K / 8;  // elements of a register
+  for (int i = 0; i < 4; i++) {
+    int row = l / 4 + (i / 2) * 8, column = l % 4 * 2 + i % 2;
+    T sum = 0;
+    for (int k = 0; k < K; k++) {
+      const Fragments& x = *(const Fragments*)slots[row % 8 * 4 + k % (K / 2) / EACH];
+      const Fragments& y = *(const Fragments*)slots[column * 4 + k % (K / 2) / EACH];
+      sum += get(x.a[row / 8 + 2 * (k / (K / 2))], k % EACH) * get(y.b[k / (K / 2)], k % EACH);
+    }
+    c[i] += sum;
+  }
+}
+inline float as_float(unsigned v) { float f; memcpy(&f, &v, 4); return f; }
+inline unsigned as_bits(float f) { unsigned v; memcpy(&v, &f, 4); return v; }
+inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  multiply_any<float, 16>(c, a, b0, b1, [](unsigned v, int i) { return as_float(i ? v & 0xffff0000u : v << 16); });
+}
+inline void multiply(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  multiply_any<int, 32>(c, a, b0, b1, [](unsigned v, int i) { return (int)(int8_t)(v >> (8 * i)); });
+}
+
+// ---- packets and numbers
+inline uint2 load_packet(const uint2* p) { return *p; }
+inline void store_packet(uint2* p, unsigned value, unsigned tag) { *p = {value, tag}; }
+inline uint4 load_two_packets(const uint2* p) { return {p[0].x, p[0].y, p[1].x, p[1].y}; }
+inline unsigned load_early(const unsigned short* p) { return *p; }
+inline unsigned load_pair_early(const unsigned short* p) { unsigned v; memcpy(&v, p, 4); return v; }
+inline void copy16(void* to, const void* from) {
+  if (((uintptr_t)to | (uintptr_t)from) & 15) { fprintf(stderr, "misaligned copy\n"); abort(); }
+  memcpy(to, from, 16);
+}
+inline void copies_done() {}
+inline unsigned bf16_bits(float f) {
+  unsigned v = as_bits(f);
+  return f != f ? 0x7fffu : (v + 0x7fff + (v >> 16 & 1)) >> 16;
+}
+inline unsigned pack_bf16(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
+inline unsigned short half_bits(float f) { _Float16 h = (_Float16)f; unsigned short v; memcpy(&v, &h, 2); return v; }
+inline unsigned pack_half(float low, float high) { return half_bits(low) | (unsigned)half_bits(high) << 16; }
+inline float half_to_float(unsigned short v) { _Float16 h; memcpy(&h, &v, 2); return (float)h; }
+inline float exp_fast(float x) { return expf(x); }
+inline int round_int(float v) { return (int)lrintf(v); }
+inline float rsqrtf(float v) { return 1.f / sqrtf(v); }

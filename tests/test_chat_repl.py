@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,3 +214,21 @@ def test_history_follows_the_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert history_path() == tmp_path / "gemma4" / "chat_history"
     monkeypatch.delenv("XDG_STATE_HOME")
     assert history_path() == Path("~/.local/state/gemma4/chat_history").expanduser()
+
+
+def test_a_real_model_reuses_its_cache_and_answers_as_from_a_cold_start(tmp_path: Path) -> None:
+    from gemma4_core import load_pretrained
+    from gemma4_core.demo import write_demo_checkpoint
+
+    folder = write_demo_checkpoint(tmp_path / "model")
+    args = ["--modality", "text", "--max-new-tokens", 5]
+    ran = gemma4("chat", "-m", folder, *args, "--stats", stdin=f"Hello there\nAgain\n/save {tmp_path / 'talk.json'}\n")
+    assert ran.code == 0, ran
+    first, second = [line for line in ran.err.splitlines() if line.startswith("prompt ")]
+    assert "reused" not in first
+    assert int(re.findall(r"\((\d+) reused\)", second)[0]) > 10
+    messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert ran.out == "".join(f"{message['content']}\n" for message in messages if message["role"] == "assistant")
+    model = load_pretrained(folder, modalities=("text",))
+    cold = model.stream_generate(messages[:3], max_new_tokens=5)
+    assert "".join(part.text for part in cold) == messages[3]["content"]

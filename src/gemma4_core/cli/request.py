@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,12 +49,13 @@ class Loading:
         spent where anything does not fit."""
         from gemma4_core import loading
 
-        return loading.load_pretrained(
-            self.model, device=self.device, format=self.format, tokenizer=self.tokenizer,
-            modalities=tuple(self.modality) or None, dtype=None if self.dtype == "auto" else self.dtype,
-            max_context=self.context, ple=self.ple, beam=self.beam, beam_seconds=self.beam_seconds,
-            options=plugins.options, check=check,
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # whatever a plugin prints is no part of the answer
+            return loading.load_pretrained(
+                self.model, device=self.device, format=self.format, tokenizer=self.tokenizer,
+                modalities=tuple(self.modality) or None, dtype=None if self.dtype == "auto" else self.dtype,
+                max_context=self.context, ple=self.ple, beam=self.beam, beam_seconds=self.beam_seconds,
+                options=plugins.options, check=check,
+            )
 
 
 def read_standard_input() -> str:

@@ -11,6 +11,7 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
 from gemma4_core.checkpoint import check_tensors
+from gemma4_core.checkpoint.choose import select_format
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.progress import progress
 from gemma4_core.config import GemmaConfig, expected_text_tensors, ignorable, load_generation_config, read_context
@@ -63,14 +64,14 @@ def load_pretrained(
     ):
         raise InputError(f"max_context {max_context!r}: must be a whole number from 1")
     options = options or {}
-    chosen_format = registry.select("format", context, named(format))
+    chosen_format = select_format(context, named(format))
     known = registry.matching("modality", context)
     wanted = select_modalities(known, context, modalities)
     backend_tokenizer = registry.select("tokenizer", context, named(tokenizer))
     generation_config = load_generation_config(context.folder, context.config)
     source = chosen_format.open(context)
     try:
-        check_source(context.config, source.infos, known, wanted)
+        check_source(context.config, source.infos, known, wanted, str(context.folder))
         run_dtype = choose_dtype(dtype, source.infos, context.config)
         loaded_tokenizer = backend_tokenizer.load(context)
         template = ChatTemplate.load(context.folder)
@@ -151,6 +152,7 @@ def check_source(
     infos: Mapping[str, TensorInfo],
     known: Sequence[ModalityTower],
     wanted: Sequence[ModalityTower],
+    where: str = "checkpoint",
 ) -> None:
     """Compare the files with what the config needs, before any weight is read."""
     expected = dict(expected_text_tensors(config))
@@ -162,7 +164,7 @@ def check_source(
     def skip(name: str) -> bool:
         return name in elsewhere or ignorable(config, name) or _unserved_tower(config, name, served)
 
-    check_tensors(config, infos, expected, skip)
+    check_tensors(config, infos, expected, skip, where)
 
 
 def _unserved_tower(config: GemmaConfig, name: str, served: set[str]) -> bool:

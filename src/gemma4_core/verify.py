@@ -172,8 +172,8 @@ def _some(items: list[str]) -> str:
 
 def check_files(context: Context, size: str | None, format: str) -> Iterator[Check]:
     """Names, shapes and types of every tensor, and the published values of E2B-it."""
-    from gemma4_core.loading import check_source, named
     from gemma4_core.checkpoint.choose import select_format
+    from gemma4_core.loading import check_source, named
     from gemma4_core.plugins import registry
 
     assert context.config is not None

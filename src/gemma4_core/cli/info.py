@@ -90,8 +90,8 @@ def describe_tokenizer(context: Context) -> dict[str, Any]:
 
 def describe_files(context: Context, format: str) -> tuple[dict[str, Any], Mapping[str, TensorInfo]]:
     """Format and files of a folder, with its tensors. Raises a Gemma4Error where they cannot be read."""
-    from gemma4_core.loading import check_source, named
     from gemma4_core.checkpoint.choose import select_format
+    from gemma4_core.loading import check_source, named
     from gemma4_core.plugins import registry
 
     assert context.folder is not None and context.config is not None

@@ -81,7 +81,7 @@ class TextReference:
     """``[4, T2, vocab]``: fp32 logits of seed s's weights (``write_seed``) for the first prompt, ``kl_ids[s, 0]``.
     Our own fp32 run, checked against these, is the truth for the other fifteen."""
     kl_reference: NDArray[np.float64]
-    """``[4]``: mean KL of transformers' own bf16 run (eager attention and experts) over all prompts of a seed."""
+    """``[4, 16]``: mean KL of transformers' own bf16 run (eager attention and experts) for each seed and prompt."""
     embeds_bf16: F32
     """``[T2, hidden]``: scaled embeddings of ``kl_ids[0, 0]`` in the bf16 run: the rounded scale shows."""
 

@@ -153,8 +153,8 @@ def noise(name: str, folder: Path) -> dict[str, np.ndarray]:
         out = half(rows, output_hidden_states=True)
         embeds = array(out.hidden_states[0])[0] if embeds is None else embeds
         truth.append(exact[0])
-        distance.append(mean_kl(exact, array(out.logits)))
-        print(f"  seed {seed}: logits std {exact.std():.2f}, KL of the bf16 run {distance[-1]:.2e}")
+        distance.append([mean_kl(t, x) for t, x in zip(exact, array(out.logits), strict=True)])
+        print(f"  seed {seed}: logits std {exact.std():.2f}, KL of the bf16 run {np.mean(distance[-1]):.2e}")
     return {"kl_ids": ids, "kl_truth": np.stack(truth), "kl_reference": np.array(distance), "embeds_bf16": embeds}
 
 

@@ -173,7 +173,7 @@ print("parent", flush=True)
 
 def run_program(rest: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(rest=rest)], capture_output=True, text=True, timeout=100,
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM.format(rest=rest)], capture_output=True, text=True, timeout=100,
         env={**os.environ, "GEMMA4_THREADS": "2", "PARALLEL": "0", **environment},
     )  # fmt: skip
 

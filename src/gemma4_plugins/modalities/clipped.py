@@ -10,8 +10,8 @@ from tinygrad.dtype import DType
 
 from gemma4_core.config.tensors import CLIP_BOUNDS
 from gemma4_core.descriptions import WeightSource
-from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, Matrix, Weight
+from gemma4_plugins.modalities.products import Products
 
 
 class TowerWeights:
@@ -68,12 +68,12 @@ class Linear:
     def __init__(self, place: Weight, bounds: list[Tensor] | None) -> None:
         self.place, self.bounds = place, bounds
 
-    def __call__(self, x: Tensor, ops: Operations) -> Tensor:
+    def __call__(self, x: Tensor, products: Products) -> Tensor:
         assert isinstance(self.place.matrix, Matrix)
         if self.bounds is None:
-            return ops.linear(x, self.place.matrix)
+            return products.linear(x, self.place.matrix)
         low, high, out_low, out_high = self.bounds
-        return clamp(ops.linear(clamp(x, low, high), self.place.matrix), out_low, out_high)
+        return clamp(products.linear(clamp(x, low, high), self.place.matrix), out_low, out_high)
 
 
 def clamp(x: Tensor, low: Any, high: Any) -> Tensor:

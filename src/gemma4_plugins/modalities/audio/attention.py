@@ -15,8 +15,8 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import AudioConfig
 from gemma4_core.errors import ConfigError
-from gemma4_core.ops import Operations
 from gemma4_plugins.modalities.clipped import Names
+from gemma4_plugins.modalities.products import Products
 
 KEYS_BELOW_CONTEXT = 1
 """A query sees ``attention_context_left - KEYS_BELOW_CONTEXT`` keys, itself among them: 12 in transformers 5.23.0.
@@ -84,14 +84,14 @@ class LocalAttention:
         self.relative = names.linear("relative_k_proj")
         self.per_dim_scale = names["per_dim_scale"]
 
-    def __call__(self, x: Tensor, positions: Tensor, real: Tensor, ops: Operations) -> Tensor:
+    def __call__(self, x: Tensor, positions: Tensor, real: Tensor, products: Products) -> Tensor:
         """``positions [distances, hidden]``, ``real`` bool ``[T]`` marks valid frames: ``[T, hidden]``."""
         c, length = self.config, x.shape[0]
         heads = lambda y: y.cast(dtypes.float32).reshape(y.shape[0], c.num_attention_heads, c.head_dim)  # noqa: E731
-        q, k, v = (heads(layer(x, ops)).contiguous() for layer in (self.q, self.k, self.v))  # [T, heads, D]
+        q, k, v = (heads(layer(x, products)).contiguous() for layer in (self.q, self.k, self.v))  # [T, heads, D]
         q = q * (c.head_dim**-0.5 / math.log(2)) * softplus(self.per_dim_scale.cast(dtypes.float32))
         k = k * (math.log(1 + math.e) / math.log(2))
-        r = heads(self.relative(positions, ops))  # [distances, heads, D]
+        r = heads(self.relative(positions, products))  # [distances, heads, D]
         near = (q.unsqueeze(1) * shifted(k, self.band)).sum(-1)  # [T, distances, heads]
         # [heads, T, D] @ [heads, D, distances] -> [T, distances, heads]
         relative = q.permute(1, 0, 2).matmul(r.permute(1, 2, 0)).permute(1, 2, 0)
@@ -99,7 +99,7 @@ class LocalAttention:
         seen = shifted(real, self.band).unsqueeze(-1)  # [T, distances, 1]
         weights = seen.where(scores, c.attention_invalid_logits_value).softmax(1)  # [T, distances, heads]
         mixed = (weights.contiguous().unsqueeze(-1) * shifted(v, self.band)).sum(1)  # [T, heads, D]
-        return self.post(mixed.reshape(length, -1).cast(x.dtype), ops)
+        return self.post(mixed.reshape(length, -1).cast(x.dtype), products)
 
 
 def softplus(x: Tensor) -> Tensor:

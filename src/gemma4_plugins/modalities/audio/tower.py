@@ -14,13 +14,13 @@ from tinygrad import Tensor, dtypes
 from gemma4_core.config import AudioConfig, expected_audio_tensors
 from gemma4_core.descriptions import WeightSource
 from gemma4_core.errors import InputError
-from gemma4_core.ops import Operations
 from gemma4_core.ops.portable import rms_norm
 from gemma4_core.processing.arrays import as_array
 from gemma4_core.processing.captured import Captured, upload
 from gemma4_core.processing.kept import digest
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clamp
+from gemma4_plugins.modalities.products import Products, fast_products
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -48,10 +48,10 @@ class FeedForward:
         self.before, self.after = names["pre_layer_norm.weight"], names["post_layer_norm.weight"]
         self.widen, self.narrow = names.clipped("ffw_layer_1"), names.clipped("ffw_layer_2")
 
-    def __call__(self, h: Tensor, ops: Operations) -> Tensor:
-        x = rms_norm(clamp(h, -self.bound, self.bound), self.before, LAYER_EPS)
-        x = self.narrow(silu(self.widen(x, ops)), ops)
-        x = rms_norm(clamp(x, -self.bound, self.bound), self.after, LAYER_EPS)
+    def __call__(self, h: Tensor, products: Products) -> Tensor:
+        x = products.norm(clamp(h, -self.bound, self.bound), self.before, LAYER_EPS)
+        x = self.narrow(silu(self.widen(x, products)), products)
+        x = products.norm(clamp(x, -self.bound, self.bound), self.after, LAYER_EPS)
         return x * self.weight + h
 
 
@@ -64,12 +64,12 @@ class LightConvolution:
         self.start, self.end = names.clipped("linear_start"), names.clipped("linear_end")
         self.taps = names["depthwise_conv1d.weight"]  # [hidden, 1, taps]
 
-    def __call__(self, h: Tensor, ops: Operations) -> Tensor:
-        x = self.start(rms_norm(h, self.before, self.eps), ops).cast(dtypes.float32)
+    def __call__(self, h: Tensor, products: Products) -> Tensor:
+        x = self.start(products.norm(h, self.before, self.eps), products).cast(dtypes.float32)
         value, gate = x.chunk(2, dim=-1)
         x = self._convolve((value * gate.sigmoid()).cast(h.dtype).contiguous())
-        x = silu(rms_norm(clamp(x, -self.bound, self.bound), self.conv_norm, self.eps))
-        return self.end(x, ops) + h
+        x = silu(products.norm(clamp(x, -self.bound, self.bound), self.conv_norm, self.eps))
+        return self.end(x, products) + h
 
     def _convolve(self, x: Tensor) -> Tensor:
         """``x [T, hidden]``: the last tap meets the frame itself, earlier taps earlier frames."""
@@ -90,15 +90,15 @@ class ConformerLayer:
         self.convolution = LightConvolution(config, names.below("lconv1d."))
         self.norms = [names[f"norm_{name}.weight"] for name in ("pre_attn", "post_attn", "out")]
 
-    def __call__(self, h: Tensor, positions: Tensor, real: Tensor, ops: Operations) -> Tensor:
+    def __call__(self, h: Tensor, positions: Tensor, real: Tensor, products: Products) -> Tensor:
         """``h [T, hidden]``, ``positions [distances, hidden]``, ``real`` bool ``[T]``: ``[T, hidden]``."""
         before, after, out = self.norms
-        h = self.first(h, ops)
-        x = rms_norm(clamp(h, -self.bound, self.bound), before, LAYER_EPS)
-        x = self.attention(x, positions, real, ops)
-        h = rms_norm(clamp(x, -self.bound, self.bound), after, LAYER_EPS) + h
-        h = self.last(self.convolution(h, ops), ops)
-        return rms_norm(clamp(h, -self.bound, self.bound), out, LAYER_EPS)
+        h = self.first(h, products)
+        x = products.norm(clamp(h, -self.bound, self.bound), before, LAYER_EPS)
+        x = self.attention(x, positions, real, products)
+        h = products.norm(clamp(x, -self.bound, self.bound), after, LAYER_EPS) + h
+        h = self.last(self.convolution(h, products), products)
+        return products.norm(clamp(h, -self.bound, self.bound), out, LAYER_EPS)
 
 
 class Subsampling:
@@ -110,7 +110,7 @@ class Subsampling:
         self.norms = [names[f"layer{n}.norm.weight"] for n in (0, 1)]
         self.projection = names.linear("input_proj_linear")
 
-    def __call__(self, features: Tensor, real: Tensor, ops: Operations) -> Tensor:
+    def __call__(self, features: Tensor, real: Tensor, products: Products) -> Tensor:
         """``features [frames, mel]``, ``real`` bool ``[frames]``: ``[frames / 4, hidden]``."""
         dtype = self.convs[0].dtype
         x = features.cast(dtype).unsqueeze(0).unsqueeze(0)  # [1, 1, frames, mel]
@@ -120,7 +120,7 @@ class Subsampling:
             x = self._norm(x, norm).relu()
             real = real[::2]
         # [1, channels, T, mel] -> [T, mel * channels]
-        return self.projection(x[0].permute(1, 2, 0).reshape(x.shape[2], -1), ops)
+        return self.projection(x[0].permute(1, 2, 0).reshape(x.shape[2], -1), products)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         wide = x.cast(dtypes.float32)
@@ -135,7 +135,8 @@ class AudioTower:
     def __init__(self, model: GemmaModel, source: WeightSource) -> None:
         config = model.config.audio_config
         assert config is not None
-        self.config, self.device, self.dtype, self.ops = config, model.device, model.dtype, model.operations
+        self.config, self.device, self.dtype = config, model.device, model.dtype
+        self.portable, self.fast = Products(model.operations), fast_products(model.operations, model.device)
         self.weights = TowerWeights(source, expected_audio_tensors(model.config), model.device, model.dtype)
         tower = self.weights.below(TOWER)
         self.subsampling = Subsampling(config, tower.below("subsample_conv_projection."))
@@ -145,7 +146,7 @@ class AudioTower:
         self.projection = self.weights.below(EMBEDDER).linear("embedding_projection")
         positions = upload(sinusoids(self.layers[0].attention.band, config.hidden_size), self.device)
         self.positions = positions.cast(self.dtype).contiguous().realize()
-        self.captured = Captured(self.soft_tokens, self.parameters, self.device)
+        self.captured = Captured(partial(self.soft_tokens, self.fast), self.parameters, self.device)
 
     def parameters(self) -> Mapping[str, Tensor]:
         """Its tensors by full checkpoint name."""
@@ -166,15 +167,15 @@ class AudioTower:
         """A content hash of each clip."""
         return [digest(*clip) for clip in zip(*self._read(features), strict=True)]
 
-    def soft_tokens(self, features: Tensor, real: Tensor) -> Tensor:
+    def soft_tokens(self, products: Products, features: Tensor, real: Tensor) -> Tensor:
         """fp32 ``[frames, mel]`` and bool ``[frames]`` to ``[frames / 4, hidden]``; rows of invalid frames have no
         meaning."""
-        h = self.subsampling(features, real, self.ops)
+        h = self.subsampling(features, real, products)
         seen = real[::SUBSAMPLING]
         for layer in self.layers:
-            h = layer(h, self.positions, seen, self.ops)
-        h = self.output(h, self.ops) + self.output_bias
-        return self.projection(rms_norm(h, None, self.config.rms_norm_eps), self.ops)
+            h = layer(h, self.positions, seen, products)
+        h = self.output(h, products) + self.output_bias
+        return self.projection(rms_norm(h, None, self.config.rms_norm_eps), products)
 
     def _read(self, features: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Features fp32 ``[clips, frames, mel]`` and validity bool ``[clips, frames]``; no mask means all valid."""
@@ -210,7 +211,8 @@ class AudioTower:
 
     def _differentiable(self, features: np.ndarray, valid: np.ndarray) -> Tensor:
         padded, real, kept = self._padded(features, valid)
-        return self._keep(self.soft_tokens(upload(padded, self.device), upload(real, self.device)).contiguous(), kept)
+        tokens = self.soft_tokens(self.portable, upload(padded, self.device), upload(real, self.device))
+        return self._keep(tokens.contiguous(), kept)
 
     def _keep(self, tokens: Tensor, kept: np.ndarray) -> Tensor:
         """Rows of valid frames; these are the first ones unless a mask has holes."""

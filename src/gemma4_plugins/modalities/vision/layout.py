@@ -15,6 +15,8 @@ from gemma4_core.processing.arrays import as_array
 KEYWORDS = ("pixel_values", "image_position_ids")
 SIZES = (16, 70, 140, 280, 560, 1120)
 """Soft tokens that graphs are captured for; an image runs at the next size, padding masked."""
+ROWS = 128
+"""Slots are a multiple of it: matrix units work on tiles."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def arrange(pixels: np.ndarray, positions: np.ndarray, pool: int, name: str) -> 
     starts = np.cumsum(counts) - counts
     slot = np.empty(len(which), np.int64)
     slot[order] = which[order] * pool * pool + np.arange(len(which)) - starts[which[order]]
-    total = padded_tokens(len(found)) * pool * pool
+    total = -(-padded_tokens(len(found)) * pool * pool // ROWS) * ROWS
     out_pixels, out_positions = np.zeros((total, pixels.shape[1]), np.float32), np.full((total, 2), -1, np.int32)
     out_pixels[slot], out_positions[slot] = pixels, positions
     return Slots(out_pixels, out_positions, len(found))

@@ -15,11 +15,11 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import VisionConfig, expected_vision_tensors
 from gemma4_core.descriptions import WeightSource
-from gemma4_core.ops import Operations
-from gemma4_core.ops.portable import MASKED, gelu_tanh, rms_norm
+from gemma4_core.ops.portable import gelu_tanh, rms_norm
 from gemma4_core.processing.captured import Captured, upload
 from gemma4_core.processing.kept import digest
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
+from gemma4_plugins.modalities.products import Products, fast_products
 from gemma4_plugins.modalities.vision.layout import Slots, arrange, read_features
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 TOWER, EMBEDDER = "model.vision_tower.", "model.embed_vision."
 NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
-QUERY_ROWS = 1280
-"""Queries attended at once: bounds the scores in memory for large budgets."""
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -42,25 +40,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.reshape(count, heads, size).cast(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
-    """Attention of every patch to all real ones, scale 1, softmax in fp32.
-
-    ``q [N, heads, D]``, ``k, v [N, kv heads, D]``, ``real`` bool ``[N]``: ``[N, heads * D]``.
-    """
-    count, heads, size = q.shape
-    groups = k.shape[1]
-    # [N, heads, D] -> [kv heads, heads per kv head, N, D]
-    q = q.reshape(count, groups, heads // groups, size).permute(1, 2, 0, 3)
-    k, v = k.permute(1, 0, 2).unsqueeze(1), v.permute(1, 0, 2).unsqueeze(1)  # [kv heads, 1, N, D]
-    rows = []
-    for start in range(0, count, QUERY_ROWS):
-        scores = q[:, :, start : start + QUERY_ROWS].matmul(k.transpose(-1, -2), dtype=dtypes.float32)
-        weights = real.where(scores, MASKED).softmax(-1).cast(v.dtype)
-        rows.append(weights.matmul(v, dtype=dtypes.float32).cast(v.dtype))
-    mixed = rows[0].cat(*rows[1:], dim=2) if len(rows) > 1 else rows[0]
-    return mixed.permute(2, 0, 1, 3).reshape(count, heads * size)
-
-
 class EncoderLayer:
     """Attention and gated MLP, each between two norms and added to the stream."""
 
@@ -72,22 +51,22 @@ class EncoderLayer:
         self.q_norm, self.k_norm = attention["q_norm.weight"], attention["k_norm.weight"]
         self.gate, self.up, self.down = (mlp.clipped(f"{name}_proj") for name in ("gate", "up", "down"))
 
-    def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, real: Tensor, ops: Operations) -> Tensor:
+    def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, real: Tensor, products: Products) -> Tensor:
         """``h [N, hidden]`` to ``[N, hidden]``."""
         before, after, before_mlp, after_mlp = self.norms
-        x = self.attention(rms_norm(h, before, self.eps), cos, sin, real, ops)
-        h = h + rms_norm(x, after, self.eps)
-        x = rms_norm(h, before_mlp, self.eps)
-        x = self.down(gelu_tanh(self.gate(x, ops)) * self.up(x, ops), ops)
-        return h + rms_norm(x, after_mlp, self.eps)
+        x = self.attention(products.norm(h, before, self.eps), cos, sin, real, products)
+        h = h + products.norm(x, after, self.eps)
+        x = products.norm(h, before_mlp, self.eps)
+        x = self.down(gelu_tanh(self.gate(x, products)) * self.up(x, products), products)
+        return h + products.norm(x, after_mlp, self.eps)
 
-    def attention(self, x: Tensor, cos: Tensor, sin: Tensor, real: Tensor, ops: Operations) -> Tensor:
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor, real: Tensor, products: Products) -> Tensor:
         """``x [N, hidden]`` to ``[N, hidden]``."""
         heads = lambda y: y.reshape(y.shape[0], -1, self.config.head_dim)  # noqa: E731  [N, heads * D] -> [N, heads, D]
-        q, k, v = (heads(layer(x, ops)) for layer in (self.q, self.k, self.v))
+        q, k, v = (heads(layer(x, products)) for layer in (self.q, self.k, self.v))
         q = rotate(rms_norm(q, self.q_norm, self.eps), cos, sin)
         k = rotate(rms_norm(k, self.k_norm, self.eps), cos, sin)
-        return self.o(attend(q, k, rms_norm(v, None, self.eps), real), ops)
+        return self.o(products.attend(q, k, rms_norm(v, None, self.eps), real), products)
 
 
 class VisionTower:
@@ -96,7 +75,8 @@ class VisionTower:
     def __init__(self, model: GemmaModel, source: WeightSource) -> None:
         config = model.config.vision_config
         assert config is not None
-        self.config, self.device, self.dtype, self.ops = config, model.device, model.dtype, model.operations
+        self.config, self.device, self.dtype = config, model.device, model.dtype
+        self.portable, self.fast = Products(model.operations), fast_products(model.operations, model.device)
         self.weights = TowerWeights(source, expected_vision_tensors(model.config), model.device, model.dtype)
         tower = self.weights.below(TOWER)
         self.input_proj: Linear = tower.linear("patch_embedder.input_proj")
@@ -106,7 +86,7 @@ class VisionTower:
         ]
         self.standard = (tower["std_bias"], tower["std_scale"]) if config.standardize else None
         self.projection = self.weights.below(EMBEDDER).linear("embedding_projection")
-        self.captured = Captured(self.soft_tokens, self.parameters, self.device)
+        self.captured = Captured(partial(self.soft_tokens, self.fast), self.parameters, self.device)
 
     def parameters(self) -> Mapping[str, Tensor]:
         """Its tensors by full checkpoint name."""
@@ -140,22 +120,23 @@ class VisionTower:
 
     def _differentiable(self, pixels: np.ndarray, positions: np.ndarray) -> Tensor:
         slots = self._arrange(pixels, positions)
-        tokens = self.soft_tokens(upload(slots.pixels, self.device), upload(slots.positions, self.device))
+        inputs = (upload(slots.pixels, self.device), upload(slots.positions, self.device))
+        tokens = self.soft_tokens(self.portable, *inputs)
         # otherwise the cut moves up into the layers, and every number of tokens compiles kernels of its own
         return tokens.contiguous()[: slots.tokens]
 
-    def soft_tokens(self, pixels: Tensor, positions: Tensor) -> Tensor:
+    def soft_tokens(self, products: Products, pixels: Tensor, positions: Tensor) -> Tensor:
         """fp32 patches ``[N, p * p * 3]`` and int32 positions ``[N, 2]`` to soft tokens ``[N / pool², hidden]``; rows
         of soft tokens that are all padding have no meaning."""
         real = positions[:, 0] >= 0
-        h = self._embed(pixels, positions, real)
+        h = self._embed(products, pixels, positions, real)
         cos, sin = self._rotation(positions)
         for layer in self.layers:
-            h = layer(h, cos, sin, real, self.ops)
-        return self._embedder(self._pool(h, real))
+            h = layer(h, cos, sin, real, products)
+        return self._embedder(products, self._pool(h, real))
 
-    def _embed(self, pixels: Tensor, positions: Tensor, real: Tensor) -> Tensor:
-        h = self.input_proj((2 * (pixels - 0.5)).cast(self.dtype), self.ops)
+    def _embed(self, products: Products, pixels: Tensor, positions: Tensor, real: Tensor) -> Tensor:
+        h = self.input_proj((2 * (pixels - 0.5)).cast(self.dtype), products)
         places = positions.maximum(0)
         where = self.position_table[0][places[:, 0]] + self.position_table[1][places[:, 1]]  # [N, hidden]
         return h + real.unsqueeze(1).where(where, 0)
@@ -173,13 +154,14 @@ class VisionTower:
         """Mean over the patches of each soft token, scaled and standardised in fp32: ``[N / pool², hidden]``."""
         square = self.config.pooling_kernel_size**2
         wide = real.unsqueeze(1).where(h.cast(dtypes.float32), 0)
+        tokens = h.shape[0] // square
         # [N, hidden] -> [tokens, pool², hidden] -> [tokens, hidden]
-        pooled = wide.reshape(-1, square, h.shape[-1]).sum(1) / square
+        pooled = wide[: tokens * square].reshape(tokens, square, h.shape[-1]).sum(1) / square
         scaled = pooled.cast(self.dtype).cast(dtypes.float32) * self.config.hidden_size**0.5
         if self.standard is not None:
             bias, scale = self.standard
             scaled = (scaled - bias.cast(dtypes.float32)) * scale.cast(dtypes.float32)
         return scaled.cast(self.dtype)
 
-    def _embedder(self, tokens: Tensor) -> Tensor:
-        return self.projection(rms_norm(tokens, None, self.config.rms_norm_eps), self.ops)
+    def _embedder(self, products: Products, tokens: Tensor) -> Tensor:
+        return self.projection(rms_norm(tokens, None, self.config.rms_norm_eps), products)

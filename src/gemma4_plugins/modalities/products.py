@@ -1,0 +1,84 @@
+"""The costly operations of a tower, for many rows: portable here, in kernels for some devices.
+
+A tower runs differentiable with the portable form, and captured with the best form that its device has.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from tinygrad import Device, Tensor, dtypes
+from tinygrad.dtype import DType
+
+from gemma4_core.ops import Operations
+from gemma4_core.ops.portable import MASKED, rms_norm
+from gemma4_core.weights import DenseMatrix, Matrix
+
+TILE = 16
+"""Fewer rows than this fill no tile of a matrix unit."""
+QUERY_ROWS = 1280
+"""Queries attended at once: bounds the scores in memory for large budgets."""
+
+
+@lru_cache
+def has_tensor_cores(device: str, dtype: DType) -> bool:
+    """Whether tinygrad's code generator multiplies matrices of this type in hardware there, with fp32 accumulation."""
+    cores = getattr(Device[device].renderer, "tensor_cores", ()) or ()
+    return any(core.dtype_in == dtype and core.dtype_out == dtypes.float32 for core in cores)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a [..., n, k] @ b [..., k, m]`` in fp32.
+
+    Only products of narrow operands are recognised as work for tensor cores, and only there are they exact: elsewhere
+    each product would be rounded before it is added, so operands are widened first.
+    """
+    if has_tensor_cores(str(a.device), a.dtype):
+        return a.matmul(b, dtype=dtypes.float32)
+    return a.cast(dtypes.float32).matmul(b.cast(dtypes.float32))
+
+
+class Products:
+    """The portable form."""
+
+    def __init__(self, ops: Operations) -> None:
+        self.ops = ops
+
+    def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """``x [n, in]`` times ``matrix [out, in]`` transposed: ``[n, out]`` in x's dtype."""
+        # a product with nothing fused into it is what gets tensor cores
+        if isinstance(matrix, DenseMatrix) and x.shape[0] >= TILE and has_tensor_cores(str(x.device), x.dtype):
+            return product(x.contiguous(), matrix.tensor.transpose()).cast(x.dtype).contiguous()
+        return self.ops.linear(x.contiguous(), matrix).contiguous()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+        """Attention of every position to all real ones, scale 1, softmax in fp32.
+
+        ``q [N, heads, D]``, ``k, v [N, kv heads, D]``, ``real`` bool ``[N]``: ``[N, heads * D]``.
+        """
+        count, heads, size = q.shape
+        groups = k.shape[1]
+        # [N, heads, D] -> [kv heads, heads per kv head, N, D]
+        q = q.reshape(count, groups, heads // groups, size).permute(1, 2, 0, 3).contiguous()
+        k, v = (x.permute(1, 0, 2).unsqueeze(1).contiguous() for x in (k, v))  # [kv heads, 1, N, D]
+        rows = []
+        for start in range(0, count, QUERY_ROWS):
+            scores = product(q[:, :, start : start + QUERY_ROWS], k.transpose(-1, -2)).contiguous()
+            weights = real.where(scores, MASKED).softmax(-1).cast(v.dtype).contiguous()
+            rows.append(product(weights, v).cast(v.dtype).contiguous())
+        mixed = rows[0].cat(*rows[1:], dim=2) if len(rows) > 1 else rows[0]
+        return mixed.permute(2, 0, 1, 3).reshape(count, heads * size)
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Root-mean-square norm of ``x [n, width]`` in fp32."""
+        return rms_norm(x, weight, eps)
+
+
+def fast_products(ops: Operations, device: str) -> Products:
+    """The best form that a device has, for use without gradients."""
+    if device.startswith("CUDA"):
+        from gemma4_plugins.modalities.cuda import CudaProducts, usable
+
+        if usable(device):
+            return CudaProducts(ops, device)
+    return Products(ops)

@@ -172,8 +172,9 @@ print("parent", flush=True)
 
 
 def run_program(rest: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM.format(rest=rest)]
     return subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM.format(rest=rest)], capture_output=True, text=True, timeout=100,
+        command, capture_output=True, text=True, timeout=100,
         env={**os.environ, "GEMMA4_THREADS": "2", "PARALLEL": "0", **environment},
     )  # fmt: skip
 

@@ -10,7 +10,8 @@ import gemma4_core
 
 PROMISED = [
     "load_pretrained", "GemmaCache", "GemmaMultimodalProcessor", "registry", "hookimpl", "hookspec",
-    "CheckpointFormat", "ModalityTower", "TokenizerBackend", "DeviceBackend",
+    "GemmaTrainingBatch", "build_optimizer", "train_step", "compute_loss", "save_training_checkpoint",
+    "load_training_checkpoint", "CheckpointFormat", "ModalityTower", "TokenizerBackend", "DeviceBackend",
     "OptimizerBackend", "ModelTransform", "Gemma4Error",
 ]  # fmt: skip
 

@@ -47,6 +47,14 @@ if TYPE_CHECKING:
     from gemma4_core.model.cache import GemmaCache
     from gemma4_core.plugins import PluginManager, Registry, registry
     from gemma4_core.processor import GemmaMultimodalProcessor
+    from gemma4_core.training import (
+        GemmaTrainingBatch,
+        build_optimizer,
+        compute_loss,
+        load_training_checkpoint,
+        save_training_checkpoint,
+        train_step,
+    )
     from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack, Matrix, Weight
 
     __version__: str
@@ -66,6 +74,7 @@ __all__ = [
     "GemmaCache",
     "GemmaModel",
     "GemmaMultimodalProcessor",
+    "GemmaTrainingBatch",
     "InputError",
     "Matrix",
     "MediaProcessor",
@@ -86,10 +95,15 @@ __all__ = [
     "Weight",
     "WeightSource",
     "__version__",
+    "build_optimizer",
+    "compute_loss",
     "hookimpl",
     "hookspec",
     "load_pretrained",
+    "load_training_checkpoint",
     "registry",
+    "save_training_checkpoint",
+    "train_step",
 ]
 
 _MODULES = {
@@ -104,6 +118,9 @@ _MODULES = {
     "model.cache": "GemmaCache",
     "plugins": "PluginManager Registry registry",
     "processor": "GemmaMultimodalProcessor",
+    "training": (
+        "GemmaTrainingBatch build_optimizer compute_loss load_training_checkpoint save_training_checkpoint train_step"
+    ),
     "weights": "DenseMatrix DenseStack ExpertStack Matrix Weight",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}

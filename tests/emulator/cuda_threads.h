@@ -15,7 +15,9 @@
 #define EMULATED 1
 #define BULK 1
 #define DEVICE inline
-#define KERNEL(threads) static void
+#define __global__
+#define __launch_bounds__(...)
+#define KERNEL(threads) extern "C" void
 #define SHARED_MEMORY(name) unsigned char* name = emulator::current->block->shared
 
 struct uint2 { unsigned x, y; };
@@ -44,6 +46,7 @@ inline Fiber* current;
 inline ucontext_t scheduler;
 inline void* scheduler_stack_pointer;
 inline std::function<void()> body;
+inline int grid_size, block_size;
 inline size_t stack_bytes = 96 << 10;
 
 #if defined(__x86_64__)
@@ -125,6 +128,8 @@ inline const uint64_t (*exchange(const void* data, size_t bytes))[4] {
 }
 inline void run(int grid, int threads, size_t shared_bytes, std::function<void()> kernel) {
   body = kernel;
+  grid_size = grid;
+  block_size = threads;
   std::vector<Block> blocks(grid);
   std::vector<Warp> warps((size_t)grid * threads / 32);
   std::vector<Fiber> fibers((size_t)grid * threads);
@@ -164,10 +169,12 @@ inline void run(int grid, int threads, size_t shared_bytes, std::function<void()
 }
 inline Index thread_index() { return {current->thread}; }
 inline Index block_index() { return {current->block_index}; }
+inline Index grid_dimension() { return {grid_size}; }
 }  // namespace emulator
 
 #define threadIdx emulator::thread_index()
 #define blockIdx emulator::block_index()
+#define gridDim emulator::grid_dimension()
 
 template <class T> inline T lane_value(T v, int source) {
   auto slots = emulator::exchange(&v, sizeof v);
@@ -193,7 +200,7 @@ inline void bar_sync(int id, int threads) {
     emulator::wait_until_changed(&b.turn, turn);
   }
 }
-#define __syncthreads() bar_sync(0, THREADS)
+#define __syncthreads() bar_sync(0, emulator::block_size)
 
 // ---- counting barriers: expected (16 bits), pending (16), bytes outstanding (31), phase (1)
 struct Counter { uint16_t expected, pending; int32_t bytes_phase; };
@@ -271,6 +278,8 @@ inline void multiply(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned 
 }
 
 // ---- packets and numbers
+inline unsigned __float_as_uint(float f) { return as_bits(f); }
+inline long long clock64() { return 0; }
 inline uint2 load_packet(const uint2* p) { return *p; }
 inline void store_packet(uint2* p, unsigned value, unsigned tag) { *p = {value, tag}; }
 inline uint4 load_two_packets(const uint2* p) { return {p[0].x, p[0].y, p[1].x, p[1].y}; }

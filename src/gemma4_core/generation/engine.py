@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
 
 DecodeStep = Callable[[Tensor, int, SamplingState | None], tuple[Tensor, Tensor]]
-"""Token ids int32 ``[B, 1]`` and the position they take, to the next ids and their log-probabilities."""
+"""Token ids int32 ``[B, 1]`` and the position they take, to the next ids and their log-probabilities.
+
+A step may have an attribute ``ahead``: how many further steps may be queued before this one's result is read. Its
+results then have a method ``read() -> (id, log-probability)`` that waits for this step and no later one.
+"""
 
 ChunkStep = Callable[["Chunk", int, Tensor | None, bool, bool], Tensor | Finished]
 """A chunk of one row, its first position, soft tokens ``[N, H]``, whether every row's hidden state is wanted

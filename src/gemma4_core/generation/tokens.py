@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -165,7 +166,8 @@ def prepare(
 
 def common_prefix(model: GemmaModel, cache: GemmaCache, placed: Placed) -> int:
     """How many leading positions of the prompt the cache holds; the cache is cut to them. At least one position is
-    left to run, and a bidirectional media block is not entered halfway."""
+    left to run, and a bidirectional media block is not entered halfway. Steps that were queued ahead of a stop have
+    written positions that the cache does not count, so a ring can be wound back by so many less."""
     signature = placed.signature
     shared = 0
     for held, wanted in zip(cache.tokens, signature[:-1], strict=False):
@@ -179,7 +181,7 @@ def common_prefix(model: GemmaModel, cache: GemmaCache, placed: Placed) -> int:
             and placed.blocks[shared] == placed.blocks[shared - 1]
         ):
             shared -= 1
-    return shared if cache.truncate(shared, model.chunk) else 0
+    return shared if cache.truncate(shared, max(model.chunk - model.operations.run_ahead, 0)) else 0
 
 
 def run(
@@ -213,9 +215,11 @@ def _decode(
     token: Tensor,
     chosen: Token,
 ) -> Iterator[Token]:
-    """The loop proper: issue the next step before reading this one's token where the device runs ahead."""
+    """The loop proper: where the device runs ahead, the steps of later tokens are queued before this one's is read."""
     cache, limit = prepared.cache, prepared.limit
     began = time.perf_counter()
+    waiting: deque[tuple[Tensor, Tensor]] = deque()
+    issued, ahead = 0, 0
     while True:
         if chosen.id in stops:
             progress.finish_reason, progress.stop_token = "stop", chosen.id
@@ -226,13 +230,21 @@ def _decode(
             progress.finish_reason = "length"
             yield chosen
             return
-        storage = cache.reserve(model, 1, cache.length + 1)
-        step = model.engine.decode_step(storage, state)
-        issued = step(token, cache.length, state)
+        while issued < limit - 1 and len(waiting) <= ahead:
+            position = cache.length + len(waiting)
+            step = model.engine.decode_step(cache.reserve(model, 1, position + 1), state)
+            ahead = getattr(step, "ahead", 0)
+            waiting.append(step(token, position, state))
+            token, issued = waiting[-1][0], issued + 1
         cache.note([chosen.id])
         yield chosen
-        token, logprob = issued
-        chosen = Token(int(token.item()), float(logprob.item()))
+        chosen = _read(waiting.popleft())
+
+
+def _read(issued: tuple[Tensor, Tensor]) -> Token:
+    """What a step chose; waits for it. A device that runs ahead has its own way, which waits for no later step."""
+    own = getattr(issued, "read", None)
+    return Token(*own()) if own is not None else Token(int(issued[0].item()), float(issued[1].item()))
 
 
 def _state(model: GemmaModel, placed: Placed, sampling: Sampling) -> SamplingState:

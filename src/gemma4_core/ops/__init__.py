@@ -49,6 +49,8 @@ class Operations:
     """Positions per prefill chunk that suits this device."""
     decode_step: Callable[[Engine, Storage, bool], DecodeStep | None] | None = None
     """A whole decode step taken over by the device; None, or a result of None, means operation by operation."""
+    run_ahead: int = 0
+    """The most steps that such a decode step lets the host queue before the first of them is read."""
     prefill: Callable[[Engine, Storage], ChunkStep | None] | None = None
     """Chunks of a prompt taken over likewise. It may be asked for each chunk: keep what is made per storage."""
 

@@ -45,6 +45,9 @@ struct Consumer {
   float ple;               // this thread's element of the layer's per-layer input
   int sums_buffer;
   Best best;
+#ifdef TIMERS
+  long long marked;
+#endif
 
   DEVICE u64 field(int f) const { return __shfl_sync(ALL, layer, f); }
   DEVICE const u16* of_model(int f) const { return (const u16*)__shfl_sync(ALL, model, f); }
@@ -134,6 +137,17 @@ struct Consumer {
     }
   }
 
+  // ---- where the time goes, for benchmarks: cycles of thread 0, summed by part of the step
+  DEVICE void mark(int part) {
+#ifdef TIMERS
+    if (eat.thread == 0) {
+      long long now = clock64();
+      ((u32*)(shared + S_TIMERS))[part] += (u32)(now - marked);
+      marked = now;
+    }
+#endif
+  }
+
   DEVICE void start();
   DEVICE void begin_layer();
   template <int D, int KV> DEVICE void attention();
@@ -187,7 +201,9 @@ template <int D, int KV> DEVICE void Consumer::attention() {
                              norm(F_NORM_K), cos,                  sin,                        (u8*)field(F_CACHE)};
   u16* kept = (u16*)(shared + S_NEW) + (full ? 2 * D_MAX : 0);
   attend<D, KV>(eat, a, settings, operand(), {kept, kept + D_MAX}, tag(P_QKV), tag(P_PART));
+  mark(33);
   combine<D, KV>(eat, a, full, tag(P_PART), tag(P_MIXED));
+  mark(34);
 }
 
 DEVICE void Consumer::add_attention() {
@@ -316,13 +332,17 @@ DEVICE void Consumer::multiply_job(const Job& job, int product) {
       if (product == W_HEAD) logit(part.first + unit, sum);
       else store_packet(to + unit, as_bits(sum), job.tag);
     }
-  });
+  }, [&] { mark(product * 3 + 1); });
 }
 
 DEVICE void Consumer::run() {
   model = a.table[eat.lane];
   layer = next = a.table[32 + eat.lane];
   best = {-1e38f, 0.f, 0x7fffffff};
+#ifdef TIMERS
+  marked = clock64();
+  if (eat.thread < 40) ((u32*)(shared + S_TIMERS))[eat.thread] = 0;
+#endif
   start();
   fetch_weights(1, norm(F_NORM_IN));
 #pragma unroll 1
@@ -331,8 +351,15 @@ DEVICE void Consumer::run() {
     if (w.product == W_QKV || w.product == W_HEAD) begin_layer();
     Job job = prepare(w.product);
     bar_sync(1, CONSUMERS);
+    mark(w.product * 3);
     fetch_ahead(w.product);
     multiply_job(job, w.product);
+    mark(w.product * 3 + 2);
   }
   finish();
+  mark(35);
+#ifdef TIMERS
+  if (eat.thread == 0)
+    for (int i = 0; i < 40; i++) ((u32*)(a.scratch + AT_TIMERS))[blockIdx.x * 40 + i] = ((u32*)(shared + S_TIMERS))[i];
+#endif
 }

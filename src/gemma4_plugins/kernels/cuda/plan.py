@@ -105,8 +105,11 @@ def of_kind(text: TextConfig, full: bool) -> LayerConfig:
     return next((layer for layer in text.layers if layer.is_full is full), text.layers[0])
 
 
-def make_plan(text: TextConfig, slots: Slots, machine: Machine) -> Plan | None:
-    """The plan for bf16 weights and cache, or None where the device is too small for the model."""
+def make_plan(text: TextConfig, slots: Slots, machine: Machine, timers: bool = False) -> Plan | None:
+    """The plan for bf16 weights and cache, or None where the device is too small for the model.
+
+    With ``timers`` the kernel also leaves the cycles of each part of a step in scratch memory.
+    """
     sliding, full = of_kind(text, False), of_kind(text, True)
     experts = text.enable_moe_block
     # every block must have a share of the products that all others wait for
@@ -125,7 +128,7 @@ def make_plan(text: TextConfig, slots: Slots, machine: Machine) -> Plan | None:
         "EMBED_SCALE": rounded(text.hidden_size**0.5, dtypes.bfloat16),
         "PLE_SCALE": rounded((text.hidden_size_per_layer_input or 0) ** 0.5, dtypes.bfloat16),
         "GRID": blocks, "WARPS": machine.warps, "STAGE_BYTES": STAGE_BYTES, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES,
-        "HISTORY": HISTORY, "WEIGHT_BYTES": 2,
+        "HISTORY": HISTORY, "WEIGHT_BYTES": 2, **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip
     packets = scratch(constants)
     fixed = shared(constants, 0)
@@ -164,7 +167,7 @@ def scratch(c: dict[str, int | float]) -> dict[str, int]:
         "AT_DOWN": k["HIDDEN"], "AT_PLE_GATE": k["PLE"], "AT_PLE": k["HIDDEN"] if k["PLE"] else 0,
         "AT_CONTEXT": k["LAYERS"] * k["PLE"], "AT_ROUTER": k["EXPERTS"], "AT_EXPERT": k["TOP"] * k["EXPERT_FF"] // 2,
         "AT_EXPERT_DOWN": k["HIDDEN"] if k["EXPERTS"] else 0, "AT_STAT": k["GRID"] * 16, "AT_BEST": k["GRID"] * 3,
-        "AT_PART": k["GRID"] * 8 * (widest // 2),
+        "AT_PART": k["GRID"] * 8 * (widest // 2), "AT_TIMERS": k["GRID"] * 20 if "TIMERS" in k else 0,
     }  # fmt: skip
     return running(sizes, 16, "SCRATCH_PACKETS")
 
@@ -182,7 +185,7 @@ def shared(c: dict[str, int | float], stages: int) -> dict[str, int]:
         "S_ROUTER": row if k["EXPERTS"] else 0, "S_EXPERTS": row if k["EXPERTS"] else 0, "S_STREAM": 2 * row,
         **{f"S_NORM_{i}": row for i in range(4 if k["EXPERTS"] else 2)},
         "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 2 * k["WARPS"] * 4,
-        "S_CHOSEN": 128, "S_BARRIERS": (2 * stages + 1) * 8,
+        "S_CHOSEN": 128, "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * stages + 1) * 8,
     }  # fmt: skip
     places = running(sizes, 128, "SHARED_BYTES")
     return places | {"QUERY_STRIDE": query, "PROBABILITY_STRIDE": chance, "NORM_BYTES": -(-row // 128) * 128}

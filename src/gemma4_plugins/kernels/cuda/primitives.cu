@@ -6,7 +6,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 constexpr u32 ALL = 0xffffffffu;
-constexpr u32 SPIN_LIMIT = 1u << 24;  // polls before a wait is given up: a few seconds
+constexpr u32 SPIN_LIMIT = 1u << 23;  // polls before a wait is given up: some seconds
 
 #ifndef EMULATED
 #define DEVICE __device__ __forceinline__

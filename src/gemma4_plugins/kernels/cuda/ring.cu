@@ -98,7 +98,8 @@ struct Eater {
 
   // Multiply `count` rows (or pairs) with the operand `x` in shared memory and hand every sum to
   // `sink(tile, row, valid, sum)`, a call that whole warps make together. A row is `segments` times `row_bytes`.
-  template <class Sink> DEVICE void multiply_rows(int count, bool paired, int row_bytes, int segments, const u8* x, Sink sink) {
+  template <class Sink, class Gathered>
+  DEVICE void multiply_rows(int count, bool paired, int row_bytes, int segments, const u8* x, Sink sink, Gathered gathered) {
     Geometry g(count, paired, row_bytes);
     int turn = 0, group = 0;
     for (int index = 0; index < g.tiles; index++) {
@@ -111,6 +112,7 @@ struct Eater {
       }
       if (index + 1 == g.tiles || index + 1 - group == GROUP_TILES) {
         bar_sync(1, CONSUMERS);
+        gathered();
         reduce(g, group, index + 1, sink);
         group = index + 1;
         buffer ^= 1;

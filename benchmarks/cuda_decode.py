@@ -1,0 +1,143 @@
+"""Speed of the CUDA decode step, with random weights made on the GPU.
+
+    python benchmarks/cuda_decode.py [--models E2B E4B 26B-A4B 31B] [--contexts 512 8192 32768] [--steps 100] [--parts]
+
+Prints tokens per second, bytes of weights per second and the share of a plain read's rate, medians of five runs of
+steps queued back to back; ``--parts`` adds where one block's time goes, in microseconds per layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import time
+
+import numpy as np
+from cuda_models import random_model, with_chunk
+from gemma4_core.config import TextConfig
+from gemma4_core.model.model import GemmaModel
+from gemma4_core.ops import portable
+from gemma4_plugins.kernels.cuda import launch
+from gemma4_plugins.kernels.cuda import step as cuda_step
+from gemma4_plugins.kernels.cuda.plan import Machine, Plan, make_plan
+from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, step_source
+from tinygrad import Tensor, dtypes
+
+READ = """
+extern "C" __global__ void read_all(const uint4* p, unsigned long long n, uint4* o) {
+  uint4 s = make_uint4(0, 0, 0, 0);
+  for (unsigned long long i = blockIdx.x * 512ull + threadIdx.x; i < n; i += gridDim.x * 512ull) {
+    uint4 v = __ldcs(p + i);
+    s.x ^= v.x; s.y ^= v.y; s.z ^= v.z; s.w ^= v.w;
+  }
+  if (s.x == 0x12345678) *o = s;
+}
+"""
+PARTS = ("qkv", "o", "router", "gate_up", "down", "experts", "experts_down", "ple_gate", "ple", "context", "head")
+
+
+def weight_bytes(text: TextConfig, model: GemmaModel) -> int:
+    """Bytes of weights that one token reads: layers, head, and of experts the chosen ones."""
+    total = 0
+    for name, place in model.places.items():
+        size = sum(t.nbytes() for t in place.matrix.parts().values())
+        if "embed_tokens_per_layer" in name:
+            continue
+        total += size * text.top_k_experts // text.num_experts if ".experts." in name else size
+    return int(total)
+
+
+def read_rate() -> float:
+    """Bytes per second of a plain read of 8 GB."""
+    kernel = launch.Kernel(READ, "read_all", 512)
+    buffer = Tensor.empty(1 << 33, dtype=dtypes.uint8, device=launch.DEVICE)
+    place, size = launch.address(buffer), buffer.nbytes()
+    arguments = (ctypes.c_uint64(place), ctypes.c_uint64(size // 16), ctypes.c_uint64(place))
+    blocks, times = launch.attribute("MULTIPROCESSOR_COUNT") * 4, []
+    for _ in range(6):
+        launch.wait()
+        began = time.perf_counter()
+        kernel.launch(blocks, arguments)
+        launch.wait()
+        times.append(time.perf_counter() - began)
+    return size / min(times)
+
+
+def timed_step(model: GemmaModel, context: int, warps: int, parts: bool, binary: bytes | None) -> cuda_step.CudaStep:
+    """The step against a cache for this context."""
+    storage = model.pool.take(model, 1, context + 256)
+    base = cuda_step.machine()
+    machine = Machine(base.blocks, base.shared_bytes, warps)
+    plan = make_plan(model.text.config, cuda_step.slots_of(model, storage), machine, parts)
+    assert plan is not None, "the kernel does not fit this device"
+    source = device_source(step_source(plan))
+    kernel = launch.Kernel(source, ENTRY, plan.threads, plan.shared_bytes, binary)
+    assert kernel.resident_blocks() >= 1, "the kernel's blocks would not all be resident"
+    return cuda_step.CudaStep(model.engine, storage, plan, kernel, False)
+
+
+def measure(step: cuda_step.CudaStep, context: int, steps: int) -> list[float]:
+    """Seconds per step of five runs."""
+    token = Tensor(np.array([[5]], np.int32), device=launch.DEVICE).contiguous().realize()
+    times = []
+    for run in range(6):
+        launch.wait()
+        began = time.perf_counter()
+        for i in range(steps if run else 10):
+            token = step(token, context + i % 64, None)[0]
+        launch.wait()
+        times.append((time.perf_counter() - began) / steps)
+    return times[1:]
+
+
+def parts_of(plan: Plan, step: cuda_step.CudaStep, layers: int) -> str:
+    """Microseconds of one block's parts per layer: wait and operand, rows, results."""
+    at = int(plan.constants["AT_TIMERS"])
+    raw = step.scratch.numpy().reshape(-1)[at * 2 :][: plan.blocks * 40].reshape(plan.blocks, 40).astype(np.float64)
+    clock = launch.attribute("CLOCK_RATE") / 1e3  # cycles per microsecond
+    mean = raw.mean(0) / clock
+    lines = []
+    for i, name in enumerate(PARTS):
+        share = 1 if name in ("context", "head") else layers
+        wait, rows, out = (mean[3 * i + k] / share for k in range(3))
+        if wait + rows + out > 0:
+            lines.append(f"    {name:13s} {wait:7.2f} {rows:7.2f} {out:7.2f}")
+    attend, combine, end = mean[33] / layers, mean[34] / layers, mean[35]
+    return "\n".join([*lines, f"    attention {attend:.2f}, combining {combine:.2f} (per layer, before o), end {end:.2f}"])
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["E2B", "E4B", "26B-A4B", "31B"])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[512])
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--warps", nargs="+", type=int, default=[Machine(1, 1).warps])
+    parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--binaries", help="folder of compiled kernels named MODEL_CONTEXT_WARPS.cubin")
+    options = parser.parse_args()
+    rate = read_rate()
+    print(f"plain read {rate / 1e12:.2f} TB/s", flush=True)
+    for name in options.models:
+        model = random_model(name, with_chunk(portable(), 512))
+        size = weight_bytes(model.text.config, model)
+        for context in options.contexts:
+            for warps in options.warps:
+                binary = None
+                if options.binaries:
+                    with open(f"{options.binaries}/{name}_{context}_{warps}.cubin", "rb") as file:
+                        binary = file.read()
+                step = timed_step(model, context, warps, options.parts, binary)
+                seconds = statistics.median(times := measure(step, context, options.steps))
+                print(f"{name} context {context} warps {warps}: {seconds * 1e3:.3f} ms {1 / seconds:.1f} tok/s "
+                      f"({1 / max(times):.1f} to {1 / min(times):.1f}), {size / seconds / 1e12:.2f} TB/s, "
+                      f"{100 * size / seconds / rate:.0f} % of read", flush=True)
+                if options.parts:
+                    print(parts_of(step.plan, step, model.text.config.num_hidden_layers), flush=True)
+                del step
+        del model
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Models with random weights made on the GPU itself, for the CUDA benchmarks and checks: no folder, no host copy."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from gemma4_core.config import GenerationConfig, expected_text_tensors, parse_config, preset_dict
+from gemma4_core.descriptions import Context
+from gemma4_core.model.model import GemmaModel
+from gemma4_core.ops import Operations
+from gemma4_core.weights import DenseMatrix, DenseStack, Weight
+from gemma4_plugins.kernels.cuda import launch
+from tinygrad import Tensor, dtypes
+
+FILL = """
+extern "C" __global__ void fill(unsigned short* p, unsigned long long n, float scale, float offset, unsigned seed) {
+  for (unsigned long long i = blockIdx.x * 256ull + threadIdx.x; i < n; i += gridDim.x * 256ull) {
+    unsigned x = (unsigned)i * 2654435761u ^ (unsigned)(i >> 32) * 0x9e3779b9u ^ seed, y;
+    x ^= x >> 16; x *= 0x7feb352du; x ^= x >> 15; x *= 0x846ca68bu; x ^= x >> 16;
+    y = x * 0x9e3779b1u ^ x >> 13; y ^= y >> 15;
+    float u = (x >> 16) + (x & 65535) + (y >> 16) + (y & 65535);   // nearly normal: four uniform numbers
+    float v = offset + scale * (u - 131070.f) * (1.f / 37836.f);
+    unsigned b = __float_as_uint(v);
+    p[i] = (unsigned short)((b + 0x7fff + (b >> 16 & 1)) >> 16);
+  }
+}
+"""
+
+
+class Filler:
+    """Fills bf16 tensors with random numbers at memory speed."""
+
+    def __init__(self) -> None:
+        self.kernel = launch.Kernel(FILL, "fill", 256)
+        self.seed = 1
+
+    def __call__(self, shape: tuple[int, ...], scale: float, offset: float = 0.0) -> Tensor:
+        """A realized tensor with this spread around ``offset``."""
+        tensor = Tensor.empty(*shape, dtype=dtypes.bfloat16, device=launch.DEVICE)
+        tensor.uop.buffer.ensure_allocated()
+        self.fill(tensor, scale, offset)
+        return tensor
+
+    def fill(self, tensor: Tensor, scale: float, offset: float = 0.0) -> None:
+        """Overwrite a realized bf16 tensor."""
+        self.seed = self.seed * 747796405 + 2891336453 & 0xFFFFFFFF
+        values = (ctypes.c_uint64(launch.address(tensor)), ctypes.c_uint64(tensor.numel()), ctypes.c_float(scale),
+                  ctypes.c_float(offset), ctypes.c_uint32(self.seed))  # fmt: skip
+        self.kernel.launch(2048, values)
+
+
+def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Spread and mean of a tensor such that activations stay of order one."""
+    if len(shape) > 1:
+        return (0.06, 0.0) if "per_layer.weight" in name else (shape[-1] ** -0.5, 0.0)
+    if name.endswith("layer_scalar"):
+        return 0.05, 0.8
+    return (0.05, 0.25) if name.endswith(("q_norm.weight", "k_norm.weight")) else (0.2, 1.0)
+
+
+def random_model(data: str | Mapping[str, Any], operations: Operations, layers: int | None = None) -> GemmaModel:
+    """A bf16 text model of a preset's name or a config object; ``layers`` keeps only so many of the first."""
+    raw = dict(preset_dict(data, towers=False)) if isinstance(data, str) else dict(data)
+    if layers is not None:
+        raw = shortened(raw, layers)
+    config = parse_config(raw)
+    fill, places, tensors = Filler(), {}, {}
+    for name, shape in expected_text_tensors(config).items():
+        tensor = fill(shape, *spread(name, shape))
+        if len(shape) == 1:
+            tensors[name] = tensor
+        else:
+            held = DenseMatrix if len(shape) == 2 else DenseStack
+            places[name] = Weight(name, held(tensor, dtypes.bfloat16))
+    generation = GenerationConfig(eos_token_ids=(), pad_token_id=0, bos_token_id=2)
+    return GemmaModel(Context(config=config), launch.DEVICE, dtypes.bfloat16, operations, places, tensors, generation)
+
+
+def shortened(raw: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The config with its first ``layers`` layers; of the shared ones in proportion."""
+    text = dict(raw["text_config"]) if "text_config" in raw else raw
+    count, shared = text["num_hidden_layers"], text.get("num_kv_shared_layers", 0)
+    text |= {
+        "num_hidden_layers": layers, "layer_types": text["layer_types"][:layers],
+        "num_kv_shared_layers": shared * layers // count,
+    }  # fmt: skip
+    return raw | {"text_config": text} if "text_config" in raw else text
+
+
+def in_fp32(model: GemmaModel, operations: Operations) -> GemmaModel:
+    """The same weights with fp32 arithmetic: the truth that bf16 runs are measured against."""
+    wide = lambda t: t.cast(dtypes.float32).contiguous().realize()  # noqa: E731
+    places = {}
+    for name, place in model.places.items():
+        held = place.matrix
+        assert isinstance(held, DenseMatrix | DenseStack)
+        places[name] = Weight(name, type(held)(wide(held.tensor), dtypes.float32))
+    tensors = {name: wide(t) for name, t in model.tensors.items()}
+    return GemmaModel(model.context, launch.DEVICE, dtypes.float32, operations, places, tensors, model.generation_config)
+
+
+def with_chunk(operations: Operations, chunk: int) -> Operations:
+    """The operations with another prefill chunk, hence other rings."""
+    return dataclasses.replace(operations, prefill_chunk=chunk)

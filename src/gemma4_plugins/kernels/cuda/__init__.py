@@ -1,0 +1,16 @@
+"""CUDA kernels: the decode step as one persistent kernel. See docs/performance.md."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gemma4_core.ops import Operations, kernels_wanted, portable
+
+
+def operations() -> Operations:
+    """The portable operations with those that these kernels replace; all portable where that is asked for."""
+    if not kernels_wanted():
+        return portable()
+    from gemma4_plugins.kernels.cuda.step import AHEAD, decode_step
+
+    return replace(portable(), name="cuda", decode_step=decode_step, run_ahead=AHEAD)

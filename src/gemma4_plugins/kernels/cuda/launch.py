@@ -1,0 +1,120 @@
+"""Compiling kernel source with tinygrad's compiler and launching it through the driver, past tinygrad's scheduler.
+
+A launch that tinygrad schedules costs its host about 80 microseconds; a decode step is one launch whose arguments are
+addresses and numbers, so it goes straight to the driver, on the stream that tinygrad's own kernels use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tinygrad import Device, Tensor
+
+DEVICE = "CUDA"
+PORTABLE_MAPPED = 3
+"""Flags of page-locked host memory that kernels write to."""
+
+
+def device() -> Any:
+    """tinygrad's CUDA device, its context current in this thread."""
+    from tinygrad.runtime.autogen import cuda
+    from tinygrad.runtime.ops_cuda import check
+
+    opened = Device[DEVICE]
+    check(cuda.cuCtxSetCurrent(opened.context))
+    return opened
+
+
+def attribute(name: str) -> int:
+    """A device attribute by the end of its driver name, such as ``MULTIPROCESSOR_COUNT``."""
+    from tinygrad.runtime.autogen import cuda
+    from tinygrad.runtime.ops_cuda import check
+
+    value = ctypes.c_int()
+    which = getattr(cuda, f"CU_DEVICE_ATTRIBUTE_{name}")
+    check(cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device().cu_device))
+    return value.value
+
+
+def address(tensor: Tensor) -> int:
+    """Where a realized tensor lies in device memory."""
+    return int(tensor.uop.buffer.ensure_allocated()._buf.value)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is a whole realized buffer of this device."""
+    return str(tensor.device) == DEVICE and tensor.uop.has_buffer_identity() and tensor.uop.is_realized
+
+
+class Kernel:
+    """A compiled kernel with its dynamic shared memory."""
+
+    def __init__(self, source: str, name: str, threads: int, shared_bytes: int = 0, binary: bytes | None = None) -> None:
+        from tinygrad.device import TinyELF
+        from tinygrad.runtime.ops_cuda import CUDAProgram
+
+        opened = device()
+        library = binary or opened.compiler.compile_cached(source)
+        elf = TinyELF(library, name, opened.renderer.target, ())
+        self.threads, self.shared_bytes = threads, shared_bytes
+        self.program = CUDAProgram(opened, elf, shared_bytes)
+
+    def resident_blocks(self) -> int:
+        """Blocks that one multiprocessor holds at a time."""
+        from tinygrad.runtime.autogen import cuda
+        from tinygrad.runtime.ops_cuda import check
+
+        count = ctypes.c_int()
+        size = ctypes.c_size_t(self.shared_bytes)
+        device()
+        ask = cuda.cuOccupancyMaxActiveBlocksPerMultiprocessor
+        check(ask(ctypes.byref(count), self.program.prg, self.threads, size))
+        return count.value
+
+    def launch(self, blocks: int, arguments: Sequence[ctypes._SimpleCData[Any]]) -> None:
+        """Queue the kernel; arguments are ctypes values of the parameters' sizes."""
+        from tinygrad.runtime.autogen import cuda
+        from tinygrad.runtime.ops_cuda import check
+
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(x) for x in arguments))
+        device()
+        check(
+            cuda.cuLaunchKernel(
+                self.program.prg, blocks, 1, 1, self.threads, 1, 1, self.shared_bytes, None,
+                ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p)), None,
+            )
+        )  # fmt: skip
+
+
+class HostBuffer:
+    """Zeroed page-locked memory that the device writes to while the host reads it."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+        from tinygrad.runtime.autogen import cuda
+        from tinygrad.runtime.ops_cuda import check
+
+        device()
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._memory = ctypes.c_void_p()
+        check(cuda.cuMemHostAlloc(ctypes.byref(self._memory), size, PORTABLE_MAPPED))
+        place = ctypes.c_uint64()
+        pointer = ctypes.cast(ctypes.byref(place), ctypes.POINTER(cuda.CUdeviceptr))
+        check(cuda.cuMemHostGetDevicePointer_v2(pointer, self._memory, 0))
+        self.address = int(place.value)
+        ctypes.memset(self._memory, 0, size)
+        held = (ctypes.c_uint8 * size).from_address(int(self._memory.value or 0))
+        self.array = np.ctypeslib.as_array(held).view(dtype).reshape(shape)
+
+    def __del__(self) -> None:
+        from tinygrad.runtime.autogen import cuda
+
+        if getattr(self, "_memory", None):
+            cuda.cuMemFreeHost(self._memory)
+
+
+def wait() -> None:
+    """Wait for everything queued; raises RuntimeError where a kernel failed."""
+    device().synchronize()

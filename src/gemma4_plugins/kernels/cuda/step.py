@@ -1,0 +1,165 @@
+"""The decode step that the persistent kernel serves: one launch per token, tokens read late from host memory."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+
+from gemma4_core.errors import DeviceError
+from gemma4_core.ops.sampling import SamplingState
+from gemma4_plugins.kernels.cuda import launch
+from gemma4_plugins.kernels.cuda.plan import HISTORY, Machine, Plan, Slots, make_plan, unsupported
+from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, step_source
+from gemma4_plugins.kernels.cuda.table import address_table, plain
+
+if TYPE_CHECKING:
+    from gemma4_core.generation.engine import DecodeStep, Engine
+    from gemma4_core.model.cache import Storage
+    from gemma4_core.model.model import GemmaModel
+
+AHEAD = 2
+"""Steps that may be issued before the first of them is read."""
+PATIENCE = 60.0
+"""Seconds that a step may take before it is given up."""
+
+
+class Issued(tuple[Tensor, Tensor]):
+    """Token and log-probability where the device will leave them; ``read`` waits for these numbers alone."""
+
+    step: CudaStep
+    sequence: int
+
+    def read(self) -> tuple[int, float]:
+        """The token's id and log-probability."""
+        return self.step.read(self.sequence)
+
+
+@lru_cache(8)
+def compiled(source: str, threads: int, shared_bytes: int) -> launch.Kernel:
+    """The kernel of a source; kept, since a model asks again for each cache size that it returns to."""
+    return launch.Kernel(source, ENTRY, threads, shared_bytes)
+
+
+def machine() -> Machine:
+    """The current device."""
+    return Machine(launch.attribute("MULTIPROCESSOR_COUNT"), launch.attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"))
+
+
+def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep | None:
+    """The step for these buffers, or None where the kernel does not serve the model or not all its blocks would be
+    resident at once."""
+    model = engine.model
+    if not served(model, storage):
+        return None
+    plan = make_plan(model.text.config, slots_of(model, storage), machine())
+    if plan is None:
+        return None
+    kernel = compiled(device_source(step_source(plan)), plan.threads, plan.shared_bytes)
+    if kernel.resident_blocks() < 1:
+        return None
+    return CudaStep(engine, storage, plan, kernel, sampled)
+
+
+def served(model: GemmaModel, storage: Storage) -> bool:
+    """Whether weights, sizes and batch are such that the kernel reads them in place."""
+    return (
+        storage.batch == 1
+        and model.dtype == dtypes.bfloat16
+        and unsupported(model.text.config) is None
+        and all(plain(place) for place in model.places.values())
+        and all(t.dtype == dtypes.bfloat16 for t in model.tensors.values())
+        and all(launch.is_plain(t) for t in held_tensors(model))
+    )
+
+
+def held_tensors(model: GemmaModel) -> list[Tensor]:
+    """Every tensor of the text model."""
+    return [*(t for place in model.places.values() for t in place.matrix.parts().values()), *model.tensors.values()]
+
+
+def slots_of(model: GemmaModel, storage: Storage) -> Slots:
+    """Slots of the cache's buffers, 1 where there is no layer of a kind."""
+    found = {True: 1, False: 1}
+    for layer, held in zip(model.text.config.layers, storage.layers, strict=True):
+        if held is not None:
+            found[layer.is_full] = int(held.shape[3])
+    return Slots(found[False], found[True])
+
+
+class CudaStep:
+    """Launches the kernel; keeps what it refers to alive."""
+
+    ahead: int
+
+    def __init__(self, engine: Engine, storage: Storage, plan: Plan, kernel: launch.Kernel, sampled: bool) -> None:
+        model = engine.model
+        self.engine, self.plan, self.kernel, self.sampled = engine, plan, kernel, sampled
+        self.ahead = 0 if sampled or model.ple_host is not None else AHEAD
+        rotation = model.text.rotation_table(storage.capacity + model.chunk)
+        self.kept: list[Any] = [storage.layers, rotation, model.suppressed]
+        table = address_table(model.text, storage, rotation, model.suppressed, launch.address)
+        self.table = Tensor(table, device=model.device).contiguous().realize()
+        self.scratch = self._zeros(plan.scratch_packets, 2, dtype=dtypes.uint32)
+        self.logits = self._zeros(1, engine.vocab, dtype=dtypes.float32) if sampled else None
+        self.outputs = [
+            (self._zeros(1, 1, dtype=dtypes.int32), self._zeros(1, 1, dtype=dtypes.float32)) for _ in range(AHEAD + 2)
+        ]
+        self.history = launch.HostBuffer((HISTORY, 4), np.uint32)
+        self.sequence, self.launched = 0, 0
+
+    def _zeros(self, *shape: int, dtype: Any) -> Tensor:
+        return Tensor.zeros(*shape, dtype=dtype, device=self.engine.model.device).contiguous().realize()
+
+    def __call__(self, token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
+        self.sequence = self.sequence + 1 & 0xFFFFFFFF
+        outputs = self.outputs[self.sequence % len(self.outputs)]
+        self._launch(token, position, outputs)
+        if self.logits is not None and state is not None:
+            return self.engine.choose(self.logits, position + 1, state)
+        issued = Issued(outputs)
+        issued.step, issued.sequence = self, self.sequence
+        return issued
+
+    def _launch(self, token: Tensor, position: int, outputs: tuple[Tensor, Tensor]) -> None:
+        if (self.launched + 1) * self.plan.tags >= 1 << 32:
+            # tags come round: no old packet may carry one that is used again
+            self.scratch.assign(self.scratch.zeros_like()).realize()
+            self.launched = 0
+        tag = 1 + self.launched * self.plan.tags
+        self.launched += 1
+        host = self.engine.model.ple_host
+        rows = host.rows(token.numpy()) if host is not None else None
+        self.kept[3:] = [token, rows]
+        at = launch.address
+        greedy = self.logits is None
+        pointers = [
+            at(self.table), at(self.scratch), at(token), *(at(t) for t in outputs),
+            0 if self.logits is None else at(self.logits), 0 if rows is None else at(rows),
+            self.history.address if greedy else 0,
+        ]  # fmt: skip
+        numbers = (position, tag, self.sequence)
+        self.kernel.launch(self.plan.blocks, [*map(ctypes.c_uint64, pointers), *map(ctypes.c_uint32, numbers)])
+
+    def read(self, sequence: int) -> tuple[int, float]:
+        """What the step of this number chose. Raises DeviceError where it failed."""
+        slot = self.history.array[sequence % HISTORY]
+        began = time.perf_counter()
+        while int(slot[2]) != sequence:
+            time.sleep(20e-6)
+            if time.perf_counter() - began > PATIENCE:
+                raise DeviceError(f"the decode kernel gave no token within {PATIENCE:.0f} s; "
+                                  "GEMMA4_KERNELS=portable runs without it")
+            if time.perf_counter() - began > 1.0:
+                self._check()
+        return int(slot[0]), float(slot[1:2].view(np.float32)[0])
+
+    def _check(self) -> None:
+        try:
+            launch.wait()
+        except RuntimeError as error:
+            raise DeviceError(f"the decode kernel failed: {error}; GEMMA4_KERNELS=portable runs without it") from None

@@ -1,0 +1,88 @@
+"""CUDA kernels without a GPU: their source compiled for the host, where each thread is a fiber, over tensors of
+tinygrad's CPU device. Replaces the driver calls of ``gemma4_plugins.kernels.cuda.launch``."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gemma4_plugins.kernels.cuda import launch
+from tinygrad import Tensor
+
+HEADER = Path(__file__).parent / "emulator" / "cuda_threads.h"
+FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-w")
+
+
+def host_compiler() -> list[str]:
+    """A C++ compiler: one on the path, or the ``ziglang`` package's."""
+    found = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    return [found] if found else [sys.executable, "-m", "ziglang", "c++"]
+
+
+def compiled(source: str, name: str) -> ctypes.CDLL:
+    """The kernel ``name`` of a source as a host function ``launch(blocks, threads, shared bytes, …)``."""
+    match = re.search(r"(?:KERNEL\([^)]*\)|__global__\s+void(?:\s+__launch_bounds__\([^)]*\))?)\s+" + name + r"\s*\(([^)]*)\)", source)
+    assert match, f"no kernel {name} in the source"
+    parameters = " ".join(match[1].split())
+    names = ", ".join(part.split()[-1].lstrip("*") for part in parameters.split(","))
+    entry = (f'\nextern "C" void launch(int blocks_, int threads_, size_t shared_, {parameters}) {{\n'
+             f"  emulator::run(blocks_, threads_, shared_, [=] {{ {name}({names}); }});\n}}\n")
+    text = f'#include "{HEADER}"\n{source}{entry}'
+    key = hashlib.sha256((text + HEADER.read_text(encoding="utf-8")).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"gemma4-emulated-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    library = folder / f"{key}.so"
+    if not library.exists():
+        (folder / f"{key}.cpp").write_text(text, encoding="utf-8")
+        partial = folder / f"{key}.{os.getpid()}.so"
+        subprocess.run([*host_compiler(), *FLAGS, str(folder / f"{key}.cpp"), "-o", str(partial)], check=True)
+        partial.replace(library)
+    return ctypes.CDLL(str(library))
+
+
+class EmulatedKernel:
+    """Stands in for ``launch.Kernel``."""
+
+    def __init__(self, source: str, name: str, threads: int, shared_bytes: int = 0, binary: bytes | None = None) -> None:
+        self.library, self.threads, self.shared_bytes = compiled(source, name), threads, shared_bytes
+
+    def resident_blocks(self) -> int:
+        return 1
+
+    def launch(self, blocks: int, arguments: Sequence[Any]) -> None:
+        self.library.launch(ctypes.c_int(min(blocks, 64)), ctypes.c_int(self.threads), ctypes.c_size_t(self.shared_bytes), *arguments)
+
+
+class EmulatedHostBuffer:
+    """Stands in for ``launch.HostBuffer``."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+        self.array = np.zeros(shape, dtype)
+        self.address = self.array.ctypes.data
+
+
+def address(tensor: Tensor) -> int:
+    """Where a realized CPU tensor lies."""
+    return int(tensor.uop.buffer.ensure_allocated().get_buf("CPU").va_addr)
+
+
+def emulate(patch: pytest.MonkeyPatch, blocks: int = 5, shared_bytes: int = 230_000) -> None:
+    """Put the emulation in the driver's place."""
+    numbers = {"MULTIPROCESSOR_COUNT": blocks, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": shared_bytes, "CLOCK_RATE": 1_000_000}
+    patch.setattr(launch, "DEVICE", "CPU")
+    patch.setattr(launch, "attribute", numbers.__getitem__)
+    patch.setattr(launch, "address", address)
+    patch.setattr(launch, "Kernel", EmulatedKernel)
+    patch.setattr(launch, "HostBuffer", EmulatedHostBuffer)
+    patch.setattr(launch, "wait", lambda: None)

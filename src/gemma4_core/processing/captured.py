@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
+from tinygrad.device import Buffer
 
-from gemma4_core.processing.kept import Kept
+from gemma4_core.processing.kept import Kept, digest
 
 GRAPHS = 8
 """Captured graphs held per tower; each holds its scratch memory."""
@@ -19,6 +20,13 @@ TOKEN_ENTRIES, TOKEN_BYTES = 64, 256 << 20
 def upload(array: np.ndarray, device: str) -> Tensor:
     """A realized tensor on a device."""
     return Tensor(np.ascontiguousarray(array), device=device).contiguous().realize()
+
+
+def write(tensor: Tensor, array: np.ndarray) -> None:
+    """Copy an array into a realized tensor's buffer: an upload as a new tensor costs milliseconds of bookkeeping."""
+    content = bytearray(np.ascontiguousarray(array).tobytes())
+    source = Buffer("PYTHON", array.size, tensor.dtype, opaque=memoryview(content))
+    tensor.uop.base.buffer.copy_from(source)
 
 
 class Captured:
@@ -33,15 +41,31 @@ class Captured:
         self, function: Callable[..., Tensor], weights: Callable[[], Mapping[str, Tensor]], device: str
     ) -> None:
         self.function, self.weights, self.device = function, weights, device
-        self.graphs: Kept[TinyJit] = Kept(GRAPHS, 1 << 62, lambda graph: 0)
+        self.graphs: Kept[tuple[TinyJit, list[Tensor]]] = Kept(GRAPHS, 1 << 62, lambda graph: 0)
+        """With the buffers of their inputs."""
         self.tokens: Kept[Tensor] = Kept(TOKEN_ENTRIES, TOKEN_BYTES, lambda tokens: int(tokens.nbytes()))
         self._buffers: tuple[Any, ...] = ()
+        self._hashed: tuple[tuple[Any, ...], list[bytes]] = ((), [])
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> Tensor:
         """The function's value for these inputs, in a buffer of its own."""
         self._check_weights()
         key = tuple((array.shape, array.dtype.str) for array in arrays)
-        return self.graphs.get(key, self._graph)(*(upload(array, self.device) for array in arrays)).clone().realize()
+        graph, inputs = self.graphs.get(key, lambda: (self._graph(), [upload(a, self.device) for a in arrays]))
+        for held, array in zip(inputs, arrays, strict=True):
+            write(held, array)
+        return graph(*inputs).clone().realize()
+
+    def digests(self, given: Sequence[Any], arrays: Sequence[np.ndarray]) -> list[bytes]:
+        """Content hashes along the first axis of ``arrays``, as read from ``given``. The core asks for them once to
+        encode and once more right after: the second time they are handed out again."""
+        objects, hashes = self._hashed
+        if len(given) == len(objects) and all(a is b for a, b in zip(given, objects, strict=True)):
+            self._hashed = ((), [])  # once only: an array may be written to between calls
+            return hashes
+        hashes = [digest(*medium) for medium in zip(*arrays, strict=True)]
+        self._hashed = (tuple(given), hashes)
+        return hashes
 
     def kept(self, key: bytes, make: Callable[[], Tensor]) -> Tensor:
         """Soft tokens by content hash."""

@@ -17,7 +17,6 @@ from gemma4_core.errors import InputError
 from gemma4_core.ops.portable import rms_norm
 from gemma4_core.processing.arrays import as_array
 from gemma4_core.processing.captured import Captured, upload
-from gemma4_core.processing.kept import digest
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clamp
 from gemma4_plugins.modalities.products import Products, fast_products
@@ -161,11 +160,13 @@ class AudioTower:
         clips = list(zip(*self._read(features), strict=True))
         if not capture:
             return [self._differentiable(*clip) for clip in clips]
-        return [self.captured.kept(digest(*clip), partial(self._run, *clip)) for clip in clips]
+        keys = self.digests(features)
+        return [self.captured.kept(key, partial(self._run, *clip)) for key, clip in zip(keys, clips, strict=True)]
 
     def digests(self, features: Mapping[str, Any]) -> list[bytes]:
         """A content hash of each clip."""
-        return [digest(*clip) for clip in zip(*self._read(features), strict=True)]
+        given = (features.get("input_features"), features.get("input_features_mask"))
+        return self.captured.digests(given, self._read(features))
 
     def soft_tokens(self, products: Products, features: Tensor, real: Tensor) -> Tensor:
         """fp32 ``[frames, mel]`` and bool ``[frames]`` to ``[frames / 4, hidden]``; rows of invalid frames have no
@@ -193,7 +194,7 @@ class AudioTower:
             raise InputError(f"input_features_mask: shape {list(valid.shape)}, expected {list(values.shape[:2])}")
         if not valid.any(1).all():
             raise InputError("input_features_mask: a clip has no valid frame")
-        return values.astype(np.float32), valid
+        return values.astype(np.float32, copy=False), valid
 
     def _padded(self, features: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A clip cut behind its last valid frame and padded to a captured size, and which soft tokens are valid."""

@@ -36,29 +36,27 @@ def padded_tokens(tokens: int) -> int:
     return next((size for size in SIZES if size >= tokens), -(-tokens // SIZES[-1]) * SIZES[-1])
 
 
-def read_features(
-    features: Mapping[str, Any], config: VisionConfig, keywords: tuple[str, str] = KEYWORDS
-) -> tuple[np.ndarray, np.ndarray]:
+def read_features(features: Mapping[str, Any], config: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
     """Patches fp32 ``[images, patches, p * p * 3]`` and positions int64 ``[images, patches, 2]``, checked.
 
     A single image may come without the first axis. Raises InputError.
     """
-    names = [name for name in keywords if features.get(name) is None]
+    names = [name for name in KEYWORDS if features.get(name) is None]
     if names:
-        raise InputError(f"{names[0]} is missing; pass {' and '.join(keywords)} as the processor returns them")
-    pixels, positions = (as_array(features[name], name) for name in keywords)
+        raise InputError(f"{names[0]} is missing; pass {' and '.join(KEYWORDS)} as the processor returns them")
+    pixels, positions = (as_array(features[name], name) for name in KEYWORDS)
     pixels, positions = (a[None] if a.ndim == 2 else a for a in (pixels, positions))
     width = config.patch_size**2 * 3
     if pixels.ndim != 3 or pixels.shape[-1] != width or pixels.dtype.kind not in "fiu":
-        raise InputError(f"{keywords[0]}: shape {list(pixels.shape)}, expected [images, patches, {width}]")
+        raise InputError(f"{KEYWORDS[0]}: shape {list(pixels.shape)}, expected [images, patches, {width}]")
     if positions.shape != (*pixels.shape[:2], 2) or positions.dtype.kind not in "iu":
-        raise InputError(f"{keywords[1]}: shape {list(positions.shape)} of {positions.dtype}, expected whole numbers "
+        raise InputError(f"{KEYWORDS[1]}: shape {list(positions.shape)} of {positions.dtype}, expected whole numbers "
                          f"{[*pixels.shape[:2], 2]}")
-    positions = positions.astype(np.int64)
+    positions = positions.astype(np.int64, copy=False)
     if positions.size and positions.max() >= config.position_embedding_size:
-        raise InputError(f"{keywords[1]}: {positions.max()} is not below the {config.position_embedding_size} "
+        raise InputError(f"{KEYWORDS[1]}: {positions.max()} is not below the {config.position_embedding_size} "
                          "positions of this model")
-    return pixels.astype(np.float32), positions
+    return pixels.astype(np.float32, copy=False), positions
 
 
 def arrange(pixels: np.ndarray, positions: np.ndarray, pool: int, name: str) -> Slots:

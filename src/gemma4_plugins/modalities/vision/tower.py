@@ -17,10 +17,9 @@ from gemma4_core.config import VisionConfig, expected_vision_tensors
 from gemma4_core.descriptions import WeightSource
 from gemma4_core.ops.portable import gelu_tanh, rms_norm
 from gemma4_core.processing.captured import Captured, upload
-from gemma4_core.processing.kept import digest
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.products import Products, fast_products
-from gemma4_plugins.modalities.vision.layout import Slots, arrange, read_features
+from gemma4_plugins.modalities.vision.layout import KEYWORDS, Slots, arrange, read_features
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -98,18 +97,15 @@ class VisionTower:
 
     def encode(self, features: Mapping[str, Any], *, capture: bool = False) -> list[Tensor]:
         """Soft tokens ``[n, hidden]`` of each image. Raises InputError."""
-        return self.encode_patches(*read_features(features, self.config), capture=capture)
+        pairs = list(zip(*read_features(features, self.config), strict=True))
+        if not capture:
+            return [self._differentiable(*pair) for pair in pairs]
+        keys = self.digests(features)
+        return [self.captured.kept(key, partial(self._run, *pair)) for key, pair in zip(keys, pairs, strict=True)]
 
     def digests(self, features: Mapping[str, Any]) -> list[bytes]:
         """A content hash of each image."""
-        return [digest(*image) for image in zip(*read_features(features, self.config), strict=True)]
-
-    def encode_patches(self, pixels: np.ndarray, positions: np.ndarray, *, capture: bool = False) -> list[Tensor]:
-        """As ``encode``, from patches fp32 ``[images, patches, p * p * 3]`` and positions ``[images, patches, 2]``."""
-        pairs = list(zip(pixels, positions, strict=True))
-        if not capture:
-            return [self._differentiable(*pair) for pair in pairs]
-        return [self.captured.kept(digest(*pair), partial(self._run, *pair)) for pair in pairs]
+        return self.captured.digests([features[name] for name in KEYWORDS], read_features(features, self.config))
 
     def _arrange(self, pixels: np.ndarray, positions: np.ndarray) -> Slots:
         return arrange(pixels, positions, self.config.pooling_kernel_size, "pixel_values")

@@ -1,0 +1,188 @@
+"""Training checkpoints: ordinary checkpoint folders that also hold an optimizer's state and a run's metadata."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor
+from tinygrad.nn.state import inverse_safe_dtypes, safe_dtypes
+
+from gemma4_core.checkpoint import Planned, atomic_folder
+from gemma4_core.checkpoint.files import Shard
+from gemma4_core.checkpoint.progress import Silent
+from gemma4_core.checkpoint.upload import NAMES, copy_in
+from gemma4_core.checkpoint.writer import write_file
+from gemma4_core.config.files import read_json, shown, shown_path
+from gemma4_core.errors import CheckpointError, InputError
+from gemma4_core.plugins import registry
+from gemma4_core.training.optimizer import TrainingOptimizer, check_state
+from gemma4_core.training.step import adopted
+from gemma4_core.training.weights import all_weights, check_weights, open_weights, opened, take_weights
+
+if TYPE_CHECKING:
+    from gemma4_core.descriptions import CheckpointFormat
+    from gemma4_core.model.model import GemmaModel
+
+STATE_FILE, RUN_FILE = "training_state.safetensors", "training_state.json"
+PLAIN = "bf16"
+"""The format of ordinary weights."""
+MARKERS = ("gemma4_format", "quantization_config", "quantization")
+"""Keys of config.json that say how the weights of the old folder are stored."""
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+KEPT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+KEPT_BYTES = 256 << 20
+NOT_KEPT = ("config.json", RUN_FILE)
+
+
+def save_training_checkpoint(
+    model: GemmaModel,
+    folder: Path | str,
+    optimizer: Any = None,
+    training_metadata: Any = None,
+    quantize: str | None = None,
+) -> Path:
+    """Write the model as a checkpoint folder that ``load_pretrained`` opens; it appears whole or not at all.
+
+    Args:
+        model: its weights go out in its run-time dtype under their names.
+        folder: an absent or empty folder, or a checkpoint folder, which is replaced whole.
+        optimizer: its state is written too, for ``load_training_checkpoint``.
+        training_metadata: anything that JSON can say, such as ``{"step": 1}``; returned when loading.
+        quantize: a format to store weights in, such as ``int8``; None is ordinary weights.
+
+    Returns:
+        the folder.
+
+    Raises:
+        InputError: metadata that JSON cannot say.
+        PluginError: no such format.
+        CheckpointError: the folder cannot be written, or is something else than a checkpoint.
+    """
+    run = run_text(training_metadata, optimizer)
+    chosen = writable_format(model, quantize)
+    with atomic_folder(folder) as temporary, all_weights(model) as weights:
+        assert chosen.save is not None
+        chosen.save(weights.items(), temporary, model.context)
+        write_config(model, temporary)
+        copy_others(model.context.folder, temporary)
+        if optimizer is not None:
+            write_state(adopted(model, optimizer), temporary / STATE_FILE)
+        (temporary / RUN_FILE).write_text(run, encoding="utf-8")
+    return Path(folder)
+
+
+def load_training_checkpoint(folder: Path | str, model: GemmaModel, optimizer: Any = None) -> Any:
+    """Restore a model's weights and an optimizer's state in place; what training goes on with is bit for bit equal.
+
+    Returns:
+        the ``training_metadata`` that was saved, None where there was none.
+
+    Raises:
+        ConfigError, CheckpointError: the folder is no checkpoint, or one of another model.
+        InputError: an optimizer of another kind or over other tensors.
+    """
+    context, folder = opened(folder), Path(folder)
+    where = shown_path(folder)
+    run = read_json(folder / RUN_FILE, error=CheckpointError) if (folder / RUN_FILE).exists() else {}
+    trained = None if optimizer is None else adopted(model, optimizer)
+    if trained is not None and not (folder / STATE_FILE).exists():
+        raise CheckpointError(f"{where} has no {STATE_FILE}, so no optimizer can go on from it; save with optimizer=, "
+                              f"or load with optimizer=None")
+    with open_weights(context) as source:
+        check_weights(model, source, folder)
+        state = None if trained is None else read_state(trained, folder / STATE_FILE)
+        take_weights(model, source)
+    if trained is not None and state is not None:
+        trained.load_state_dict(state)
+    return run.get("training_metadata")
+
+
+def run_text(metadata: Any, optimizer: Any) -> str:
+    """The content of ``training_state.json``. Raises InputError for metadata that JSON cannot say."""
+    name = optimizer.name if isinstance(optimizer, TrainingOptimizer) else type(optimizer).__name__
+    data = {"version": 1, "optimizer": None if optimizer is None else name, "training_metadata": metadata}
+    try:
+        return json.dumps(data, indent=2) + "\n"
+    except (TypeError, ValueError, RecursionError) as fault:
+        raise InputError(f"training_metadata {shown(repr(metadata))} is not plain JSON: {shown(str(fault))}") from fault
+
+
+def writable_format(model: GemmaModel, quantize: str | None) -> CheckpointFormat:
+    """The format to write. Raises InputError for one that only reads."""
+    if quantize is not None and not isinstance(quantize, str):
+        raise InputError(f"quantize {quantize!r}: give the name of a format such as 'int8', or None")
+    chosen: CheckpointFormat = registry.select("format", model.context, quantize or PLAIN)
+    if chosen.save is None:
+        raise InputError(f"quantize {quantize!r}: the format {chosen.name} cannot be written")
+    return chosen
+
+
+def write_config(model: GemmaModel, folder: Path) -> None:
+    """config.json as it was, with the dtype of the weights and what the format itself put there."""
+    data: dict[str, Any] = copy.deepcopy(dict(model.context.raw_config))
+    for marker in MARKERS:
+        data.pop(marker, None)
+    dtype = DTYPES[NAMES[model.dtype]]
+    for section in (data, *(data.get(f"{name}_config") for name in ("text", "vision", "audio"))):
+        if isinstance(section, dict):
+            for key in {"dtype", "torch_dtype"} & section.keys():
+                section[key] = dtype
+    if "torch_dtype" not in data:
+        data["dtype"] = dtype
+    path = folder / "config.json"
+    if path.exists():
+        data |= json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_others(source: Path | None, folder: Path) -> None:
+    """Tokenizer, template, processor and generation files of the model's folder, where it is still there."""
+    if source is None or not source.is_dir():
+        return
+    for path in sorted(source.iterdir()):
+        wanted = path.suffix in KEPT_SUFFIXES and path.name not in NOT_KEPT and not path.name.startswith(".")
+        if wanted and not path.name.endswith(".index.json") and path.is_file() and path.stat().st_size <= KEPT_BYTES:
+            shutil.copyfile(path, folder / path.name)
+
+
+def write_state(optimizer: TrainingOptimizer, path: Path) -> None:
+    """An optimizer's tensors as a safetensors file. Raises CheckpointError for a dtype that such files lack."""
+    state = {name: tensor.contiguous().realize() for name, tensor in optimizer.state_dict().items()}
+    odd = next((name for name, tensor in state.items() if tensor.dtype not in inverse_safe_dtypes), None)
+    if odd is not None:
+        raise CheckpointError(f"optimizer {optimizer.name}: state {shown(odd)} is {state[odd].dtype}, which "
+                              f"safetensors files cannot hold")
+    plan = [Planned(n, inverse_safe_dtypes[t.dtype], tuple(int(s) for s in t.shape)) for n, t in state.items()]
+
+    def data(planned: Planned) -> list[memoryview]:
+        buffer = state[planned.name].uop.buffer.ensure_allocated()
+        return [buffer.as_memoryview(allow_zero_copy=True)]
+
+    with open(path, "xb") as file:
+        write_file(file, plan, data, {"optimizer": optimizer.name}, Silent())
+
+
+def read_state(optimizer: TrainingOptimizer, path: Path) -> Mapping[str, Tensor]:
+    """An optimizer's tensors from a file. Raises CheckpointError for a damaged file, InputError for another
+    optimizer's."""
+    shard = Shard(path)
+    try:
+        entries = shard.header.tensors
+        check_state(optimizer.state_dict(), {name: entry.shape for name, entry in entries.items()}, optimizer.name)
+        device = str(optimizer.params[0].device)
+        found = {}
+        for name, entry in entries.items():
+            dtype = safe_dtypes[entry.dtype]
+            bits = np.empty(entry.nbytes // dtype.itemsize, f"u{dtype.itemsize}")
+            shard.read(entry.start, bits)
+            found[name] = Tensor.empty(*entry.shape, dtype=dtype, device=device)
+            copy_in(found[name].uop.buffer.ensure_allocated(), 0, bits, dtype)
+        return found
+    finally:
+        shard.file.close()

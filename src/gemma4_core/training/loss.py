@@ -1,0 +1,93 @@
+"""Cross entropy over a large vocabulary, in pieces whose logits are computed anew for the backward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tinygrad import Tensor, UOp, dtypes, function
+from tinygrad.nn.state import get_state_dict
+
+from gemma4_core.model.layers import matrix
+from gemma4_core.training.batch import GemmaTrainingBatch, checked
+from gemma4_core.training.forward import PORTABLE, Fed, feed, hidden
+
+if TYPE_CHECKING:
+    from gemma4_core.model.model import GemmaModel
+    from gemma4_core.weights import Matrix
+
+PIECE = 1 << 25
+"""Logits held at once: 128 MiB in fp32."""
+
+
+def compute_loss(model: GemmaModel, batch: GemmaTrainingBatch, *, checkpointing: bool = False) -> Tensor:
+    """The mean cross entropy over all unmasked targets: a differentiable fp32 scalar.
+
+    Take gradients with ``loss.gradient(*tensors)``. ``checkpointing`` recomputes layers in the backward pass, for
+    less memory. Raises InputError for a batch that does not fit the model.
+    """
+    ids, targets = checked(model, batch)
+    fed = feed(model, ids, batch.media)
+    return mean_loss(model, fed, Tensor(targets, device=model.device), checkpointing)
+
+
+def mean_loss(model: GemmaModel, fed: Fed, targets: Tensor, checkpointing: bool = False) -> Tensor:
+    """The loss of prepared inputs. ``targets [B, T]`` int32, negative where there is none."""
+    h = hidden(model, fed, checkpointing)
+    rows = h.reshape(-1, h.shape[-1])  # [B, T, H] -> [B * T, H]
+    flat = targets.reshape(-1)
+    head, cap = matrix(model.text.embedding), model.config.text_config.final_logit_softcapping
+    pieces = max(1, -(-int(rows.shape[0]) * head.shape[0] // PIECE))
+    total = summed(rows, flat, head, cap) if pieces == 1 else in_pieces(rows, flat, head, cap, pieces)
+    return total / (flat >= 0).sum().cast(dtypes.float32)
+
+
+def summed(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None) -> Tensor:
+    """The sum of the cross entropies of ``rows [n, H]`` against ``targets [n]``."""
+    logits = PORTABLE.logits(rows, head, cap)  # [n, V] fp32
+    here = Tensor.arange(head.shape[0], dtype=dtypes.int32).unsqueeze(0) == targets.unsqueeze(1)
+    each = logits.logsumexp(-1) - here.where(logits, 0.0).sum(-1)
+    return (targets >= 0).where(each, 0.0).sum()
+
+
+def in_pieces(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None, pieces: int) -> Tensor:
+    """As ``summed``, with the logits of one piece at a time in memory, forward and backward.
+
+    Each piece is a compiled function of its own, so that its buffers are free when it ends; the gradient of the head
+    is carried from piece to piece instead of being kept once for each.
+    """
+    count = int(rows.shape[0])
+    step = -(-count // pieces)
+    spans = [(first, min(first + step, count)) for first in range(0, count, step)]
+    weights = [t for t in get_state_dict(head, tensor_type=Tensor).values() if t.is_floating_point()]
+
+    @function(precompile=True, allow_implicit=True)
+    def forward(total: Tensor, rows: Tensor, targets: Tensor, head: Matrix) -> Tensor:
+        return total + summed(rows, targets, head, cap)
+
+    @function(precompile=True, allow_implicit=True)
+    def backward(
+        seed: Tensor, sums: list[Tensor], rows: Tensor, targets: Tensor, head: Matrix, weights: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        grads = (summed(rows, targets, head, cap) * seed).gradient(rows, *weights)
+        return grads[0], *(s + g.cast(s.dtype) for s, g in zip(sums, grads[1:], strict=True))
+
+    def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
+        args = call.src[1:]
+        wanted = [w for w in weights if w.uop in args]
+        sums = [Tensor.zeros(*w.shape, dtype=dtypes.float32, device=w.device) for w in wanted]
+        parts = []
+        for first, last in spans:
+            part, *sums = backward(Tensor(seed), sums, rows[first:last], targets[first:last], head, wanted)
+            parts.append(part)
+        found = {rows.uop: parts[0].cat(*parts[1:]).uop}
+        found |= {w.uop: s.cast(w.dtype).uop for w, s in zip(wanted, sums, strict=True)}
+        return tuple(found.get(arg) for arg in args)
+
+    @function(allow_implicit=True, grad_fxn=gradient)
+    def whole(rows: Tensor, targets: Tensor, head: Any) -> Tensor:
+        total = Tensor.zeros((), dtype=dtypes.float32, device=rows.device)
+        for first, last in spans:
+            total = forward(total, rows[first:last], targets[first:last], head)
+        return total
+
+    return whole(rows, targets, head)

@@ -1,0 +1,227 @@
+"""Which of a model's tensors train, and the optimizer over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from tinygrad import Tensor
+from tinygrad.helpers import Context as TinygradContext
+from tinygrad.nn.state import get_state_dict
+
+from gemma4_core.config.files import shown
+from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.plugins import registry
+from gemma4_core.weights import DenseMatrix, DenseStack, Matrix
+
+if TYPE_CHECKING:
+    from gemma4_core.model.model import GemmaModel
+
+NEVER_TRAINED = (
+    "*.layer_scalar", "*.input_min", "*.input_max", "*.output_min", "*.output_max", "*.std_bias", "*.std_scale",
+)
+"""Buffers, not parameters, of the reference (transformers 5.23.0, ``models/gemma4/modeling_gemma4.py``)."""
+
+
+class TrainingOptimizer:
+    """An optimizer plugin's object with the tensors that it updates, by full checkpoint name."""
+
+    def __init__(self, inner: Any, named_params: Mapping[str, Tensor], frozen: Mapping[str, int], name: str) -> None:
+        self.inner, self.name = inner, name
+        self.named_params = dict(named_params)
+        self.frozen = dict(frozen)
+        """Numbers of elements of the tensors that stay as they are, by name."""
+        self.graphs: dict[object, Any] = {}
+        """Captured steps, by what they were captured for."""
+
+    @property
+    def params(self) -> list[Tensor]:
+        return list(self.named_params.values())
+
+    @property
+    def summary(self) -> str:
+        """What trains and what does not, on one line."""
+        trained = sum(p.numel() for p in self.params)
+        still = f"{len(self.frozen)} tensors ({sum(self.frozen.values()):,} parameters) stay as they are"
+        return f"{self.name}: {len(self.params)} tensors ({trained:,} parameters) train, {still}"
+
+    def __repr__(self) -> str:
+        return f"<{self.summary}>"
+
+    def step(self) -> None:
+        """Update the parameters from their ``.grad``."""
+        with TinygradContext(TRAINING=1):
+            self.inner.step()
+
+    def zero_grad(self) -> None:
+        """Forget gradients."""
+        self.inner.zero_grad()
+        for param in self.params:
+            param.grad = None
+
+    def set_lr(self, lr: float) -> None:
+        """Change the learning rate, also of captured steps. Raises InputError for an optimizer without ``lr``."""
+        if not math.isfinite(lr) or lr < 0:
+            raise InputError(f"lr {lr!r}: must be a finite number from 0")
+        held = self.rates
+        if not held:
+            raise InputError(f"optimizer {self.name} has no lr that can be changed")
+        for owner in held:
+            if isinstance(owner.lr, Tensor):
+                rate = owner.lr
+                rate.assign(Tensor.full(rate.shape, lr, dtype=rate.dtype, device=rate.device).contiguous()).realize()
+            else:
+                owner.lr = lr
+
+    @property
+    def rates(self) -> list[Any]:
+        """The objects that hold a learning rate: the optimizer, or the members of a group."""
+        return [o for o in getattr(self.inner, "optimizers", [self.inner]) if hasattr(o, "lr")]
+
+    @property
+    def lr(self) -> float | None:
+        """The learning rate, None where the optimizer does not show it."""
+        if not self.rates:
+            return None
+        rate = self.rates[0].lr
+        return float(rate.numpy().reshape(-1)[0]) if isinstance(rate, Tensor) else float(rate)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the optimizer keeps, by flat name; the parameters themselves are not in it."""
+        if hasattr(self.inner, "state_dict"):
+            return dict(self.inner.state_dict())
+        own = {id(p) for p in self.params}
+        return {name: t for name, t in get_state_dict(self.inner, tensor_type=Tensor).items() if id(t) not in own}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state, in place. Raises InputError where it is another optimizer's."""
+        own = self.state_dict()
+        check_state(own, {name: tuple(t.shape) for name, t in state.items()}, self.name)
+        if hasattr(self.inner, "load_state_dict"):
+            self.inner.load_state_dict(dict(state))
+            return
+        for name, tensor in own.items():
+            tensor.assign(state[name].to(tensor.device).cast(tensor.dtype).contiguous()).realize()
+
+
+def check_state(own: Mapping[str, Tensor], other: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Raise InputError unless a stored state has the tensors of ours in their shapes."""
+    odd = [f"{key} is missing" for key in own if key not in other]
+    odd += [f"{key} is unexpected" for key in other if key not in own]
+    odd += [
+        f"{key} is {list(other[key])} instead of {list(t.shape)}"
+        for key, t in own.items() if key in other and tuple(t.shape) != tuple(other[key])
+    ]
+    if odd:
+        more = f" and {len(odd) - 2} more" if len(odd) > 2 else ""
+        raise InputError(f"the optimizer state does not fit this {name} optimizer ({'; '.join(odd[:2])}{more}); build "
+                         f"it with the same optimizer and the same trainable tensors as when it was saved"[:480])
+
+
+def build_optimizer(
+    model: GemmaModel,
+    optimizer: str = "adamw",
+    lr: float = 1e-5,
+    weight_decay: float = 0.0,
+    trainable: Sequence[str] | str | None = None,
+    frozen: Sequence[str] | str | None = None,
+    **options: Any,
+) -> TrainingOptimizer:
+    """An optimizer over some or all of the model's tensors.
+
+    Args:
+        model: its tensors are updated in place; quantised matrices among the trained ones become ordinary.
+        optimizer: name of an optimizer plugin.
+        lr: learning rate.
+        weight_decay: the plugin says what decays.
+        trainable: fnmatch patterns over full checkpoint tensor names; None is all.
+        frozen: patterns of tensors that stay as they are, stronger than ``trainable``.
+        options: further options of the plugin, such as ``momentum``.
+
+    Raises:
+        PluginError: no such optimizer.
+        InputError: a pattern matches nothing, nothing trains, or a value does not fit.
+    """
+    for what, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise InputError(f"{what} {value!r}: must be a finite number from 0")
+    backend = registry.select("optimizer", model.context, optimizer)
+    sizes = candidates(model)
+    names = choose(sizes, patterns(trainable, "trainable"), patterns(frozen, "frozen"))
+    named = own_tensors(model, names)
+    with TinygradContext(TRAINING=1), plain_errors(backend.name):
+        inner = backend.build(dict(named), lr=lr, weight_decay=weight_decay, **options)
+    return TrainingOptimizer(inner, named, {n: s for n, s in sizes.items() if n not in named}, backend.name)
+
+
+@contextmanager
+def plain_errors(name: str) -> Iterator[None]:
+    """A plugin's complaint about its arguments as an error of one line."""
+    try:
+        yield
+    except Gemma4Error:
+        raise
+    except (TypeError, ValueError, AssertionError) as fault:
+        raise InputError(f"optimizer {name} cannot be built: {' '.join(str(fault).split())[:300]}") from fault
+
+
+def candidates(model: GemmaModel) -> dict[str, int]:
+    """Numbers of elements of every tensor by the name under which it may be chosen; a quantised matrix is one."""
+    found: dict[str, int] = {}
+    for name, place in model.places.items():
+        parts = place.matrix.parts()
+        if "" not in parts or parts[""].is_floating_point():
+            found |= {name + suffix: int(t.numel()) for suffix, t in parts.items() if t.is_floating_point()}
+        else:
+            found[name] = math.prod(place.matrix.shape)
+    for tensors in (model.tensors, *(tower.parameters() for tower in model.towers.values())):
+        found |= {name: int(t.numel()) for name, t in tensors.items() if t.is_floating_point()}
+    return found
+
+
+def patterns(given: Sequence[str] | str | None, what: str) -> list[str] | None:
+    """Patterns as a list; one alone may come as plain text."""
+    if given is None:
+        return None
+    found = [given] if isinstance(given, str) else list(given)
+    for pattern in found:
+        if not isinstance(pattern, str):
+            raise InputError(f"{what}: {pattern!r} is no pattern such as '*.mlp.*'")
+    return found
+
+
+def choose(names: Mapping[str, int], trainable: list[str] | None, frozen: list[str] | None) -> list[str]:
+    """The names that train, in order. Raises InputError for a pattern without a match, and where nothing is left."""
+    for what, given in (("trainable", trainable), ("frozen", frozen)):
+        for pattern in given or []:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise InputError(f"{what} {shown(pattern)} matches no tensor of the model; names look like "
+                                 f"{next(iter(names))}")
+    matches = lambda name, given: any(fnmatchcase(name, pattern) for pattern in given)  # noqa: E731
+    wanted = [n for n in names if trainable is None or matches(n, trainable)]
+    chosen = [n for n in wanted if not matches(n, NEVER_TRAINED) and not matches(n, frozen or [])]
+    if not chosen:
+        still = "are never trained" if wanted and all(matches(n, NEVER_TRAINED) for n in wanted) else "are frozen"
+        raise InputError(f"nothing would train: the {len(wanted)} tensors that trainable "
+                         f"{shown(trainable) if trainable is not None else 'allows'} names {still}")
+    return chosen
+
+
+def own_tensors(model: GemmaModel, names: Sequence[str]) -> dict[str, Tensor]:
+    """The chosen tensors, ready to be updated in place: quantised ones made ordinary, mapped files copied."""
+    for name in names:
+        place = model.places.get(name)
+        if place is not None and not place.matrix.parts()[""].is_floating_point():
+            dense = place.matrix.dense().contiguous().realize()
+            place.matrix = DenseMatrix(dense) if isinstance(place.matrix, Matrix) else DenseStack(dense)
+    every = model.named_tensors()
+    named = {name: every[name] for name in names}
+    for tensor in named.values():
+        if str(tensor.device).split(":")[0] == "CPU":
+            # a checkpoint's file may lie under it: another program's changes to the file would show
+            tensor.replace(tensor.clone().realize())
+    model.invalidate()
+    return named

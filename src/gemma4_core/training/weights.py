@@ -1,0 +1,100 @@
+"""A model's weights as a checkpoint holds them, and back into the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinygrad import Tensor
+
+from gemma4_core.checkpoint import check_tensors
+from gemma4_core.checkpoint.rows import HostWeight
+from gemma4_core.config import expected_text_tensors, read_context
+from gemma4_core.config.files import shown_path
+from gemma4_core.descriptions import WeightSource
+from gemma4_core.errors import CheckpointError, Gemma4Error
+from gemma4_core.plugins import registry
+from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack
+
+if TYPE_CHECKING:
+    from gemma4_core.descriptions import Context
+    from gemma4_core.model.model import GemmaModel
+
+
+@contextmanager
+def open_weights(context: Context, name: str | None = None) -> Iterator[WeightSource]:
+    """A folder's weights in whatever format they are."""
+    source = registry.select("format", context, name).open(context)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+@contextmanager
+def all_weights(model: GemmaModel) -> Iterator[dict[str, Any]]:
+    """Every weight of the model's checkpoint by full name, as a format's ``save`` takes them.
+
+    Towers that were not loaded come from the model's own folder. Raises CheckpointError where that is gone.
+    """
+    found: dict[str, Any] = {name: place.matrix for name, place in model.places.items()} | model.tensors
+    if model.ple_host is not None:
+        table = model.config.text_prefix + "embed_tokens_per_layer.weight"
+        found[table] = HostWeight(model.ple_host.read, expected_text_tensors(model.config)[table], model.dtype)
+    for tower in model.towers.values():
+        found |= tower.parameters()
+    absent = [n for spec in model.known_specs if spec.name not in model.towers for n in spec.tensors(model.config)]
+    absent = [name for name in dict.fromkeys(absent) if name not in found]
+    if not absent:
+        yield found
+        return
+    folder = model.context.folder
+    try:
+        with open_weights(model.context, model.format_name) as source:
+            # on tinygrad's CPU device these lie on the mapped file
+            found |= {name: source.tensor(name, model.device, model.dtype) for name in absent}
+            yield found
+    except Gemma4Error as fault:
+        if folder is not None and folder.exists():
+            raise
+        raise CheckpointError(f"the towers that were not loaded cannot be saved: {shown_path(str(folder))} is gone; "
+                              f"load the model with all its modalities") from fault
+
+
+def check_weights(model: GemmaModel, source: WeightSource, folder: Path) -> None:
+    """Raise CheckpointError unless a folder has every tensor of the model in its shape."""
+    extra = {name: shape for spec in model.tower_specs for name, shape in spec.tensors(model.config).items()}
+    check_tensors(model.config, source.infos, extra, lambda name: True, shown_path(folder))
+
+
+def take_weights(model: GemmaModel, source: WeightSource) -> None:
+    """Put a folder's weights into the model; ordinary tensors keep their memory, so captured graphs stay right."""
+    for name, place in model.places.items():
+        if isinstance(place.matrix, DenseMatrix | DenseStack):
+            overwrite(place.matrix.tensor, source.tensor(name, model.device, place.matrix.tensor.dtype))
+        elif isinstance(place.matrix, ExpertStack):
+            place.matrix = source.stack(name, model.device, model.dtype)
+        else:
+            place.matrix = source.matrix(name, model.device, model.dtype)
+    for tensors in (model.tensors, *(tower.parameters() for tower in model.towers.values())):
+        for name, tensor in tensors.items():
+            overwrite(tensor, source.tensor(name, model.device, tensor.dtype))
+    if model.ple_host is not None:
+        table = model.config.text_prefix + "embed_tokens_per_layer.weight"
+        model.ple_host.read = source.row_reader(table, in_memory=False)
+    model.invalidate()
+
+
+def overwrite(tensor: Tensor, value: Tensor) -> None:
+    """Copy a tensor's content into another of the same shape and dtype; without a kernel where both are plain."""
+    if all(t.uop.has_buffer_identity() and t.uop.is_realized for t in (tensor, value)):
+        tensor.uop.buffer.ensure_allocated().copy_from(value.uop.buffer.ensure_allocated())
+    else:
+        tensor.assign(value.to(tensor.device).contiguous()).realize()
+
+
+def opened(folder: Path | str) -> Context:
+    """A checkpoint folder as plugins see it. Raises ConfigError."""
+    return read_context(Path(folder))

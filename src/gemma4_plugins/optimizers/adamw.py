@@ -1,0 +1,28 @@
+"""Optimizer ``adamw``: Adam with decoupled weight decay on matrices only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gemma4_core.descriptions import OptimizerBackend
+from gemma4_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from tinygrad import Tensor
+
+    from gemma4_plugins.optimizers.base import Adam
+
+
+def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **options: Any) -> Adam:
+    """Options: ``betas`` (0.9, 0.999), ``eps`` 1e-8."""
+    from gemma4_plugins.optimizers.base import Adam, no_more, number, pair
+
+    betas, eps = pair(options, "adamw"), number(options, "eps", 1e-8, 0, 1, "adamw")
+    no_more(options, "adamw", "betas, eps")
+    return Adam(named_params, lr, weight_decay, betas, eps)
+
+
+@hookimpl
+def gemma4_optimizers() -> list[OptimizerBackend]:
+    """AdamW."""
+    return [OptimizerBackend("adamw", "Adam with decoupled weight decay on matrices", build)]

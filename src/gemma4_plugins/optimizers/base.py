@@ -1,0 +1,148 @@
+"""What the built-in optimizers share: fp32 arithmetic, fp32 master copies of 16-bit weights, state by tensor name."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from tinygrad import Tensor, dtypes
+
+from gemma4_core.errors import InputError
+
+
+class NamedOptimizer(ABC):
+    """Updates tensors in place, each by a rule over its value, its gradient and what was kept for it.
+
+    A tensor whose ``.grad`` is None stays as it is and its step count too, as in torch. Weights of 16 bits are rounded
+    from fp32 masters, so that small updates add up.
+    """
+
+    def __init__(self, named_params: Mapping[str, Tensor], lr: float, weight_decay: float) -> None:
+        self.params = dict(named_params)
+        device = next(iter(self.params.values())).device
+        self.lr = Tensor([lr], dtype=dtypes.float32, device=device).contiguous().realize()
+        self.weight_decay = weight_decay
+        self.order = {name: index for index, name in enumerate(self.params)}
+        self.steps = Tensor.zeros(len(self.params), dtype=dtypes.float32, device=device).contiguous().realize()
+        """Steps that each tensor has taken."""
+        self.masters = {
+            name: p.detach().cast(dtypes.float32).contiguous().realize()
+            for name, p in self.params.items() if p.dtype != dtypes.float32
+        }
+        self.kept = {
+            f"{slot}.{name}": Tensor.zeros(*p.shape, dtype=dtypes.float32, device=p.device).contiguous().realize()
+            for name, p in self.params.items() for slot in self.slots(name, p)
+        }
+
+    @abstractmethod
+    def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
+        """What is kept for a tensor, such as ``("m", "v")``: fp32 tensors of its shape, zero at first."""
+
+    @abstractmethod
+    def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The new value, and the new content of the slots. All fp32; ``step [1]`` counts from 1."""
+
+    def decay(self, value: Tensor) -> float:
+        """The weight decay of a tensor: matrices decay, norms and scalars do not."""
+        return self.weight_decay if value.ndim >= 2 else 0.0
+
+    def schedule_step(self) -> list[Tensor]:
+        """The step as lazy assignments: what must be realized for it to happen."""
+        active = {name: p for name, p in self.params.items() if p.grad is not None}
+        taken = Tensor([float(name in active) for name in self.params], dtype=dtypes.float32, device=self.lr.device)
+        self.steps.assign(self.steps + taken)
+        changed = [self.steps]
+        for name, param in active.items():
+            assert param.grad is not None
+            held = self.masters.get(name, param)
+            index = self.order[name]
+            value, kept = self.update(
+                name, held.detach(), param.grad.cast(dtypes.float32), self.steps[index : index + 1]
+            )
+            for slot, tensor in kept.items():
+                self.kept[f"{slot}.{name}"].assign(tensor)
+                changed.append(self.kept[f"{slot}.{name}"])
+            held.assign(value)
+            changed.append(held)
+            if held is not param:
+                param.assign(held.cast(param.dtype))
+                changed.append(param)
+        return changed
+
+    def slot(self, slot: str, name: str) -> Tensor:
+        """What is kept for a tensor under this name."""
+        return self.kept[f"{slot}.{name}"]
+
+    def step(self) -> None:
+        """Update all tensors that have a gradient."""
+        Tensor.realize(*self.schedule_step())
+
+    def zero_grad(self) -> None:
+        """Forget gradients."""
+        for param in self.params.values():
+            param.grad = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Learning rate, step counts, slots and masters by flat name."""
+        masters = {f"master.{name}": tensor for name, tensor in self.masters.items()}
+        return {"lr": self.lr, "steps": self.steps, **self.kept, **masters}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state in place. Raises InputError where tensors are missing."""
+        own = self.state_dict()
+        missing = [name for name in own if name not in state]
+        if missing:
+            raise InputError(f"the optimizer state lacks {len(missing)} tensors, such as {missing[0]}")
+        for name, tensor in own.items():
+            tensor.assign(state[name].to(tensor.device).cast(tensor.dtype).contiguous()).realize()
+
+
+class Adam(NamedOptimizer):
+    """AdamW's moments and update, which other optimizers here build on or fall back to."""
+
+    def __init__(
+        self, named_params: Mapping[str, Tensor], lr: float, weight_decay: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        self.betas, self.eps = betas, eps
+        super().__init__(named_params, lr, weight_decay)
+
+    def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
+        return ("m", "v")
+
+    def direction(self, name: str, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The bias-corrected first moment over the root of the second, and both moments as they are now."""
+        one, two = self.betas
+        m = one * self.slot("m", name) + (1 - one) * gradient
+        v = two * self.slot("v", name) + (1 - two) * gradient.square()
+        unbiased = lambda moment, beta: moment / (1 - (step * math.log(beta)).exp())  # noqa: E731
+        return unbiased(m, one) / (unbiased(v, two).sqrt() + self.eps), {"m": m, "v": v}
+
+    def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """AdamW with decoupled decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+        direction, kept = self.direction(name, gradient, step)
+        return value - self.lr * (direction + self.decay(value) * value), kept
+
+
+def number(options: dict[str, Any], key: str, default: float, low: float, high: float, name: str) -> float:
+    """Take an option that lies in ``low <= value < high``. Raises InputError."""
+    value = options.pop(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+        raise InputError(f"optimizer {name}: {key} {value!r} is not a number from {low:g} to below {high:g}")
+    return float(value)
+
+
+def pair(options: dict[str, Any], name: str) -> tuple[float, float]:
+    """Take ``betas``, two numbers from 0 to below 1. Raises InputError."""
+    value = options.pop("betas", (0.9, 0.999))
+    fine = isinstance(value, list | tuple) and len(value) == 2
+    if not fine or not all(isinstance(beta, int | float) and 0 < beta < 1 for beta in value):
+        raise InputError(f"optimizer {name}: betas {value!r} are not two numbers between 0 and 1")
+    return float(value[0]), float(value[1])
+
+
+def no_more(options: dict[str, Any], name: str, known: str) -> None:
+    """Refuse options that nobody took."""
+    if options:
+        raise InputError(f"optimizer {name}: unknown option {sorted(options)[0]}; it knows {known}")

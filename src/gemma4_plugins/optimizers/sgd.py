@@ -1,0 +1,44 @@
+"""Optimizer ``sgd``: stochastic gradient descent, with momentum where it is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gemma4_core.descriptions import OptimizerBackend
+from gemma4_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from tinygrad import Tensor
+
+    from gemma4_plugins.optimizers.base import NamedOptimizer
+
+
+def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **options: Any) -> NamedOptimizer:
+    """Options: ``momentum`` 0, ``nesterov`` False."""
+    from gemma4_plugins.optimizers.base import NamedOptimizer, no_more, number
+
+    momentum = number(options, "momentum", 0.0, 0, 1, "sgd")
+    nesterov = bool(options.pop("nesterov", False))
+    no_more(options, "sgd", "momentum, nesterov")
+
+    class Sgd(NamedOptimizer):
+        """The rule of torch.optim.SGD with dampening 0; decay on matrices only."""
+
+        def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
+            return ("momentum",) if momentum else ()
+
+        def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            gradient = gradient + self.decay(value) * value if self.decay(value) else gradient
+            if not momentum:
+                return value - self.lr * gradient, {}
+            velocity = momentum * self.slot("momentum", name) + gradient
+            moved = gradient + momentum * velocity if nesterov else velocity
+            return value - self.lr * moved, {"momentum": velocity}
+
+    return Sgd(named_params, lr, weight_decay)
+
+
+@hookimpl
+def gemma4_optimizers() -> list[OptimizerBackend]:
+    """SGD."""
+    return [OptimizerBackend("sgd", "stochastic gradient descent with optional momentum", build)]

@@ -44,7 +44,7 @@ class Chunk:
     soft: np.ndarray | None = None
     """int32 ``[B, n]``: row of ``soft_tokens`` for each position, -1 for text; None without media."""
     blocks: np.ndarray | None = None
-    """int32 ``[n]``: media block of each position, -1 for text; None where no block is bidirectional."""
+    """int32 ``[B, n]``: media block of each position, -1 for text; None where no block is bidirectional."""
     signature: Sequence[int] = ()
     """What the cache records of row 0: ids, and content hashes at soft positions."""
 
@@ -113,7 +113,7 @@ class Engine:
             assert chunk.soft is not None and soft_tokens is not None
             inputs += self._media_inputs(pad(chunk.soft, -1), soft_tokens)
         if blocked:
-            marks = np.full(count, -1, np.int32) if chunk.blocks is None else chunk.blocks
+            marks = np.full(chunk.ids.shape, -1, np.int32) if chunk.blocks is None else chunk.blocks
             inputs.append(self._upload(pad(marks, -1)))
         start = UOp.variable("start", 0, POSITION_LIMIT).bind(at)
         valid = UOp.variable("valid", 1, length).bind(count)

@@ -16,7 +16,7 @@ from tinygrad import Tensor
 from gemma4_core.errors import InputError
 from gemma4_core.generation.engine import sampling_state
 from gemma4_core.model.cache import GemmaCache
-from gemma4_core.model.ids import check_ids
+from gemma4_core.model.ids import bound, check_ids
 from gemma4_core.model.media import Placed, place
 from gemma4_core.ops.sampling import SamplingState
 
@@ -174,13 +174,8 @@ def common_prefix(model: GemmaModel, cache: GemmaCache, placed: Placed) -> int:
         if held != wanted:
             break
         shared += 1
-    if placed.blocks is not None:
-        while (
-            0 < shared < len(signature)
-            and placed.blocks[shared] >= 0
-            and placed.blocks[shared] == placed.blocks[shared - 1]
-        ):
-            shared -= 1
+    while bound(placed.blocks, shared):
+        shared -= 1
     return shared if cache.truncate(shared, max(model.chunk - model.operations.run_ahead, 0)) else 0
 
 

@@ -40,9 +40,16 @@ def check_ids(ids: Any, vocab_size: int, what: str = "token ids") -> np.ndarray:
 
 
 def media_blocks(soft: np.ndarray) -> np.ndarray:
-    """Number of the contiguous run that each True position of ``soft [n]`` belongs to, int32, -1 elsewhere."""
-    starts = soft & ~np.concatenate(([False], soft[:-1]))
-    return np.where(soft, np.cumsum(starts) - 1, -1).astype(np.int32)
+    """Number of the contiguous run that each True position of ``soft [B, n]`` belongs to, int32, -1 elsewhere."""
+    before = np.pad(soft[:, :-1], ((0, 0), (1, 0)))
+    return np.where(soft, np.cumsum(soft & ~before, axis=1) - 1, -1).astype(np.int32)
+
+
+def bound(blocks: np.ndarray | None, position: int) -> bool:
+    """Whether some row's media block goes on from ``position - 1`` to ``position`` of ``blocks [B, n]``."""
+    if blocks is None or not 0 < position < blocks.shape[1]:
+        return False
+    return bool(((blocks[:, position] >= 0) & (blocks[:, position] == blocks[:, position - 1])).any())
 
 
 def split(count: int, size: int, blocks: np.ndarray | None) -> list[tuple[int, int]]:
@@ -50,15 +57,12 @@ def split(count: int, size: int, blocks: np.ndarray | None) -> list[tuple[int, i
     runs, start = [], 0
     while start < count:
         stop = min(start + size, count)
-        if blocks is not None and stop < count and blocks[stop] >= 0 and blocks[stop] == blocks[stop - 1]:
-            first = stop - 1
-            while first > start and blocks[first - 1] == blocks[stop]:
-                first -= 1
-            if first > start:
-                stop = first
-            else:
-                while stop < count and blocks[stop] == blocks[start]:
-                    stop += 1
+        while stop > start and bound(blocks, stop):
+            stop -= 1
+        if stop == start:
+            stop = start + 1
+            while bound(blocks, stop):
+                stop += 1
         runs.append((start, stop))
         start = stop
     return runs

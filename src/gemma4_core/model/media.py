@@ -29,7 +29,7 @@ class Placed:
     soft: np.ndarray | None
     """int32 ``[B, T]``: row of ``soft_tokens``, -1 for text."""
     blocks: np.ndarray | None
-    """int32 ``[T]``: bidirectional block of each position, -1 elsewhere."""
+    """int32 ``[B, T]``: bidirectional block of each position, -1 elsewhere."""
     signature: list[int]
     """Row 0's ids with a content hash (negative) at soft positions; equal signatures mean equal K/V."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -61,7 +61,7 @@ def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, captu
     clean = ids.copy()
     soft = np.full(ids.shape, -1, np.int32)
     signature = ids.astype(np.int64)
-    bidirectional = np.zeros(ids.shape[1], np.bool_)
+    bidirectional = np.zeros(ids.shape, np.bool_)
     encoded: list[Tensor] = []
     seconds: dict[str, float] = {}
     total = 0
@@ -85,7 +85,7 @@ def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, captu
         soft[where] = np.arange(total, total + holders)
         signature[where] = marks
         clean[where] = model.config.pad_token_id
-        bidirectional |= spec.bidirectional & where[0]
+        bidirectional |= spec.bidirectional & where
         encoded += tokens
         total += holders
     if not encoded:

@@ -181,13 +181,13 @@ class GemmaModel:
         if total - skip == 1 and placed.soft is None and every:
             return self.engine.hidden_step(cache, placed.ids[:, skip:])
         parts = []
-        runs = split(total - skip, self.chunk, None if placed.blocks is None else placed.blocks[skip:])
+        runs = split(total - skip, self.chunk, None if placed.blocks is None else placed.blocks[:, skip:])
         for start, stop in runs:
             window = slice(skip + start, skip + stop)
             chunk = Chunk(
                 placed.ids[:, window],
                 None if placed.soft is None else placed.soft[:, window],
-                None if placed.blocks is None else placed.blocks[window],
+                None if placed.blocks is None else placed.blocks[:, window],
                 placed.signature[window],
             )
             last = stop == total - skip

@@ -34,21 +34,22 @@ class Span(ABC):
 def visible(
     queries: Tensor, keys: Tensor, window: int | None, query_blocks: Tensor | None, key_blocks: Tensor | None
 ) -> Tensor:
-    """Bool ``[T, S]`` from positions ``[T]`` and ``[S]``: causal, inside the window where there is one; on sliding
-    layers tokens of one media block (equal ids >= 0 in ``*_blocks``) also see later ones inside the window.
-    A negative key position is an empty slot."""
+    """Bool ``[T, S]`` from positions ``[T]`` and ``[S]``, or ``[B, 1, 1, T, S]`` with blocks: causal, inside the window
+    where there is one; on sliding layers tokens of one media block (equal ids >= 0 in ``*_blocks [B, T or S]``) also see
+    later ones inside the window. A negative key position is an empty slot."""
     rows, columns = queries.unsqueeze(1), keys.unsqueeze(0)
     seen = columns <= rows
     if window is not None:
         if query_blocks is not None and key_blocks is not None:
-            same = (query_blocks.unsqueeze(1) == key_blocks.unsqueeze(0)) & (query_blocks.unsqueeze(1) >= 0)
+            query, key = query_blocks.unsqueeze(2), key_blocks.unsqueeze(1)  # [B, T, 1], [B, 1, S]
+            same = ((query == key) & (query >= 0)).unsqueeze(1).unsqueeze(1)  # [B, 1, 1, T, S]
             seen = seen | same
         seen = seen & (columns > rows - window)
     return seen & (columns >= 0)
 
 
 class FreshSpan(Span):
-    """A run without a cache over positions 0 … T-1. ``blocks`` int32 ``[T]`` marks media blocks, -1 elsewhere."""
+    """A run without a cache over positions 0 … T-1. ``blocks`` int32 ``[B, T]`` marks media blocks, -1 elsewhere."""
 
     def __init__(self, length: int, device: str, blocks: Tensor | None = None) -> None:
         self.start, self.length, self.device, self.blocks = 0, length, device, blocks
@@ -109,7 +110,10 @@ class ChunkSpan(Span):
         positions = self.positions(self.device)
         old = ring_positions(slots, self.start - 1, self.device)
         keys = old.cat(positions)
-        blocks = None if self.blocks is None else (old * 0 - 1).cat(self.blocks)
+        blocks = None
+        if self.blocks is not None:
+            none = Tensor.full((self.blocks.shape[0], slots), -1, dtype=dtypes.int32, device=self.device)
+            blocks = none.cat(self.blocks, dim=1)  # [B, slots + T]
         mask = visible(positions, keys, window, self.blocks, blocks)
         after = ring_positions(slots, self.start + self.valid - 1, self.device)
         fresh = after - self.start

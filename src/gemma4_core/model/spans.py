@@ -35,8 +35,8 @@ def visible(
     queries: Tensor, keys: Tensor, window: int | None, query_blocks: Tensor | None, key_blocks: Tensor | None
 ) -> Tensor:
     """Bool ``[T, S]`` from positions ``[T]`` and ``[S]``, or ``[B, 1, 1, T, S]`` with blocks: causal, inside the window
-    where there is one; on sliding layers tokens of one media block (equal ids >= 0 in ``*_blocks [B, T or S]``) also see
-    later ones inside the window. A negative key position is an empty slot."""
+    where there is one; on sliding layers tokens of one media block (equal ids >= 0 in ``*_blocks [B, T or S]``) also
+    see later ones inside the window. A negative key position is an empty slot."""
     rows, columns = queries.unsqueeze(1), keys.unsqueeze(0)
     seen = columns <= rows
     if window is not None:

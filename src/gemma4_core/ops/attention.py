@@ -11,10 +11,10 @@ from tinygrad import Tensor, UOp
 class KeyValues:
     """Keys and values that one call of a layer attends to; passed between layers that share them.
 
-    ``k`` and ``v`` are ``[B, kv heads, S, D]``. ``mask`` is bool ``[T, S]`` or ``[B, 1, 1, T, S]``, True where a
-    query may look; None where every key is visible to every query. The other fields say where the tensors come from,
-    for operations that read the cache in place: ``storage [2, B, kv heads, slots, D]`` after this call's write, the absolute position
-    ``start`` of the first query, and the ring's ``window`` (None for full layers).
+    ``k`` and ``v`` are ``[B, kv heads, S, D]``. ``mask`` is bool ``[T, S]`` or ``[B, 1, 1, T, S]``, True where a query
+    may look; None where every key is visible to every query. The other fields say where the tensors come from, for
+    operations that read the cache in place: ``storage [2, B, kv heads, slots, D]`` after this call's write, the
+    absolute position ``start`` of the first query, and the ring's ``window`` (None for full layers).
     """
 
     k: Tensor

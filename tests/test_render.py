@@ -21,6 +21,7 @@ SIGNATURES = {
     "CUDA": r'extern "C" __global__ void ',
     "AMD": r'extern "C" __attribute__\(\(global\)\) void ',
 }
+BF16 = {"METAL": "device bfloat*", "CUDA": "nv_bfloat16*", "AMD": "hip_bfloat16*"}
 KERNELS: list[UOp] = []
 """Filled before the worker processes are forked."""
 
@@ -38,8 +39,8 @@ def run_everything(folder: Path, sampled: bool) -> GemmaModel:
         "vision": {"pixel_values": np.full((1, 36, 768), 0.5, np.float32), "image_position_ids": grid},
         "audio": {"input_features": np.zeros((1, 40, 128), np.float32), "input_features_mask": np.ones((1, 40), bool)},
     }
-    for name, tower in model.towers.items():
-        for tokens in tower.encode(inputs[name]):
+    for name in inputs.keys() & model.towers.keys():  # other packages may have brought more
+        for tokens in model.towers[name].encode(inputs[name]):
             tokens.realize()
     return model
 
@@ -53,7 +54,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[UOp]]:
             for preset, towers in [("tiny-e2b", {"audio", "vision"}), ("tiny-26b", {"vision"})]:
                 folder = tmp_path_factory.mktemp("models") / preset
                 write_random_checkpoint(folder, preset)
-                assert set(run_everything(folder, sampled=preset == "tiny-e2b").towers) == towers
+                assert set(run_everything(folder, sampled=preset == "tiny-e2b").towers) >= towers
     finally:
         registry.unregister("null")
     KERNELS[:] = found
@@ -78,13 +79,9 @@ def test_every_kernel_renders(kernels: list[UOp]) -> None:
         sources = [text for task, texts in zip(tasks, results, strict=True) if task[0] == name for text in texts]
         assert len(sources) == len(kernels)
         assert all(re.search(SIGNATURES[name], text) for text in sources)
+        assert any(BF16[name] in text for text in sources)
 
 
 def test_kernels_fit_the_backend_with_the_fewest_buffers(kernels: list[UOp]) -> None:
     for kernel in kernels:
         assert sum(u.op is Ops.PARAM for u in kernel.toposort()) <= 31
-
-
-def test_weights_are_read_as_bf16(kernels: list[UOp]) -> None:
-    texts = [source(kernel, render_for("METAL")) for kernel in kernels[:20]]
-    assert any("device bfloat*" in text for text in texts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import stat
 import sys
@@ -22,17 +21,20 @@ THREADS = "GEMMA4_THREADS"
 
 
 def cpu_count() -> int:
-    """Cores that this process may use: its affinity, less where a control group grants less time than that."""
+    """Cores that this process may use: its affinity, less where a control group grants fewer whole cores of time.
+
+    A thread more than that would hold up the others whenever the group's time is used up.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _cgroup_folders():
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             quota, _, period = (folder / "cpu.max").read_text().partition(" ")
             if quota != "max":
-                cores = min(cores, math.ceil(int(quota) / int(period)))
-    with contextlib.suppress(OSError, ValueError):
+                cores = min(cores, int(quota) // int(period))
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota_us = int((CGROUPS / "cpu/cpu.cfs_quota_us").read_text())
         if quota_us > 0:
-            cores = min(cores, math.ceil(quota_us / int((CGROUPS / "cpu/cpu.cfs_period_us").read_text())))
+            cores = min(cores, quota_us // int((CGROUPS / "cpu/cpu.cfs_period_us").read_text()))
     return max(cores, 1)
 
 

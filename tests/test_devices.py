@@ -253,20 +253,6 @@ def test_cache_folder_falls_back_where_home_cannot_be_written(tmp_path: Path, mo
     assert machine.cache_dir().parent == tmp_path / "tmp"
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "file"
-    machine.write_whole(target, b"one")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        machine.write_whole(target, b"two")
-    assert target.read_bytes() == b"one"
-    assert list(tmp_path.iterdir()) == [target]
-
-
 def test_free_memory_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (devices.free_memory_bytes("CPU") or 0) > 0
     assert devices.free_memory_bytes("QCOM") is None

@@ -151,19 +151,3 @@ def _private(folder: Path) -> Path:
     if not private or not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder} is not a private folder")
     return folder
-
-
-def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write a small file so that it appears whole or not at all, and replaces an older one in one step."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma4_core.machine import cache_dir, write_whole
+from gemma4_core.errors import CheckpointError
+from gemma4_core.machine import cache_dir
 
 INSTALL = 'pip install "tinygrad-gemma4[cpu]"'
 TRY_SECONDS = 120.0
@@ -138,7 +139,7 @@ def _ziglang() -> Candidate:
         return Candidate("ziglang", None, f"has no program at {zig}")
     try:
         shim = write_shim(zig, folder / "lib")
-    except OSError as error:
+    except (CheckpointError, OSError) as error:
         return Candidate("ziglang", None, f"needs a small script, which cannot be written: {error}")
     return Candidate("ziglang", str(shim), parts=(str(zig),))
 
@@ -149,8 +150,17 @@ def write_shim(zig: Path, lib: Path) -> Path:
     script = template.replace("@ZIG@", shlex.quote(str(zig))).replace("@LIB@", shlex.quote(str(lib))).encode()
     path = cache_dir() / f"clang-{hashlib.sha256(script).hexdigest()[:16]}"
     if not path.is_file() or path.read_bytes() != script or not os.access(path, os.X_OK):
-        write_whole(path, script, mode=0o700)
+        _write(path, script, 0o700)
     return path
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Write a file whole or not at all. Raises CheckpointError."""
+    from gemma4_core.checkpoint.atomic import atomic_file
+
+    with atomic_file(path) as file:
+        file.write(data)
+        os.fchmod(file.fileno(), mode)
 
 
 def what_to_install(choice: CompilerChoice) -> str:
@@ -195,9 +205,9 @@ def _try_and_keep(candidate: Candidate, key: str) -> Verdict:
     except OSError as error:
         return Verdict(_plain(f"does not run: {error.strerror or error}"))
     verdicts = {**_read_verdicts(), key: verdict}
-    with contextlib.suppress(OSError):
-        rows = {k: [v.why, v.version] for k, v in list(verdicts.items())[-50:]}
-        write_whole(_verdict_file(), json.dumps(rows, indent=0).encode())
+    rows = {k: [v.why, v.version] for k, v in list(verdicts.items())[-50:]}
+    with contextlib.suppress(CheckpointError):
+        _write(_verdict_file(), json.dumps(rows, indent=0).encode(), 0o600)
     return verdict
 
 

@@ -57,12 +57,9 @@ def in_pieces(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None, pi
     """
     count = int(rows.shape[0])
     step = -(-count // pieces)
-    spans = [(first, min(first + step, count)) for first in range(0, count, step)]
+    row_pieces = [rows[first : min(first + step, count)].contiguous() for first in range(0, count, step)]
+    target_pieces = [targets[first : min(first + step, count)].contiguous() for first in range(0, count, step)]
     weights = [t for t in get_state_dict(head, tensor_type=Tensor).values() if t.is_floating_point()]
-
-    @function(precompile=True, allow_implicit=True)
-    def forward(total: Tensor, rows: Tensor, targets: Tensor, head: Matrix) -> Tensor:
-        return total + summed(rows, targets, head, cap)
 
     @function(precompile=True, allow_implicit=True)
     def backward(
@@ -75,19 +72,21 @@ def in_pieces(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None, pi
         args = call.src[1:]
         wanted = [w for w in weights if w.uop in args]
         sums = [Tensor.zeros(*w.shape, dtype=dtypes.float32, device=w.device) for w in wanted]
-        parts = []
-        for first, last in spans:
-            part, *sums = backward(Tensor(seed), sums, rows[first:last], targets[first:last], head, wanted)
-            parts.append(part)
-        found = {rows.uop: parts[0].cat(*parts[1:]).uop}
+        found: dict[UOp, UOp] = {}
+        for piece, labels in zip(row_pieces, target_pieces, strict=True):
+            # the head may be the embedding table too: without the cut its gradient would run on through the layers
+            part, *sums = backward(Tensor(seed), sums, piece.detach(), labels, head, wanted)
+            found[piece.uop] = part.uop
         found |= {w.uop: s.cast(w.dtype).uop for w, s in zip(wanted, sums, strict=True)}
         return tuple(found.get(arg) for arg in args)
 
-    @function(allow_implicit=True, grad_fxn=gradient)
-    def whole(rows: Tensor, targets: Tensor, head: Any) -> Tensor:
-        total = Tensor.zeros((), dtype=dtypes.float32, device=rows.device)
-        for first, last in spans:
-            total = forward(total, rows[first:last], targets[first:last], head)
+    @function(precompile=True, allow_implicit=True, grad_fxn=gradient)
+    def whole(row_pieces: list[Tensor], target_pieces: list[Tensor], head: Matrix) -> Tensor:
+        total = summed(row_pieces[0], target_pieces[0], head, cap)
+        for piece, labels in zip(row_pieces[1:], target_pieces[1:], strict=True):
+            # adds nothing, and makes a piece wait for the one before it, whose logits are free by then
+            after = (total != total).where(total, 0.0).cast(piece.dtype)
+            total = total + summed(piece + after, labels, head, cap)
         return total
 
-    return whole(rows, targets, head)
+    return whole(row_pieces, target_pieces, head)

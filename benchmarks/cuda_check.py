@@ -1,6 +1,6 @@
 """Equality of the CUDA kernels with the portable form, on a GPU, with random weights in official widths.
 
-    python benchmarks/cuda_check.py [--models tiny-e2b E2B:10 26B-A4B:6 31B:6] [--positions 0 5 700 1500]
+    python benchmarks/cuda_check.py [--models tiny E2B:10 …] [--positions 0 5 700 1500]
 
 For each model and position: the persistent step's logits and the portable step's, both in bf16 and on the same cache,
 against the portable step in fp32. The kernel passes where it is at most a quarter farther from that truth, and where
@@ -10,15 +10,19 @@ its greedy choice is its own logits' best. Ends with a non-zero status where som
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 
 import numpy as np
-from cuda_models import Filler, in_fp32, random_model, with_chunk
+from cuda_models import Filler, in_fp32, random_model, use_binaries, with_chunk
+from gemma4_core.generation.engine import Chunk
+from gemma4_core.generation.finished import Finished
 from gemma4_core.model.cache import Storage
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
 from gemma4_plugins.kernels.cuda import launch
+from gemma4_plugins.kernels.cuda import prefill as cuda_prefill
 from gemma4_plugins.kernels.cuda import step as cuda_step
 from tinygrad import Tensor, dtypes
 
@@ -29,14 +33,26 @@ TINY = {
     "num_kv_shared_layers": 3, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 64,
     "vocab_size_per_layer_input": 512, "max_position_embeddings": 4096, "final_logit_softcapping": 30.0,
 }  # fmt: skip
+UNSHARED = TINY | {
+    "num_hidden_layers": 3, "layer_types": ["sliding_attention"] * 2 + ["full_attention"], "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "use_double_wide_mlp": False,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "num_global_key_value_heads": 1,
+}  # fmt: skip
+OWN = {
+    "tiny": TINY, "tiny-dense": UNSHARED | {"intermediate_size": 160},
+    "tiny-experts": UNSHARED | {
+        # every expert is chosen: no choice can flip by rounding, all else is at work
+        "enable_moe_block": True, "num_experts": 12, "top_k_experts": 12, "moe_intermediate_size": 96,
+    },
+}  # fmt: skip
 LIMIT = 1.25
 
 
 def model_of(name: str) -> GemmaModel:
-    """``tiny``, a preset's name, or one with a number of layers: ``E2B:10``."""
-    operations = with_chunk(portable(), 32)
-    if name == "tiny":
-        return random_model(TINY, operations)
+    """One of the tiny models above, a preset's name, or one with a number of layers: ``E2B:10``."""
+    operations = dataclasses.replace(with_chunk(portable(), 128), decode_step=cuda_step.decode_step)
+    if name in OWN:
+        return random_model(OWN[name], operations)
     preset, _, layers = name.partition(":")
     return random_model(preset, operations, int(layers) if layers else None)
 
@@ -65,16 +81,50 @@ def portable_logits(model: GemmaModel, storage: Storage, token: int, position: i
     return model.text.logits(hidden[:, 0], model.operations).numpy()[0]
 
 
+def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: int) -> bool:
+    """A prompt through the chunk kernels and the portable graph: keys, values and the last position's logits."""
+    ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
+    found = []
+    for served, own in ((model, True), (model, False), (truth_model, False)):
+        storage = filled(served, length + 8)
+        cache = served.make_cache()
+        cache.storage = storage
+        step = cuda_prefill.prefill(served.engine, storage) if own else None
+        if own and step is None:
+            print(f"{name}: the chunk kernels do not serve this model here")
+            return False
+        for start in range(0, length, served.chunk):
+            chunk = Chunk(ids[:, start : start + served.chunk], signature=ids[0, start : start + served.chunk].tolist())
+            wanted = start + served.chunk >= length
+            if step is not None:
+                done = step(chunk, start, None, False, wanted)
+            else:
+                done = served.engine._append_portable(storage, start, chunk, None, False)
+        logits = done.logits if isinstance(done, Finished) else served.text.logits(done[:, 0], served.operations)
+        held = [storage.layers[i] for i, x in enumerate(served.text.config.layers) if storage.layers[i] is not None]
+        newest = [np.arange(max(0, length - (x.window or length)), length) for x in served.text.config.layers]
+        taken = [t.float().numpy()[:, 0][:, :, p % t.shape[3]] for t, p in zip(held, newest, strict=False) if t is not None]
+        found.append((logits.numpy().reshape(-1), taken))
+    (got, got_kv), (plain, plain_kv), (truth, truth_kv) = found
+    error, usual = relative(got, truth), relative(plain, truth)
+    pairs = [(relative(a, c), relative(b, c)) for a, b, c in zip(got_kv, plain_kv, truth_kv, strict=True)]
+    worst = max(pairs, key=lambda pair: pair[0] / max(pair[1], 2e-3))
+    holds = error <= max(LIMIT * usual, 2e-3) and worst[0] <= max(LIMIT * worst[1], 4e-3)
+    print(f"{name} prompt of {length}: logits {error:.2e}, portable bf16 {usual:.2e} from fp32; worst layer's keys and "
+          f"values {worst[0]:.2e}, portable {worst[1]:.2e} {'good' if holds else 'BAD'}", flush=True)
+    return bool(holds)
+
+
 def relative(a: np.ndarray, b: np.ndarray) -> float:
     """Distance over the size of b's deviation from its mean."""
     return float(np.linalg.norm(a - b) / np.linalg.norm(b - b.mean()))
 
 
-def check(name: str, positions: list[int]) -> bool:
-    """One model at all positions."""
+def check(name: str, positions: list[int], prompts: list[int]) -> bool:
+    """One model at all positions, and with prompts of these lengths."""
     began = time.perf_counter()
     model = model_of(name)
-    truth_model = in_fp32(model, with_chunk(portable(), 32))
+    truth_model = in_fp32(model, with_chunk(portable(), 128))
     capacity = max(positions) + 8
     base = filled(model, capacity)
     ours, theirs, truth_storage = (filled(m, capacity, base) for m in (model, model, truth_model))
@@ -83,13 +133,13 @@ def check(name: str, positions: list[int]) -> bool:
     if not isinstance(logits_step, cuda_step.CudaStep) or not isinstance(greedy_step, cuda_step.CudaStep):
         print(f"{name}: the kernel does not serve this model here")
         return False
-    good = True
+    good = all([check_prompt(name, model, truth_model, n) for n in prompts])
     for position in positions:
         token = (position * 7919 + 11) % model.config.text_config.vocab_size
         given = Tensor(np.array([[token]], np.int32), device=launch.DEVICE).contiguous().realize()
         assert logits_step.logits is not None
         logits_step.logits.assign(Tensor.full((1, model.engine.vocab), float("nan"), dtype=dtypes.float32)).realize()
-        logits_step._launch(given, position, logits_step.outputs[0])
+        logits_step._launch(given, position, None, logits_step.logits)
         got = logits_step.logits.numpy()[0]
         again, logprob = greedy_step(given, position, None).read()  # type: ignore[attr-defined]
         plain = portable_logits(model, theirs, token, position)
@@ -109,10 +159,14 @@ def check(name: str, positions: list[int]) -> bool:
 def main() -> int:
     """Run the checks that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["tiny", "E2B:10", "E4B:12", "26B-A4B:6", "31B:6"])
+    parser.add_argument("--models", nargs="+", default=[*OWN, "E2B:10", "E4B:12", "26B-A4B:6", "31B:6"])
     parser.add_argument("--positions", nargs="+", type=int, default=[0, 5, 700, 1500])
+    parser.add_argument("--prompts", nargs="*", type=int, default=[40, 600])
+    parser.add_argument("--binaries", help="folder of kernels compiled beforehand, see cuda_models.use_binaries")
     options = parser.parse_args()
-    return 0 if all([check(name, options.positions) for name in options.models]) else 1
+    if options.binaries:
+        use_binaries(options.binaries)
+    return 0 if all([check(name, options.positions, options.prompts) for name in options.models]) else 1
 
 
 if __name__ == "__main__":

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import statistics
 import time
 
 import numpy as np
-from cuda_models import random_model, with_chunk
+from cuda_models import random_model, use_binaries, with_chunk
 from gemma4_core.config import TextConfig
+from gemma4_core.generation.engine import Chunk
+from gemma4_core.generation.finished import Finished
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
 from gemma4_plugins.kernels.cuda import launch
+from gemma4_plugins.kernels.cuda import prefill as cuda_prefill
 from gemma4_plugins.kernels.cuda import step as cuda_step
 from gemma4_plugins.kernels.cuda.plan import Machine, Plan, make_plan
 from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, step_source
@@ -64,15 +68,15 @@ def read_rate() -> float:
     return size / min(times)
 
 
-def timed_step(model: GemmaModel, context: int, warps: int, parts: bool, binary: bytes | None) -> cuda_step.CudaStep:
+def timed_step(model: GemmaModel, context: int, warps: int, parts: bool) -> cuda_step.CudaStep:
     """The step against a cache for this context."""
     storage = model.pool.take(model, 1, context + 256)
     base = cuda_step.machine()
     machine = Machine(base.blocks, base.shared_bytes, warps)
-    plan = make_plan(model.text.config, cuda_step.slots_of(model, storage), machine, parts)
+    plan = make_plan(model.text.config, machine, parts)
     assert plan is not None, "the kernel does not fit this device"
     source = device_source(step_source(plan))
-    kernel = launch.Kernel(source, ENTRY, plan.threads, plan.shared_bytes, binary)
+    kernel = launch.Kernel(source, ENTRY, plan.threads, plan.shared_bytes)
     assert kernel.resident_blocks() >= 1, "the kernel's blocks would not all be resident"
     return cuda_step.CudaStep(model.engine, storage, plan, kernel, False)
 
@@ -88,6 +92,24 @@ def measure(step: cuda_step.CudaStep, context: int, steps: int) -> list[float]:
             token = step(token, context + i % 64, None)[0]
         launch.wait()
         times.append((time.perf_counter() - began) / steps)
+    return times[1:]
+
+
+def measure_prompt(model: GemmaModel, length: int) -> list[float]:
+    """Seconds of five prefills of a prompt, its first token included."""
+    ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
+    storage = model.pool.take(model, 1, length + 8)
+    step = cuda_prefill.prefill(model.engine, storage)
+    assert step is not None, "the chunk kernels do not serve this model here"
+    times = []
+    for _ in range(6):
+        launch.wait()
+        began = time.perf_counter()
+        for start in range(0, length, model.chunk):
+            done = step(Chunk(ids[:, start : start + model.chunk]), start, None, False, start + model.chunk >= length)
+        assert isinstance(done, Finished)
+        done.token.item()
+        times.append(time.perf_counter() - began)
     return times[1:]
 
 
@@ -115,20 +137,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warps", nargs="+", type=int, default=[Machine(1, 1).warps])
     parser.add_argument("--parts", action="store_true")
-    parser.add_argument("--binaries", help="folder of compiled kernels named MODEL_CONTEXT_WARPS.cubin")
+    parser.add_argument("--prompts", nargs="*", type=int, default=[])
+    parser.add_argument("--binaries", help="folder of kernels compiled beforehand, see cuda_models.use_binaries")
     options = parser.parse_args()
+    if options.binaries:
+        use_binaries(options.binaries)
     rate = read_rate()
     print(f"plain read {rate / 1e12:.2f} TB/s", flush=True)
     for name in options.models:
-        model = random_model(name, with_chunk(portable(), 512))
+        operations = dataclasses.replace(with_chunk(portable(), 512), decode_step=cuda_step.decode_step)
+        model = random_model(name, operations)
         size = weight_bytes(model.text.config, model)
         for context in options.contexts:
             for warps in options.warps:
-                binary = None
-                if options.binaries:
-                    with open(f"{options.binaries}/{name}_{context}_{warps}.cubin", "rb") as file:
-                        binary = file.read()
-                step = timed_step(model, context, warps, options.parts, binary)
+                step = timed_step(model, context, warps, options.parts)
                 seconds = statistics.median(times := measure(step, context, options.steps))
                 print(f"{name} context {context} warps {warps}: {seconds * 1e3:.3f} ms {1 / seconds:.1f} tok/s "
                       f"({1 / max(times):.1f} to {1 / min(times):.1f}), {size / seconds / 1e12:.2f} TB/s, "
@@ -136,6 +158,10 @@ def main() -> None:
                 if options.parts:
                     print(parts_of(step.plan, step, model.text.config.num_hidden_layers), flush=True)
                 del step
+        for length in options.prompts:
+            seconds = statistics.median(times := measure_prompt(model, length))
+            print(f"{name} prompt of {length}: {seconds * 1e3:.1f} ms, {length / seconds:.0f} tok/s "
+                  f"({length / max(times):.0f} to {length / min(times):.0f})", flush=True)
         del model
 
 

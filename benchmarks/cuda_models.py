@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gemma4_core.config import GenerationConfig, expected_text_tensors, parse_config, preset_dict
@@ -49,7 +51,7 @@ class Filler:
         self.seed = self.seed * 747796405 + 2891336453 & 0xFFFFFFFF
         values = (ctypes.c_uint64(launch.address(tensor)), ctypes.c_uint64(tensor.numel()), ctypes.c_float(scale),
                   ctypes.c_float(offset), ctypes.c_uint32(self.seed))  # fmt: skip
-        self.kernel.launch(2048, values)
+        self.kernel.launch(min(2048, -(-tensor.numel() // 256)), values)
 
 
 def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
@@ -105,3 +107,15 @@ def in_fp32(model: GemmaModel, operations: Operations) -> GemmaModel:
 def with_chunk(operations: Operations, chunk: int) -> Operations:
     """The operations with another prefill chunk, hence other rings."""
     return dataclasses.replace(operations, prefill_chunk=chunk)
+
+
+def use_binaries(folder: str) -> None:
+    """Take kernels that were compiled beforehand, ``sha256(source)[:16].cubin``, where the folder has them."""
+    compiler = launch.device().compiler
+    compile_source = compiler.compile_cached
+
+    def compile_or_take(source: str) -> bytes:
+        path = Path(folder) / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.cubin"
+        return path.read_bytes() if path.is_file() else compile_source(source)
+
+    compiler.compile_cached = compile_or_take

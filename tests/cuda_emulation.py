@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,21 @@ def host_compiler() -> list[str]:
     return [found] if found else [sys.executable, "-m", "ziglang", "c++"]
 
 
-def compiled(source: str, name: str) -> ctypes.CDLL:
-    """The kernel ``name`` of a source as a host function ``launch(blocks, threads, shared bytes, …)``."""
-    match = re.search(r"(?:KERNEL\([^)]*\)|__global__\s+void(?:\s+__launch_bounds__\([^)]*\))?)\s+" + name + r"\s*\(([^)]*)\)", source)
-    assert match, f"no kernel {name} in the source"
-    parameters = " ".join(match[1].split())
+KERNEL = re.compile(r"(?:\bKERNEL\([^)]*\)|__global__\s+void)\s+(\w+)\s*\(([^)]*)\)\s*{")
+
+
+def entry(name: str, parameters: str) -> str:
+    """A host function ``launch_NAME(width, height, threads, shared bytes, …)`` for a kernel."""
+    parameters = " ".join(parameters.split())
     names = ", ".join(part.split()[-1].lstrip("*") for part in parameters.split(","))
-    entry = (f'\nextern "C" void launch(int blocks_, int threads_, size_t shared_, {parameters}) {{\n'
-             f"  emulator::run(blocks_, threads_, shared_, [=] {{ {name}({names}); }});\n}}\n")
-    text = f'#include "{HEADER}"\n{source}{entry}'
+    return (f'\nextern "C" void launch_{name}(int width_, int height_, int threads_, size_t shared_, {parameters}) {{\n'
+            f"  emulator::run(width_, height_, threads_, shared_, [=] {{ {name}({names}); }});\n}}\n")
+
+
+@cache
+def compiled(source: str) -> ctypes.CDLL:
+    """All kernels of a source as host functions."""
+    text = f'#include "{HEADER}"\n{source}' + "".join(entry(*found) for found in KERNEL.findall(source))
     key = hashlib.sha256((text + HEADER.read_text(encoding="utf-8")).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"gemma4-emulated-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -54,14 +61,18 @@ def compiled(source: str, name: str) -> ctypes.CDLL:
 class EmulatedKernel:
     """Stands in for ``launch.Kernel``."""
 
-    def __init__(self, source: str, name: str, threads: int, shared_bytes: int = 0, binary: bytes | None = None) -> None:
-        self.library, self.threads, self.shared_bytes = compiled(source, name), threads, shared_bytes
+    def __init__(
+        self, source: str, name: str, threads: int, shared_bytes: int = 0, binary: bytes | None = None
+    ) -> None:  # fmt: skip
+        self.function = getattr(compiled(source), f"launch_{name}")
+        self.threads, self.shared_bytes = threads, shared_bytes
 
     def resident_blocks(self) -> int:
         return 1
 
-    def launch(self, blocks: int, arguments: Sequence[Any]) -> None:
-        self.library.launch(ctypes.c_int(min(blocks, 64)), ctypes.c_int(self.threads), ctypes.c_size_t(self.shared_bytes), *arguments)
+    def launch(self, width: int, arguments: Sequence[Any], height: int = 1) -> None:
+        shared = ctypes.c_size_t(self.shared_bytes)
+        self.function(ctypes.c_int(width), ctypes.c_int(height), ctypes.c_int(self.threads), shared, *arguments)
 
 
 class EmulatedHostBuffer:
@@ -84,5 +95,6 @@ def emulate(patch: pytest.MonkeyPatch, blocks: int = 5, shared_bytes: int = 230_
     patch.setattr(launch, "attribute", numbers.__getitem__)
     patch.setattr(launch, "address", address)
     patch.setattr(launch, "Kernel", EmulatedKernel)
+    patch.setattr(launch, "kernels", lambda source, wanted: {n: EmulatedKernel(source, n, *w) for n, w in wanted.items()})
     patch.setattr(launch, "HostBuffer", EmulatedHostBuffer)
     patch.setattr(launch, "wait", lambda: None)

@@ -22,6 +22,8 @@
 
 struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
+struct float2 { float x, y; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 struct Index { int x = 0, y = 0, z = 0; };
 
@@ -46,7 +48,7 @@ inline Fiber* current;
 inline ucontext_t scheduler;
 inline void* scheduler_stack_pointer;
 inline std::function<void()> body;
-inline int grid_size, block_size;
+inline int grid_size, grid_height = 1, block_size;
 inline size_t stack_bytes = 96 << 10;
 
 #if defined(__x86_64__)
@@ -126,9 +128,11 @@ inline const uint64_t (*exchange(const void* data, size_t bytes))[4] {
   }
   return w.slot[turn & 1];
 }
-inline void run(int grid, int threads, size_t shared_bytes, std::function<void()> kernel) {
+inline void run(int width, int height, int threads, size_t shared_bytes, std::function<void()> kernel) {
+  int grid = width * height;
   body = kernel;
-  grid_size = grid;
+  grid_size = width;
+  grid_height = height;
   block_size = threads;
   std::vector<Block> blocks(grid);
   std::vector<Warp> warps((size_t)grid * threads / 32);
@@ -168,8 +172,8 @@ inline void run(int grid, int threads, size_t shared_bytes, std::function<void()
   munmap(stacks, total);
 }
 inline Index thread_index() { return {current->thread}; }
-inline Index block_index() { return {current->block_index}; }
-inline Index grid_dimension() { return {grid_size}; }
+inline Index block_index() { return {current->block_index % grid_size, current->block_index / grid_size}; }
+inline Index grid_dimension() { return {grid_size, grid_height}; }
 }  // namespace emulator
 
 #define threadIdx emulator::thread_index()
@@ -188,6 +192,10 @@ template <class T> inline T __shfl_sync(unsigned, T v, int source) { return lane
 template <class T> inline T __shfl_down_sync(unsigned, T v, int delta) {
   int l = lane_id();
   return lane_value(v, l + delta < 32 ? l + delta : l);
+}
+template <class T> inline T __shfl_up_sync(unsigned, T v, int delta) {
+  int l = lane_id();
+  return lane_value(v, l >= delta ? l - delta : l);
 }
 inline void __syncwarp() { char c = 0; emulator::exchange(&c, 1); }
 inline void bar_sync(int id, int threads) {
@@ -290,6 +298,9 @@ inline void copy16(void* to, const void* from) {
   memcpy(to, from, 16);
 }
 inline void copies_done() {}
+inline void copies_commit() {}
+template <int LEFT> inline void copies_wait() {}
+inline int atomicAdd(int* p, int v) { int old = *p; *p += v; return old; }
 inline unsigned bf16_bits(float f) {
   unsigned v = as_bits(f);
   return f != f ? 0x7fffu : (v + 0x7fff + (v >> 16 & 1)) >> 16;

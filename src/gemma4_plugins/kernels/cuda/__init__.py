@@ -1,4 +1,4 @@
-"""CUDA kernels: the decode step as one persistent kernel. See docs/performance.md."""
+"""CUDA kernels: the decode step as one persistent kernel, prompts on the tensor cores. See docs/performance.md."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ def operations() -> Operations:
     """The portable operations with those that these kernels replace; all portable where that is asked for."""
     if not kernels_wanted():
         return portable()
+    from gemma4_plugins.kernels.cuda.prefill import CHUNK, prefill
     from gemma4_plugins.kernels.cuda.step import AHEAD, decode_step
 
-    return replace(portable(), name="cuda", decode_step=decode_step, run_ahead=AHEAD)
+    return replace(
+        portable(), name="cuda", prefill_chunk=CHUNK, decode_step=decode_step, run_ahead=AHEAD, prefill=prefill
+    )

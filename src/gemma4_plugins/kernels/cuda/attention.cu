@@ -23,7 +23,7 @@ struct AttentionMemory {
 template <int D> DEVICE void head_vector(const uint2* from, u32 tag, const u16* norm, const u16* cos, const u16* sin, int lane,
                                          float (&v)[D / 64][2]) {
   u32 w[D / 64], c[D / 128], s[D / 128];
-  uint4 raw[D / 64];
+  u32 bits[D / 64][2];
   if (norm) {
 #pragma unroll
     for (int i = 0; i < D / 64; i++) w[i] = load_pair_early(norm + 2 * lane + 64 * i);
@@ -33,14 +33,12 @@ template <int D> DEVICE void head_vector(const uint2* from, u32 tag, const u16* 
       s[i] = load_pair_early(sin + 2 * lane + 64 * i);
     }
   }
-#pragma unroll
-  for (int i = 0; i < D / 64; i++) raw[i] = load_two_packets(from + 2 * lane + 64 * i);
+  wait_packet_pairs<D / 64>(from + 2 * lane, 64, tag, bits);
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < D / 64; i++) {
-    uint2 bits = wait_two_packets(from + 2 * lane + 64 * i, raw[i], tag);
-    v[i][0] = as_float(bits.x);
-    v[i][1] = as_float(bits.y);
+    v[i][0] = as_float(bits[i][0]);
+    v[i][1] = as_float(bits[i][1]);
     squares += v[i][0] * v[i][0] + v[i][1] * v[i][1];
   }
   float r = rsqrtf(warp_sum(squares) / D + EPS);
@@ -68,6 +66,7 @@ struct LayerAttention {
   bool full, own, key_is_value;
   const u16 *norm_q, *norm_k, *cos, *sin;
   u8* cache;
+  int slots;
 };
 
 template <int D, int KV>
@@ -86,9 +85,9 @@ DEVICE void prepare_heads(const Eater& e, const Arguments& a, const Slice& s, co
       bool key = job == s.heads;
       int from = HEADS * D + (key || layer.key_is_value ? 0 : KV * D) + s.kv_head * D;
       head_vector<D>(qkv + from, tag, key ? layer.norm_k : nullptr, layer.cos, layer.sin, e.lane, v);
-      int slots = layer.full ? FULL_SLOTS : RING_SLOTS, slot = layer.full ? a.position : a.position % RING_SLOTS;
+      int slot = a.position % layer.slots;
       u16* kept = key ? fresh.key : fresh.value;
-      u16* stored = (u16*)layer.cache + ((u64)((key ? 0 : KV) + s.kv_head) * slots + slot) * D;
+      u16* stored = (u16*)layer.cache + ((u64)((key ? 0 : KV) + s.kv_head) * layer.slots + slot) * D;
 #pragma unroll
       for (int i = 0; i < D / 64; i++) {
         u32 bits = pack_bf16(v[i][0], v[i][1]);
@@ -274,10 +273,16 @@ template <int D, int KV> DEVICE void combine(const Eater& e, const Arguments& a,
       int block = s * N::ITEMS + item;
       const uint2* stat = a.scratch + AT_STAT + block * 16 + local * 2;
       const uint2* part = a.scratch + AT_PART + block * 8 * (D_MAX / 2) + local * (D / 2) + pair % (D / 2);
-      uint2 p0 = load_packet(stat), p1 = load_packet(stat + 1), p2 = load_packet(part);
-      float m = as_float(p0.y == tag_in ? p0.x : wait_packet(stat, tag_in));
-      float l = as_float(p1.y == tag_in ? p1.x : wait_packet(stat + 1, tag_in));
-      u32 v = p2.y == tag_in ? p2.x : wait_packet(part, tag_in);
+      uint2 pm = load_packet(stat), pl = load_packet(stat + 1), pv = load_packet(part);
+      for (u32 spins = 0; pm.y != tag_in || pl.y != tag_in || pv.y != tag_in; spins++) {
+        if (spins > SPIN_LIMIT) give_up();
+        spin_pause();
+        if (pm.y != tag_in) pm = load_packet(stat);
+        if (pl.y != tag_in) pl = load_packet(stat + 1);
+        if (pv.y != tag_in) pv = load_packet(part);
+      }
+      float m = as_float(pm.x), l = as_float(pl.x);
+      u32 v = pv.x;
       float grown = fmaxf(top, m), before = exp_fast(top - grown), w = exp_fast(m - grown) * l;
       sum = sum * before + w;
       x = x * before + w * half_to_float((u16)v);

@@ -40,6 +40,7 @@ struct Consumer {
   Choice choice;
   u64* choice_made;
   u64 model, layer, next;  // this lane's field of the table rows: the model's, the layer's, the next layer's
+  const u16* last_scalar;  // of the layer before
   int index, ff;           // of the layer
   u32 info;
   float ple;               // this thread's element of the layer's per-layer input
@@ -63,7 +64,7 @@ struct Consumer {
 
   // ---- norm weights, fetched ahead: of what is added (0), of the operands that follow (1, and 2, 3 with experts)
   DEVICE u16* weights(int which) const { return (u16*)(shared + S_NORM_0 + which * NORM_BYTES); }
-  DEVICE float weight(int which, int i) const { return low_bf16(weights(which)[element(i)]); }
+  DEVICE float weight_at(int which, int i) const { return low_bf16(weights(which)[element(i)]); }
   DEVICE void fetch_weights(int which, const u16* from) {
     for (int i = eat.thread * 8; i < HIDDEN; i += CONSUMERS * 8) copy16(weights(which) + i, from + i);
   }
@@ -71,7 +72,7 @@ struct Consumer {
   // ---- sums over the block's threads; alternating buffers make one barrier enough
   DEVICE float block_sum(float v) {
     copies_done();  // of norm weights: they are read only after the barrier below
-    float* to = (float*)(shared + S_SUMS) + sums_buffer * WARPS;
+    float* to = (float*)(shared + S_SUMS) + sums_buffer * WARPS * 2;
     sums_buffer ^= 1;
     v = warp_sum(v);
     if (eat.lane == 0) to[eat.warp] = v;
@@ -79,6 +80,18 @@ struct Consumer {
     v = to[eat.lane & (WARPS - 1)];
     for (int o = WARPS / 2; o; o >>= 1) v += __shfl_xor_sync(ALL, v, o);
     return v;
+  }
+  // two at once; the second one's warp sums stand behind the first one's
+  DEVICE float2 block_sums(float v, float w) {
+    copies_done();
+    float* to = (float*)(shared + S_SUMS) + sums_buffer * WARPS * 2;
+    sums_buffer ^= 1;
+    v = warp_sum(v), w = warp_sum(w);
+    if (eat.lane == 0) to[eat.warp] = v, to[WARPS + eat.warp] = w;
+    bar_sync(1, CONSUMERS);
+    v = to[eat.lane & (WARPS - 1)], w = to[WARPS + (eat.lane & (WARPS - 1))];
+    for (int o = WARPS / 2; o; o >>= 1) v += __shfl_xor_sync(ALL, v, o), w += __shfl_xor_sync(ALL, w, o);
+    return make_float2(v, w);
   }
   DEVICE float inverse_rms(const float (&v)[H_PER_THREAD]) {
     float s = 0;
@@ -95,22 +108,17 @@ struct Consumer {
 
   // ---- what other blocks made
   DEVICE void receive(int at, u32 tag_in, float (&v)[H_PER_THREAD]) {
-    constexpr int STEP = H_PER_THREAD < 4 ? H_PER_THREAD : 4;
+    u32 bits[H_PER_THREAD];
+    wait_packets<H_PER_THREAD, false>(packets(at) + eat.thread, CONSUMERS, HIDDEN - eat.thread, tag_in, bits);
 #pragma unroll
-    for (int base = 0; base < H_PER_THREAD; base += STEP) {
-      u32 bits[STEP];
-      wait_packets<STEP>(packets(at) + element(base), CONSUMERS, HIDDEN - element(base), tag_in, bits);
-#pragma unroll
-      for (int i = 0; i < STEP; i++)
-        if (base + i < H_PER_THREAD) v[base + i] = as_float(bits[i]);
-    }
+    for (int i = 0; i < H_PER_THREAD; i++) v[i] = as_float(bits[i]);
   }
   // h = (h + norm(v) * weights 0) * factor
   DEVICE void add_normed(const float (&v)[H_PER_THREAD], float factor) {
     float r = inverse_rms(v);
 #pragma unroll
     for (int i = 0; i < H_PER_THREAD; i++)
-      if (mine(i)) h(i) = (h(i) + v[i] * r * weight(0, i)) * factor;
+      if (mine(i)) h(i) = (h(i) + v[i] * r * weight_at(0, i)) * factor;
   }
 
   // ---- operands
@@ -118,7 +126,7 @@ struct Consumer {
   DEVICE void put_weighted(u8* to, float factor, int which) {
 #pragma unroll
     for (int i = 0; i < H_PER_THREAD; i++)
-      if (mine(i)) put(to, element(i), h(i) * factor * weight(which, i));
+      if (mine(i)) put(to, element(i), h(i) * factor * weight_at(which, i));
   }
   DEVICE void put_normed() { put_weighted(operand(), inverse_rms(), 1); }
   DEVICE void put_plain() {
@@ -127,14 +135,18 @@ struct Consumer {
       if (mine(i)) put(operand(), element(i), h(i));
   }
   // from packets of two bf16
-  DEVICE void put_pairs(int at, int count, u32 tag_in) {
-    for (int base = eat.thread; base < count; base += 8 * CONSUMERS) {
-      u32 v[8];
-      wait_packets<8>(packets(at) + base, CONSUMERS, count - base, tag_in, v);
+  template <int COUNT> DEVICE void put_some_pairs(int at, int count, u32 tag_in) {
+    for (int base = eat.thread; base < count; base += COUNT * CONSUMERS) {
+      u32 v[COUNT];
+      wait_packets<COUNT, (COUNT > 8)>(packets(at) + base, CONSUMERS, count - base, tag_in, v);
 #pragma unroll
-      for (int i = 0; i < 8; i++)
+      for (int i = 0; i < COUNT; i++)
         if (base + i * CONSUMERS < count) *(u32*)(operand() + operand_offset(2 * (base + i * CONSUMERS))) = v[i];
     }
+  }
+  DEVICE void put_pairs(int at, int count, u32 tag_in) {
+    if (count <= 8 * CONSUMERS) put_some_pairs<8>(at, count, tag_in);
+    else put_some_pairs<MANY_PAIRS>(at, count, tag_in);
   }
 
   // ---- where the time goes, for benchmarks: cycles of thread 0, summed by part of the step
@@ -149,16 +161,18 @@ struct Consumer {
   }
 
   DEVICE void start();
-  DEVICE void begin_layer();
+  DEVICE void enter_layer();
+  DEVICE void end_layer();
   template <int D, int KV> DEVICE void attention();
   DEVICE void receive_ple();
   DEVICE void put_ple();
   DEVICE void put_branches();
   DEVICE void add_mixture(float factor);
   DEVICE void add_attention();
-  DEVICE Job prepare(int product);
+  DEVICE Job describe(int product);
+  DEVICE void make_operand(int product);
   DEVICE void fetch_ahead(int product);
-  DEVICE void multiply_job(const Job& job, int product);
+  DEVICE void multiply_job(const Job& job, const Share& part, const Geometry& geometry, int product);
   DEVICE void logit(int id, float sum);
   DEVICE void finish();
   DEVICE void run();
@@ -172,10 +186,19 @@ DEVICE void Consumer::start() {
     if (mine(i)) h(i) = round_bf16(low_bf16(load_early(row + element(i))) * EMBED_SCALE);
 }
 
+DEVICE void Consumer::enter_layer() {
+  last_scalar = index > 0 ? (const u16*)field(F_SCALAR) : nullptr;
+  layer = next;
+  next = index + 1 < LAYERS ? a.table[(index + 2) * 32 + eat.lane] : 0;
+  info = (u32)field(F_INFO);
+  ff = (int)field(F_FF);
+}
+
 // End the layer before, if any, and make the next operand from the stream.
-DEVICE void Consumer::begin_layer() {
+DEVICE void Consumer::end_layer() {
   if (index > 0) {
-    float factor = low_bf16(load_early(norm(F_SCALAR))), v[H_PER_THREAD];
+    const u16* scalar = index == LAYERS ? (const u16*)field(F_SCALAR) : last_scalar;
+    float factor = low_bf16(load_early(scalar)), v[H_PER_THREAD];
     index--;  // what is added was made under the last layer's tags
     if (EXPERTS) {
       add_mixture(factor);
@@ -186,19 +209,15 @@ DEVICE void Consumer::begin_layer() {
     index++;
   }
   put_normed();
-  if (index == LAYERS) return;
-  layer = next;
-  next = index + 1 < LAYERS ? a.table[(index + 2) * 32 + eat.lane] : 0;
-  info = (u32)field(F_INFO);
-  ff = (int)field(F_FF);
 }
 
 template <int D, int KV> DEVICE void Consumer::attention() {
   bool full = info & IS_FULL;
   const u16* cos = of_model(full ? M_COS_FULL : M_COS_SLIDING) + (u64)a.position * (D / 2);
   const u16* sin = of_model(full ? M_SIN_FULL : M_SIN_SLIDING) + (u64)a.position * (D / 2);
-  LayerAttention settings = {full,           (info & IS_OWN) != 0, (info & KEY_IS_VALUE) != 0, norm(F_NORM_Q),
-                             norm(F_NORM_K), cos,                  sin,                        (u8*)field(F_CACHE)};
+  int slots = (int)(u64)of_model(full ? M_SLOTS_FULL : M_SLOTS_SLIDING);
+  bool own = info & IS_OWN, one = info & KEY_IS_VALUE;
+  LayerAttention settings = {full, own, one, norm(F_NORM_Q), norm(F_NORM_K), cos, sin, (u8*)field(F_CACHE), slots};
   u16* kept = (u16*)(shared + S_NEW) + (full ? 2 * D_MAX : 0);
   attend<D, KV>(eat, a, settings, operand(), {kept, kept + D_MAX}, tag(P_QKV), tag(P_PART));
   mark(33);
@@ -212,10 +231,10 @@ DEVICE void Consumer::add_attention() {
   add_normed(v, 1.f);
 }
 
-// The stream after the feed-forward part; and this layer's per-layer input, made from the context while that comes.
+// The stream after the feed-forward part; and this layer's per-layer input, whose parts have long been there.
 DEVICE void Consumer::receive_ple() {
   int t = eat.thread;
-  float token = 0, weight = 0, made = 0, v[H_PER_THREAD];
+  float token = 0, weight = 0, made = 0, v[H_PER_THREAD], squares = 0;
   const u16* row = a.ple_rows ? a.ple_rows : of_model(M_PLE_TABLE) + (u64)(u32)*a.token * (LAYERS * PLE);
   const u16* weights_of = of_model(M_PLE_NORM);
   if (t < PLE) {
@@ -223,11 +242,18 @@ DEVICE void Consumer::receive_ple() {
     weight = low_bf16(load_early(weights_of + t));
     made = as_float(wait_packet(packets(AT_CONTEXT) + index * PLE + t, a.tag)) * rsqrtf((float)HIDDEN);
   }
-  float r = rsqrtf(block_sum(made * made) / (PLE ? PLE : 1) + EPS);
-  ple = (made * r * weight + token) * 0.70710678f;
   receive(AT_DOWN, tag(P_DOWN), v);
-  add_normed(v, 1.f);
-  put_plain();
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++) squares += mine(i) ? v[i] * v[i] : 0.f;
+  float2 sums = block_sums(squares, made * made);
+  float r = rsqrtf(sums.x / HIDDEN + EPS);
+  ple = (made * rsqrtf(sums.y / (PLE ? PLE : 1) + EPS) * weight + token) * 0.70710678f;
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++)
+    if (mine(i)) {
+      h(i) += v[i] * r * weight_at(0, i);
+      put(operand(), element(i), h(i));
+    }
 }
 
 DEVICE void Consumer::put_ple() {
@@ -235,58 +261,47 @@ DEVICE void Consumer::put_ple() {
   if (t < PLE) put(operand(), t, gelu_tanh(as_float(wait_packet(packets(AT_PLE_GATE) + t, tag(P_PLE_GATE)))) * ple);
 }
 
-// Wait for what the product's operand is made of, and make it.
-DEVICE Job Consumer::prepare(int product) {
+DEVICE Job Consumer::describe(int product) {
   const int d = info & IS_FULL ? D_FULL : D_SLIDING, keys = info & IS_FULL ? KV_FULL * D_FULL : KV_SLIDING * D_SLIDING;
-  int pairs = 0, pairs_at = 0, pairs_phase = 0;
   Job job = {operand(), HIDDEN, HIDDEN * WEIGHT_BYTES, 1, 0, false, tag(product)};
   switch (product) {
-    case W_CONTEXT:
-      put_plain();
-      job.total = LAYERS * PLE, job.to = AT_CONTEXT, job.tag = a.tag;
-      break;
-    case W_QKV:
-      job.total = HEADS * d + (info & IS_OWN ? (info & KEY_IS_VALUE ? keys : 2 * keys) : 0), job.to = AT_QKV;
-      break;
+    case W_CONTEXT: job.total = LAYERS * PLE, job.to = AT_CONTEXT, job.tag = a.tag; break;
+    case W_QKV: job.total = HEADS * d + (info & IS_OWN ? (info & KEY_IS_VALUE ? keys : 2 * keys) : 0), job.to = AT_QKV; break;
+    case W_O: job.row_bytes = HEADS * d * WEIGHT_BYTES, job.to = AT_O; break;
+    case W_ROUTER: job.x = shared + S_ROUTER, job.total = EXPERTS, job.row_bytes = HIDDEN * 2, job.to = AT_ROUTER; break;
+    case W_GATED: job.total = ff, job.paired = true, job.to = AT_GATED; break;
+    case W_DOWN: job.row_bytes = ff * WEIGHT_BYTES, job.to = AT_DOWN; break;
+    case W_EXPERT: job.x = shared + S_EXPERTS, job.total = TOP * EXPERT_FF, job.paired = true, job.to = AT_EXPERT; break;
+    case W_EXPERT_DOWN: job.row_bytes = EXPERT_FF * WEIGHT_BYTES, job.segments = TOP, job.to = AT_EXPERT_DOWN; break;
+    case W_PLE_GATE: job.total = PLE, job.to = AT_PLE_GATE; break;
+    case W_PLE: job.row_bytes = PLE * WEIGHT_BYTES, job.to = AT_PLE; break;
+    default: job.total = VOCAB;
+  }
+  return job;
+}
+
+// Wait for what the product's operand is made of, and make it.
+DEVICE void Consumer::make_operand(int product) {
+  int pairs = 0, pairs_at = 0, pairs_phase = 0;
+  switch (product) {
+    case W_CONTEXT: put_plain(); break;
     case W_O:
       if (info & IS_FULL) attention<D_FULL, KV_FULL>();
       else attention<D_SLIDING, KV_SLIDING>();
-      pairs = HEADS * d / 2, pairs_at = AT_MIXED, pairs_phase = P_MIXED;
-      job.row_bytes = HEADS * d * WEIGHT_BYTES, job.to = AT_O;
+      pairs = HEADS * (info & IS_FULL ? D_FULL : D_SLIDING) / 2, pairs_at = AT_MIXED, pairs_phase = P_MIXED;
       break;
-    case W_ROUTER:
-      add_attention();
-      put_branches();
-      job.x = shared + S_ROUTER, job.total = EXPERTS, job.row_bytes = HIDDEN * 2, job.to = AT_ROUTER;
-      break;
+    case W_ROUTER: add_attention(), put_branches(); break;
     case W_GATED:
       if (!EXPERTS) add_attention(), put_normed();
-      job.total = ff, job.paired = true, job.to = AT_GATED;
       break;
-    case W_DOWN:
-      pairs = ff / 2, pairs_at = AT_GATED, pairs_phase = P_GATED;
-      job.row_bytes = ff * WEIGHT_BYTES, job.to = AT_DOWN;
-      break;
-    case W_EXPERT:
-      mbarrier_wait(choice_made, index & 1);
-      job.x = shared + S_EXPERTS, job.total = TOP * EXPERT_FF, job.paired = true, job.to = AT_EXPERT;
-      break;
-    case W_EXPERT_DOWN:
-      pairs = TOP * EXPERT_FF / 2, pairs_at = AT_EXPERT, pairs_phase = P_EXPERT;
-      job.row_bytes = EXPERT_FF * WEIGHT_BYTES, job.segments = TOP, job.to = AT_EXPERT_DOWN;
-      break;
-    case W_PLE_GATE:
-      receive_ple();
-      job.total = PLE, job.to = AT_PLE_GATE;
-      break;
-    case W_PLE:
-      put_ple();
-      job.row_bytes = PLE * WEIGHT_BYTES, job.to = AT_PLE;
-      break;
-    default: job.total = VOCAB;
+    case W_DOWN: pairs = ff / 2, pairs_at = AT_GATED, pairs_phase = P_GATED; break;
+    case W_EXPERT: mbarrier_wait(choice_made, index & 1); break;
+    case W_EXPERT_DOWN: pairs = TOP * EXPERT_FF / 2, pairs_at = AT_EXPERT, pairs_phase = P_EXPERT; break;
+    case W_PLE_GATE: receive_ple(); break;
+    case W_PLE: put_ple(); break;
+    default: end_layer();
   }
   if (pairs) put_pairs(pairs_at, pairs, tag(pairs_phase));
-  return job;
 }
 
 // Norm weights that are needed after this product, and whose places are free since its operand was made.
@@ -315,10 +330,9 @@ DEVICE void Consumer::logit(int id, float sum) {
 }
 
 // Sums are published one by one; gelu(gate) * up by twos; logits stay here.
-DEVICE void Consumer::multiply_job(const Job& job, int product) {
-  Share part(job.total, job.paired);
+DEVICE void Consumer::multiply_job(const Job& job, const Share& part, const Geometry& geometry, int product) {
   uint2* to = packets(job.to) + (job.paired ? part.first / 2 : part.first);
-  eat.multiply_rows(part.count, job.paired, job.row_bytes, job.segments, job.x, [&](const Tile& t, int row, bool valid, float sum) {
+  eat.multiply_rows(geometry, job.row_bytes, job.segments, job.x, [&](const Tile& t, int row, bool valid, float sum) {
     int unit = t.first + row;
     if (job.paired) {
       float up = __shfl_down_sync(ALL, sum, 8), value = 0;
@@ -348,12 +362,15 @@ DEVICE void Consumer::run() {
 #pragma unroll 1
   for (Walk w; !w.done(); w.advance()) {
     index = w.layer;
-    if (w.product == W_QKV || w.product == W_HEAD) begin_layer();
-    Job job = prepare(w.product);
+    if (w.product == W_QKV) enter_layer();
+    Job job = describe(w.product);
+    Share part(job.total, job.paired);
+    Geometry geometry(part.count, job.paired, job.row_bytes);
+    make_operand(w.product);
     bar_sync(1, CONSUMERS);
     mark(w.product * 3);
     fetch_ahead(w.product);
-    multiply_job(job, w.product);
+    multiply_job(job, part, geometry, w.product);
     mark(w.product * 3 + 2);
   }
   finish();

@@ -60,6 +60,6 @@ DEVICE void Consumer::add_mixture(float factor) {
   float rd = inverse_rms(dense), rm = inverse_rms(mixed);
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++)
-    if (mine(i)) mixed[i] = dense[i] * rd * weight(2, i) + mixed[i] * rm * weight(3, i);
+    if (mine(i)) mixed[i] = dense[i] * rd * weight_at(2, i) + mixed[i] * rm * weight_at(3, i);
   add_normed(mixed, factor);
 }

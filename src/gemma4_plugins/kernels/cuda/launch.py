@@ -7,7 +7,8 @@ addresses and numbers, so it goes straight to the driver, on the stream that tin
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,18 @@ PORTABLE_MAPPED = 3
 """Flags of page-locked host memory that kernels write to."""
 
 
-def device() -> Any:
-    """tinygrad's CUDA device, its context current in this thread."""
+@cache
+def driver() -> tuple[Any, Callable[[int], None]]:
+    """tinygrad's bindings of the driver, and its check of their results, which raises RuntimeError."""
     from tinygrad.runtime.autogen import cuda
     from tinygrad.runtime.ops_cuda import check
 
+    return cuda, check
+
+
+def device() -> Any:
+    """tinygrad's CUDA device, its context current in this thread."""
+    cuda, check = driver()
     opened = Device[DEVICE]
     check(cuda.cuCtxSetCurrent(opened.context))
     return opened
@@ -30,9 +38,7 @@ def device() -> Any:
 
 def attribute(name: str) -> int:
     """A device attribute by the end of its driver name, such as ``MULTIPROCESSOR_COUNT``."""
-    from tinygrad.runtime.autogen import cuda
-    from tinygrad.runtime.ops_cuda import check
-
+    cuda, check = driver()
     value = ctypes.c_int()
     which = getattr(cuda, f"CU_DEVICE_ATTRIBUTE_{name}")
     check(cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device().cu_device))
@@ -52,7 +58,9 @@ def is_plain(tensor: Tensor) -> bool:
 class Kernel:
     """A compiled kernel with its dynamic shared memory."""
 
-    def __init__(self, source: str, name: str, threads: int, shared_bytes: int = 0, binary: bytes | None = None) -> None:
+    def __init__(
+        self, source: str, name: str, threads: int, shared_bytes: int = 0, binary: bytes | None = None
+    ) -> None:  # fmt: skip
         from tinygrad.device import TinyELF
         from tinygrad.runtime.ops_cuda import CUDAProgram
 
@@ -61,41 +69,56 @@ class Kernel:
         elf = TinyELF(library, name, opened.renderer.target, ())
         self.threads, self.shared_bytes = threads, shared_bytes
         self.program = CUDAProgram(opened, elf, shared_bytes)
+        self.function, self.context = self.program.prg, opened.context
 
     def resident_blocks(self) -> int:
         """Blocks that one multiprocessor holds at a time."""
-        from tinygrad.runtime.autogen import cuda
-        from tinygrad.runtime.ops_cuda import check
-
+        cuda, check = driver()
         count = ctypes.c_int()
         size = ctypes.c_size_t(self.shared_bytes)
         device()
         ask = cuda.cuOccupancyMaxActiveBlocksPerMultiprocessor
-        check(ask(ctypes.byref(count), self.program.prg, self.threads, size))
+        check(ask(ctypes.byref(count), self.function, self.threads, size))
         return count.value
 
-    def launch(self, blocks: int, arguments: Sequence[ctypes._SimpleCData[Any]]) -> None:
-        """Queue the kernel; arguments are ctypes values of the parameters' sizes."""
-        from tinygrad.runtime.autogen import cuda
-        from tinygrad.runtime.ops_cuda import check
-
-        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(x) for x in arguments))
-        device()
+    def launch(self, width: int, arguments: Sequence[ctypes._SimpleCData[Any]], height: int = 1) -> None:
+        """Queue a grid of ``width`` by ``height`` blocks; arguments are ctypes values of the parameters' sizes."""
+        cuda, check = driver()
+        pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        check(cuda.cuCtxSetCurrent(self.context))
         check(
             cuda.cuLaunchKernel(
-                self.program.prg, blocks, 1, 1, self.threads, 1, 1, self.shared_bytes, None,
+                self.function, width, height, 1, self.threads, 1, 1, self.shared_bytes, None,
                 ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p)), None,
             )
         )  # fmt: skip
+
+
+class Sibling(Kernel):
+    """Another kernel of a module that is loaded already."""
+
+    def __init__(self, first: Kernel, name: str, threads: int, shared_bytes: int) -> None:
+        cuda, check = driver()
+        self.program, self.context, self.threads, self.shared_bytes = first.program, first.context, threads, shared_bytes
+        self.function = cuda.CUfunction()
+        device()
+        check(cuda.cuModuleGetFunction(ctypes.byref(self.function), self.program.module, name.encode()))
+        attribute_name = cuda.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        check(cuda.cuFuncSetAttribute(self.function, attribute_name, shared_bytes))
+
+
+def kernels(source: str, wanted: Mapping[str, tuple[int, int]]) -> dict[str, Kernel]:
+    """Several kernels of one source by name, each with its threads and shared memory."""
+    names = list(wanted)
+    first = Kernel(source, names[0], *wanted[names[0]])
+    return {names[0]: first} | {name: Sibling(first, name, *wanted[name]) for name in names[1:]}
 
 
 class HostBuffer:
     """Zeroed page-locked memory that the device writes to while the host reads it."""
 
     def __init__(self, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
-        from tinygrad.runtime.autogen import cuda
-        from tinygrad.runtime.ops_cuda import check
-
+        cuda, check = driver()
         device()
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self._memory = ctypes.c_void_p()
@@ -109,10 +132,8 @@ class HostBuffer:
         self.array = np.ctypeslib.as_array(held).view(dtype).reshape(shape)
 
     def __del__(self) -> None:
-        from tinygrad.runtime.autogen import cuda
-
         if getattr(self, "_memory", None):
-            cuda.cuMemFreeHost(self._memory)
+            driver()[0].cuMemFreeHost(self._memory)
 
 
 def wait() -> None:

@@ -16,7 +16,7 @@ constexpr u32 IS_FULL = 1, IS_OWN = 2, KEY_IS_VALUE = 4;
 // Fields of the model's table row
 enum ModelField {
   M_EMBEDDING, M_NORM, M_PLE_TABLE, M_PLE_PROJECTION, M_PLE_NORM, M_COS_SLIDING, M_SIN_SLIDING, M_COS_FULL, M_SIN_FULL,
-  M_SUPPRESSED
+  M_SUPPRESSED, M_SLOTS_SLIDING, M_SLOTS_FULL
 };
 
 // Products in the order of their work. W_PLE_GATE and W_PLE exist with per-layer inputs only, W_ROUTER, W_EXPERT and
@@ -29,15 +29,17 @@ enum Phase { P_QKV, P_O, P_ROUTER, P_GATED, P_DOWN, P_EXPERT, P_EXPERT_DOWN, P_P
 constexpr int CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32;
 constexpr int D_MAX = D_SLIDING > D_FULL ? D_SLIDING : D_FULL;
 constexpr int H_PER_THREAD = (HIDDEN + CONSUMERS - 1) / CONSUMERS;
+// packets that a thread asks for at a time where there are many: those of the widest inner layer, if few enough
+constexpr int PAIRS_EACH = (FF_MAX / 2 + CONSUMERS - 1) / CONSUMERS, MANY_PAIRS = PAIRS_EACH < 24 ? PAIRS_EACH : (PAIRS_EACH + 1) / 2;
 constexpr int EXPERT_ROWS = EXPERT_FF ? EXPERT_FF : 1;
 
 struct Arguments {
   const u64* table;      // row 0: the model; row 1 + i: layer i; 32 fields each
   uint2* scratch;
   const int* token;      // the id to run
-  int* next;             // greedy: the id chosen, its log-probability
+  int* next;             // the first best id and its log-probability; null where they are not wanted
   float* logprob;
-  float* logits;         // [VOCAB] fp32, or null where the choice is greedy
+  float* logits;         // [VOCAB] fp32; null where they are not wanted
   const u16* ple_rows;   // the token's row of the per-layer table where that is not on the device, else null
   volatile u32* history; // host memory: (id, log-probability, sequence, 0) at slot sequence % HISTORY; null if unused
   int position;

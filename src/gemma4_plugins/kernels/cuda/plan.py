@@ -1,4 +1,4 @@
-"""The persistent step's constants for one model, one cache and one device: sizes, places in scratch and shared memory.
+"""The persistent step's constants for one model and one device: sizes, places in scratch and shared memory.
 
 The kernel's source knows names only; whoever runs it (the driver, or the host emulation of the tests) gets the numbers
 from here.
@@ -37,16 +37,8 @@ class Machine:
     """Multiprocessors: one block each."""
     shared_bytes: int
     """Most dynamic shared memory of a block."""
-    warps: int = 16
+    warps: int = 8
     """Multiplying warps of a block, a power of two."""
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Positions that each kind of layer's cache buffers have room for."""
-
-    sliding: int
-    full: int
 
 
 @dataclass(frozen=True)
@@ -69,11 +61,6 @@ class Plan:
     def tags(self) -> int:
         """Tags that one launch uses up."""
         return 2 + int(self.constants["LAYERS"]) * PHASES
-
-    def defines(self) -> str:
-        """The constants as preprocessor lines."""
-        show = lambda v: f"{v!r}f" if isinstance(v, float) else str(v)  # noqa: E731
-        return "".join(f"#define {name} {show(value)}\n" for name, value in self.constants.items())
 
 
 def unsupported(text: TextConfig) -> str | None:
@@ -105,30 +92,20 @@ def of_kind(text: TextConfig, full: bool) -> LayerConfig:
     return next((layer for layer in text.layers if layer.is_full is full), text.layers[0])
 
 
-def make_plan(text: TextConfig, slots: Slots, machine: Machine, timers: bool = False) -> Plan | None:
+def make_plan(text: TextConfig, machine: Machine, timers: bool = False) -> Plan | None:
     """The plan for bf16 weights and cache, or None where the device is too small for the model.
 
     With ``timers`` the kernel also leaves the cycles of each part of a step in scratch memory.
     """
     sliding, full = of_kind(text, False), of_kind(text, True)
-    experts = text.enable_moe_block
     # every block must have a share of the products that all others wait for
     blocks = min(machine.blocks, text.hidden_size)
     if blocks < max(items(text, sliding), items(text, full)):
         return None
-    constants: dict[str, int | float] = {
-        "HIDDEN": text.hidden_size, "LAYERS": text.num_hidden_layers, "HEADS": text.num_attention_heads,
-        "VOCAB": text.vocab_size, "PLE": text.hidden_size_per_layer_input or 0,
-        "EXPERTS": text.num_experts if experts else 0, "TOP": text.top_k_experts if experts else 0,
-        "EXPERT_FF": text.moe_intermediate_size if experts else 0,
-        "KV_SLIDING": sliding.num_key_value_heads, "KV_FULL": full.num_key_value_heads,
-        "D_SLIDING": sliding.head_dim, "D_FULL": full.head_dim, "FF_MAX": max(x.intermediate_size for x in text.layers),
-        "WINDOW": sliding.window or 1, "RING_SLOTS": slots.sliding, "FULL_SLOTS": slots.full,
-        "EPS": float(text.rms_norm_eps), "SOFTCAP": float(text.final_logit_softcapping or 0.0),
-        "EMBED_SCALE": rounded(text.hidden_size**0.5, dtypes.bfloat16),
-        "PLE_SCALE": rounded((text.hidden_size_per_layer_input or 0) ** 0.5, dtypes.bfloat16),
-        "GRID": blocks, "WARPS": machine.warps, "STAGE_BYTES": STAGE_BYTES, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES,
-        "HISTORY": HISTORY, "WEIGHT_BYTES": 2, **({"TIMERS": 1} if timers else {}),
+    constants = model_constants(text) | {
+        "GRID": blocks, "WARPS": machine.warps,
+        "STAGE_BYTES": STAGE_BYTES, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "HISTORY": HISTORY, "WEIGHT_BYTES": 2,
+        **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip
     packets = scratch(constants)
     fixed = shared(constants, 0)
@@ -139,6 +116,23 @@ def make_plan(text: TextConfig, slots: Slots, machine: Machine, timers: bool = F
     total = places.pop("SHARED_BYTES")
     size = packets.pop("SCRATCH_PACKETS")
     return Plan(constants | {"STAGES": stages} | packets | places, size, total)
+
+
+def model_constants(text: TextConfig) -> dict[str, int | float]:
+    """Sizes and numbers of a model, by the names that kernel sources know them by."""
+    sliding, full = of_kind(text, False), of_kind(text, True)
+    experts, per_layer = text.enable_moe_block, text.hidden_size_per_layer_input or 0
+    return {
+        "HIDDEN": text.hidden_size, "LAYERS": text.num_hidden_layers, "HEADS": text.num_attention_heads,
+        "VOCAB": text.vocab_size, "PLE": per_layer, "EXPERTS": text.num_experts if experts else 0,
+        "TOP": text.top_k_experts if experts else 0, "EXPERT_FF": text.moe_intermediate_size if experts else 0,
+        "KV_SLIDING": sliding.num_key_value_heads, "KV_FULL": full.num_key_value_heads,
+        "D_SLIDING": sliding.head_dim, "D_FULL": full.head_dim, "FF_MAX": max(x.intermediate_size for x in text.layers),
+        "WINDOW": sliding.window or 1, "EPS": float(text.rms_norm_eps),
+        "SOFTCAP": float(text.final_logit_softcapping or 0.0),
+        "EMBED_SCALE": rounded(text.hidden_size**0.5, dtypes.bfloat16),
+        "PLE_SCALE": rounded(per_layer**0.5, dtypes.bfloat16),
+    }  # fmt: skip
 
 
 def items(text: TextConfig, layer: LayerConfig) -> int:
@@ -184,7 +178,7 @@ def shared(c: dict[str, int | float], stages: int) -> dict[str, int]:
         "S_RING": stages * STAGE_BYTES, "S_OPERAND": max(*(2 * n for n in vectors), attention),
         "S_ROUTER": row if k["EXPERTS"] else 0, "S_EXPERTS": row if k["EXPERTS"] else 0, "S_STREAM": 2 * row,
         **{f"S_NORM_{i}": row for i in range(4 if k["EXPERTS"] else 2)},
-        "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 2 * k["WARPS"] * 4,
+        "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 4 * k["WARPS"] * 4,
         "S_CHOSEN": 128, "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * stages + 1) * 8,
     }  # fmt: skip
     places = running(sizes, 128, "SHARED_BYTES")

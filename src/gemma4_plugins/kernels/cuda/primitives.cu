@@ -52,6 +52,8 @@ DEVICE u64 stream_policy() {
 DEVICE void copy16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
+DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LEFT> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 DEVICE void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #if __CUDA_ARCH__ >= 900 && !defined(NO_BULK)
 #define BULK 1
@@ -169,29 +171,46 @@ DEVICE u32 wait_packet(const uint2* p, u32 tag) {
   }
   return v.x;
 }
-// two neighbours, of which the first stands at an even index
-DEVICE uint2 wait_two_packets(const uint2* p, uint4 v, u32 tag) {
-  for (u32 spins = 0; v.y != tag || v.w != tag; v = load_two_packets(p)) {
-    if (++spins > SPIN_LIMIT) give_up();
-    spin_pause();
-  }
-  return make_uint2(v.x, v.z);
-}
-// `count` packets `stride` apart: all loads in flight before the first is looked at
-template <int COUNT> DEVICE void wait_packets(const uint2* p, int stride, int limit, u32 tag, u32 (&out)[COUNT]) {
+// Packets `stride` apart while below `limit`: whatever is missing is asked for again in one go, so that the last one's
+// arrival costs one round trip and not one for each. A patient reader asks for its first one alone until that is there.
+template <int COUNT, bool PATIENT> DEVICE void wait_packets(const uint2* p, int stride, int limit, u32 tag, u32 (&out)[COUNT]) {
   uint2 v[COUNT];
 #pragma unroll
-  for (int i = 0; i < COUNT; i++)
-    if (i * stride < limit) v[i] = load_packet(p + i * stride);
+  for (int i = 0; i < COUNT; i++) v[i] = i * stride < limit ? load_packet(p + i * stride) : make_uint2(0, tag);
+  for (u32 spins = 0;; spins++) {
+    bool all = true;
 #pragma unroll
-  for (int i = 0; i < COUNT; i++) {
-    out[i] = 0;
-    if (i * stride < limit) {
-      for (u32 spins = 0; v[i].y != tag; v[i] = load_packet(p + i * stride)) {
-        if (++spins > SPIN_LIMIT) give_up();
-        spin_pause();
-      }
-      out[i] = v[i].x;
+    for (int i = 0; i < COUNT; i++) all = all && v[i].y == tag;
+    if (all) break;
+    if (spins > SPIN_LIMIT) give_up();
+    spin_pause();
+    if (PATIENT && v[0].y != tag) {
+      v[0] = load_packet(p);
+      continue;
     }
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      if (v[i].y != tag) v[i] = load_packet(p + i * stride);
   }
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) out[i] = v[i].x;
+}
+// Pairs of neighbours, of which the first stands at an even index.
+template <int COUNT> DEVICE void wait_packet_pairs(const uint2* p, int stride, u32 tag, u32 (&out)[COUNT][2]) {
+  uint4 v[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) v[i] = load_two_packets(p + i * stride);
+  for (u32 spins = 0;; spins++) {
+    bool all = true;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) all = all && v[i].y == tag && v[i].w == tag;
+    if (all) break;
+    if (spins > SPIN_LIMIT) give_up();
+    spin_pause();
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      if (v[i].y != tag || v[i].w != tag) v[i] = load_two_packets(p + i * stride);
+  }
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) out[i][0] = v[i].x, out[i][1] = v[i].z;
 }

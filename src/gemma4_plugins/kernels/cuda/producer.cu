@@ -84,13 +84,13 @@ struct Producer {
     typedef Heads<D, KV> N;
     Slice s = slice_of<D, KV>(full, a.position);
     if (s.index >= s.slices) return;
-    const int slots = full ? FULL_SLOTS : RING_SLOTS;
+    const int slots = (int)(u64)of_model(full ? M_SLOTS_FULL : M_SLOTS_SLIDING);
     for (int base = 0; base < s.count; base += SPAN) {
       int end = base + SPAN < s.count ? base + SPAN : s.count;
       for (int kind = 0; kind < 2; kind++)
         for (int at = base; at < end; at += N::PIECE) {
           int count = end - at < N::PIECE ? end - at : N::PIECE;
-          int p = s.start + at + (feed.lane < count ? feed.lane : 0), slot = full ? p : p % RING_SLOTS;
+          int p = s.start + at + (feed.lane < count ? feed.lane : 0), slot = p % slots;
           feed.rows(count, D * 2, D * 2 + 16, cache + ((u64)(kind * KV + s.kv_head) * slots + slot) * (D * 2));
         }
     }

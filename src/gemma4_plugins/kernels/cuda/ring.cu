@@ -96,11 +96,10 @@ struct Eater {
   float* parts;  // [2][GROUP_TILES][WARPS][16]: two buffers, so that one barrier between uses is enough
   int thread, warp, lane, buffer;
 
-  // Multiply `count` rows (or pairs) with the operand `x` in shared memory and hand every sum to
+  // Multiply this block's rows with the operand `x` in shared memory and hand every sum to
   // `sink(tile, row, valid, sum)`, a call that whole warps make together. A row is `segments` times `row_bytes`.
   template <class Sink, class Gathered>
-  DEVICE void multiply_rows(int count, bool paired, int row_bytes, int segments, const u8* x, Sink sink, Gathered gathered) {
-    Geometry g(count, paired, row_bytes);
+  DEVICE void multiply_rows(const Geometry& g, int row_bytes, int segments, const u8* x, Sink sink, Gathered gathered) {
     int turn = 0, group = 0;
     for (int index = 0; index < g.tiles; index++) {
       float sums[4] = {0, 0, 0, 0};

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +10,13 @@ from gemma4_plugins.kernels.cuda.plan import Plan
 
 STEP_FILES = ("layout", "ring", "producer", "attention", "consumer", "experts", "head")
 ENTRY = "decode_step"
+CHUNK_FILES = ("gemm", "rows", "chunk_attention")
+
+
+def defines(constants: Mapping[str, int | float]) -> str:
+    """Constants as preprocessor lines."""
+    show = lambda v: f"{v!r}f" if isinstance(v, float) else str(v)  # noqa: E731
+    return "".join(f"#define {name} {show(value)}\n" for name, value in constants.items())
 
 
 @cache
@@ -19,7 +27,12 @@ def source_file(name: str) -> str:
 
 def step_source(plan: Plan) -> str:
     """The persistent step's source for one plan; complete but for the instruction set in ``primitives``."""
-    return plan.defines() + "".join(source_file(name) for name in STEP_FILES)
+    return defines(plan.constants) + "".join(source_file(name) for name in STEP_FILES)
+
+
+def chunk_source(constants: Mapping[str, int | float]) -> str:
+    """The kernels of a chunk of positions."""
+    return defines(constants) + "".join(source_file(name) for name in CHUNK_FILES)
 
 
 def device_source(body: str) -> str:

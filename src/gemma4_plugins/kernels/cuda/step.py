@@ -13,7 +13,7 @@ from tinygrad import Tensor, dtypes
 from gemma4_core.errors import DeviceError
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.kernels.cuda import launch
-from gemma4_plugins.kernels.cuda.plan import HISTORY, Machine, Plan, Slots, make_plan, unsupported
+from gemma4_plugins.kernels.cuda.plan import HISTORY, Machine, Plan, make_plan, unsupported
 from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, step_source
 from gemma4_plugins.kernels.cuda.table import address_table, plain
 
@@ -56,7 +56,7 @@ def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep |
     model = engine.model
     if not served(model, storage):
         return None
-    plan = make_plan(model.text.config, slots_of(model, storage), machine())
+    plan = make_plan(model.text.config, machine())
     if plan is None:
         return None
     kernel = compiled(device_source(step_source(plan)), plan.threads, plan.shared_bytes)
@@ -82,15 +82,6 @@ def held_tensors(model: GemmaModel) -> list[Tensor]:
     return [*(t for place in model.places.values() for t in place.matrix.parts().values()), *model.tensors.values()]
 
 
-def slots_of(model: GemmaModel, storage: Storage) -> Slots:
-    """Slots of the cache's buffers, 1 where there is no layer of a kind."""
-    found = {True: 1, False: 1}
-    for layer, held in zip(model.text.config.layers, storage.layers, strict=True):
-        if held is not None:
-            found[layer.is_full] = int(held.shape[3])
-    return Slots(found[False], found[True])
-
-
 class CudaStep:
     """Launches the kernel; keeps what it refers to alive."""
 
@@ -105,6 +96,7 @@ class CudaStep:
         table = address_table(model.text, storage, rotation, model.suppressed, launch.address)
         self.table = Tensor(table, device=model.device).contiguous().realize()
         self.scratch = self._zeros(plan.scratch_packets, 2, dtype=dtypes.uint32)
+        self.fixed = (launch.address(self.table), launch.address(self.scratch))
         self.logits = self._zeros(1, engine.vocab, dtype=dtypes.float32) if sampled else None
         self.outputs = [
             (self._zeros(1, 1, dtype=dtypes.int32), self._zeros(1, 1, dtype=dtypes.float32)) for _ in range(AHEAD + 2)
@@ -118,14 +110,25 @@ class CudaStep:
     def __call__(self, token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
         self.sequence = self.sequence + 1 & 0xFFFFFFFF
         outputs = self.outputs[self.sequence % len(self.outputs)]
-        self._launch(token, position, outputs)
-        if self.logits is not None and state is not None:
+        if self.sampled and state is not None:
+            assert self.logits is not None
+            self._launch(token, position, None, self.logits)
             return self.engine.choose(self.logits, position + 1, state)
+        self._launch(token, position, outputs, None)
         issued = Issued(outputs)
         issued.step, issued.sequence = self, self.sequence
         return issued
 
-    def _launch(self, token: Tensor, position: int, outputs: tuple[Tensor, Tensor]) -> None:
+    def finish(self, token: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Run a prompt's last token: logits, their first best id, and its log-probability."""
+        if self.logits is None:
+            self.logits = self._zeros(1, self.engine.vocab, dtype=dtypes.float32)
+        self._launch(token, position, self.outputs[0], self.logits)
+        return self.logits, *self.outputs[0]
+
+    def _launch(
+        self, token: Tensor, position: int, outputs: tuple[Tensor, Tensor] | None, logits: Tensor | None
+    ) -> None:
         if (self.launched + 1) * self.plan.tags >= 1 << 32:
             # tags come round: no old packet may carry one that is used again
             self.scratch.assign(self.scratch.zeros_like()).realize()
@@ -136,11 +139,9 @@ class CudaStep:
         rows = host.rows(token.numpy()) if host is not None else None
         self.kept[3:] = [token, rows]
         at = launch.address
-        greedy = self.logits is None
         pointers = [
-            at(self.table), at(self.scratch), at(token), *(at(t) for t in outputs),
-            0 if self.logits is None else at(self.logits), 0 if rows is None else at(rows),
-            self.history.address if greedy else 0,
+            *self.fixed, at(token), *(map(at, outputs) if outputs is not None else (0, 0)),
+            0 if logits is None else at(logits), 0 if rows is None else at(rows), self.history.address,
         ]  # fmt: skip
         numbers = (position, tag, self.sequence)
         self.kernel.launch(self.plan.blocks, [*map(ctypes.c_uint64, pointers), *map(ctypes.c_uint32, numbers)])

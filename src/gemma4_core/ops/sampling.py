@@ -63,7 +63,9 @@ def _threshold(keys: Tensor, enough: Tensor, weight: Tensor) -> Tensor:
 def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The first largest logit of ``[B, V]``: ids int32 ``[B, 1]`` and their log-probability fp32 ``[B, 1]``."""
     token = logits.argmax(-1, keepdim=True).cast(dtypes.int32)
-    return token, (logits.max(-1, keepdim=True) - logits.logsumexp(-1, keepdim=True))
+    # a kernel whose argument is simplified away is launched wrongly by tinygrad 0.14's CUDA graph, so max() stays apart
+    top = logits.max(-1, keepdim=True).contiguous()
+    return token, -(logits - top).exp().sum(-1, keepdim=True).log()
 
 
 def sample(logits: Tensor, state: SamplingState | None, position: int | UOp) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import select
 import subprocess
 import sys
@@ -56,11 +57,17 @@ class Terminal:
         command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), *args]
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave if stdout is None else stdout, stderr=slave, env=env,
-            # a terminal of its own, so that Ctrl-C becomes a signal
-            preexec_fn=lambda: (os.setsid(), os.close(os.open(os.ttyname(0), os.O_RDWR))),
+            preexec_fn=self._own_terminal,
         )
         os.close(slave)
         self.seen = ""
+
+    @staticmethod
+    def _own_terminal() -> None:
+        """A terminal of its own, so that Ctrl-C becomes a signal; runs of tests in the background ignore it."""
+        os.setsid()
+        os.close(os.open(os.ttyname(0), os.O_RDWR))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())

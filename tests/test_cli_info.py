@@ -39,7 +39,7 @@ def test_parameters_and_bytes_are_those_of_the_files(checkpoint: Path) -> None:
     assert about["parameters"] == count and about["weight_bytes"] == 2 * count and about["tensors"] == len(header)
     assert (about["format"], about["files"], about["file_bytes"]) == ("bf16", 1, weights.stat().st_size)
     assert about["problem"] is None and about["size"] == "tiny-e2b" and about["dtype"] == "bfloat16"
-    assert {tower["name"] for tower in about["towers"]} == {"vision", "audio"}
+    assert {tower["name"] for tower in about["towers"]} >= {"vision", "audio"}
     assert about["tokenizer"] == "huggingface" and about["chat_template"] == "chat_template.jinja"
     assert about["generation"]["stop_ids"] == [1, 16, 9]
 

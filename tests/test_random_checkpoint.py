@@ -138,11 +138,11 @@ def test_memory_stays_small_and_tinygrad_out(tmp_path: Path) -> None:
     data = preset_dict("tiny-31b", towers=False)
     data["text_config"] |= {"vocab_size": 160_000, "hidden_size": 1024}  # a table of 328 MB
     code = f"""
-import resource, sys
+import sys
 from gemma4_core.checkpoint import write_random_checkpoint
+from gemma4_core.memory import peak_rss_bytes
 write_random_checkpoint({str(tmp_path / "model")!r}, {data!r})
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(peak * (1 if sys.platform == "darwin" else 1024), "tinygrad" in sys.modules)
+print(peak_rss_bytes(), "tinygrad" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak, imported = done.stdout.split()

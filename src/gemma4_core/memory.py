@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 
 def peak_rss_bytes() -> int:
     """Peak resident memory of this process in bytes, 0 where the system does not tell."""
+    try:
+        # on Linux ru_maxrss starts at the parent's peak, VmHWM does not
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
     try:
         import resource
     except ImportError:

@@ -16,6 +16,8 @@ import time
 
 import numpy as np
 from cuda_models import Filler, in_fp32, random_model, use_binaries, with_chunk
+from tinygrad import Tensor, dtypes
+
 from gemma4_core.generation.engine import Chunk
 from gemma4_core.generation.finished import Finished
 from gemma4_core.model.cache import Storage
@@ -24,7 +26,6 @@ from gemma4_core.ops import portable
 from gemma4_plugins.kernels.cuda import launch
 from gemma4_plugins.kernels.cuda import prefill as cuda_prefill
 from gemma4_plugins.kernels.cuda import step as cuda_step
-from tinygrad import Tensor, dtypes
 
 TINY = {
     "model_type": "gemma4_text", "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256,
@@ -103,15 +104,20 @@ def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: 
         logits = done.logits if isinstance(done, Finished) else served.text.logits(done[:, 0], served.operations)
         held = [storage.layers[i] for i, x in enumerate(served.text.config.layers) if storage.layers[i] is not None]
         newest = [np.arange(max(0, length - (x.window or length)), length) for x in served.text.config.layers]
-        taken = [t.float().numpy()[:, 0][:, :, p % t.shape[3]] for t, p in zip(held, newest, strict=False) if t is not None]
+        taken = [
+            t.float().numpy()[:, 0][:, :, p % t.shape[3]] for t, p in zip(held, newest, strict=False) if t is not None
+        ]
         found.append((logits.numpy().reshape(-1), taken))
     (got, got_kv), (plain, plain_kv), (truth, truth_kv) = found
     error, usual = relative(got, truth), relative(plain, truth)
     pairs = [(relative(a, c), relative(b, c)) for a, b, c in zip(got_kv, plain_kv, truth_kv, strict=True)]
     worst = max(pairs, key=lambda pair: pair[0] / max(pair[1], 2e-3))
     holds = error <= max(LIMIT * usual, 2e-3) and worst[0] <= max(LIMIT * worst[1], 4e-3)
-    print(f"{name} prompt of {length}: logits {error:.2e}, portable bf16 {usual:.2e} from fp32; worst layer's keys and "
-          f"values {worst[0]:.2e}, portable {worst[1]:.2e} {'good' if holds else 'BAD'}", flush=True)
+    print(
+        f"{name} prompt of {length}: logits {error:.2e}, portable bf16 {usual:.2e} from fp32; worst layer's keys and "
+        f"values {worst[0]:.2e}, portable {worst[1]:.2e} {'good' if holds else 'BAD'}",
+        flush=True,
+    )
     return bool(holds)
 
 
@@ -149,9 +155,12 @@ def check(name: str, positions: list[int], prompts: list[int]) -> bool:
         expected = float(got.max() - np.log(np.exp(got.astype(np.float64) - got.max()).sum()) - got.max())
         holds = error <= max(LIMIT * usual, 2e-3) and again == best and abs(expected - logprob) < 1e-3
         good = good and bool(holds)
-        print(f"{name} at {position}: kernel {error:.2e}, portable bf16 {usual:.2e} from fp32; greedy {again} "
-              f"(own best {best}, fp32 best {int(truth.argmax())}), log-probability {logprob:.4f} ({expected:.4f}) "
-              f"{'good' if holds else 'BAD'}", flush=True)
+        print(
+            f"{name} at {position}: kernel {error:.2e}, portable bf16 {usual:.2e} from fp32; greedy {again} "
+            f"(own best {best}, fp32 best {int(truth.argmax())}), log-probability {logprob:.4f} ({expected:.4f}) "
+            f"{'good' if holds else 'BAD'}",
+            flush=True,
+        )
     print(f"{name}: {'good' if good else 'BAD'} in {time.perf_counter() - began:.1f} s", flush=True)
     return good
 

@@ -16,6 +16,8 @@ import time
 
 import numpy as np
 from cuda_models import random_model, use_binaries, with_chunk
+from tinygrad import Tensor, dtypes
+
 from gemma4_core.config import TextConfig
 from gemma4_core.generation.engine import Chunk
 from gemma4_core.generation.finished import Finished
@@ -26,7 +28,6 @@ from gemma4_plugins.kernels.cuda import prefill as cuda_prefill
 from gemma4_plugins.kernels.cuda import step as cuda_step
 from gemma4_plugins.kernels.cuda.plan import Machine, Plan, make_plan
 from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, step_source
-from tinygrad import Tensor, dtypes
 
 READ = """
 extern "C" __global__ void read_all(const uint4* p, unsigned long long n, uint4* o) {
@@ -126,7 +127,9 @@ def parts_of(plan: Plan, step: cuda_step.CudaStep, layers: int) -> str:
         if wait + rows + out > 0:
             lines.append(f"    {name:13s} {wait:7.2f} {rows:7.2f} {out:7.2f}")
     attend, combine, end = mean[33] / layers, mean[34] / layers, mean[35]
-    return "\n".join([*lines, f"    attention {attend:.2f}, combining {combine:.2f} (per layer, before o), end {end:.2f}"])
+    return "\n".join(
+        [*lines, f"    attention {attend:.2f}, combining {combine:.2f} (per layer, before o), end {end:.2f}"]
+    )
 
 
 def main() -> None:
@@ -152,16 +155,22 @@ def main() -> None:
             for warps in options.warps:
                 step = timed_step(model, context, warps, options.parts)
                 seconds = statistics.median(times := measure(step, context, options.steps))
-                print(f"{name} context {context} warps {warps}: {seconds * 1e3:.3f} ms {1 / seconds:.1f} tok/s "
-                      f"({1 / max(times):.1f} to {1 / min(times):.1f}), {size / seconds / 1e12:.2f} TB/s, "
-                      f"{100 * size / seconds / rate:.0f} % of read", flush=True)
+                print(
+                    f"{name} context {context} warps {warps}: {seconds * 1e3:.3f} ms {1 / seconds:.1f} tok/s "
+                    f"({1 / max(times):.1f} to {1 / min(times):.1f}), {size / seconds / 1e12:.2f} TB/s, "
+                    f"{100 * size / seconds / rate:.0f} % of read",
+                    flush=True,
+                )
                 if options.parts:
                     print(parts_of(step.plan, step, model.text.config.num_hidden_layers), flush=True)
                 del step
         for length in options.prompts:
             seconds = statistics.median(times := measure_prompt(model, length))
-            print(f"{name} prompt of {length}: {seconds * 1e3:.1f} ms, {length / seconds:.0f} tok/s "
-                  f"({length / max(times):.0f} to {length / min(times):.0f})", flush=True)
+            print(
+                f"{name} prompt of {length}: {seconds * 1e3:.1f} ms, {length / seconds:.0f} tok/s "
+                f"({length / max(times):.0f} to {length / min(times):.0f})",
+                flush=True,
+            )
         del model
 
 

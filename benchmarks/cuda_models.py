@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinygrad import Tensor, dtypes
+
 from gemma4_core.config import GenerationConfig, expected_text_tensors, parse_config, preset_dict
 from gemma4_core.descriptions import Context
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, DenseStack, Weight
 from gemma4_plugins.kernels.cuda import launch
-from tinygrad import Tensor, dtypes
 
 FILL = """
 extern "C" __global__ void fill(unsigned short* p, unsigned long long n, float scale, float offset, unsigned seed) {
@@ -101,7 +102,9 @@ def in_fp32(model: GemmaModel, operations: Operations) -> GemmaModel:
         assert isinstance(held, DenseMatrix | DenseStack)
         places[name] = Weight(name, type(held)(wide(held.tensor), dtypes.float32))
     tensors = {name: wide(t) for name, t in model.tensors.items()}
-    return GemmaModel(model.context, launch.DEVICE, dtypes.float32, operations, places, tensors, model.generation_config)
+    return GemmaModel(
+        model.context, launch.DEVICE, dtypes.float32, operations, places, tensors, model.generation_config
+    )
 
 
 def with_chunk(operations: Operations, chunk: int) -> Operations:

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemma4_plugins.kernels.cuda import launch
 from tinygrad import Tensor
+
+from gemma4_plugins.kernels.cuda import launch
 
 HEADER = Path(__file__).parent / "emulator" / "cuda_threads.h"
 FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-w")
@@ -38,8 +39,10 @@ def entry(name: str, parameters: str) -> str:
     """A host function ``launch_NAME(width, height, threads, shared bytes, …)`` for a kernel."""
     parameters = " ".join(parameters.split())
     names = ", ".join(part.split()[-1].lstrip("*") for part in parameters.split(","))
-    return (f'\nextern "C" void launch_{name}(int width_, int height_, int threads_, size_t shared_, {parameters}) {{\n'
-            f"  emulator::run(width_, height_, threads_, shared_, [=] {{ {name}({names}); }});\n}}\n")
+    return (
+        f'\nextern "C" void launch_{name}(int width_, int height_, int threads_, size_t shared_, {parameters}) {{\n'
+        f"  emulator::run(width_, height_, threads_, shared_, [=] {{ {name}({names}); }});\n}}\n"
+    )
 
 
 @cache
@@ -90,11 +93,17 @@ def address(tensor: Tensor) -> int:
 
 def emulate(patch: pytest.MonkeyPatch, blocks: int = 5, shared_bytes: int = 230_000) -> None:
     """Put the emulation in the driver's place."""
-    numbers = {"MULTIPROCESSOR_COUNT": blocks, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": shared_bytes, "CLOCK_RATE": 1_000_000}
+    numbers = {
+        "MULTIPROCESSOR_COUNT": blocks,
+        "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": shared_bytes,
+        "CLOCK_RATE": 1_000_000,
+    }
     patch.setattr(launch, "DEVICE", "CPU")
     patch.setattr(launch, "attribute", numbers.__getitem__)
     patch.setattr(launch, "address", address)
     patch.setattr(launch, "Kernel", EmulatedKernel)
-    patch.setattr(launch, "kernels", lambda source, wanted: {n: EmulatedKernel(source, n, *w) for n, w in wanted.items()})
+    patch.setattr(
+        launch, "kernels", lambda source, wanted: {n: EmulatedKernel(source, n, *w) for n, w in wanted.items()}
+    )
     patch.setattr(launch, "HostBuffer", EmulatedHostBuffer)
     patch.setattr(launch, "wait", lambda: None)

@@ -99,7 +99,12 @@ class Sibling(Kernel):
 
     def __init__(self, first: Kernel, name: str, threads: int, shared_bytes: int) -> None:
         cuda, check = driver()
-        self.program, self.context, self.threads, self.shared_bytes = first.program, first.context, threads, shared_bytes
+        self.program, self.context, self.threads, self.shared_bytes = (
+            first.program,
+            first.context,
+            threads,
+            shared_bytes,
+        )
         self.function = cuda.CUfunction()
         device()
         check(cuda.cuModuleGetFunction(ctypes.byref(self.function), self.program.module, name.encode()))

@@ -269,8 +269,8 @@ class CudaPrefill:
         self.run("plan_experts", 1, e.counts, e.first, e.next, e.tile_expert, e.tile_row, e.tiles)
         self.run("place_rows", count, e.chosen, e.next, e.source, e.place)
         gate_up, down = tensor_of(ff.gate_up), tensor_of(ff.experts_down)
-        self.run("gemm_experts_gated", e.tiles, e.inputs, gate_up, e.inner, e.source, e.first, e.tile_expert, e.tile_row,
-                 height=-(-inner // 128))  # fmt: skip
+        self.run("gemm_experts_gated", e.tiles, e.inputs, gate_up, e.inner, e.source, e.first, e.tile_expert,
+                 e.tile_row, height=-(-inner // 128))  # fmt: skip
         self.run("gemm_experts_down", e.tiles, e.inner, down, e.out, e.first, e.tile_expert, e.tile_row,
                  height=-(-hidden // 256))  # fmt: skip
         self._dense(layer, count, b.y)

@@ -43,7 +43,9 @@ def address_table(
     table = np.zeros((1 + len(text.layers), FIELDS), np.uint64)
     per_layer = (text.ple_table, text.ple_projection, text.ple_norm) if text.per_layer else (None, None, None)
     pairs = (*rotation.sliding, *rotation.full)
-    slots = {x.is_full: held.shape[3] for x, held in zip(text.config.layers, storage.layers, strict=True) if held is not None}
+    slots = {
+        x.is_full: held.shape[3] for x, held in zip(text.config.layers, storage.layers, strict=True) if held is not None
+    }
     model = [at(text.embedding), at(text.norm), *map(at, per_layer), *map(at, pairs), at(suppressed)]
     model += [slots.get(False, 1), slots.get(True, 1)]
     table[0, : len(model)] = model

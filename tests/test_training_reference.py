@@ -22,7 +22,13 @@ def folder_of(name: str, target: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "checkpointing", "piece"),
-    [("e2b", True, None), ("moe", False, 4000), ("dense", False, None), ("e2b-mm", False, None), ("dense-mm", True, None)],
+    [
+        ("e2b", True, None),
+        ("moe", False, 4000),
+        ("dense", False, None),
+        ("e2b-mm", False, None),
+        ("dense-mm", True, None),
+    ],
 )
 def test_every_gradient(
     name: str, checkpointing: bool, piece: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinygrad import Tensor, UOp, dtypes, function
 from tinygrad.nn.state import get_state_dict

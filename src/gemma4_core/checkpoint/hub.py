@@ -93,6 +93,12 @@ def download(sizes: Sequence[str], it: bool = False, models_dir: Path | str | No
     Raises:
         CheckpointError: unknown size (before anything is fetched), no network, no permission, no room.
     """
+    names = repositories(sizes, it)
+    return [fetch(name, None if models_dir is None else Path(models_dir)) for name in names]
+
+
+def repositories(sizes: Sequence[str], it: bool = False) -> list[str]:
+    """Hub names of sizes such as ``E2B`` or ``26B-A4B-it``, each once. Raises CheckpointError for another size."""
     names = []
     for size in sizes:
         known = size.lower().removesuffix(TUNED)
@@ -100,7 +106,7 @@ def download(sizes: Sequence[str], it: bool = False, models_dir: Path | str | No
             choices = ", ".join(key.upper() for key in REPOSITORIES)
             raise CheckpointError(f"--sizes {shown(size)} is not an official size; choose from {choices}")
         names.append(REPOSITORIES[known] + (TUNED if it or size.lower().endswith(TUNED) else ""))
-    return [fetch(name, None if models_dir is None else Path(models_dir)) for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(names))
 
 
 def fetch(hub_name: str, models_dir: Path | None) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from tinygrad.nn.state import inverse_safe_dtypes, safe_dtypes
 
 from gemma4_core.checkpoint import Planned, atomic_folder
 from gemma4_core.checkpoint.files import Shard
+from gemma4_core.checkpoint.folder import copy_others, write_config
 from gemma4_core.checkpoint.progress import Silent
 from gemma4_core.checkpoint.upload import NAMES, copy_in
 from gemma4_core.checkpoint.writer import write_file
@@ -32,12 +31,7 @@ if TYPE_CHECKING:
 STATE_FILE, RUN_FILE = "training_state.safetensors", "training_state.json"
 PLAIN = "bf16"
 """The format of ordinary weights."""
-MARKERS = ("gemma4_format", "quantization_config", "quantization")
-"""Keys of config.json that say how the weights of the old folder are stored."""
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-KEPT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
-KEPT_BYTES = 256 << 20
-NOT_KEPT = ("config.json", RUN_FILE)
 
 
 def save_training_checkpoint(
@@ -69,7 +63,7 @@ def save_training_checkpoint(
     with atomic_folder(folder) as temporary, all_weights(model) as weights:
         assert chosen.save is not None
         chosen.save(weights.items(), temporary, model.context)
-        write_config(model, temporary)
+        write_config(model.context.raw_config, DTYPES[NAMES[model.dtype]], temporary)
         copy_others(model.context.folder, temporary)
         if optimizer is not None:
             write_state(adopted(model, optimizer), temporary / STATE_FILE)
@@ -121,34 +115,6 @@ def writable_format(model: GemmaModel, quantize: str | None) -> CheckpointFormat
     if chosen.save is None:
         raise InputError(f"quantize {quantize!r}: the format {chosen.name} cannot be written")
     return chosen
-
-
-def write_config(model: GemmaModel, folder: Path) -> None:
-    """config.json as it was, with the dtype of the weights and what the format itself put there."""
-    data: dict[str, Any] = copy.deepcopy(dict(model.context.raw_config))
-    for marker in MARKERS:
-        data.pop(marker, None)
-    dtype = DTYPES[NAMES[model.dtype]]
-    for section in (data, *(data.get(f"{name}_config") for name in ("text", "vision", "audio"))):
-        if isinstance(section, dict):
-            for key in {"dtype", "torch_dtype"} & section.keys():
-                section[key] = dtype
-    if "torch_dtype" not in data:
-        data["dtype"] = dtype
-    path = folder / "config.json"
-    if path.exists():
-        data |= json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-def copy_others(source: Path | None, folder: Path) -> None:
-    """Tokenizer, template, processor and generation files of the model's folder, where it is still there."""
-    if source is None or not source.is_dir():
-        return
-    for path in sorted(source.iterdir()):
-        wanted = path.suffix in KEPT_SUFFIXES and path.name not in NOT_KEPT and not path.name.startswith(".")
-        if wanted and not path.name.endswith(".index.json") and path.is_file() and path.stat().st_size <= KEPT_BYTES:
-            shutil.copyfile(path, folder / path.name)
 
 
 def write_state(optimizer: TrainingOptimizer, path: Path) -> None:

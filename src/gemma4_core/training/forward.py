@@ -10,6 +10,7 @@ import numpy as np
 from tinygrad import Tensor, function
 
 from gemma4_core.errors import InputError
+from gemma4_core.model.layers import matrix
 from gemma4_core.model.media import place
 from gemma4_core.model.spans import FreshSpan
 from gemma4_core.ops import portable
@@ -53,15 +54,25 @@ def feed(model: GemmaModel, ids: np.ndarray, media: dict[str, Any]) -> Fed:
 def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:
     """Final hidden states ``[B, T, H]``. ``checkpointing`` recomputes each layer in the backward pass."""
     length = int(fed.ids.shape[1])
-    h = model.text.embed(fed.ids)
+    padding = (fed.ids == model.config.pad_token_id).unsqueeze(-1)
+    h = untaught(padding, model.text.embed(fed.ids))
     if fed.soft is not None and fed.soft_tokens is not None:
-        rows = fed.soft_tokens[fed.soft.maximum(0)]  # [B, T, H]
-        h = (fed.soft >= 0).unsqueeze(-1).where(rows.cast(h.dtype), h)
-    inputs = model.text.inputs(fed.ids, h, PORTABLE, fed.ple_rows)
+        encoded = fed.soft_tokens[fed.soft.maximum(0)]  # [B, T, H]
+        h = (fed.soft >= 0).unsqueeze(-1).where(encoded.cast(h.dtype), h)
+    rows = fed.ple_rows
+    if rows is None and model.text.ple_table is not None:
+        rows = untaught(padding, matrix(model.text.ple_table).rows(fed.ids))
+    inputs = model.text.inputs(fed.ids, h, PORTABLE, rows)
     step = max(512, 1 << (length - 1).bit_length())
     rotation = model.text.rotation(model.text.rotation_table(step), 0, length)
     span = FreshSpan(length, model.device, fed.blocks)
     return model.text.run(inputs, span, rotation, PORTABLE, wrap=recomputed if checkpointing else None)
+
+
+def untaught(padding: Tensor, rows: Tensor) -> Tensor:
+    """Rows of an embedding table, without a gradient to the pad id's row, which torch never trains either
+    (``padding_idx`` of transformers 5.23.0); soft tokens carry that id in the per-layer table."""
+    return padding.where(rows.detach(), rows)
 
 
 def recomputed(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:

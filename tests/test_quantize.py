@@ -1,0 +1,100 @@
+"""``gemma4 quantize``: whole, resumable, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cli_tools import failure, gemma4, usage
+from reference_data import load, load_multimodal
+
+from gemma4_core import load_pretrained, save_training_checkpoint
+from gemma4_core import quantize as module
+from gemma4_core.checkpoint import CheckpointFiles, write_random_checkpoint
+from gemma4_core.quantize import quantize
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = CheckpointFiles.open(folder)
+    return {name: bytes(files.bytes(name)) for name in files}
+
+
+@pytest.mark.parametrize("name", ["e2b", "moe", "e2b-mm"])
+def test_as_the_model_saves_itself(tmp_path: Path, name: str) -> None:
+    source = load_multimodal(name).folder(tmp_path / "mm") if name.endswith("mm") else load(name).folder
+    assert gemma4("quantize", "--model-dir", source, "--out", tmp_path / "q").out == f"{tmp_path / 'q'}\n"
+    save_training_checkpoint(load_pretrained(source, device="cpu"), tmp_path / "s", quantize="int8")
+    assert content(tmp_path / "q") == content(tmp_path / "s")
+    one, two = (json.loads((tmp_path / folder / "config.json").read_text()) for folder in "qs")
+    assert one == two
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_parts_become_shards_and_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = load("moe").folder, tmp_path / "q"
+    quantize(source, tmp_path / "whole")
+    monkeypatch.setattr(module, "PART_BYTES", 60_000)
+    written: list[str] = []
+    save = module.sync_tree
+
+    def stop_at_third(folder: Path) -> None:
+        written.append(folder.name)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        save(folder)
+
+    monkeypatch.setattr(module, "sync_tree", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, out)
+    assert not out.exists()
+    quantize(source, out)
+    assert written.count("part-00001.tmp") == written.count("part-00002.tmp") == 1
+    assert len(list(out.glob("model-*-of-*.safetensors"))) >= 4 and not (out / "model.safetensors").exists()
+    assert content(out) == content(tmp_path / "whole")
+    assert load_pretrained(out, device="cpu").format_name == "int8"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_work_for_another_source_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(work: Path, *rest: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "assemble", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(load("moe").folder, tmp_path / "q")
+    assert (tmp_path / ".q.quantizing/part-00001").is_dir()
+    quantize(load("dense").folder, tmp_path / "q")
+    assert "moe" not in content(tmp_path / "q") and len(content(tmp_path / "q")) > 10
+    assert load_pretrained(tmp_path / "q", device="cpu").config.text_config.enable_moe_block is False
+
+
+def test_folders_beside_downloaded_ones(tmp_path: Path) -> None:
+    for name in ("gemma-4-E2B", "gemma-4-E4B-it"):
+        write_random_checkpoint(tmp_path / name, "tiny-e2b", towers=False)
+    ran = gemma4("quantize", "--models-dir", tmp_path, "--sizes", "e2b", "E4B-it")
+    assert ran.out.splitlines() == [f"{tmp_path}/gemma-4-E2B-int8", f"{tmp_path}/gemma-4-E4B-it-int8"]
+    size = lambda name: sum(f.stat().st_size for f in (tmp_path / name).glob("*.safetensors"))  # noqa: E731
+    assert size("gemma-4-E2B-int8") < 0.6 * size("gemma-4-E2B")
+    shutil.rmtree(tmp_path / "gemma-4-E2B")
+    assert "is there already" in gemma4("quantize", "--models-dir", tmp_path, "--sizes", "E2B").err
+    assert "E3B" in failure("quantize", "--models-dir", tmp_path, "--sizes", "E3B")
+
+
+def test_errors(tmp_path: Path) -> None:
+    quantize(load("moe").folder, tmp_path / "q")
+    before = content(tmp_path / "q")
+    line = failure("quantize", "-m", tmp_path / "q", "--out", tmp_path / "again")
+    assert "quantised already" in line and "I8" in line and not (tmp_path / "again").exists()
+    assert "itself" in failure("quantize", "-m", tmp_path / "q", "--out", tmp_path / "q")
+    assert "absent" in failure("quantize", "-m", tmp_path / "absent", "--out", tmp_path / "again")
+    assert "int9" in failure("quantize", "-m", load("moe").folder, "--out", tmp_path / "again", "--format", "int9")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter").write_text("dear")
+    assert "mine" in failure("quantize", "-m", load("moe").folder, "--out", tmp_path / "mine")
+    assert (tmp_path / "mine/letter").read_text() == "dear" and content(tmp_path / "q") == before
+    assert "--model-dir" in usage("quantize")
+    assert "--out" in usage("quantize", "-m", "x")
+    assert "--sizes" in usage("quantize", "--models-dir", tmp_path)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.dtype import DType
 
-from gemma4_core.ops import Operations
+from gemma4_core.ops import Operations, kernels_wanted
 from gemma4_core.ops.portable import MASKED, rms_norm
 from gemma4_core.weights import DenseMatrix, Matrix
 
@@ -75,10 +75,12 @@ class Products:
 
 
 def fast_products(ops: Operations, device: str) -> Products:
-    """The best form that a device has, for use without gradients."""
-    if device.startswith("CUDA"):
-        from gemma4_plugins.modalities.cuda import CudaProducts, usable
+    """The best form that a device has, for use without gradients; ``GEMMA4_KERNELS=portable`` allows none."""
+    if kernels_wanted():
+        from gemma4_plugins.modalities import cpu, cuda
 
-        if usable(device):
-            return CudaProducts(ops, device)
+        if cuda.usable(device):
+            return cuda.CudaProducts(ops, device)
+        if cpu.usable(device):
+            return cpu.CpuProducts(ops, device)
     return Products(ops)

@@ -17,6 +17,7 @@ from gemma4_core.errors import InputError
 from gemma4_core.ops.portable import rms_norm
 from gemma4_core.processing.arrays import as_array
 from gemma4_core.processing.captured import Captured, upload
+from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clamp
 from gemma4_plugins.modalities.products import Products, fast_products
@@ -111,21 +112,31 @@ class Subsampling:
 
     def __call__(self, features: Tensor, real: Tensor, products: Products) -> Tensor:
         """``features [frames, mel]``, ``real`` bool ``[frames]``: ``[frames / 4, hidden]``."""
-        dtype = self.convs[0].dtype
-        x = features.cast(dtype).unsqueeze(0).unsqueeze(0)  # [1, 1, frames, mel]
+        x = features.cast(self.convs[0].dtype).unsqueeze(-1)  # [frames, mel, 1]
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = real.reshape(1, 1, -1, 1).where(x, 0).contiguous()
-            x = x.conv2d(conv, stride=2, padding=1, dtype=dtypes.float32).cast(dtype)  # [1, channels, frames, mel]
-            x = self._norm(x, norm).relu()
+            x = real.reshape(-1, 1, 1).where(x, 0)
+            x = self._norm(self._convolve(x, conv, products), norm).relu()
             real = real[::2]
-        # [1, channels, T, mel] -> [T, mel * channels]
-        return self.projection(x[0].permute(1, 2, 0).reshape(x.shape[2], -1), products)
+        # [T, mel, channels] -> [T, mel * channels]
+        return self.projection(x.reshape(x.shape[0], -1), products)
+
+    @staticmethod
+    def _convolve(x: Tensor, weight: Tensor, products: Products) -> Tensor:
+        """3 x 3, stride 2, one zero around ``x [T, mel, channels]``: ``[T / 2, mel / 2, out]``, as one product."""
+        length, bins, channels = (int(n) for n in x.shape)
+        length, bins = (length + 1) // 2, (bins + 1) // 2
+        padded = x.pad(((1, 1), (1, 1), (0, 0))).contiguous()
+        shifts = [padded[i : i + 2 * length : 2, j : j + 2 * bins : 2] for i in range(3) for j in range(3)]
+        # [T, mel, channels, 9] -> [T * mel, channels * 9]
+        patches = shifts[0].stack(*shifts[1:], dim=-1).reshape(length * bins, channels * 9)
+        matrix = DenseMatrix(weight.reshape(weight.shape[0], -1), weight.dtype)
+        return products.linear(patches, matrix).reshape(length, bins, -1)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         wide = x.cast(dtypes.float32)
-        centred = wide - wide.mean(1, keepdim=True)
-        normed = centred * (centred.square().mean(1, keepdim=True) + self.eps).rsqrt()
-        return (normed * weight.cast(dtypes.float32).reshape(1, -1, 1, 1)).cast(x.dtype)
+        centred = wide - wide.mean(-1, keepdim=True)
+        normed = centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return (normed * weight.cast(dtypes.float32)).cast(x.dtype)
 
 
 class AudioTower:

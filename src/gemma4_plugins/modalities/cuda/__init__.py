@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tinygrad import Device, Tensor, dtypes
-from tinygrad.renderer import Estimates
-from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 
 from gemma4_core.ops import Operations
 from gemma4_core.ops.portable import rms_norm
 from gemma4_core.weights import DenseMatrix, Matrix
+from gemma4_plugins.modalities.launching import launch
 from gemma4_plugins.modalities.products import Products
 
 LEAST_ARCH = 80
@@ -63,25 +62,24 @@ class CudaProducts(Products):
             zip(("TILE_M", "TILE_N", "WARPS_M", "WARPS_N"), tile, strict=True)
         )
         grid = (-(-width // tile[1]), -(-rows // tile[0]), 1)
-        work = Estimates(ops=2 * rows * width * inner, mem=2 * (rows * inner + width * inner + rows * width))
-        return self._launch("linear", constants, (rows, width), (x, matrix.tensor), grid, 32 * tile[2] * tile[3], work)
+        threads, operations = 32 * tile[2] * tile[3], 2 * rows * width * inner
+        return self._launch("linear", constants, (rows, width), (x, matrix.tensor), grid, threads, operations)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         count, heads, size = (int(n) for n in q.shape)
         if not self._fits(q) or count % 64 or size % 8 or size > LARGEST_HEAD:
             return super().attend(q, k, v, real)
         constants = {"COUNT": count, "HEADS": heads, "KEY_HEADS": int(k.shape[1]), "SIZE": size}
-        work = Estimates(ops=4 * count * count * heads * size, mem=8 * count * heads * size)
-        inputs = (q, k, v, real)
-        return self._launch("attention", constants, (count, heads * size), inputs, (count // 64, heads, 1), 128, work)
+        inputs, grid = (q, k, v, real), (count // 64, heads, 1)
+        operations = 4 * count * count * heads * size
+        return self._launch("attention", constants, (count, heads * size), inputs, grid, 128, operations)
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if x.ndim != 2 or not self._fits(x) or not self._fits(weight) or x.shape[1] % 2:
             return rms_norm(x, weight, eps)
         rows, width = (int(n) for n in x.shape)
         constants = {"ROWS": rows, "WIDTH": width, "EPS": f"{eps!r}f"}
-        work = Estimates(ops=4 * rows * width, mem=4 * rows * width)
-        return self._launch("norm", constants, (rows, width), (x, weight), (-(-rows // 4), 1, 1), 128, work)
+        return self._launch("norm", constants, (rows, width), (x, weight), (-(-rows // 4), 1, 1), 128, 4 * rows * width)
 
     @staticmethod
     def _fits(x: Tensor) -> bool:
@@ -89,19 +87,10 @@ class CudaProducts(Products):
 
     def _launch(
         self, kernel: str, constants: dict[str, Any], shape: tuple[int, ...], inputs: tuple[Tensor, ...],
-        grid: tuple[int, int, int], threads: int, work: Estimates,
+        grid: tuple[int, int, int], threads: int, operations: int,
     ) -> Tensor:
-        """One kernel: constants are compiled in, the first argument is the output."""
         name = "_".join(["tower", kernel, *(str(v) for v in constants.values() if isinstance(v, int))])
         defines = "".join(f"#define {key} {value}\n" for key, value in ({"NAME": name} | constants).items())
-        source = defines + _source(f"{kernel}.cu")
-
-        def program(*buffers: UOp) -> UOp:
-            sink = UOp.sink(*(buffer.base for buffer in buffers), arg=KernelInfo(name, estimates=work))
-            slots = tuple(range(len(buffers)))
-            info = ProgramInfo(name, grid, (threads, 1, 1), (), slots, (0,), slots[1:], self.target)
-            return UOp(Ops.PROGRAM, src=(sink, UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=source)),
-                       arg=info)
-
-        out = Tensor.empty(*shape, dtype=dtypes.bfloat16, device=inputs[0].device)
-        return out.custom_kernel(*(x.contiguous() for x in inputs), fxn=program)[0]
+        out = (shape, dtypes.bfloat16)
+        return launch(name, defines + _source(f"{kernel}.cu"), out, inputs, self.target, grid, (threads, 1, 1),
+                      operations=operations)

@@ -1,0 +1,64 @@
+// Building blocks for processors: values of type ITEM (bf16 as u16, or float) widened to fp32, and products of small
+// tiles that stay in registers. The compiler's vector types stand for whatever the processor has.
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef long long i64;
+
+#if defined(__AVX512F__)
+enum { LANES = 16, VECTORS = 4 };
+#elif defined(__AVX__)
+enum { LANES = 8, VECTORS = 2 };
+#else
+enum { LANES = 4, VECTORS = 4 };
+#endif
+enum { ROWS = 6, WIDE = LANES * VECTORS };
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int ivec __attribute__((vector_size(LANES * 4), aligned(4)));
+#define INLINE static inline __attribute__((always_inline))
+
+#if BF16
+typedef u16 item;
+INLINE float get(item x) { u32 b = (u32)x << 16; float f; __builtin_memcpy(&f, &b, 4); return f; }
+INLINE item put(float f) { u32 b; __builtin_memcpy(&b, &f, 4); return (item)((b + 0x7fff + ((b >> 16) & 1)) >> 16); }
+#else
+typedef float item;
+INLINE float get(item x) { return x; }
+INLINE item put(float f) { return f; }
+#endif
+
+// c[ROWS][vectors * LANES] += a[ROWS][depth] @ b[depth][vectors * LANES]; rows of each stand c_pitch, a_pitch, b_pitch apart
+INLINE void multiply(float *c, i64 c_pitch, const float *a, i64 a_pitch, const float *b, i64 b_pitch, i64 depth, int vectors) {
+  vec sums[ROWS][VECTORS];
+  for (int r = 0; r < ROWS; r++)
+    for (int v = 0; v < vectors; v++) sums[r][v] = *(const vec *)(c + r * c_pitch + v * LANES);
+  for (i64 k = 0; k < depth; k++) {
+    vec x[VECTORS];
+    for (int v = 0; v < vectors; v++) x[v] = *(const vec *)(b + k * b_pitch + v * LANES);
+#pragma clang loop unroll(full)
+    for (int r = 0; r < ROWS; r++) {
+      float y = a[r * a_pitch + k];
+#pragma clang loop unroll(full)
+      for (int v = 0; v < vectors; v++) sums[r][v] += x[v] * y;
+    }
+  }
+  for (int r = 0; r < ROWS; r++)
+    for (int v = 0; v < vectors; v++) *(vec *)(c + r * c_pitch + v * LANES) = sums[r][v];
+}
+
+// e^x for x <= 0: 2^n times a polynomial; relative error below 2e-7
+INLINE vec exponential(vec x) {
+  const vec zero = {0};
+  ivec small = x < zero - 87.0f;
+  x = (vec)(((ivec)(zero - 87.0f) & small) | ((ivec)x & ~small));
+  vec n = (x * 1.44269504089f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
+  vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  vec p = zero + 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
+}

@@ -1,0 +1,42 @@
+"""A kernel in source form as an operation on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinygrad import Tensor, dtypes
+from tinygrad.dtype import AddrSpace, DType
+from tinygrad.renderer import Estimates
+from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
+
+
+def launch(
+    name: str, source: str, out: tuple[tuple[int, ...], DType], inputs: Sequence[Tensor], target: Any,
+    grid: tuple[int, int, int], block: tuple[int, int, int] = (1, 1, 1), parts: int = 0, operations: int = 0,
+) -> Tensor:
+    """The output of the function ``name`` of a source, whose first argument it is; the inputs follow.
+
+    Args:
+        out: shape and dtype.
+        target: the device's, looked up before anything is captured.
+        grid: groups, and ``block`` threads in each.
+        parts: on processors: a last argument ``core_id`` counts the parts that a kernel is called in.
+        operations: arithmetic operations of a call, for statistics.
+    """
+    shape, dtype = out
+
+    def program(*buffers: UOp) -> UOp:
+        slots = tuple(range(len(buffers)))
+        scalars: tuple[UOp, ...] = ()
+        if parts:
+            scalars = (UOp.param(len(buffers), dtypes.int, (), vmin_vmax=(0, parts - 1), name="core_id",
+                                 addrspace=AddrSpace.ALU),)
+        work = Estimates(ops=operations, mem=sum(int(x.nbytes()) for x in inputs))
+        sink = UOp.sink(*(buffer.base for buffer in buffers), *scalars, arg=KernelInfo(name, estimates=work))
+        info = ProgramInfo(name, grid, block, scalars, slots, (0,), slots[1:], target)
+        linear = UOp(Ops.LINEAR, src=(*sink.src, sink))
+        return UOp(Ops.PROGRAM, src=(sink, linear, UOp(Ops.SOURCE, arg=source)), arg=info)
+
+    empty = Tensor.empty(*shape, dtype=dtype, device=inputs[0].device)
+    return empty.custom_kernel(*(x.contiguous() for x in inputs), fxn=program)[0]

@@ -126,8 +126,11 @@ def test_generation_lines_run_as_they_stand(row: tuple[str, str], place: Place) 
         assert ran.out.rstrip("\n") == found["text"].rstrip("\n")
 
 
-def test_the_other_command_lines_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_command_lines_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fetched: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    for size in ("E2B", "E4B", "26B-A4B", "31B"):
+        write_demo_checkpoint(tmp_path / f"gemma-4-{size}")
 
     def snapshot_download(name: str, **settings: Any) -> str:
         fetched.append(name)
@@ -135,7 +138,10 @@ def test_the_other_command_lines_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     others = [here for _, here in rows("Commands") if not here.startswith("tinygrad-gemma ")]
-    runs: dict[str, Callable[[], bool]] = {"gemma4 download": lambda: len(fetched) == 4}
+    runs: dict[str, Callable[[], bool]] = {
+        "gemma4 download": lambda: len(fetched) == 4,
+        "gemma4 quantize": lambda: len(list(tmp_path.glob("gemma-4-*-int8/model*.safetensors"))) == 4,
+    }
     for here in others:
         assert run(here).code == 0, here
         assert runs[" ".join(here.split()[:2])]()

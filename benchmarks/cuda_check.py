@@ -86,7 +86,7 @@ def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: 
     """A prompt through the chunk kernels and the portable graph: keys, values and the last position's logits."""
     ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
     found = []
-    for served, own in ((model, True), (model, False), (truth_model, False)):
+    for served, own in ((model, True), (model, False), (truth_model, False)):  # ours, portable, truth
         storage = filled(served, length + 8)
         cache = served.make_cache()
         cache.storage = storage

@@ -40,8 +40,8 @@ def entry(name: str, parameters: str) -> str:
     parameters = " ".join(parameters.split())
     names = ", ".join(part.split()[-1].lstrip("*") for part in parameters.split(","))
     return (
-        f'\nextern "C" void launch_{name}(int width_, int height_, int threads_, size_t shared_, {parameters}) {{\n'
-        f"  emulator::run(width_, height_, threads_, shared_, [=] {{ {name}({names}); }});\n}}\n"
+        f'\nextern "C" void launch_{name}(int width_, int height_, int depth_, int threads_, size_t shared_, {parameters}) {{\n'
+        f"  emulator::run(width_, height_, depth_, threads_, shared_, [=] {{ {name}({names}); }});\n}}\n"
     )
 
 
@@ -65,7 +65,7 @@ class EmulatedKernel:
     """Stands in for ``launch.Kernel``."""
 
     def __init__(
-        self, source: str, name: str, threads: int, shared_bytes: int = 0, binary: bytes | None = None
+        self, source: str, name: str, threads: int, shared_bytes: int = 0, features: str = ""
     ) -> None:  # fmt: skip
         self.function = getattr(compiled(source), f"launch_{name}")
         self.threads, self.shared_bytes = threads, shared_bytes
@@ -73,9 +73,9 @@ class EmulatedKernel:
     def resident_blocks(self) -> int:
         return 1
 
-    def launch(self, width: int, arguments: Sequence[Any], height: int = 1) -> None:
-        shared = ctypes.c_size_t(self.shared_bytes)
-        self.function(ctypes.c_int(width), ctypes.c_int(height), ctypes.c_int(self.threads), shared, *arguments)
+    def launch(self, width: int, arguments: Sequence[Any], height: int = 1, depth: int = 1) -> None:
+        sizes = map(ctypes.c_int, (width, height, depth, self.threads))
+        self.function(*sizes, ctypes.c_size_t(self.shared_bytes), *arguments)
 
 
 class EmulatedHostBuffer:
@@ -94,16 +94,15 @@ def address(tensor: Tensor) -> int:
 def emulate(patch: pytest.MonkeyPatch, blocks: int = 5, shared_bytes: int = 230_000) -> None:
     """Put the emulation in the driver's place."""
     numbers = {
-        "MULTIPROCESSOR_COUNT": blocks,
-        "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": shared_bytes,
-        "CLOCK_RATE": 1_000_000,
-    }
+        "MULTIPROCESSOR_COUNT": blocks, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": shared_bytes, "CLOCK_RATE": 1_000_000,
+        "COMPUTE_CAPABILITY_MAJOR": 9,
+    }  # fmt: skip
     patch.setattr(launch, "DEVICE", "CPU")
     patch.setattr(launch, "attribute", numbers.__getitem__)
     patch.setattr(launch, "address", address)
     patch.setattr(launch, "Kernel", EmulatedKernel)
     patch.setattr(
-        launch, "kernels", lambda source, wanted: {n: EmulatedKernel(source, n, *w) for n, w in wanted.items()}
+        launch, "kernels", lambda source, wanted, features="": {n: EmulatedKernel(source, n, *w) for n, w in wanted.items()}
     )
     patch.setattr(launch, "HostBuffer", EmulatedHostBuffer)
     patch.setattr(launch, "wait", lambda: None)

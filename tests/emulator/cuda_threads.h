@@ -128,8 +128,8 @@ inline const uint64_t (*exchange(const void* data, size_t bytes))[4] {
   }
   return w.slot[turn & 1];
 }
-inline void run(int width, int height, int threads, size_t shared_bytes, std::function<void()> kernel) {
-  int grid = width * height;
+inline void run(int width, int height, int depth, int threads, size_t shared_bytes, std::function<void()> kernel) {
+  int grid = width * height * depth;
   body = kernel;
   grid_size = width;
   grid_height = height;
@@ -172,7 +172,10 @@ inline void run(int width, int height, int threads, size_t shared_bytes, std::fu
   munmap(stacks, total);
 }
 inline Index thread_index() { return {current->thread}; }
-inline Index block_index() { return {current->block_index % grid_size, current->block_index / grid_size}; }
+inline Index block_index() {
+  int i = current->block_index;
+  return {i % grid_size, i / grid_size % grid_height, i / grid_size / grid_height};
+}
 inline Index grid_dimension() { return {grid_size, grid_height}; }
 }  // namespace emulator
 
@@ -283,6 +286,32 @@ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigne
 }
 inline void multiply(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   multiply_any<int, 32>(c, a, b0, b1, [](unsigned v, int i) { return (int)(int8_t)(v >> (8 * i)); });
+}
+
+// ---- the warpgroup matrix unit: every thread computes its own sums from shared memory
+inline uint64_t matrix_operand(const unsigned char* tile, int at) {
+  if ((uintptr_t)tile & 1023) { fprintf(stderr, "misaligned matrix operand\n"); abort(); }
+  return (uint64_t)tile + at;
+}
+inline void fence_matrix_operands() {}
+inline void matrix_fence() {}
+inline void matrix_commit() {}
+template <int LEFT> inline void matrix_wait() {}
+inline float matrix_element(uint64_t operand, int row, int k) {
+  uint64_t logical = operand + row * 128 + k * 2, physical = logical ^ (logical >> 7 & 7) << 4;
+  uint16_t v;
+  memcpy(&v, (const void*)physical, 2);
+  return as_float((unsigned)v << 16);
+}
+inline void matrix_multiply(float (&c)[128], uint64_t a, uint64_t b) {
+  int t = emulator::current->thread & 127, l = t & 31;
+  for (int h = 0; h < 2; h++) {
+    float row[16];
+    for (int k = 0; k < 16; k++) row[k] = matrix_element(a, t / 32 * 16 + l / 4 + 8 * h, k);
+    for (int j = 0; j < 32; j++)
+      for (int i = 0; i < 2; i++)
+        for (int k = 0; k < 16; k++) c[4 * j + 2 * h + i] += row[k] * matrix_element(b, j * 8 + l % 4 * 2 + i, k);
+  }
 }
 
 // ---- packets and numbers

@@ -11,7 +11,8 @@ def operations() -> Operations:
     """The portable operations with those that these kernels replace; all portable where that is asked for."""
     if not kernels_wanted():
         return portable()
-    from gemma4_plugins.kernels.cuda.prefill import CHUNK, prefill
+    from gemma4_plugins.kernels.cuda.chunk import CHUNK
+    from gemma4_plugins.kernels.cuda.prefill import prefill
     from gemma4_plugins.kernels.cuda.step import AHEAD, decode_step
 
     return replace(

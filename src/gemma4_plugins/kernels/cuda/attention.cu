@@ -20,43 +20,62 @@ struct AttentionMemory {
 
 // One head vector from its packets: normalised, rotated where `norm` is given. Lane l holds the pairs of elements
 // 2l, 2l + 64, …, so that an element and the one it is rotated with are in the same lane.
-template <int D> DEVICE void head_vector(const uint2* from, u32 tag, const u16* norm, const u16* cos, const u16* sin, int lane,
-                                         float (&v)[D / 64][2]) {
+template <int D> struct HeadVector {
+  const uint2* from;
+  const u16* norm;
   u32 w[D / 64], c[D / 128], s[D / 128];
-  u32 bits[D / 64][2];
-  if (norm) {
+  uint4 raw[D / 64];
+
+  DEVICE void ask(const uint2* packets, const u16* weights, const u16* cos, const u16* sin, int lane) {
+    from = packets + 2 * lane, norm = weights;
+    if (norm) {
 #pragma unroll
-    for (int i = 0; i < D / 64; i++) w[i] = load_pair_early(norm + 2 * lane + 64 * i);
+      for (int i = 0; i < D / 64; i++) w[i] = load_pair_early(norm + 2 * lane + 64 * i);
 #pragma unroll
-    for (int i = 0; i < D / 128; i++) {
-      c[i] = load_pair_early(cos + 2 * lane + 64 * i);
-      s[i] = load_pair_early(sin + 2 * lane + 64 * i);
+      for (int i = 0; i < D / 128; i++) {
+        c[i] = load_pair_early(cos + 2 * lane + 64 * i);
+        s[i] = load_pair_early(sin + 2 * lane + 64 * i);
+      }
     }
+#pragma unroll
+    for (int i = 0; i < D / 64; i++) raw[i] = load_two_packets(from + 64 * i);
   }
-  wait_packet_pairs<D / 64>(from + 2 * lane, 64, tag, bits);
-  float squares = 0;
+  // ask again for what was missing; whether everything is there
+  DEVICE bool complete(u32 tag) {
+    bool all = true;
 #pragma unroll
-  for (int i = 0; i < D / 64; i++) {
-    v[i][0] = as_float(bits[i][0]);
-    v[i][1] = as_float(bits[i][1]);
-    squares += v[i][0] * v[i][0] + v[i][1] * v[i][1];
+    for (int i = 0; i < D / 64; i++) all = all && raw[i].y == tag && raw[i].w == tag;
+    if (all) return true;
+#pragma unroll
+    for (int i = 0; i < D / 64; i++)
+      if (raw[i].y != tag || raw[i].w != tag) raw[i] = load_two_packets(from + 64 * i);
+    return false;
   }
-  float r = rsqrtf(warp_sum(squares) / D + EPS);
+  DEVICE void finish(float (&v)[D / 64][2]) const {
+    float squares = 0;
 #pragma unroll
-  for (int i = 0; i < D / 64; i++) {
-    v[i][0] *= norm ? r * low_bf16(w[i]) : r;
-    v[i][1] *= norm ? r * high_bf16(w[i]) : r;
-  }
-  if (!norm) return;
-#pragma unroll
-  for (int i = 0; i < D / 128; i++)
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-      float x = v[i][k], y = v[i + D / 128][k], cs = k ? high_bf16(c[i]) : low_bf16(c[i]), sn = k ? high_bf16(s[i]) : low_bf16(s[i]);
-      v[i][k] = x * cs - y * sn;
-      v[i + D / 128][k] = y * cs + x * sn;
+    for (int i = 0; i < D / 64; i++) {
+      v[i][0] = as_float(raw[i].x), v[i][1] = as_float(raw[i].z);
+      squares += v[i][0] * v[i][0] + v[i][1] * v[i][1];
     }
-}
+    float r = rsqrtf(warp_sum(squares) / D + EPS);
+#pragma unroll
+    for (int i = 0; i < D / 64; i++) {
+      v[i][0] *= norm ? r * low_bf16(w[i]) : r;
+      v[i][1] *= norm ? r * high_bf16(w[i]) : r;
+    }
+    if (!norm) return;
+#pragma unroll
+    for (int i = 0; i < D / 128; i++)
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        float x = v[i][k], y = v[i + D / 128][k];
+        float cs = k ? high_bf16(c[i]) : low_bf16(c[i]), sn = k ? high_bf16(s[i]) : low_bf16(s[i]);
+        v[i][k] = x * cs - y * sn;
+        v[i + D / 128][k] = y * cs + x * sn;
+      }
+  }
+};
 
 struct NewPosition {  // bf16 [D] each, kept in shared memory for the layers that share them
   u16 *key, *value;
@@ -69,32 +88,51 @@ struct LayerAttention {
   int slots;
 };
 
+// Queries for the scores; and, with the new position, its key and value. A warp awaits the packets of two short
+// vectors at a time.
 template <int D, int KV>
 DEVICE void prepare_heads(const Eater& e, const Arguments& a, const Slice& s, const LayerAttention& layer, const AttentionMemory& m,
                           const NewPosition& fresh, u32 tag) {
   const uint2* qkv = a.scratch + AT_QKV;
-  int extra = s.index == 0 && layer.own ? 2 : 0;
-  for (int job = e.warp; job < s.heads + extra; job += WARPS) {
-    float v[D / 64][2];
-    if (job < s.heads) {
-      head_vector<D>(qkv + (s.first_head + job) * D, tag, layer.norm_q, layer.cos, layer.sin, e.lane, v);
+  int jobs = s.heads + (s.index == 0 && layer.own ? 2 : 0);
+  constexpr int EACH = D > 256 ? 1 : 2;  // two wide ones would not fit into registers
+  HeadVector<D> vector[EACH];
+  auto ask = [&](HeadVector<D>& v, int job) {
+    int head = job < s.heads ? s.first_head + job : job == s.heads || layer.key_is_value ? HEADS + s.kv_head : HEADS + KV + s.kv_head;
+    v.ask(qkv + head * D, job < s.heads ? layer.norm_q : job == s.heads ? layer.norm_k : nullptr, layer.cos, layer.sin, e.lane);
+  };
+  auto store = [&](const HeadVector<D>& v, int job) {
+    float x[D / 64][2];
+    v.finish(x);
+    bool value = job > s.heads;
+    u16* to = value ? fresh.value : fresh.key;
+    u16* cached = (u16*)layer.cache + ((u64)((value ? KV : 0) + s.kv_head) * layer.slots + a.position % layer.slots) * D;
+    bool first = s.first_head == s.kv_head * Heads<D, KV>::GROUP;
 #pragma unroll
-      for (int i = 0; i < D / 64; i++)
-        *(u32*)(m.queries + job * QUERY_STRIDE + operand_offset(2 * e.lane + 64 * i)) = pack_bf16(v[i][0], v[i][1]);
-    } else {
-      bool key = job == s.heads;
-      int from = HEADS * D + (key || layer.key_is_value ? 0 : KV * D) + s.kv_head * D;
-      head_vector<D>(qkv + from, tag, key ? layer.norm_k : nullptr, layer.cos, layer.sin, e.lane, v);
-      int slot = a.position % layer.slots;
-      u16* kept = key ? fresh.key : fresh.value;
-      u16* stored = (u16*)layer.cache + ((u64)((key ? 0 : KV) + s.kv_head) * layer.slots + slot) * D;
-#pragma unroll
-      for (int i = 0; i < D / 64; i++) {
-        u32 bits = pack_bf16(v[i][0], v[i][1]);
-        *(u32*)(kept + 2 * e.lane + 64 * i) = bits;
-        if (s.first_head == s.kv_head * Heads<D, KV>::GROUP) *(u32*)(stored + 2 * e.lane + 64 * i) = bits;
+    for (int i = 0; i < D / 64; i++) {
+      u32 bits = pack_bf16(x[i][0], x[i][1]);
+      int at = 2 * e.lane + 64 * i;
+      if (job < s.heads) {
+        *(u32*)(m.queries + job * QUERY_STRIDE + operand_offset(at)) = bits;
+      } else {
+        *(u32*)(to + at) = bits;
+        if (first) *(u32*)(cached + at) = bits;
       }
     }
+  };
+  for (int job = e.warp; job < jobs; job += EACH * WARPS) {
+    bool two = EACH > 1 && job + WARPS < jobs, done[2] = {false, !two};
+    ask(vector[0], job);
+    if (two) ask(vector[EACH - 1], job + WARPS);
+    for (u32 spins = 0; !done[0] || !done[1]; spins++) {
+      if (!done[0]) done[0] = vector[0].complete(tag);
+      if (!done[1]) done[1] = vector[EACH - 1].complete(tag);
+      if (spins > SPIN_LIMIT) give_up();
+      spin_pause();
+    }
+    __syncwarp();
+    store(vector[0], job);
+    if (two) store(vector[EACH - 1], job + WARPS);
   }
 }
 
@@ -146,14 +184,18 @@ DEVICE void weigh(const Eater& e, const AttentionMemory& m, int count, int heads
     float x[SPAN / 32], top = first ? -1e30f : m.top[head], before = top;
 #pragma unroll
     for (int i = 0; i < SPAN / 32; i++) {
-      x[i] = e.lane + 32 * i < count ? m.scores[(e.lane + 32 * i) * 8 + head] : -1e30f;
-      top = fmaxf(top, x[i]);
+      x[i] = -1e30f;
+      if (32 * i < count) {
+        if (e.lane + 32 * i < count) x[i] = m.scores[(e.lane + 32 * i) * 8 + head];
+        top = fmaxf(top, x[i]);
+      }
     }
     float fresh = with_fresh ? m.scores[SPAN * 8 + head] : -1e30f;
     top = fmaxf(warp_max(top), fresh);
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < SPAN / 32; i++) {
+      if (32 * i >= count) continue;
       float p = e.lane + 32 * i < count ? exp_fast(x[i] - top) : 0.f;
       sum += p;
       *(u16*)(m.probabilities + head * PROBABILITY_STRIDE + operand_offset(e.lane + 32 * i)) = to_bf16(p);
@@ -260,37 +302,65 @@ template <int D, int KV> DEVICE void attend(Eater& e, const Arguments& a, const 
   bar_sync(1, CONSUMERS);  // the memory is the next operand's
 }
 
-// Put the slices together: a warp makes two neighbouring lanes of a head, its lanes look at one slice each.
+// One slice's share of a pair of output lanes.
+struct SlicePart {
+  const uint2 *stat, *part;
+  uint2 top, total, pair;
+  DEVICE void ask(const uint2* stats, const uint2* parts) {
+    stat = stats, part = parts;
+    top = load_packet(stat), total = load_packet(stat + 1), pair = load_packet(part);
+  }
+  DEVICE bool complete(u32 tag) {
+    if (top.y == tag && total.y == tag && pair.y == tag) return true;
+    if (top.y != tag) top = load_packet(stat);
+    if (total.y != tag) total = load_packet(stat + 1);
+    if (pair.y != tag) pair = load_packet(part);
+    return false;
+  }
+};
+
+// Put the slices together: a warp makes two neighbouring lanes of a head (two such pairs at a time), its lanes look at
+// one slice each.
 template <int D, int KV> DEVICE void combine(const Eater& e, const Arguments& a, bool full, u32 tag_in, u32 tag_out) {
   typedef Heads<D, KV> N;
   int slices = slice_of<D, KV>(full, a.position).slices, pairs = HEADS * D / 2;
   int to = share(pairs, blockIdx.x + 1);
-  for (int pair = share(pairs, blockIdx.x) + e.warp; pair < to; pair += WARPS) {
-    int head = pair / (D / 2), within = head % N::GROUP, item = head / N::GROUP * N::SUBGROUPS + within / N::EACH;
-    int local = within % N::EACH;
-    float top = -1e30f, sum = 0, x = 0, y = 0;
+  for (int first = share(pairs, blockIdx.x) + e.warp; first < to; first += 2 * WARPS) {
+    float top[2] = {-1e30f, -1e30f}, sum[2] = {0, 0}, x[2] = {0, 0}, y[2] = {0, 0};
+    bool two = first + WARPS < to;
     for (int s = e.lane; s < slices; s += 32) {
-      int block = s * N::ITEMS + item;
-      const uint2* stat = a.scratch + AT_STAT + block * 16 + local * 2;
-      const uint2* part = a.scratch + AT_PART + block * 8 * (D_MAX / 2) + local * (D / 2) + pair % (D / 2);
-      uint2 pm = load_packet(stat), pl = load_packet(stat + 1), pv = load_packet(part);
-      for (u32 spins = 0; pm.y != tag_in || pl.y != tag_in || pv.y != tag_in; spins++) {
+      SlicePart p[2];
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        if (k && !two) continue;
+        int pair = first + k * WARPS, head = pair / (D / 2), within = head % N::GROUP;
+        int block = s * N::ITEMS + head / N::GROUP * N::SUBGROUPS + within / N::EACH, local = within % N::EACH;
+        p[k].ask(a.scratch + AT_STAT + block * 16 + local * 2, a.scratch + AT_PART + block * 8 * (D_MAX / 2) + local * (D / 2) + pair % (D / 2));
+      }
+      bool done[2] = {false, !two};
+      for (u32 spins = 0; !done[0] || !done[1]; spins++) {
+        if (!done[0]) done[0] = p[0].complete(tag_in);
+        if (!done[1]) done[1] = p[1].complete(tag_in);
         if (spins > SPIN_LIMIT) give_up();
         spin_pause();
-        if (pm.y != tag_in) pm = load_packet(stat);
-        if (pl.y != tag_in) pl = load_packet(stat + 1);
-        if (pv.y != tag_in) pv = load_packet(part);
       }
-      float m = as_float(pm.x), l = as_float(pl.x);
-      u32 v = pv.x;
-      float grown = fmaxf(top, m), before = exp_fast(top - grown), w = exp_fast(m - grown) * l;
-      sum = sum * before + w;
-      x = x * before + w * half_to_float((u16)v);
-      y = y * before + w * half_to_float((u16)(v >> 16));
-      top = grown;
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        if (k && !two) continue;
+        float m = as_float(p[k].top.x), grown = fmaxf(top[k], m), before = exp_fast(top[k] - grown);
+        float w = exp_fast(m - grown) * as_float(p[k].total.x);
+        sum[k] = sum[k] * before + w;
+        x[k] = x[k] * before + w * half_to_float((u16)p[k].pair.x);
+        y[k] = y[k] * before + w * half_to_float((u16)(p[k].pair.x >> 16));
+        top[k] = grown;
+      }
     }
-    float best = warp_max(top), w = exp_fast(top - best);
-    sum = warp_sum(sum * w), x = warp_sum(x * w), y = warp_sum(y * w);
-    if (e.lane == 0) store_packet(a.scratch + AT_MIXED + pair, pack_bf16(x / sum, y / sum), tag_out);
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      if (k && !two) continue;
+      float w = exp_fast(top[k] - warp_max(top[k])), total = warp_sum(sum[k] * w), v0 = warp_sum(x[k] * w), v1 = warp_sum(y[k] * w);
+      if (e.lane == 0) store_packet(a.scratch + AT_MIXED + first + k * WARPS, pack_bf16(v0 / total, v1 / total), tag_out);
+    }
   }
 }

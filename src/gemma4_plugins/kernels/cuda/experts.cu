@@ -57,7 +57,12 @@ DEVICE void Consumer::add_mixture(float factor) {
   float dense[H_PER_THREAD], mixed[H_PER_THREAD];
   receive(AT_DOWN, tag(P_DOWN), dense);
   receive(AT_EXPERT_DOWN, tag(P_EXPERT_DOWN), mixed);
-  float rd = inverse_rms(dense), rm = inverse_rms(mixed);
+  float squares[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++)
+    if (mine(i)) squares[0] += dense[i] * dense[i], squares[1] += mixed[i] * mixed[i];
+  float2 sums = block_sums(squares[0], squares[1]);
+  float rd = rsqrtf(sums.x / HIDDEN + EPS), rm = rsqrtf(sums.y / HIDDEN + EPS);
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++)
     if (mine(i)) mixed[i] = dense[i] * rd * weight_at(2, i) + mixed[i] * rm * weight_at(3, i);

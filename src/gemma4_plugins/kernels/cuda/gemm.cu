@@ -1,7 +1,9 @@
-// Matrix products of a chunk of positions on the tensor cores: C[rows, N] = A[rows, K] · W[N, K]^T, bf16 in and out, fp32
-// sums. Weights stay as they are stored. A block of 256 threads makes a tile of TILE_M x 256 (or 128 pairs of gate and
-// up), reading both operands through a ring of asynchronous copies. Blocks of one column of tiles run next to each
-// other, so that weights come from memory once.
+// Matrix products of a chunk of positions on the tensor cores: C[rows, N] = A[rows, K] · W[N, K]^T, bf16 in, fp32 sums.
+// Weights stay as they are stored. A block of 256 threads makes a tile of M x 256 (or 128 pairs of gate and up), reading
+// both operands through a ring of asynchronous copies. Blocks of one column of tiles run next to each other, so that
+// weights come from memory once. Few tiles are split along K: every part leaves its own sums for the reader to add.
+//
+// Every GPU since 8.0 runs this form; gemm_wide.cu is Hopper's.
 
 constexpr int GEMM_STAGES = 4, GEMM_N = 256, GEMM_K = 32;  // 32 columns: rows of 64 bytes
 
@@ -26,7 +28,7 @@ struct GemmWeights {  // up to three matrices one below the other
 template <int M> struct Gemm {
   typedef GemmShape<M> S;
   u8* memory;
-  int thread, warp, lane, k;
+  int thread, warp, lane, k_first, k_last;
   const u8 *a_from[M / 64], *w_from[4];  // this thread's 16-byte pieces of a stage: rows thread / 4 + 64 i, piece thread % 4
   float sums[S::TILES_M][S::TILES_N][4];
 
@@ -61,16 +63,16 @@ template <int M> struct Gemm {
     for (int i = 0; i < S::TILES_M; i++)
 #pragma unroll
       for (int j = 0; j < S::TILES_N; j++) sums[i][j][0] = sums[i][j][1] = sums[i][j][2] = sums[i][j][3] = 0;
-    int steps = k / GEMM_K;
+    int steps = (k_last - k_first) / GEMM_K;
     for (int s = 0; s < GEMM_STAGES - 1; s++) {
-      if (s < steps) load(s, s * GEMM_K);
+      if (s < steps) load(s, k_first + s * GEMM_K);
       copies_commit();
     }
     for (int s = 0; s < steps; s++) {
       copies_wait<GEMM_STAGES - 2>();
       __syncthreads();
       int ahead = s + GEMM_STAGES - 1;
-      if (ahead < steps) load(ahead % GEMM_STAGES, ahead * GEMM_K);
+      if (ahead < steps) load(ahead % GEMM_STAGES, k_first + ahead * GEMM_K);
       copies_commit();
       const u8* stage = memory + s % GEMM_STAGES * S::STAGE;
       step(stage, 0);
@@ -91,10 +93,11 @@ template <int M> DEVICE int paired_row(int n, int first, bool& up) {
   return first + n / each * (each / 2) + (up ? within - each / 2 : within);
 }
 
+// Rows `rows` and columns `columns` are how many there are from this tile on, and in all; k from k_first to k_last.
 template <int M, bool PAIRED, class ARow, class WRow, class Store>
-DEVICE void gemm_tile(u8* memory, int rows, int columns, int k, int n_first, ARow a_row, WRow w_row, Store store) {
+DEVICE void gemm_tile(u8* memory, int rows, int columns, int k_first, int k_last, int n_first, ARow a_row, WRow w_row, Store store) {
   Gemm<M> g;
-  g.memory = memory, g.thread = threadIdx.x, g.warp = g.thread >> 5, g.lane = g.thread & 31, g.k = k;
+  g.memory = memory, g.thread = threadIdx.x, g.warp = g.thread >> 5, g.lane = g.thread & 31, g.k_first = k_first, g.k_last = k_last;
   int row = g.thread >> 2, piece = g.thread & 3;
 #pragma unroll
   for (int i = 0; i < M / 64; i++) {
@@ -122,25 +125,39 @@ DEVICE void gemm_tile(u8* memory, int rows, int columns, int k, int n_first, ARo
           n = n / each * (each / 2) + n % each;
           x = gelu_tanh(x) * g.sums[i][j + S::TILES_N / 2][2 * h], y = gelu_tanh(y) * g.sums[i][j + S::TILES_N / 2][2 * h + 1];
         }
-        if (m < rows && n_first + n < columns) store(m, n_first + n, pack_bf16(x, y));
+        if (m < rows && n_first + n < columns) store(m, n_first + n, x, y);
       }
 }
 
-template <int M> DEVICE void plain_product(u8* memory, const u16* a, const GemmWeights& w, u16* c, int rows, int columns, int k) {
+struct Product {  // c is bf16 [rows, columns], or with parts > 0 fp32 [parts, rows, columns] of sums over parts of k
+  const u16* a;
+  GemmWeights w;
+  void* c;
+  int rows, columns, k, parts;
+  DEVICE int part_first(int part) const { return parts ? k / 64 * part / parts * 64 : 0; }
+  DEVICE int part_last(int part) const { return parts && part + 1 < parts ? part_first(part + 1) : k; }
+  DEVICE void store(int m, int n, float x, float y) const {
+    u64 at = (u64)m * columns + n;
+    if (parts) *(float2*)((float*)c + (u64)blockIdx.z * rows * columns + at) = make_float2(x, y);
+    else *(u32*)((u16*)c + at) = pack_bf16(x, y);
+  }
+};
+
+template <int M> DEVICE void plain_product(u8* memory, const Product& p) {
   int m_first = blockIdx.x * M, n_first = blockIdx.y * GEMM_N;
   gemm_tile<M, false>(
-      memory, rows - m_first, columns, k, n_first, [&](int m) { return a + (u64)(m_first + m) * k; },
-      [&](int n, bool) { return w.row(n, k); },
-      [&](int m, int n, u32 v) { *(u32*)(c + (u64)(m_first + m) * columns + n) = v; });
+      memory, p.rows - m_first, p.columns, p.part_first(blockIdx.z), p.part_last(blockIdx.z), n_first,
+      [&](int m) { return p.a + (u64)(m_first + m) * p.k; }, [&](int n, bool) { return p.w.row(n, p.k); },
+      [&](int m, int n, float x, float y) { p.store(m_first + m, n, x, y); });
 }
 
-KERNEL(256) gemm_plain(const u16* a, const u16* w0, const u16* w1, const u16* w2, u16* c, int rows, int columns, int k, int split0, int split1) {
+KERNEL(256) gemm_plain(const u16* a, const u16* w0, const u16* w1, const u16* w2, void* c, int rows, int columns, int k, int split0, int split1, int parts) {
   SHARED_MEMORY(memory);
-  plain_product<128>(memory, a, {{w0, w1, w2}, {split0, split1}}, c, rows, columns, k);
+  plain_product<128>(memory, {a, {{w0, w1, w2}, {split0, split1}}, c, rows, columns, k, parts});
 }
-KERNEL(256) gemm_low(const u16* a, const u16* w0, const u16* w1, const u16* w2, u16* c, int rows, int columns, int k, int split0, int split1) {
+KERNEL(256) gemm_low(const u16* a, const u16* w0, const u16* w1, const u16* w2, void* c, int rows, int columns, int k, int split0, int split1, int parts) {
   SHARED_MEMORY(memory);
-  plain_product<64>(memory, a, {{w0, w1, w2}, {split0, split1}}, c, rows, columns, k);
+  plain_product<64>(memory, {a, {{w0, w1, w2}, {split0, split1}}, c, rows, columns, k, parts});
 }
 
 // c[rows, columns] = gelu(a · gate^T) * (a · up^T)
@@ -148,9 +165,9 @@ KERNEL(256) gemm_gated(const u16* a, const u16* gate, const u16* up, u16* c, int
   SHARED_MEMORY(memory);
   int m_first = blockIdx.x * 128, n_first = blockIdx.y * (GEMM_N / 2);
   gemm_tile<128, true>(
-      memory, rows - m_first, columns, k, n_first, [&](int m) { return a + (u64)(m_first + m) * k; },
+      memory, rows - m_first, columns, 0, k, n_first, [&](int m) { return a + (u64)(m_first + m) * k; },
       [&](int n, bool second) { return (second ? up : gate) + (u64)n * k; },
-      [&](int m, int n, u32 v) { *(u32*)(c + (u64)(m_first + m) * columns + n) = v; });
+      [&](int m, int n, float x, float y) { *(u32*)(c + (u64)(m_first + m) * columns + n) = pack_bf16(x, y); });
 }
 
 // Experts: rows of `a` are gathered by `source`, tile by tile of one expert each (tile_expert < 0: no such tile).
@@ -162,9 +179,9 @@ KERNEL(256) gemm_experts_gated(const u16* a, const u16* w, u16* c, const int* so
   int m_first = tile_row[blockIdx.x], rows = first[expert + 1] - m_first;
   const u16* matrix = w + (u64)expert * 2 * EXPERT_FF * HIDDEN;
   gemm_tile<64, true>(
-      memory, rows < 64 ? rows : 64, EXPERT_FF, HIDDEN, n_first, [&](int m) { return a + (u64)source[m_first + m] * HIDDEN; },
+      memory, rows < 64 ? rows : 64, EXPERT_FF, 0, HIDDEN, n_first, [&](int m) { return a + (u64)source[m_first + m] * HIDDEN; },
       [&](int n, bool second) { return matrix + (u64)(n + (second ? EXPERT_FF : 0)) * HIDDEN; },
-      [&](int m, int n, u32 v) { *(u32*)(c + (u64)(m_first + m) * EXPERT_FF + n) = v; });
+      [&](int m, int n, float x, float y) { *(u32*)(c + (u64)(m_first + m) * EXPERT_FF + n) = pack_bf16(x, y); });
 }
 KERNEL(256) gemm_experts_down(const u16* a, const u16* w, u16* c, const int* first, const int* tile_expert, const int* tile_row) {
   SHARED_MEMORY(memory);
@@ -173,7 +190,7 @@ KERNEL(256) gemm_experts_down(const u16* a, const u16* w, u16* c, const int* fir
   int m_first = tile_row[blockIdx.x], rows = first[expert + 1] - m_first;
   const u16* matrix = w + (u64)expert * HIDDEN * EXPERT_FF;
   gemm_tile<64, false>(
-      memory, rows < 64 ? rows : 64, HIDDEN, EXPERT_FF, n_first, [&](int m) { return a + (u64)(m_first + m) * EXPERT_FF; },
+      memory, rows < 64 ? rows : 64, HIDDEN, 0, EXPERT_FF, n_first, [&](int m) { return a + (u64)(m_first + m) * EXPERT_FF; },
       [&](int n, bool) { return matrix + (u64)n * EXPERT_FF; },
-      [&](int m, int n, u32 v) { *(u32*)(c + (u64)(m_first + m) * HIDDEN + n) = v; });
+      [&](int m, int n, float x, float y) { *(u32*)(c + (u64)(m_first + m) * HIDDEN + n) = pack_bf16(x, y); });
 }

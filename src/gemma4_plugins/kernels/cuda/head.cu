@@ -68,7 +68,7 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   __syncthreads();
   Ring ring = {memory + S_RING, full, empty, 0, 0};
   if (warp == WARPS) {
-    Producer producer = {{ring, lane, stream_policy()}, 0, 0, 0, a, choice, choice_made};
+    Producer producer = {{ring, ring, lane, 0, stream_policy()}, 0, 0, 0, a, choice, choice_made};
     producer.run();
   } else {
     Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, choice, choice_made};

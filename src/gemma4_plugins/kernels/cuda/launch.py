@@ -55,17 +55,26 @@ def is_plain(tensor: Tensor) -> bool:
     return str(tensor.device) == DEVICE and tensor.uop.has_buffer_identity() and tensor.uop.is_realized
 
 
+@cache
+def compiler(features: str) -> Any:
+    """tinygrad's compiler for this device, or one for its architecture with features of that one alone."""
+    opened = device()
+    if not features:
+        return opened.compiler
+    return type(opened.compiler)(f"{opened.arch}{features}", ptx=True, cache_key="cuda")
+
+
 class Kernel:
-    """A compiled kernel with its dynamic shared memory."""
+    """A compiled kernel with its dynamic shared memory. ``features`` extends the architecture's name, ``a`` of sm_90a."""
 
     def __init__(
-        self, source: str, name: str, threads: int, shared_bytes: int = 0, binary: bytes | None = None
+        self, source: str, name: str, threads: int, shared_bytes: int = 0, features: str = ""
     ) -> None:  # fmt: skip
         from tinygrad.device import TinyELF
         from tinygrad.runtime.ops_cuda import CUDAProgram
 
         opened = device()
-        library = binary or opened.compiler.compile_cached(source)
+        library = compiler(features).compile_cached(source)
         elf = TinyELF(library, name, opened.renderer.target, ())
         self.threads, self.shared_bytes = threads, shared_bytes
         self.program = CUDAProgram(opened, elf, shared_bytes)
@@ -81,14 +90,16 @@ class Kernel:
         check(ask(ctypes.byref(count), self.function, self.threads, size))
         return count.value
 
-    def launch(self, width: int, arguments: Sequence[ctypes._SimpleCData[Any]], height: int = 1) -> None:
-        """Queue a grid of ``width`` by ``height`` blocks; arguments are ctypes values of the parameters' sizes."""
+    def launch(
+        self, width: int, arguments: Sequence[ctypes._SimpleCData[Any]], height: int = 1, depth: int = 1
+    ) -> None:  # fmt: skip
+        """Queue a grid of blocks; arguments are ctypes values of the parameters' sizes."""
         cuda, check = driver()
         pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         check(cuda.cuCtxSetCurrent(self.context))
         check(
             cuda.cuLaunchKernel(
-                self.function, width, height, 1, self.threads, 1, 1, self.shared_bytes, None,
+                self.function, width, height, depth, self.threads, 1, 1, self.shared_bytes, None,
                 ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p)), None,
             )
         )  # fmt: skip
@@ -112,10 +123,10 @@ class Sibling(Kernel):
         check(cuda.cuFuncSetAttribute(self.function, attribute_name, shared_bytes))
 
 
-def kernels(source: str, wanted: Mapping[str, tuple[int, int]]) -> dict[str, Kernel]:
+def kernels(source: str, wanted: Mapping[str, tuple[int, int]], features: str = "") -> dict[str, Kernel]:
     """Several kernels of one source by name, each with its threads and shared memory."""
     names = list(wanted)
-    first = Kernel(source, names[0], *wanted[names[0]])
+    first = Kernel(source, names[0], *wanted[names[0]], features)
     return {names[0]: first} | {name: Sibling(first, name, *wanted[name]) for name in names[1:]}
 
 

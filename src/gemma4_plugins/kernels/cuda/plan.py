@@ -18,6 +18,8 @@ STAGE_BYTES = 16896
 MOST_STAGES, LEAST_STAGES = 12, 3
 SPAN = 256
 """Positions whose scores are held in shared memory at a time."""
+FLIGHT = 4
+"""Stages on their way from memory at a time: what bandwidth times latency asks for, and little more."""
 GROUP_TILES = 4
 """Tiles of 16 rows between two reductions over warps."""
 PHASES = 11
@@ -104,7 +106,7 @@ def make_plan(text: TextConfig, machine: Machine, timers: bool = False) -> Plan 
         return None
     constants = model_constants(text) | {
         "GRID": blocks, "WARPS": machine.warps,
-        "STAGE_BYTES": STAGE_BYTES, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "HISTORY": HISTORY, "WEIGHT_BYTES": 2,
+        "STAGE_BYTES": STAGE_BYTES, "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "HISTORY": HISTORY, "WEIGHT_BYTES": 2,
         **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip
     packets = scratch(constants)

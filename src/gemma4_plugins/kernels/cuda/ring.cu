@@ -46,14 +46,21 @@ struct Ring {
   DEVICE u8* here() const { return data + stage * STAGE_BYTES; }
 };
 
-// ---- the copying warp. Every lane brings one row.
+// ---- the copying warp. Every lane brings one row. At most FLIGHT stages are on their way at a time: more would not
+// come sooner, and every other load of the multiprocessor, packets above all, would queue behind them.
 struct Feeder {
-  Ring ring;
-  int lane;
+  Ring ring, landing;  // where the next copy goes, and the oldest one that has not been seen to arrive
+  int lane, flying;
   u64 policy;
 
   DEVICE void rows(int count, u32 bytes, u32 stride, const u8* source) {
     mbarrier_wait(ring.empty + ring.stage, ring.parity ^ 1);
+    if (flying < FLIGHT) {
+      flying++;
+    } else {
+      mbarrier_wait(landing.full + landing.stage, landing.parity);
+      landing.advance();
+    }
     u64* full = ring.full + ring.stage;
 #if BULK
     if (lane == 0) expect_bytes(full, bytes * count);

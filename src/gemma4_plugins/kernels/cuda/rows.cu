@@ -31,44 +31,72 @@ KERNEL(256) embed_rows(const int* ids, const int* soft, const u16* media, const 
   }
 }
 
+// A row of a product's result: the sum of its parts, fp32 [parts, rows, HIDDEN].
+struct Result {
+  const float* y;
+  int parts;
+  DEVICE float operator()(int i) const {
+    u64 at = (u64)blockIdx.x * HIDDEN + i, each = (u64)gridDim.x * HIDDEN;
+    float v = 0;
+    for (int p = 0; p < parts; p++) v += y[at + p * each];
+    return v;
+  }
+};
+
 // h = (h + norm(y) * after) * scalar; then x = norm(h) * before, and up to two more operands from the same norm; without
 // `before` x = h. Without y the stream stays as it is.
-KERNEL(256) norm_rows(float* h, const u16* y, const u16* after, const u16* scalar, const u16* before, u16* x, const u16* before1, u16* x1,
-                      float factor1, const u16* before2, u16* x2) {
+KERNEL(256) norm_rows(float* h, const float* y, int parts, const u16* after, const u16* scalar, const u16* before, u16* x, const u16* before1,
+                      u16* x1, float factor1, const u16* before2, u16* x2) {
   SHARED_MEMORY(memory);
+  constexpr int EACH = (HIDDEN + ROW_THREADS - 1) / ROW_THREADS;
   RowSums total = {(float*)memory, 0};
+  Result result = {y, parts};
   u64 at = (u64)blockIdx.x * HIDDEN;
-  float factor = scalar ? low_bf16(*scalar) : 1.f, squares = 0;
+  float factor = scalar ? low_bf16(*scalar) : 1.f, squares = 0, v[EACH], stream[EACH];
+#pragma unroll
+  for (int k = 0; k < EACH; k++) {
+    int i = threadIdx.x + k * ROW_THREADS;
+    stream[k] = i < HIDDEN ? h[at + i] : 0.f;
+    v[k] = y && i < HIDDEN ? result(i) : 0.f;
+    squares += v[k] * v[k];
+  }
   if (y) {
-    for (int i = threadIdx.x; i < HIDDEN; i += ROW_THREADS) squares += low_bf16(y[at + i]) * low_bf16(y[at + i]);
     float r = rsqrtf(total(squares) / HIDDEN + EPS);
-    for (int i = threadIdx.x; i < HIDDEN; i += ROW_THREADS)
-      h[at + i] = (h[at + i] + low_bf16(y[at + i]) * r * low_bf16(after[i])) * factor;
+#pragma unroll
+    for (int k = 0; k < EACH; k++) {
+      int i = threadIdx.x + k * ROW_THREADS;
+      if (i < HIDDEN) h[at + i] = stream[k] = (stream[k] + v[k] * r * low_bf16(after[i])) * factor;
+    }
   }
   squares = 0;
-  for (int i = threadIdx.x; i < HIDDEN; i += ROW_THREADS) squares += h[at + i] * h[at + i];
+#pragma unroll
+  for (int k = 0; k < EACH; k++) squares += stream[k] * stream[k];
   float r = before ? rsqrtf(total(squares) / HIDDEN + EPS) : 1.f;
-  for (int i = threadIdx.x; i < HIDDEN; i += ROW_THREADS) {
-    float v = h[at + i] * r;
-    x[at + i] = to_bf16(before ? v * low_bf16(before[i]) : v);
-    if (x1) x1[at + i] = to_bf16(v * low_bf16(before1[i]) * factor1);
-    if (x2) x2[at + i] = to_bf16(v * low_bf16(before2[i]));
+#pragma unroll
+  for (int k = 0; k < EACH; k++) {
+    int i = threadIdx.x + k * ROW_THREADS;
+    if (i >= HIDDEN) continue;
+    float u = stream[k] * r;
+    x[at + i] = to_bf16(before ? u * low_bf16(before[i]) : u);
+    if (x1) x1[at + i] = to_bf16(u * low_bf16(before1[i]) * factor1);
+    if (x2) x2[at + i] = to_bf16(u * low_bf16(before2[i]));
   }
 }
 
 // y = norm(dense) * a + norm(mixed) * b, for the mixture's two branches
-KERNEL(256) join_branches(const u16* dense, const u16* mixed, const u16* a, const u16* b, u16* y) {
+KERNEL(256) join_branches(const float* dense, int parts, const u16* mixed, const u16* a, const u16* b, float* y) {
   SHARED_MEMORY(memory);
   RowSums total = {(float*)memory, 0};
+  Result result = {dense, parts};
   u64 at = (u64)blockIdx.x * HIDDEN;
   float d = 0, m = 0;
   for (int i = threadIdx.x; i < HIDDEN; i += ROW_THREADS) {
-    d += low_bf16(dense[at + i]) * low_bf16(dense[at + i]);
+    d += result(i) * result(i);
     m += low_bf16(mixed[at + i]) * low_bf16(mixed[at + i]);
   }
   d = rsqrtf(total(d) / HIDDEN + EPS), m = rsqrtf(total(m) / HIDDEN + EPS);
   for (int i = threadIdx.x; i < HIDDEN; i += ROW_THREADS)
-    y[at + i] = to_bf16(low_bf16(dense[at + i]) * d * low_bf16(a[i]) + low_bf16(mixed[at + i]) * m * low_bf16(b[i]));
+    y[at + i] = result(i) * d * low_bf16(a[i]) + low_bf16(mixed[at + i]) * m * low_bf16(b[i]);
 }
 
 // One head vector of the projections' row, by one warp: see head_vector of the decode step.
@@ -102,28 +130,28 @@ template <int D> DEVICE void head_row(const u16* from, const u16* norm, const u1
   for (int i = 0; i < D / 64; i++) *(u32*)(to + 2 * lane + 64 * i) = pack_bf16(v[i][0], v[i][1]);
 }
 
-// Queries to `queries`, keys and values of the chunk to the cache. qkv rows: queries, keys, and values unless they are
+// Queries to `queries`; a layer's own keys and values to the cache. qkv rows: queries, keys, and values unless they are
 // the raw keys.
 template <int D, int KV>
-DEVICE void split_heads(const u16* qkv, int width, bool one, const u16* norm_q, const u16* norm_k, const u16* cos, const u16* sin, u16* queries,
+DEVICE void split_heads(const u16* qkv, int width, bool own, bool one, const u16* norm_q, const u16* norm_k, const u16* cos, const u16* sin, u16* queries,
                         u16* cache, int slots, int start) {
   int t = blockIdx.x, position = start + t, lane = threadIdx.x & 31, slot = position % slots;
   const u16* row = qkv + (u64)t * width;
   cos += (u64)position * (D / 2), sin += (u64)position * (D / 2);
-  for (int job = threadIdx.x >> 5; job < HEADS + 2 * KV; job += ROW_THREADS / 32) {
+  for (int job = threadIdx.x >> 5; job < HEADS + (own ? 2 * KV : 0); job += ROW_THREADS / 32) {
     bool value = job >= HEADS + KV;
     const u16* from = row + (value && one ? job - KV : job) * D;
     u16* to = job < HEADS ? queries + ((u64)t * HEADS + job) * D : cache + ((u64)(job - HEADS) * slots + slot) * D;
     head_row<D>(from, value ? nullptr : job < HEADS ? norm_q : norm_k, cos, sin, lane, to);
   }
 }
-KERNEL(256) heads_sliding(const u16* qkv, int width, int one, const u16* norm_q, const u16* norm_k, const u16* cos, const u16* sin, u16* queries,
+KERNEL(256) heads_sliding(const u16* qkv, int width, int own, int one, const u16* norm_q, const u16* norm_k, const u16* cos, const u16* sin, u16* queries,
                           u16* cache, int slots, int start) {
-  split_heads<D_SLIDING, KV_SLIDING>(qkv, width, one, norm_q, norm_k, cos, sin, queries, cache, slots, start);
+  split_heads<D_SLIDING, KV_SLIDING>(qkv, width, own, one, norm_q, norm_k, cos, sin, queries, cache, slots, start);
 }
-KERNEL(256) heads_full(const u16* qkv, int width, int one, const u16* norm_q, const u16* norm_k, const u16* cos, const u16* sin, u16* queries,
+KERNEL(256) heads_full(const u16* qkv, int width, int own, int one, const u16* norm_q, const u16* norm_k, const u16* cos, const u16* sin, u16* queries,
                        u16* cache, int slots, int start) {
-  split_heads<D_FULL, KV_FULL>(qkv, width, one, norm_q, norm_k, cos, sin, queries, cache, slots, start);
+  split_heads<D_FULL, KV_FULL>(qkv, width, own, one, norm_q, norm_k, cos, sin, queries, cache, slots, start);
 }
 
 // Per-layer inputs of the first `layers` layers: a block per position, a warp per layer by turns.

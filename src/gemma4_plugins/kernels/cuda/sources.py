@@ -11,6 +11,7 @@ from gemma4_plugins.kernels.cuda.plan import Plan
 STEP_FILES = ("layout", "ring", "producer", "attention", "consumer", "experts", "head")
 ENTRY = "decode_step"
 CHUNK_FILES = ("gemm", "rows", "chunk_attention")
+WIDE_FILES = ("wgmma", "gemm", "gemm_wide")
 
 
 def defines(constants: Mapping[str, int | float]) -> str:
@@ -33,6 +34,12 @@ def step_source(plan: Plan) -> str:
 def chunk_source(constants: Mapping[str, int | float]) -> str:
     """The kernels of a chunk of positions."""
     return defines(constants) + "".join(source_file(name) for name in CHUNK_FILES)
+
+
+def wide_source() -> str:
+    """Products on Hopper's warpgroup matrix unit; for any model."""
+    sizes = {"EXPERT_FF": 0, "HIDDEN": 0}  # of the experts' products, which come along unused
+    return defines(sizes) + "".join(source_file(name) for name in WIDE_FILES)
 
 
 def device_source(body: str) -> str:

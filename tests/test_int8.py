@@ -80,19 +80,17 @@ def test_kernels_compute_int8_in_place_as_the_portable_form_does(
     logits = []
     for kernels in ("", "portable"):
         monkeypatch.setenv("GEMMA4_KERNELS", kernels)
-        model = load_pretrained(folders["moe"], device="cpu")
+        model = load_pretrained(folders["dense"], device="cpu", dtype="float32")
         assert model.format_name == "int8" and all(supported(place.matrix) for place in model.places.values())
-        quantised = [p.matrix for p in model.places.values() if isinstance(p.matrix, Int8Matrix | Int8Stack)]
-        assert len(quantised) == len(model.places) - 6  # six routers
+        assert all(isinstance(place.matrix, Int8Matrix) for place in model.places.values())
         with quick():
             cache = model.make_cache()
             found, _ = model.forward_ids([5, 6, 7, 8, 9], cache=cache)
             more, _ = model.forward_ids([10], cache=cache)
-        logits.append(np.concatenate([found.numpy()[0], more.numpy()[0]]))
-        assert len(list(model.generate([5, 6, 7], max_new_tokens=3, stop_ids=()))) == 3
-    # both round activations to bfloat16, at different places
-    assert np.abs(logits[0] - logits[1]).max() < 0.2 * logits[1].std()
-    assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.999
+            logits.append(np.concatenate([found.numpy()[0], more.numpy()[0]]))
+            assert len(list(model.generate([5, 6, 7], max_new_tokens=3, stop_ids=()))) == 3
+    # the kernels round activations to bfloat16
+    assert np.abs(logits[0] - logits[1]).max() < 0.1 * logits[1].std()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -34,7 +34,8 @@ def test_every_gradient(
         model = tiny(folder=folder_of(name, tmp_path))
         held = model.named_tensors()
         loss = compute_loss(model, reference_batch(name), checkpointing=checkpointing)
-        grads = loss.gradient(*(held[key] for key in reference.parameters))
+        # tinygrad 0.14 keeps no result that is a function's own output: a copy is kept
+        grads = [g.contiguous() for g in loss.gradient(*(held[key] for key in reference.parameters))]
         Tensor.realize(loss, *grads)
     assert loss.shape == () and abs(loss.item() - reference.losses["sgd"][0]) < 1e-4
     for (key, expected), gradient in zip(reference.parameters.items(), grads, strict=True):

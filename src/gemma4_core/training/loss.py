@@ -22,8 +22,9 @@ PIECE = 1 << 25
 def compute_loss(model: GemmaModel, batch: GemmaTrainingBatch, *, checkpointing: bool = False) -> Tensor:
     """The mean cross entropy over all unmasked targets: a differentiable fp32 scalar.
 
-    Take gradients with ``loss.gradient(*tensors)``. ``checkpointing`` recomputes layers in the backward pass, for
-    less memory. Raises InputError for a batch that does not fit the model.
+    Take gradients with ``loss.gradient(*tensors)``; with ``checkpointing``, which recomputes layers in the backward
+    pass for less memory, realize ``gradient.contiguous()``: tinygrad 0.14 keeps no result that is a function's own
+    output, and would compute it anew at each look. Raises InputError for a batch that does not fit the model.
     """
     ids, targets = checked(model, batch)
     fed = feed(model, ids, batch.media)

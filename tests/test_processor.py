@@ -213,6 +213,8 @@ def test_standard_input_and_file_objects(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
     prepared = processor.prepare_inputs("x", images=["-", io.BytesIO(data), data])
     assert [m.soft_tokens for m in prepared.media] == [64, 64, 64]
+    assert processor.prepare_inputs("x", images="-").media[0].soft_tokens == 64  # it is prepared twice for one answer
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     with pytest.raises(InputError, match=r"- \(standard input\): is empty"):
         processor.prepare_inputs("x", images="-")
 

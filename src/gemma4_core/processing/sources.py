@@ -20,6 +20,7 @@ from gemma4_core.processing.kept import digest
 
 MAX_STREAM_BYTES = 512 << 20
 """Bytes taken from a URL, a pipe or standard input."""
+STDIN = "- (standard input)"
 URL_TIMEOUT_SECONDS = 30
 SHOWN_CHARACTERS = 160
 
@@ -99,6 +100,17 @@ def read_stream(stream: Any, name: str) -> bytes:
     return bytes(data)
 
 
+_stdin: tuple[Any, bytes] | None = None
+
+
+def _standard_input() -> bytes:
+    """All of standard input, which can be read only once: a prompt may be prepared again after its model is loaded."""
+    global _stdin
+    if _stdin is None or _stdin[0] is not sys.stdin:
+        _stdin = (sys.stdin, read_stream(getattr(sys.stdin, "buffer", sys.stdin), STDIN))
+    return _stdin[1]
+
+
 def fetch(url: str) -> bytes:
     """The content behind an http or https URL. Raises InputError naming the URL."""
     request = urllib.request.Request(url, headers={"User-Agent": "gemma4"})
@@ -125,7 +137,7 @@ def _data_uri(text: str) -> MediaSource:
 def _from_text(text: str, allow_urls: bool) -> MediaSource:
     scheme = text.split(":", 1)[0].lower() if ":" in text else ""
     if text == "-":
-        return MediaSource("- (standard input)", data=read_stream(sys.stdin.buffer, "- (standard input)"))
+        return MediaSource(STDIN, data=_standard_input())
     if scheme == "data":
         return _data_uri(text)
     if scheme in ("http", "https") and text[len(scheme) :].startswith("://"):

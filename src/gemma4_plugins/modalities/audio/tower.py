@@ -52,7 +52,8 @@ class FeedForward:
         x = products.norm(clamp(h, -self.bound, self.bound), self.before, LAYER_EPS)
         x = self.narrow(silu(self.widen(x, products)), products)
         x = products.norm(clamp(x, -self.bound, self.bound), self.after, LAYER_EPS)
-        return x * self.weight + h
+        # kept in memory after each addition: else every reader repeats the additions before it
+        return (x * self.weight + h).contiguous()
 
 
 class LightConvolution:
@@ -69,7 +70,7 @@ class LightConvolution:
         value, gate = x.chunk(2, dim=-1)
         x = self._convolve((value * gate.sigmoid()).cast(h.dtype).contiguous())
         x = silu(products.norm(clamp(x, -self.bound, self.bound), self.conv_norm, self.eps))
-        return self.end(x, products) + h
+        return (self.end(x, products) + h).contiguous()
 
     def _convolve(self, x: Tensor) -> Tensor:
         """``x [T, hidden]``: the last tap meets the frame itself, earlier taps earlier frames."""
@@ -96,7 +97,7 @@ class ConformerLayer:
         h = self.first(h, products)
         x = products.norm(clamp(h, -self.bound, self.bound), before, LAYER_EPS)
         x = self.attention(x, positions, real, products)
-        h = products.norm(clamp(x, -self.bound, self.bound), after, LAYER_EPS) + h
+        h = (products.norm(clamp(x, -self.bound, self.bound), after, LAYER_EPS) + h).contiguous()
         h = self.last(self.convolution(h, products), products)
         return products.norm(clamp(h, -self.bound, self.bound), out, LAYER_EPS)
 

@@ -54,10 +54,11 @@ class EncoderLayer:
         """``h [N, hidden]`` to ``[N, hidden]``."""
         before, after, before_mlp, after_mlp = self.norms
         x = self.attention(products.norm(h, before, self.eps), cos, sin, real, products)
-        h = h + products.norm(x, after, self.eps)
+        # kept in memory after each addition: else every reader repeats the additions before it
+        h = (h + products.norm(x, after, self.eps)).contiguous()
         x = products.norm(h, before_mlp, self.eps)
         x = self.down(gelu_tanh(self.gate(x, products)) * self.up(x, products), products)
-        return h + products.norm(x, after_mlp, self.eps)
+        return (h + products.norm(x, after_mlp, self.eps)).contiguous()
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor, real: Tensor, products: Products) -> Tensor:
         """``x [N, hidden]`` to ``[N, hidden]``."""

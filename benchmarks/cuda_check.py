@@ -40,22 +40,22 @@ UNSHARED = TINY | {
     "num_attention_heads": 8, "num_key_value_heads": 2, "num_global_key_value_heads": 1,
 }  # fmt: skip
 OWN = {
-    "tiny": TINY, "tiny-dense": UNSHARED | {"intermediate_size": 160},
+    "tiny": TINY, "tiny-odd": UNSHARED | {"intermediate_size": 160}, "tiny-dense": UNSHARED,
     "tiny-experts": UNSHARED | {
         # every expert is chosen: no choice can flip by rounding, all else is at work
-        "enable_moe_block": True, "num_experts": 12, "top_k_experts": 12, "moe_intermediate_size": 96,
+        "enable_moe_block": True, "num_experts": 12, "top_k_experts": 12, "moe_intermediate_size": 128,
     },
 }  # fmt: skip
 LIMIT = 1.25
 
 
 def model_of(name: str) -> GemmaModel:
-    """One of the tiny models above, a preset's name, or one with a number of layers: ``E2B:10``."""
+    """One of the tiny models above, a preset's name, or one with a number of layers: ``E2B:10``; ``@int8``
+    behind it means int8 matrices."""
     operations = dataclasses.replace(with_chunk(portable(), 128), decode_step=cuda_step.decode_step)
-    if name in OWN:
-        return random_model(OWN[name], operations)
+    name, _, int8 = name.partition("@")
     preset, _, layers = name.partition(":")
-    return random_model(preset, operations, int(layers) if layers else None)
+    return random_model(OWN.get(preset, preset), operations, int(layers) if layers else None, int8 == "int8")
 
 
 def filled(model: GemmaModel, positions: int, source: Storage | None = None) -> Storage:

@@ -74,7 +74,7 @@ def timed_step(model: GemmaModel, context: int, warps: int, parts: bool) -> cuda
     storage = model.pool.take(model, 1, context + 256)
     base = cuda_step.machine()
     machine = Machine(base.blocks, base.shared_bytes, warps)
-    plan = make_plan(model.text.config, machine, parts)
+    plan = make_plan(model.text.config, machine, cuda_step.served(model, storage) == "int8", parts)
     assert plan is not None, "the kernel does not fit this device"
     source = device_source(step_source(plan))
     kernel = launch.Kernel(source, ENTRY, plan.threads, plan.shared_bytes)
@@ -135,7 +135,9 @@ def parts_of(plan: Plan, step: cuda_step.CudaStep, layers: int) -> str:
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["E2B", "E4B", "26B-A4B", "31B"])
+    parser.add_argument(
+        "--models", nargs="+", default=["E2B", "E4B", "26B-A4B", "31B"], help="@int8 behind a name: int8"
+    )
     parser.add_argument("--contexts", nargs="+", type=int, default=[512])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warps", nargs="+", type=int, default=[Machine(1, 1).warps])
@@ -149,7 +151,8 @@ def main() -> None:
     print(f"plain read {rate / 1e12:.2f} TB/s", flush=True)
     for name in options.models:
         operations = dataclasses.replace(with_chunk(portable(), 512), decode_step=cuda_step.decode_step)
-        model = random_model(name, operations)
+        preset, _, int8 = name.partition("@")
+        model = random_model(preset, operations, int8=int8 == "int8")
         size = weight_bytes(model.text.config, model)
         for context in options.contexts:
             for warps in options.warps:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import GenerationConfig, expected_text_tensors, parse_config, preset_dict
@@ -16,6 +17,7 @@ from gemma4_core.descriptions import Context
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, DenseStack, Weight
+from gemma4_plugins.formats.int8_weights import Int8Matrix, Int8Stack
 from gemma4_plugins.kernels.cuda import launch
 
 FILL = """
@@ -55,6 +57,36 @@ class Filler:
         self.kernel.launch(min(2048, -(-tensor.numel() // 256)), values)
 
 
+FILL_BYTES = """
+extern "C" __global__ void fill_bytes(unsigned* p, unsigned long long n, unsigned seed) {
+  for (unsigned long long i = blockIdx.x * 256ull + threadIdx.x; i < n; i += gridDim.x * 256ull) {
+    unsigned x = (unsigned)i * 2654435761u ^ (unsigned)(i >> 32) * 0x9e3779b9u ^ seed;
+    x ^= x >> 16; x *= 0x7feb352du; x ^= x >> 15; x *= 0x846ca68bu; x ^= x >> 16;
+    p[i] = x & 0x7f7f7f7fu | (x * 0x9e3779b1u & 0x80808080u);
+  }
+}
+"""
+
+
+class ByteFiller:
+    """Makes int8 tensors of evenly spread numbers, and row scales such that they weigh as much as a bf16 matrix."""
+
+    def __init__(self) -> None:
+        self.kernel = launch.Kernel(FILL_BYTES, "fill_bytes", 256)
+        self.seed = 1
+
+    def __call__(self, shape: tuple[int, ...], scale: float) -> tuple[Tensor, Tensor]:
+        """The numbers, and fp32 scales around ``scale / 74``, since they are 74 on average."""
+        self.seed = self.seed * 747796405 + 2891336453 & 0xFFFFFFFF
+        tensor = Tensor.empty(*shape, dtype=dtypes.int8, device=launch.DEVICE)
+        tensor.uop.buffer.ensure_allocated()
+        words = tensor.numel() // 4
+        values = (ctypes.c_uint64(launch.address(tensor)), ctypes.c_uint64(words), ctypes.c_uint32(self.seed))
+        self.kernel.launch(min(2048, -(-words // 256)), values)
+        rows = np.random.default_rng(self.seed).uniform(0.5, 1.5, shape[:-1]).astype(np.float32) * (scale / 74)
+        return tensor, Tensor(rows, device=launch.DEVICE).contiguous().realize()
+
+
 def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """Spread and mean of a tensor such that activations stay of order one."""
     if len(shape) > 1:
@@ -64,14 +96,21 @@ def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     return (0.05, 0.25) if name.endswith(("q_norm.weight", "k_norm.weight")) else (0.2, 1.0)
 
 
-def random_model(data: str | Mapping[str, Any], operations: Operations, layers: int | None = None) -> GemmaModel:
-    """A bf16 text model of a preset's name or a config object; ``layers`` keeps only so many of the first."""
+def random_model(
+    data: str | Mapping[str, Any], operations: Operations, layers: int | None = None, int8: bool = False
+) -> GemmaModel:  # fmt: skip
+    """A text model of a preset's name or a config object, in bf16 or with int8 matrices; ``layers`` keeps only so many
+    of the first."""
     raw = dict(preset_dict(data, towers=False)) if isinstance(data, str) else dict(data)
     if layers is not None:
         raw = shortened(raw, layers)
     config = parse_config(raw)
-    fill, places, tensors = Filler(), {}, {}
+    fill, bytes_of, places, tensors = Filler(), ByteFiller(), {}, {}
     for name, shape in expected_text_tensors(config).items():
+        if int8 and len(shape) > 1 and not name.endswith("router.proj.weight"):
+            kind = Int8Matrix if len(shape) == 2 else Int8Stack
+            places[name] = Weight(name, kind(*bytes_of(shape, spread(name, shape)[0]), dtypes.bfloat16))
+            continue
         tensor = fill(shape, *spread(name, shape))
         if len(shape) == 1:
             tensors[name] = tensor
@@ -99,8 +138,11 @@ def in_fp32(model: GemmaModel, operations: Operations) -> GemmaModel:
     places = {}
     for name, place in model.places.items():
         held = place.matrix
-        assert isinstance(held, DenseMatrix | DenseStack)
-        places[name] = Weight(name, type(held)(wide(held.tensor), dtypes.float32))
+        if isinstance(held, Int8Matrix | Int8Stack):
+            dense = (held.tensor.cast(dtypes.float32) * held.scale.unsqueeze(-1)).contiguous().realize()
+        else:
+            dense = wide(held.parts()[""])
+        places[name] = Weight(name, (DenseMatrix if len(held.shape) == 2 else DenseStack)(dense, dtypes.float32))
     tensors = {name: wide(t) for name, t in model.tensors.items()}
     return GemmaModel(
         model.context, launch.DEVICE, dtypes.float32, operations, places, tensors, model.generation_config

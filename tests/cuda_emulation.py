@@ -102,7 +102,9 @@ def emulate(patch: pytest.MonkeyPatch, blocks: int = 5, shared_bytes: int = 230_
     patch.setattr(launch, "address", address)
     patch.setattr(launch, "Kernel", EmulatedKernel)
     patch.setattr(
-        launch, "kernels", lambda source, wanted, features="": {n: EmulatedKernel(source, n, *w) for n, w in wanted.items()}
+        launch,
+        "kernels",
+        lambda source, wanted, features="": {n: EmulatedKernel(source, n, *w) for n, w in wanted.items()},
     )
     patch.setattr(launch, "HostBuffer", EmulatedHostBuffer)
     patch.setattr(launch, "wait", lambda: None)

@@ -284,10 +284,6 @@ inline unsigned as_bits(float f) { unsigned v; memcpy(&v, &f, 4); return v; }
 inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   multiply_any<float, 16>(c, a, b0, b1, [](unsigned v, int i) { return as_float(i ? v & 0xffff0000u : v << 16); });
 }
-inline void multiply(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  multiply_any<int, 32>(c, a, b0, b1, [](unsigned v, int i) { return (int)(int8_t)(v >> (8 * i)); });
-}
-
 // ---- the warpgroup matrix unit: every thread computes its own sums from shared memory
 inline uint64_t matrix_operand(const unsigned char* tile, int at) {
   if ((uintptr_t)tile & 1023) { fprintf(stderr, "misaligned matrix operand\n"); abort(); }
@@ -321,6 +317,7 @@ inline uint2 load_packet(const uint2* p) { return *p; }
 inline void store_packet(uint2* p, unsigned value, unsigned tag) { *p = {value, tag}; }
 inline uint4 load_two_packets(const uint2* p) { return {p[0].x, p[0].y, p[1].x, p[1].y}; }
 inline unsigned load_early(const unsigned short* p) { return *p; }
+inline float load_float_early(const float* p) { return *p; }
 inline unsigned load_pair_early(const unsigned short* p) { unsigned v; memcpy(&v, p, 4); return v; }
 inline void copy16(void* to, const void* from) {
   if (((uintptr_t)to | (uintptr_t)from) & 15) { fprintf(stderr, "misaligned copy\n"); abort(); }
@@ -335,6 +332,11 @@ inline unsigned bf16_bits(float f) {
   return f != f ? 0x7fffu : (v + 0x7fff + (v >> 16 & 1)) >> 16;
 }
 inline unsigned pack_bf16(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
+inline void widen(unsigned bytes, unsigned& first, unsigned& second) {
+  auto value = [&](int i) { return (float)(int8_t)(bytes >> (8 * i)); };
+  first = pack_bf16(value(0), value(1));
+  second = pack_bf16(value(2), value(3));
+}
 inline unsigned short half_bits(float f) { _Float16 h = (_Float16)f; unsigned short v; memcpy(&v, &h, 2); return v; }
 inline unsigned pack_half(float low, float high) { return half_bits(low) | (unsigned)half_bits(high) << 16; }
 inline float half_to_float(unsigned short v) { _Float16 h; memcpy(&h, &v, 2); return (float)h; }

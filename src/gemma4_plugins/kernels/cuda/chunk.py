@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import TextConfig
+from gemma4_core.weights import Weight
 from gemma4_plugins.kernels.cuda import launch
 from gemma4_plugins.kernels.cuda.plan import model_constants, of_kind
 from gemma4_plugins.kernels.cuda.sources import chunk_source, device_source, wide_source
+from gemma4_plugins.kernels.cuda.table import scale_of, tensor_of
 
 CHUNK = 1024
 """Positions that run together."""
@@ -33,7 +36,7 @@ def attention_bytes(head_dim: int) -> int:
 
 def kernel_needs(text: TextConfig) -> dict[str, tuple[int, int]]:
     """Threads and shared memory of each kernel that a model uses."""
-    names = {"gemm_plain": GEMM_BYTES[128], "gemm_low": GEMM_BYTES[64], "gemm_gated": GEMM_BYTES[128]}
+    names = {"expand": 0, "gemm_plain": GEMM_BYTES[128], "gemm_low": GEMM_BYTES[64], "gemm_gated": GEMM_BYTES[128]}
     names |= dict.fromkeys(("embed_rows", "norm_rows", "heads_sliding", "heads_full"), ROW_BYTES)
     names["attend_sliding"] = attention_bytes(of_kind(text, False).head_dim)
     names["attend_full"] = attention_bytes(of_kind(text, True).head_dim)
@@ -62,6 +65,7 @@ class Kernels:
         if self.wide:
             needs = dict.fromkeys(("wide_plain", "wide_gated"), (256, WIDE_BYTES))
             self.by_name |= launch.kernels(device_source(wide_source()), needs, "a")
+        self._scratch: Tensor | None = None
         self.known: dict[int, tuple[Tensor, ctypes.c_uint64]] = {}
 
     def __call__(self, name: str, width: int, *arguments: Any, height: int = 1, depth: int = 1) -> None:
@@ -85,22 +89,54 @@ class Kernels:
         tiles = -(-rows // step) * -(-columns // 256)
         return max(1, min(MOST_PARTS, 2 * self.blocks // tiles, inner // 512))
 
+    def weights(self, held: Sequence[Weight | None]) -> tuple[list[Any], list[Tensor | None]]:
+        """Matrices as the products read them, and their row scales: int8 ones become bf16 in scratch memory, one below
+        the other, where the next product reads them."""
+        scales = [scale_of(w) for w in held]
+        if not any(scale is not None for scale in scales):
+            return [tensor_of(w) for w in held], scales
+        at, places = launch.address(self.scratch(held)), []
+        for weight in held:
+            tensor = tensor_of(weight)
+            count = tensor.numel() if tensor is not None else 0
+            places.append(ctypes.c_uint64(at))
+            if tensor is not None:
+                blocks = min(8 * self.blocks, -(-count // 4096))
+                self("expand", blocks, tensor, places[-1], ctypes.c_uint64(count))
+            at += 2 * count
+        return places, scales
+
+    def scratch(self, held: Sequence[Weight | None]) -> Tensor:
+        """Room for these matrices in bf16; grows to the largest that was asked for."""
+        size = sum(t.numel() for t in map(tensor_of, held) if t is not None)
+        if self._scratch is None or self._scratch.numel() < size:
+            launch.wait()
+            self._scratch = None
+            self._scratch = Tensor.empty(size, dtype=dtypes.bfloat16, device=launch.DEVICE)
+            self._scratch.uop.buffer.ensure_allocated()
+        return self._scratch
+
     def product(
-        self, a: Tensor | None, matrices: list[Tensor | None], c: Tensor | None, rows: int, columns: int, inner: int,
+        self, a: Tensor | None, held: Sequence[Weight], c: Tensor | None, rows: int, columns: int, inner: int,
         splits: tuple[int, int] | None = None, parts: int = 0,
     ) -> None:  # fmt: skip
-        """c = a times the transposed matrices, which lie one below the other: bf16, or fp32 in ``parts`` to be added."""
-        three = [*matrices, None, None][:3]
+        """c = a times the transposed matrices, which lie one below the other: bf16, or fp32 in ``parts`` to be added.
+
+        ``columns`` may be fewer than the last matrix has rows.
+        """
+        matrices, scales = self.weights(held)
+        none: list[Any] = [None] * (3 - len(matrices))
         first, second = splits if splits is not None else (columns, columns)
         tall = rows > 64
         name = ("wide_plain" if self.wide and inner % 64 == 0 else "gemm_plain") if tall else "gemm_low"
-        width, height = -(-rows // (128 if tall else 64)), -(-columns // 256)
-        self(name, width, a, *three, c, rows, columns, inner, first, second, parts, height=height, depth=max(parts, 1))
+        self(name, -(-rows // (128 if tall else 64)), a, *matrices, *none, *scales, *none, c, rows, columns, inner, first,
+             second, parts, height=-(-columns // 256), depth=max(parts, 1))  # fmt: skip
 
-    def gated(self, a: Tensor, gate: Tensor | None, up: Tensor | None, c: Tensor, rows: int, columns: int, inner: int) -> None:
+    def gated(self, a: Tensor, gate: Weight, up: Weight, c: Tensor, rows: int, columns: int, inner: int) -> None:
         """c = gelu(a · gate^T) * (a · up^T), bf16."""
+        matrices, scales = self.weights([gate, up])
         name = "wide_gated" if self.wide and inner % 64 == 0 else "gemm_gated"
-        self(name, -(-rows // 128), a, gate, up, c, rows, columns, inner, height=-(-columns // 128))
+        self(name, -(-rows // 128), a, *matrices, *scales, c, rows, columns, inner, height=-(-columns // 128))
 
 
 @dataclass(frozen=True)

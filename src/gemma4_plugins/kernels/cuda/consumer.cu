@@ -33,6 +33,12 @@ struct Job {  // a product: its operand and where its results go
   u32 tag;
 };
 
+// Where the rows of a product have their scales: of up to three matrices, one below the other, or side by side in pairs.
+struct Scales {
+  const float* base[3];
+  int split[2];
+};
+
 struct Consumer {
   Eater eat;
   const Arguments& a;
@@ -40,6 +46,7 @@ struct Consumer {
   Choice choice;
   u64* choice_made;
   u64 model, layer, next;  // this lane's field of the table rows: the model's, the layer's, the next layer's
+  u64 model_scales, layer_scales, next_scales;
   const u16* last_scalar;  // of the layer before
   int index, ff;           // of the layer
   u32 info;
@@ -52,6 +59,8 @@ struct Consumer {
 
   DEVICE u64 field(int f) const { return __shfl_sync(ALL, layer, f); }
   DEVICE const u16* of_model(int f) const { return (const u16*)__shfl_sync(ALL, model, f); }
+  DEVICE const float* scales(int f) const { return (const float*)__shfl_sync(ALL, layer_scales, f); }
+  DEVICE const float* scales_of_model(int f) const { return (const float*)__shfl_sync(ALL, model_scales, f); }
   DEVICE const u16* norm(int f) const { return (const u16*)field(f); }
   DEVICE u8* operand() const { return shared + S_OPERAND; }
   DEVICE u32 tag(int phase) const { return a.tag + 1 + index * PHASES + phase; }
@@ -122,11 +131,12 @@ struct Consumer {
   }
 
   // ---- operands
-  DEVICE void put(u8* to, int e, float v) { *(u16*)(to + operand_offset(e)) = to_bf16(v); }
-  DEVICE void put_weighted(u8* to, float factor, int which) {
+  DEVICE static int place(int e) { return INT8 ? operand_offset_bytes(e) : operand_offset(e); }
+  DEVICE void put(u8* to, int e, float v) { *(u16*)(to + place(e)) = to_bf16(v); }
+  DEVICE void put_weighted(u8* to, float factor, int which, bool beside_bf16 = false) {
 #pragma unroll
     for (int i = 0; i < H_PER_THREAD; i++)
-      if (mine(i)) put(to, element(i), h(i) * factor * weight_at(which, i));
+      if (mine(i)) *(u16*)(to + (beside_bf16 ? operand_offset(element(i)) : place(element(i)))) = to_bf16(h(i) * factor * weight_at(which, i));
   }
   DEVICE void put_normed() { put_weighted(operand(), inverse_rms(), 1); }
   DEVICE void put_plain() {
@@ -141,7 +151,7 @@ struct Consumer {
       wait_packets<COUNT, (COUNT > 8)>(packets(at) + base, CONSUMERS, count - base, tag_in, v);
 #pragma unroll
       for (int i = 0; i < COUNT; i++)
-        if (base + i * CONSUMERS < count) *(u32*)(operand() + operand_offset(2 * (base + i * CONSUMERS))) = v[i];
+        if (base + i * CONSUMERS < count) *(u32*)(operand() + place(2 * (base + i * CONSUMERS))) = v[i];
     }
   }
   DEVICE void put_pairs(int at, int count, u32 tag_in) {
@@ -172,24 +182,37 @@ struct Consumer {
   DEVICE Job describe(int product);
   DEVICE void make_operand(int product);
   DEVICE void fetch_ahead(int product);
+  DEVICE Scales scales_for(int product) const;
   DEVICE void multiply_job(const Job& job, const Share& part, const Geometry& geometry, int product);
   DEVICE void logit(int id, float sum);
   DEVICE void finish();
   DEVICE void run();
 };
 
+// An element of a row of an embedding table, rounded as the weights' type has it.
+DEVICE float stored(const u8* row, int i, float scale) {
+  return INT8 ? round_bf16((float)(signed char)row[i] * scale) : low_bf16(load_early((const u16*)row + i));
+}
+
 // The token's embedding, scaled and rounded as the weights' type has it.
 DEVICE void Consumer::start() {
-  const u16* row = of_model(M_EMBEDDING) + (u64)(u32)*a.token * HIDDEN;
+  u32 token = (u32)*a.token;
+  const u8* row = (const u8*)of_model(M_EMBEDDING) + (u64)token * HIDDEN * WEIGHT_BYTES;
+  float scale = INT8 ? scales_of_model(M_EMBEDDING)[token] : 1.f;
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++)
-    if (mine(i)) h(i) = round_bf16(low_bf16(load_early(row + element(i))) * EMBED_SCALE);
+    if (mine(i)) h(i) = round_bf16(stored(row, element(i), scale) * EMBED_SCALE);
 }
 
 DEVICE void Consumer::enter_layer() {
   last_scalar = index > 0 ? (const u16*)field(F_SCALAR) : nullptr;
   layer = next;
-  next = index + 1 < LAYERS ? a.table[(index + 2) * 32 + eat.lane] : 0;
+  layer_scales = next_scales;
+  if (index + 1 < LAYERS) {
+    const u64* row = a.table + (index + 2) * 64 + eat.lane;
+    next = row[0];
+    if (INT8) next_scales = row[32];
+  }
   info = (u32)field(F_INFO);
   ff = (int)field(F_FF);
 }
@@ -235,10 +258,13 @@ DEVICE void Consumer::add_attention() {
 DEVICE void Consumer::receive_ple() {
   int t = eat.thread;
   float token = 0, weight = 0, made = 0, v[H_PER_THREAD], squares = 0;
-  const u16* row = a.ple_rows ? a.ple_rows : of_model(M_PLE_TABLE) + (u64)(u32)*a.token * (LAYERS * PLE);
+  const u8* table = (const u8*)of_model(M_PLE_TABLE) + (u64)(u32)*a.token * (LAYERS * PLE * WEIGHT_BYTES);
+  const float* scales = scales_of_model(M_PLE_TABLE);
   const u16* weights_of = of_model(M_PLE_NORM);
   if (t < PLE) {
-    token = round_bf16(low_bf16(load_early(row + index * PLE + t)) * PLE_SCALE);
+    int at = index * PLE + t;
+    token = a.ple_rows ? low_bf16(load_early(a.ple_rows + at)) : stored(table, at, INT8 ? scales[*a.token] : 1.f);
+    token = round_bf16(token * PLE_SCALE);
     weight = low_bf16(load_early(weights_of + t));
     made = as_float(wait_packet(packets(AT_CONTEXT) + index * PLE + t, a.tag)) * rsqrtf((float)HIDDEN);
   }
@@ -329,10 +355,40 @@ DEVICE void Consumer::logit(int id, float sum) {
   best.add(suppressed && suppressed[id] ? -1e30f : value, id);
 }
 
+DEVICE Scales Consumer::scales_for(int product) const {
+  const int d = info & IS_FULL ? D_FULL : D_SLIDING, keys = info & IS_FULL ? KV_FULL * D_FULL : KV_SLIDING * D_SLIDING;
+  const float* one = nullptr;
+  switch (product) {
+    case W_QKV: return {{scales(F_Q), scales(F_K), scales(F_V)}, {HEADS * d, HEADS * d + keys}};
+    case W_GATED: return {{scales(F_GATE), scales(F_UP), nullptr}, {0, 0}};
+    case W_CONTEXT: one = scales_of_model(M_PLE_PROJECTION); break;
+    case W_O: one = scales(F_O); break;
+    case W_DOWN: one = scales(F_DOWN); break;
+    case W_EXPERT: one = scales(F_EXPERT_GATE_UP); break;
+    case W_EXPERT_DOWN: one = scales(F_EXPERT_DOWN); break;
+    case W_PLE_GATE: one = scales(F_PLE_GATE); break;
+    case W_PLE: one = scales(F_PLE_PROJECTION); break;
+    case W_HEAD: one = scales_of_model(M_EMBEDDING); break;
+    default: break;
+  }
+  return {{one, nullptr, nullptr}, {1 << 30, 1 << 30}};
+}
+
 // Sums are published one by one; gelu(gate) * up by twos; logits stay here.
 DEVICE void Consumer::multiply_job(const Job& job, const Share& part, const Geometry& geometry, int product) {
   uint2* to = packets(job.to) + (job.paired ? part.first / 2 : part.first);
-  eat.multiply_rows(geometry, job.row_bytes, job.segments, job.x, [&](const Tile& t, int row, bool valid, float sum) {
+  Scales scales = {};
+  if (INT8) scales = scales_for(product);
+  auto scale = [&](const Tile& t, int row, int segment) {
+    int unit = part.first + t.first + (job.paired ? row & 7 : row);
+    if (product == W_EXPERT_DOWN) return scales.base[0] + choice.expert[segment] * HIDDEN + unit;
+    if (product == W_EXPERT)
+      return scales.base[0] + (choice.expert[unit / EXPERT_ROWS] * 2 + (row >> 3)) * EXPERT_FF + unit % EXPERT_ROWS;
+    if (product == W_GATED) return (row < 8 ? scales.base[0] : scales.base[1]) + unit;
+    return unit < scales.split[0] ? scales.base[0] + unit : unit < scales.split[1] ? scales.base[1] + unit - scales.split[0]
+                                                                                   : scales.base[2] + unit - scales.split[1];
+  };
+  auto sink = [&](const Tile& t, int row, bool valid, float sum) {
     int unit = t.first + row;
     if (job.paired) {
       float up = __shfl_down_sync(ALL, sum, 8), value = 0;
@@ -346,12 +402,16 @@ DEVICE void Consumer::multiply_job(const Job& job, const Share& part, const Geom
       if (product == W_HEAD) logit(part.first + unit, sum);
       else store_packet(to + unit, as_bits(sum), job.tag);
     }
-  }, [&] { mark(product * 3 + 1); });
+  };
+  auto gathered = [&] { mark(product * 3 + 1); };
+  if (INT8 && product != W_ROUTER) eat.multiply_rows<INT8>(geometry, job.row_bytes, job.segments, job.x, scale, sink, gathered);
+  else if (!INT8 || EXPERTS) eat.multiply_rows<false>(geometry, job.row_bytes, job.segments, job.x, scale, sink, gathered);
 }
 
 DEVICE void Consumer::run() {
-  model = a.table[eat.lane];
-  layer = next = a.table[32 + eat.lane];
+  model = a.table[eat.lane], model_scales = a.table[32 + eat.lane];
+  layer = next = a.table[64 + eat.lane];
+  layer_scales = next_scales = a.table[96 + eat.lane];
   best = {-1e38f, 0.f, 0x7fffffff};
 #ifdef TIMERS
   marked = clock64();

@@ -48,7 +48,7 @@ DEVICE void choose_experts(const uint2* sums, u32 tag, const u16* scale, int lan
 DEVICE void Consumer::put_branches() {
   float r = inverse_rms();
   put_weighted(operand(), r, 1);
-  put_weighted(shared + S_ROUTER, r * rsqrtf((float)HIDDEN), 2);
+  put_weighted(shared + S_ROUTER, r * rsqrtf((float)HIDDEN), 2, true);
   put_weighted(shared + S_EXPERTS, r, 3);
 }
 

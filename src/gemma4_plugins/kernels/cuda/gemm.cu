@@ -17,6 +17,16 @@ template <int M> struct GemmShape {
 // 16-byte piece `c` of row `r`, swizzled so that eight rows of a tile lie in different banks.
 DEVICE int swizzled(int r, int c) { return r * 64 + ((c ^ ((r >> 1) & 3)) << 4); }
 
+// int8 numbers as bf16, 16 at a time, for the products that read them next.
+KERNEL(256) expand(const u8* from, u16* to, u64 count) {
+  for (u64 i = (u64)blockIdx.x * 256 + threadIdx.x; i < count / 16; i += (u64)gridDim.x * 256) {
+    uint4 v = ((const uint4*)from)[i], low, high;
+    widen(v.x, low.x, low.y), widen(v.y, low.z, low.w), widen(v.z, high.x, high.y), widen(v.w, high.z, high.w);
+    ((uint4*)to)[2 * i] = low;
+    ((uint4*)to)[2 * i + 1] = high;
+  }
+}
+
 struct GemmWeights {  // up to three matrices one below the other
   const u16 *base[3];
   int split[2];
@@ -123,21 +133,37 @@ DEVICE void gemm_tile(u8* memory, int rows, int columns, int k_first, int k_last
         if (PAIRED) {
           const int each = S::WARP_N;
           n = n / each * (each / 2) + n % each;
-          x = gelu_tanh(x) * g.sums[i][j + S::TILES_N / 2][2 * h], y = gelu_tanh(y) * g.sums[i][j + S::TILES_N / 2][2 * h + 1];
+          if (m < rows && n_first + n < columns) {
+            const float* up = g.sums[i][j + S::TILES_N / 2];
+            store(m, n_first + n, x, y, up[2 * h], up[2 * h + 1]);
+          }
+        } else if (m < rows && n_first + n < columns) {
+          store(m, n_first + n, x, y, 0.f, 0.f);
         }
-        if (m < rows && n_first + n < columns) store(m, n_first + n, x, y);
       }
 }
+
+// Row scales of int8 weights, which are multiplied in bf16 without them; null for bf16 weights.
+struct GemmScales {
+  const float *base[3];
+  DEVICE float of(int n, const int (&split)[2]) const {
+    if (!base[0]) return 1.f;
+    return n < split[0] ? base[0][n] : n < split[1] ? base[1][n - split[0]] : base[2][n - split[1]];
+  }
+};
+DEVICE float scale_at(const float* scale, int n) { return scale ? scale[n] : 1.f; }
 
 struct Product {  // c is bf16 [rows, columns], or with parts > 0 fp32 [parts, rows, columns] of sums over parts of k
   const u16* a;
   GemmWeights w;
+  GemmScales s;
   void* c;
   int rows, columns, k, parts;
   DEVICE int part_first(int part) const { return parts ? k / 64 * part / parts * 64 : 0; }
   DEVICE int part_last(int part) const { return parts && part + 1 < parts ? part_first(part + 1) : k; }
   DEVICE void store(int m, int n, float x, float y) const {
     u64 at = (u64)m * columns + n;
+    x *= s.of(n, w.split), y *= s.of(n + 1, w.split);
     if (parts) *(float2*)((float*)c + (u64)blockIdx.z * rows * columns + at) = make_float2(x, y);
     else *(u32*)((u16*)c + at) = pack_bf16(x, y);
   }
@@ -148,49 +174,65 @@ template <int M> DEVICE void plain_product(u8* memory, const Product& p) {
   gemm_tile<M, false>(
       memory, p.rows - m_first, p.columns, p.part_first(blockIdx.z), p.part_last(blockIdx.z), n_first,
       [&](int m) { return p.a + (u64)(m_first + m) * p.k; }, [&](int n, bool) { return p.w.row(n, p.k); },
-      [&](int m, int n, float x, float y) { p.store(m_first + m, n, x, y); });
+      [&](int m, int n, float x, float y, float, float) { p.store(m_first + m, n, x, y); });
 }
 
-KERNEL(256) gemm_plain(const u16* a, const u16* w0, const u16* w1, const u16* w2, void* c, int rows, int columns, int k, int split0, int split1, int parts) {
+KERNEL(256) gemm_plain(const u16* a, const u16* w0, const u16* w1, const u16* w2, const float* s0, const float* s1, const float* s2, void* c, int rows,
+                        int columns, int k, int split0, int split1, int parts) {
   SHARED_MEMORY(memory);
-  plain_product<128>(memory, {a, {{w0, w1, w2}, {split0, split1}}, c, rows, columns, k, parts});
+  plain_product<128>(memory, {a, {{w0, w1, w2}, {split0, split1}}, {{s0, s1, s2}}, c, rows, columns, k, parts});
 }
-KERNEL(256) gemm_low(const u16* a, const u16* w0, const u16* w1, const u16* w2, void* c, int rows, int columns, int k, int split0, int split1, int parts) {
+KERNEL(256) gemm_low(const u16* a, const u16* w0, const u16* w1, const u16* w2, const float* s0, const float* s1, const float* s2, void* c, int rows,
+                        int columns, int k, int split0, int split1, int parts) {
   SHARED_MEMORY(memory);
-  plain_product<64>(memory, {a, {{w0, w1, w2}, {split0, split1}}, c, rows, columns, k, parts});
+  plain_product<64>(memory, {a, {{w0, w1, w2}, {split0, split1}}, {{s0, s1, s2}}, c, rows, columns, k, parts});
+}
+
+DEVICE void store_gated(u16* c, u64 at, int n, float g0, float g1, float u0, float u1, const float* gate_scale, const float* up_scale) {
+  float x = gelu_tanh(g0 * scale_at(gate_scale, n)) * (u0 * scale_at(up_scale, n));
+  float y = gelu_tanh(g1 * scale_at(gate_scale, n + 1)) * (u1 * scale_at(up_scale, n + 1));
+  *(u32*)(c + at) = pack_bf16(x, y);
 }
 
 // c[rows, columns] = gelu(a · gate^T) * (a · up^T)
-KERNEL(256) gemm_gated(const u16* a, const u16* gate, const u16* up, u16* c, int rows, int columns, int k) {
+KERNEL(256) gemm_gated(const u16* a, const u16* gate, const u16* up, const float* gate_scale, const float* up_scale, u16* c, int rows, int columns, int k) {
   SHARED_MEMORY(memory);
   int m_first = blockIdx.x * 128, n_first = blockIdx.y * (GEMM_N / 2);
   gemm_tile<128, true>(
       memory, rows - m_first, columns, 0, k, n_first, [&](int m) { return a + (u64)(m_first + m) * k; },
       [&](int n, bool second) { return (second ? up : gate) + (u64)n * k; },
-      [&](int m, int n, float x, float y) { *(u32*)(c + (u64)(m_first + m) * columns + n) = pack_bf16(x, y); });
+      [&](int m, int n, float x, float y, float u, float v) {
+        store_gated(c, (u64)(m_first + m) * columns + n, n, x, y, u, v, gate_scale, up_scale);
+      });
 }
 
 // Experts: rows of `a` are gathered by `source`, tile by tile of one expert each (tile_expert < 0: no such tile).
 // first[e] is the first row of expert e in the packed order, first[EXPERTS] their number.
-KERNEL(256) gemm_experts_gated(const u16* a, const u16* w, u16* c, const int* source, const int* first, const int* tile_expert, const int* tile_row) {
+KERNEL(256) gemm_experts_gated(const u16* a, const u16* w, const float* scale, u16* c, const int* source, const int* first, const int* tile_expert, const int* tile_row) {
   SHARED_MEMORY(memory);
   int expert = tile_expert[blockIdx.x], n_first = blockIdx.y * (GEMM_N / 2);
   if (expert < 0) return;
   int m_first = tile_row[blockIdx.x], rows = first[expert + 1] - m_first;
   const u16* matrix = w + (u64)expert * 2 * EXPERT_FF * HIDDEN;
+  const float* gate_scale = scale ? scale + expert * 2 * EXPERT_FF : nullptr;
   gemm_tile<64, true>(
       memory, rows < 64 ? rows : 64, EXPERT_FF, 0, HIDDEN, n_first, [&](int m) { return a + (u64)source[m_first + m] * HIDDEN; },
       [&](int n, bool second) { return matrix + (u64)(n + (second ? EXPERT_FF : 0)) * HIDDEN; },
-      [&](int m, int n, float x, float y) { *(u32*)(c + (u64)(m_first + m) * EXPERT_FF + n) = pack_bf16(x, y); });
+      [&](int m, int n, float x, float y, float u, float v) {
+        store_gated(c, (u64)(m_first + m) * EXPERT_FF + n, n, x, y, u, v, gate_scale, gate_scale ? gate_scale + EXPERT_FF : nullptr);
+      });
 }
-KERNEL(256) gemm_experts_down(const u16* a, const u16* w, u16* c, const int* first, const int* tile_expert, const int* tile_row) {
+KERNEL(256) gemm_experts_down(const u16* a, const u16* w, const float* scale, u16* c, const int* first, const int* tile_expert, const int* tile_row) {
   SHARED_MEMORY(memory);
   int expert = tile_expert[blockIdx.x], n_first = blockIdx.y * GEMM_N;
   if (expert < 0) return;
   int m_first = tile_row[blockIdx.x], rows = first[expert + 1] - m_first;
   const u16* matrix = w + (u64)expert * HIDDEN * EXPERT_FF;
+  const float* row_scale = scale ? scale + expert * HIDDEN : nullptr;
   gemm_tile<64, false>(
       memory, rows < 64 ? rows : 64, HIDDEN, 0, EXPERT_FF, n_first, [&](int m) { return a + (u64)(m_first + m) * EXPERT_FF; },
       [&](int n, bool) { return matrix + (u64)n * EXPERT_FF; },
-      [&](int m, int n, float x, float y) { *(u32*)(c + (u64)(m_first + m) * HIDDEN + n) = pack_bf16(x, y); });
+      [&](int m, int n, float x, float y, float, float) {
+        *(u32*)(c + (u64)(m_first + m) * HIDDEN + n) = pack_bf16(x * scale_at(row_scale, n), y * scale_at(row_scale, n + 1));
+      });
 }

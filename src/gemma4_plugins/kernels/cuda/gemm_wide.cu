@@ -69,25 +69,27 @@ DEVICE void wide_tile(u8* memory, int rows, int columns, int k_first, int k_last
     for (int h = 0; h < 2; h++) {
       int m = m_first + 8 * h, n = n_first + j * 8 + (lane & 3) * 2;
       float x = g.sums[4 * j + 2 * h], y = g.sums[4 * j + 2 * h + 1];
-      if (PAIRED) x = gelu_tanh(x) * g.sums[4 * j + 64 + 2 * h], y = gelu_tanh(y) * g.sums[4 * j + 64 + 2 * h + 1];
-      if (m < rows && n < columns) store(m, n, x, y);
+      if (m < rows && n < columns) store(m, n, x, y, PAIRED ? g.sums[(4 * j + 64 + 2 * h) % 128] : 0.f, PAIRED ? g.sums[(4 * j + 65 + 2 * h) % 128] : 0.f);
     }
 }
 
-KERNEL(256) wide_plain(const u16* a, const u16* w0, const u16* w1, const u16* w2, void* c, int rows, int columns, int k, int split0, int split1, int parts) {
+KERNEL(256) wide_plain(const u16* a, const u16* w0, const u16* w1, const u16* w2, const float* s0, const float* s1, const float* s2, void* c, int rows,
+                       int columns, int k, int split0, int split1, int parts) {
   SHARED_MEMORY(memory);
-  Product p = {a, {{w0, w1, w2}, {split0, split1}}, c, rows, columns, k, parts};
+  Product p = {a, {{w0, w1, w2}, {split0, split1}}, {{s0, s1, s2}}, c, rows, columns, k, parts};
   int m_first = blockIdx.x * 128, n_first = blockIdx.y * 256;
   wide_tile<false>(
       memory, rows - m_first, columns, p.part_first(blockIdx.z), p.part_last(blockIdx.z), n_first,
       [&](int m) { return p.a + (u64)(m_first + m) * p.k; }, [&](int n, bool) { return p.w.row(n, p.k); },
-      [&](int m, int n, float x, float y) { p.store(m_first + m, n, x, y); });
+      [&](int m, int n, float x, float y, float, float) { p.store(m_first + m, n, x, y); });
 }
-KERNEL(256) wide_gated(const u16* a, const u16* gate, const u16* up, u16* c, int rows, int columns, int k) {
+KERNEL(256) wide_gated(const u16* a, const u16* gate, const u16* up, const float* gate_scale, const float* up_scale, u16* c, int rows, int columns, int k) {
   SHARED_MEMORY(memory);
   int m_first = blockIdx.x * 128, n_first = blockIdx.y * 128;
   wide_tile<true>(
       memory, rows - m_first, columns, 0, k, n_first, [&](int m) { return a + (u64)(m_first + m) * k; },
       [&](int n, bool second) { return (second ? up : gate) + (u64)n * k; },
-      [&](int m, int n, float x, float y) { *(u32*)(c + (u64)(m_first + m) * columns + n) = pack_bf16(x, y); });
+      [&](int m, int n, float x, float y, float u, float v) {
+        store_gated(c, (u64)(m_first + m) * columns + n, n, x, y, u, v, gate_scale, up_scale);
+      });
 }

@@ -5,7 +5,8 @@
 // Every block holds the residual stream; blocks differ in the rows of the products, and the parts of attention, that
 // they make. All blocks must be resident at once.
 
-// Fields of a layer's table row, of 8 bytes each; a warp holds a row in its lanes.
+// The table has a row for the model and one for each layer: 32 fields of 8 bytes, which a warp holds in its lanes, and
+// then 32 more: where an int8 matrix named by a field has its row scales.
 enum Field {
   F_Q, F_K, F_V, F_O, F_GATE, F_UP, F_DOWN, F_PLE_GATE, F_PLE_PROJECTION, F_CACHE, F_NORM_IN, F_NORM_Q, F_NORM_K,
   F_NORM_ATTENTION, F_NORM_BEFORE, F_NORM_AFTER, F_NORM_PLE, F_SCALAR, F_INFO, F_ROUTER, F_EXPERT_GATE_UP,
@@ -26,6 +27,7 @@ constexpr int W_LAST = PLE ? W_PLE : EXPERTS ? W_EXPERT_DOWN : W_DOWN;
 // Results that travel; a tag names launch, layer and phase.
 enum Phase { P_QKV, P_O, P_ROUTER, P_GATED, P_DOWN, P_EXPERT, P_EXPERT_DOWN, P_PLE_GATE, P_PLE, P_PART, P_MIXED, PHASES };
 
+constexpr bool INT8 = WEIGHT_BYTES == 1;  // all matrices but the router's are int8 with fp32 row scales
 constexpr int CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32;
 constexpr int D_MAX = D_SLIDING > D_FULL ? D_SLIDING : D_FULL;
 constexpr int H_PER_THREAD = (HIDDEN + CONSUMERS - 1) / CONSUMERS;
@@ -34,7 +36,7 @@ constexpr int PAIRS_EACH = (FF_MAX / 2 + CONSUMERS - 1) / CONSUMERS, MANY_PAIRS 
 constexpr int EXPERT_ROWS = EXPERT_FF ? EXPERT_FF : 1;
 
 struct Arguments {
-  const u64* table;      // row 0: the model; row 1 + i: layer i; 32 fields each
+  const u64* table;      // row 0: the model; row 1 + i: layer i; 64 fields each
   uint2* scratch;
   const int* token;      // the id to run
   int* next;             // the first best id and its log-probability; null where they are not wanted

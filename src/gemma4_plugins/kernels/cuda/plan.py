@@ -65,15 +65,16 @@ class Plan:
         return 2 + int(self.constants["LAYERS"]) * PHASES
 
 
-def unsupported(text: TextConfig) -> str | None:
-    """Why a model's sizes do not suit the kernel, None where they do."""
+def unsupported(text: TextConfig, int8: bool = False) -> str | None:
+    """Why a model's sizes do not suit the kernel, None where they do. Rows come in steps of 64 bytes."""
+    step = 64 if int8 else 32
     sizes = {
-        "hidden_size": (text.hidden_size, 32), "vocab_size": (text.vocab_size, 1),
-        "hidden_size_per_layer_input": (text.hidden_size_per_layer_input, 32),
-        "moe_intermediate_size": (text.moe_intermediate_size or 0, 32),
+        "hidden_size": (text.hidden_size, step), "vocab_size": (text.vocab_size, 1),
+        "hidden_size_per_layer_input": (text.hidden_size_per_layer_input, step),
+        "moe_intermediate_size": (text.moe_intermediate_size or 0, step),
     }  # fmt: skip
     for layer in text.layers:
-        sizes |= {"head_dim": (layer.head_dim, 128), "intermediate_size": (layer.intermediate_size, 32)}
+        sizes |= {"head_dim": (layer.head_dim, 128), "intermediate_size": (layer.intermediate_size, step)}
         odd = next((f"{name} {size}" for name, (size, multiple) in sizes.items() if size % multiple), None)
         if odd is not None:
             return odd
@@ -94,8 +95,8 @@ def of_kind(text: TextConfig, full: bool) -> LayerConfig:
     return next((layer for layer in text.layers if layer.is_full is full), text.layers[0])
 
 
-def make_plan(text: TextConfig, machine: Machine, timers: bool = False) -> Plan | None:
-    """The plan for bf16 weights and cache, or None where the device is too small for the model.
+def make_plan(text: TextConfig, machine: Machine, int8: bool = False, timers: bool = False) -> Plan | None:
+    """The plan for bf16 or int8 weights and a bf16 cache, or None where the device is too small for the model.
 
     With ``timers`` the kernel also leaves the cycles of each part of a step in scratch memory.
     """
@@ -105,8 +106,8 @@ def make_plan(text: TextConfig, machine: Machine, timers: bool = False) -> Plan 
     if blocks < max(items(text, sliding), items(text, full)):
         return None
     constants = model_constants(text) | {
-        "GRID": blocks, "WARPS": machine.warps,
-        "STAGE_BYTES": STAGE_BYTES, "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "HISTORY": HISTORY, "WEIGHT_BYTES": 2,
+        "GRID": blocks, "WARPS": machine.warps, "STAGE_BYTES": STAGE_BYTES, "FLIGHT": FLIGHT, "SPAN": SPAN,
+        "GROUP_TILES": GROUP_TILES, "HISTORY": HISTORY, "WEIGHT_BYTES": 1 if int8 else 2,
         **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip
     packets = scratch(constants)
@@ -185,4 +186,3 @@ def shared(c: dict[str, int | float], stages: int) -> dict[str, int]:
     }  # fmt: skip
     places = running(sizes, 128, "SHARED_BYTES")
     return places | {"QUERY_STRIDE": query, "PROBABILITY_STRIDE": chance, "NORM_BYTES": -(-row // 128) * 128}
-

@@ -16,9 +16,10 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.generation.finished import Finished
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
+from gemma4_core.weights import Weight
 from gemma4_plugins.kernels.cuda.chunk import CHUNK, Buffers, Experts, Kernels, passing
 from gemma4_plugins.kernels.cuda.step import CudaStep
-from gemma4_plugins.kernels.cuda.table import tensor_of
+from gemma4_plugins.kernels.cuda.table import scale_of, tensor_of
 
 if TYPE_CHECKING:
     from gemma4_core.generation.engine import Chunk, ChunkStep, Engine
@@ -102,7 +103,8 @@ class CudaPrefill:
         if soft is not None and soft_tokens is not None and (soft >= 0).any():
             marks, media = self._upload(soft), soft_tokens.cast(dtypes.bfloat16).contiguous().realize()
         given = passing(tokens)
-        self.run("embed_rows", count, given, passing(marks), passing(media), tensor_of(text.embedding), b.h, b.x)
+        self.run("embed_rows", count, given, passing(marks), passing(media), tensor_of(text.embedding),
+                 scale_of(text.embedding), b.h, b.x)  # fmt: skip
         rows = self._ple_inputs(piece, ids, given) if text.per_layer else None
         add = Addition()
         for layer in text.layers[: self._last(piece)]:
@@ -114,13 +116,15 @@ class CudaPrefill:
 
     def _norm(self, count: int, add: Addition, before: Tensor | None) -> None:
         b = self.b
-        self.run("norm_rows", count, b.h, add.y, add.parts, add.after, add.scalar, before, b.x, None, None, 1.0, None, None)
+        self.run(
+            "norm_rows", count, b.h, add.y, add.parts, add.after, add.scalar, before, b.x, None, None, 1.0, None, None
+        )
 
-    def _added(self, a: Tensor, matrix: Tensor | None, count: int, inner: int) -> int:
+    def _added(self, a: Tensor, weight: Weight, count: int, inner: int) -> int:
         """A product that is added to the stream, in ``y``; returns its parts."""
         hidden = self.text.hidden_size
         parts = self.run.parts(count, hidden, inner)
-        self.run.product(a, [matrix], self.b.y, count, hidden, inner, parts=parts)
+        self.run.product(a, [weight], self.b.y, count, hidden, inner, parts=parts)
         return parts
 
     def _ple_inputs(self, piece: Piece, ids: np.ndarray, tokens: ctypes.c_uint64) -> Tensor | None:
@@ -128,12 +132,14 @@ class CudaPrefill:
         layers = self._last(piece) if piece.every else self._last(piece) - 1
         if not layers:
             return None
-        self.run.product(b.x, [tensor_of(text.ple_projection)], b.context, piece.count, layers * width, self.text.hidden_size)
+        self.run.product(b.x, [text.ple_projection], b.context, piece.count, layers * width, self.text.hidden_size)
         host = self.model.ple_host
         rows = host.rows(ids.reshape(1, -1)) if host is not None else None
         table = tensor_of(text.ple_table) if rows is None else passing(rows)
+        scales = scale_of(text.ple_table) if rows is None else None
         length, by_position = ctypes.c_uint64(self.text.num_hidden_layers * width), int(host is not None)
-        self.run("ple_rows", piece.count, tokens, b.context, table, length, by_position, text.ple_norm, b.ple, layers)
+        self.run("ple_rows", piece.count, tokens, b.context, table, scales, length, by_position, text.ple_norm, b.ple,
+                 layers)  # fmt: skip
         return rows
 
     def _layer(self, layer: DecoderLayer, piece: Piece) -> Addition:
@@ -143,7 +149,7 @@ class CudaPrefill:
         self._attention(layer, piece, last)
         if last:
             return Addition()
-        attended = self._added(b.mixed, tensor_of(layer.attention.o_proj), count, self._width(layer))
+        attended = self._added(b.mixed, layer.attention.o_proj, count, self._width(layer))
         if isinstance(ff, ExpertFeedForward):
             return self._mixture(layer, ff, count, attended)
         self._norm(count, Addition(b.y, attended, layer.after), ff.before)
@@ -152,10 +158,10 @@ class CudaPrefill:
             return Addition(b.y, dense, ff.after, layer.scalar)
         assert b.gate is not None and b.gated is not None
         self._norm(count, Addition(b.y, dense, ff.after), None)
-        self.run.product(b.x, [tensor_of(ple.gate)], b.gate, count, self.model.text.per_layer, self.text.hidden_size)
+        self.run.product(b.x, [ple.gate], b.gate, count, self.model.text.per_layer, self.text.hidden_size)
         layers = self._last(piece) if piece.every else self._last(piece) - 1
         self.run("ple_gate", count, b.gate, b.ple, b.gated, config.index, layers)
-        parts = self._added(b.gated, tensor_of(ple.projection), count, self.model.text.per_layer)
+        parts = self._added(b.gated, ple.projection, count, self.model.text.per_layer)
         return Addition(b.y, parts, ple.after, layer.scalar)
 
     def _width(self, layer: DecoderLayer) -> int:
@@ -167,11 +173,11 @@ class CudaPrefill:
         keys = config.num_key_value_heads * config.head_dim
         cache = self.storage.layers[config.donor if config.donor is not None else config.index]
         assert cache is not None
-        matrices = [tensor_of(attention.q_proj)]
+        matrices = [attention.q_proj]
         if own:
-            matrices.append(tensor_of(attention.k_proj))
+            matrices.append(attention.k_proj)
             if attention.v_proj is not None:
-                matrices.append(tensor_of(attention.v_proj))
+                matrices.append(attention.v_proj)
         width, splits = queries + keys * (len(matrices) - 1), (queries, queries + keys)
         self.run.product(b.x, matrices, b.qkv, count, width, self.text.hidden_size, splits)
         kind = "full" if config.is_full else "sliding"
@@ -185,8 +191,8 @@ class CudaPrefill:
 
     def _dense(self, layer: DecoderLayer, count: int) -> int:
         b, ff, width, hidden = self.b, layer.feed_forward, layer.config.intermediate_size, self.text.hidden_size
-        self.run.gated(b.x, tensor_of(ff.gate), tensor_of(ff.up), b.inner, count, width, hidden)
-        return self._added(b.inner, tensor_of(ff.down), count, width)
+        self.run.gated(b.x, ff.gate, ff.up, b.inner, count, width, hidden)
+        return self._added(b.inner, ff.down, count, width)
 
     def _mixture(self, layer: DecoderLayer, ff: ExpertFeedForward, count: int, attended: int) -> Addition:
         b, hidden, text = self.b, self.text.hidden_size, self.text
@@ -194,15 +200,16 @@ class CudaPrefill:
         inner = text.moe_intermediate_size
         self.run("norm_rows", count, b.h, b.y, attended, layer.after, None, ff.before, b.x, ff.router_scale, b.z,
                  hidden**-0.5, ff.experts_before, e.inputs)  # fmt: skip
-        self.run.product(b.z, [tensor_of(ff.router)], e.sums, count, text.num_experts, hidden)
+        self.run.product(b.z, [ff.router], e.sums, count, text.num_experts, hidden)
         self.run("choose_rows", count, e.sums, ff.expert_scale, e.chosen, e.weight, e.counts)
         self.run("plan_experts", 1, e.counts, e.first, e.next, e.tile_expert, e.tile_row, e.tiles)
         self.run("place_rows", count, e.chosen, e.next, e.source, e.place)
-        gate_up, down = tensor_of(ff.gate_up), tensor_of(ff.experts_down)
-        self.run("gemm_experts_gated", e.tiles, e.inputs, gate_up, e.inner, e.source, e.first, e.tile_expert, e.tile_row,
+        tiles = (e.first, e.tile_expert, e.tile_row)
+        (gate_up,), (scale,) = self.run.weights([ff.gate_up])
+        self.run("gemm_experts_gated", e.tiles, e.inputs, gate_up, scale, e.inner, e.source, *tiles,
                  height=-(-inner // 128))  # fmt: skip
-        self.run("gemm_experts_down", e.tiles, e.inner, down, e.out, e.first, e.tile_expert, e.tile_row,
-                 height=-(-hidden // 256))  # fmt: skip
+        (down,), (scale,) = self.run.weights([ff.experts_down])
+        self.run("gemm_experts_down", e.tiles, e.inner, down, scale, e.out, *tiles, height=-(-hidden // 256))
         dense = self._dense(layer, count)
         self.run("gather_experts", count, e.out, e.place, e.weight, b.z)
         self.run("join_branches", count, b.y, dense, b.z, ff.dense_after, ff.experts_after, e.joined)

@@ -85,11 +85,6 @@ DEVICE void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-DEVICE void multiply(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // ---- packets: a value and the tag of the phase that made it travel in one 8-byte access, so a reader polls the value
 // itself and no barrier is needed
@@ -114,6 +109,11 @@ DEVICE u32 load_early(const u16* p) {
   asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
   return v;
 }
+DEVICE float load_float_early(const float* p) {
+  float v;
+  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(p));
+  return v;
+}
 DEVICE u32 load_pair_early(const u16* p) {
   u32 v;
   asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
@@ -136,6 +136,16 @@ DEVICE float half_to_float(u16 h) {
   float v;
   asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(h));
   return v;
+}
+// Four int8 numbers to two pairs of bf16: with a byte's low 7 bits as mantissa of 128 + m, less 128, or 256 where its
+// sign bit is set, which is the lowest exponent bit.
+DEVICE void widen(u32 bytes, u32& first, u32& second) {
+  u32 one, two;
+  asm("prmt.b32 %0, %1, %2, 0x4140;" : "=r"(one) : "r"(bytes), "r"(0x43434343u));
+  asm("prmt.b32 %0, %1, %2, 0x4342;" : "=r"(two) : "r"(bytes), "r"(0x43434343u));
+  const u32 unit = 0x3f803f80u, minus = 0x80008000u;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(first) : "r"(one & 0xff7fff7fu), "r"(unit), "r"((one & 0xff80ff80u) ^ minus));
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(second) : "r"(two & 0xff7fff7fu), "r"(unit), "r"((two & 0xff80ff80u) ^ minus));
 }
 DEVICE float exp_fast(float x) { return __expf(x); }
 DEVICE float as_float(u32 v) { return __uint_as_float(v); }

@@ -114,7 +114,7 @@ struct Producer {
         total = HEADS * d + (info & IS_OWN ? (info & KEY_IS_VALUE ? keys : 2 * keys) : 0);
         break;
       case W_O: s.base[0] = field(F_O), width = HEADS * d * WEIGHT_BYTES; break;
-      case W_ROUTER: s.base[0] = field(F_ROUTER), total = EXPERTS, width = HIDDEN * 2; break;
+      case W_ROUTER: s.base[0] = field(F_ROUTER), total = EXPERTS, width = HIDDEN * 2; break;  // never int8
       case W_GATED: s.base[0] = field(F_GATE), s.base[1] = field(F_UP), total = ff, paired = true; break;
       case W_DOWN: s.base[0] = field(F_DOWN), width = ff * WEIGHT_BYTES; break;
       case W_EXPERT: s.base[0] = field(F_EXPERT_GATE_UP), total = TOP * EXPERT_FF, paired = true; break;
@@ -141,12 +141,12 @@ struct Producer {
 
   DEVICE void run() {
     model = a.table[feed.lane];
-    layer = next = a.table[32 + feed.lane];
+    layer = next = a.table[64 + feed.lane];
 #pragma unroll 1
     for (Walk w; !w.done(); w.advance()) {
       if (w.product == W_QKV) {
         layer = next;
-        if (w.layer + 1 < LAYERS) next = a.table[(w.layer + 2) * 32 + feed.lane];
+        if (w.layer + 1 < LAYERS) next = a.table[(w.layer + 2) * 64 + feed.lane];
       }
       if (w.product == W_O) {
         const u8* cache = field(F_CACHE);

@@ -104,70 +104,114 @@ struct Eater {
   int thread, warp, lane, buffer;
 
   // Multiply this block's rows with the operand `x` in shared memory and hand every sum to
-  // `sink(tile, row, valid, sum)`, a call that whole warps make together. A row is `segments` times `row_bytes`.
-  template <class Sink, class Gathered>
-  DEVICE void multiply_rows(const Geometry& g, int row_bytes, int segments, const u8* x, Sink sink, Gathered gathered) {
+  // `sink(tile, row, valid, sum, scale)`, a call that whole warps make together. A row is `segments` times `row_bytes`.
+  // `scale(tile, row, segment)` says where an int8 row has its scale, which is fetched ahead of the sums.
+  template <bool BYTES, class Scale, class Sink, class Gathered>
+  DEVICE void multiply_rows(const Geometry& g, int row_bytes, int segments, const u8* x, Scale scale, Sink sink, Gathered gathered) {
     int turn = 0, group = 0;
+    float ready = 1.f;
+    auto ask = [&](int from) {
+      int index = from + thread / 16, row = thread & 15;
+      if (!BYTES || segments > 1 || thread >= GROUP_TILES * 16 || index >= g.tiles) return;
+      Tile t = g.tile(index);
+      if (row < 8 ? row < t.low : row - 8 < t.high) ready = load_float_early(scale(t, row, 0));
+    };
+    ask(0);
     for (int index = 0; index < g.tiles; index++) {
-      float sums[4] = {0, 0, 0, 0};
-      tile_product(g.tile(index), g.piece, row_bytes, segments, x, turn, sums);
+      float sums[2];
+      tile_product<BYTES>(g.tile(index), g.piece, row_bytes, segments, x, scale, turn, sums);
       float* to = parts + ((buffer * GROUP_TILES + index - group) * WARPS + warp) * 16;
       if ((lane & 3) == 0) {
         to[lane >> 2] = sums[0];
-        to[8 + (lane >> 2)] = sums[2];
+        to[8 + (lane >> 2)] = sums[1];
       }
       if (index + 1 == g.tiles || index + 1 - group == GROUP_TILES) {
         bar_sync(1, CONSUMERS);
         gathered();
-        reduce(g, group, index + 1, sink);
+        reduce(g, group, index + 1, ready, sink);
         group = index + 1;
+        ask(group);
         buffer ^= 1;
       }
     }
   }
 
-  DEVICE void tile_product(const Tile& t, int piece, int row_bytes, int segments, const u8* x, int& turn, float (&sums)[4]) {
+  // This warp's share of the columns. Segments of int8 rows have scales of their own.
+  template <bool BYTES, class Scale>
+  DEVICE void tile_product(const Tile& t, int piece, int row_bytes, int segments, const u8* x, Scale scale, int& turn, float (&total)[2]) {
     int row = tile_row(lane), slot = row < 8 ? row : t.low + row - 8;
     if (slot >= t.low + t.high || (row < 8 && row >= t.low)) slot = 0;
     int offset = slot * (piece + 16) + (lane >> 4) * 16;
     const u8* operand = x + (lane & 3) * 16;  // every column of the matrix unit gets the same vector
-    for (int segment = 0; segment < segments; segment++, operand += row_bytes)
+    const int own = lane >> 2;
+    total[0] = total[1] = 0;
+    for (int segment = 0; segment < segments; segment++, operand += row_bytes * (BYTES ? 2 : 1)) {
+      float sums[4] = {0, 0, 0, 0}, low_scale = 1.f, high_scale = 1.f;
+      if (BYTES && segments > 1) {
+        if (own < t.low) low_scale = load_float_early(scale(t, own, segment));
+        if (own < t.high) high_scale = load_float_early(scale(t, own + 8, segment));
+      }
       for (int at = 0; at < row_bytes; at += piece) {
         int steps = (row_bytes - at < piece ? row_bytes - at : piece) / 64;
         mbarrier_wait(ring.full + ring.stage, ring.parity);
-        const u8 *tile = ring.here() + offset, *b = operand + at;
+        const u8 *tile = ring.here() + offset, *b = operand + at * (BYTES ? 2 : 1);
         for (int s = (warp + turn) & (WARPS - 1); s < steps; s += WARPS) {
           u32 a0[4], a1[4];
           load_tiles(a0, tile + s * 64);
           load_tiles(a1, tile + s * 64 + 32);
-          uint4 v = *(const uint4*)(b + s * 64);
-          multiply(sums, a0, v.x, v.y);
-          multiply(sums, a1, v.z, v.w);
+          if (BYTES) {
+            uint4 v = *(const uint4*)(b + s * 128), w = *(const uint4*)(b + s * 128 + 64);
+            multiply_bytes(sums, a0[0], a0[1], v.x, v.y);
+            multiply_bytes(sums, a0[2], a0[3], v.z, v.w);
+            multiply_bytes(sums, a1[0], a1[1], w.x, w.y);
+            multiply_bytes(sums, a1[2], a1[3], w.z, w.w);
+          } else {
+            uint4 v = *(const uint4*)(b + s * 64);
+            multiply(sums, a0, v.x, v.y);
+            multiply(sums, a1, v.z, v.w);
+          }
         }
         turn -= steps;  // the next piece starts at the warp after the last busy one
         __syncwarp();
         if (lane == 0) mbarrier_arrive(ring.empty + ring.stage);
         ring.advance();
       }
+      total[0] += sums[0] * low_scale;
+      total[1] += sums[2] * high_scale;
+    }
   }
 
-  template <class Sink> DEVICE void reduce(const Geometry& g, int from, int to, Sink sink) {
+  // 16 columns of an int8 tile, four neighbours to a lane, become a bf16 tile: every int8 number is exact in bf16.
+  DEVICE static void multiply_bytes(float (&sums)[4], u32 low, u32 high, u32 b0, u32 b1) {
+    u32 a[4];
+    widen(low, a[0], a[2]);
+    widen(high, a[1], a[3]);
+    multiply(sums, a, b0, b1);
+  }
+
+  template <class Sink> DEVICE void reduce(const Geometry& g, int from, int to, float scale, Sink sink) {
+    static_assert(GROUP_TILES * 16 <= CONSUMERS, "a thread has one sum of a group");
     int rows = (to - from) * 16;
-    for (int base = warp * 32; base < rows; base += CONSUMERS) {
-      int i = base + lane, index = i < rows ? i / 16 : 0, row = i & 15;
+    if (warp * 32 < rows) {
+      int i = thread, index = i < rows ? i / 16 : 0, row = i & 15;
       const float* p = parts + (buffer * GROUP_TILES + index) * WARPS * 16 + row;
       float sum = 0;
 #pragma unroll
       for (int w = 0; w < WARPS; w++) sum += p[w * 16];
       Tile t = g.tile(from + index);
-      sink(t, row, i < rows && (row < 8 ? row < t.low : row - 8 < t.high), sum);
+      sink(t, row, i < rows && (row < 8 ? row < t.low : row - 8 < t.high), sum * scale);
     }
   }
 };
 
 // Where element e of a vector stands in the operand: the 4 lanes of a column read 16 bytes each for two steps of the
-// matrix unit, so groups of 32 elements are interleaved by lane.
+// matrix unit, so groups of 32 elements are interleaved by lane; beside int8 weights, whose tiles hold four neighbours
+// to a lane, by fours.
 DEVICE int operand_offset(int e) {
   int g = e >> 5, r = e & 31;
   return g * 64 + ((r & 7) >> 1) * 16 + (r >> 4) * 8 + ((r >> 3) & 1) * 4 + (r & 1) * 2;
+}
+DEVICE int operand_offset_bytes(int e) {
+  int g = e >> 5, r = e & 31;
+  return g * 64 + ((r & 15) >> 2) * 16 + (r >> 4) * 8 + ((r >> 1) & 1) * 4 + (r & 1) * 2;
 }

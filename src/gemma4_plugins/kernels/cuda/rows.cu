@@ -19,13 +19,17 @@ struct RowSums {
   }
 };
 
+// An element of an embedding table: bf16, or int8 times its row's scale, rounded.
+DEVICE float table_value(const u8* table, u64 at, const float* scale) {
+  return scale ? round_bf16((float)(signed char)table[at] * *scale) : low_bf16(((const u16*)table)[at]);
+}
+
 // h[t] = the token's scaled embedding, or row soft[t] of `media` where soft[t] >= 0
-KERNEL(256) embed_rows(const int* ids, const int* soft, const u16* media, const u16* table, float* h, u16* x) {
+KERNEL(256) embed_rows(const int* ids, const int* soft, const u16* media, const u8* table, const float* scale, float* h, u16* x) {
   int t = blockIdx.x, from = soft ? soft[t] : -1;
-  const u16* row = from >= 0 ? media + (u64)from * HIDDEN : table + (u64)(u32)ids[t] * HIDDEN;
+  u64 first = (u64)(u32)ids[t] * HIDDEN;
   for (int i = threadIdx.x; i < HIDDEN; i += ROW_THREADS) {
-    float v = low_bf16(row[i]);
-    v = from >= 0 ? v : round_bf16(v * EMBED_SCALE);
+    float v = from >= 0 ? low_bf16(media[(u64)from * HIDDEN + i]) : round_bf16(table_value(table, first + i, scale ? scale + ids[t] : nullptr) * EMBED_SCALE);
     h[(u64)t * HIDDEN + i] = v;
     x[(u64)t * HIDDEN + i] = to_bf16(v);
   }
@@ -155,9 +159,11 @@ KERNEL(256) heads_full(const u16* qkv, int width, int own, int one, const u16* n
 }
 
 // Per-layer inputs of the first `layers` layers: a block per position, a warp per layer by turns.
-KERNEL(256) ple_rows(const int* ids, const u16* context, const u16* table, u64 row_length, int by_position, const u16* norm, u16* out, int layers) {
+KERNEL(256) ple_rows(const int* ids, const u16* context, const u8* table, const float* scales, u64 row_length, int by_position, const u16* norm, u16* out, int layers) {
   int t = blockIdx.x, lane = threadIdx.x & 31;
-  const u16* token = table + (u64)(u32)(by_position ? t : ids[t]) * row_length;
+  int row = by_position ? t : ids[t];
+  u64 first = (u64)(u32)row * row_length;
+  const float* own = scales ? scales + row : nullptr;
   for (int layer = threadIdx.x >> 5; layer < layers; layer += ROW_THREADS / 32) {
     const u16* from = context + ((u64)t * layers + layer) * PLE;
     float squares = 0;
@@ -165,7 +171,7 @@ KERNEL(256) ple_rows(const int* ids, const u16* context, const u16* table, u64 r
     for (int i = lane; i < PLE; i += 32) squares += low_bf16(from[i]) * scale * low_bf16(from[i]) * scale;
     float r = rsqrtf(warp_sum(squares) / (PLE ? PLE : 1) + EPS) * scale;
     for (int i = lane; i < PLE; i += 32) {
-      float v = low_bf16(from[i]) * r * low_bf16(norm[i]) + round_bf16(low_bf16(token[layer * PLE + i]) * PLE_SCALE);
+      float v = low_bf16(from[i]) * r * low_bf16(norm[i]) + round_bf16(table_value(table, first + layer * PLE + i, own) * PLE_SCALE);
       out[((u64)t * layers + layer) * PLE + i] = to_bf16(v * 0.70710678f);
     }
   }

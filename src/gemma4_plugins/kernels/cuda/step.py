@@ -15,7 +15,7 @@ from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.kernels.cuda import launch
 from gemma4_plugins.kernels.cuda.plan import HISTORY, Machine, Plan, make_plan, unsupported
 from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, step_source
-from gemma4_plugins.kernels.cuda.table import address_table, plain
+from gemma4_plugins.kernels.cuda.table import address_table, storage_of
 
 if TYPE_CHECKING:
     from gemma4_core.generation.engine import DecodeStep, Engine
@@ -54,9 +54,10 @@ def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep |
     """The step for these buffers, or None where the kernel does not serve the model or not all its blocks would be
     resident at once."""
     model = engine.model
-    if not served(model, storage):
+    kind = served(model, storage)
+    if kind is None:
         return None
-    plan = make_plan(model.text.config, machine())
+    plan = make_plan(model.text.config, machine(), kind == "int8")
     if plan is None:
         return None
     kernel = compiled(device_source(step_source(plan)), plan.threads, plan.shared_bytes)
@@ -65,16 +66,21 @@ def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep |
     return CudaStep(engine, storage, plan, kernel, sampled)
 
 
-def served(model: GemmaModel, storage: Storage) -> bool:
-    """Whether weights, sizes and batch are such that the kernel reads them in place."""
-    return (
+def served(model: GemmaModel, storage: Storage) -> str | None:
+    """``bf16`` or ``int8`` where weights, sizes and batch are such that the kernel reads them in place, else None."""
+    router = lambda name: name.endswith("router.proj.weight")  # noqa: E731
+    kinds = {storage_of(place) for name, place in model.places.items() if not router(name)}
+    good = (
         storage.batch == 1
         and model.dtype == dtypes.bfloat16
-        and unsupported(model.text.config) is None
-        and all(plain(place) for place in model.places.values())
+        and len(kinds) == 1
+        and None not in kinds
+        and all(storage_of(place) == "bf16" for name, place in model.places.items() if router(name))
+        and unsupported(model.text.config, "int8" in kinds) is None
         and all(t.dtype == dtypes.bfloat16 for t in model.tensors.values())
         and all(launch.is_plain(t) for t in held_tensors(model))
     )
+    return kinds.pop() if good else None
 
 
 def held_tensors(model: GemmaModel) -> list[Tensor]:
@@ -153,8 +159,9 @@ class CudaStep:
         while int(slot[2]) != sequence:
             time.sleep(20e-6)
             if time.perf_counter() - began > PATIENCE:
-                raise DeviceError(f"the decode kernel gave no token within {PATIENCE:.0f} s; "
-                                  "GEMMA4_KERNELS=portable runs without it")
+                raise DeviceError(
+                    f"the decode kernel gave no token within {PATIENCE:.0f} s; GEMMA4_KERNELS=portable runs without it"
+                )
             if time.perf_counter() - began > 1.0:
                 self._check()
         return int(slot[0]), float(slot[1:2].view(np.float32)[0])

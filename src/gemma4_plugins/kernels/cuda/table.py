@@ -19,57 +19,72 @@ Address = Callable[[Tensor], int]
 IS_FULL, IS_OWN, KEY_IS_VALUE = 1, 2, 4
 
 
-def plain(weight: Weight | None) -> bool:
-    """Whether the kernel reads this weight in place: an ordinary bf16 tensor."""
-    held = weight.matrix if weight is not None else None
-    return isinstance(held, DenseMatrix | DenseStack) and held.tensor.dtype == dtypes.bfloat16
+def storage_of(weight: Weight) -> str | None:
+    """``bf16`` or ``int8`` (with fp32 row scales) where the kernels read this weight in place, else None."""
+    parts = weight.matrix.parts()
+    if isinstance(weight.matrix, DenseMatrix | DenseStack) and parts[""].dtype == dtypes.bfloat16:
+        return "bf16"
+    with_scales = set(parts) == {"", "_scale"} and parts[""].dtype == dtypes.int8
+    return "int8" if with_scales and parts["_scale"].dtype == dtypes.float32 else None
 
 
 def tensor_of(weight: Weight | None) -> Tensor | None:
-    """The storage tensor of a plain weight."""
-    held = weight.matrix if weight is not None else None
-    return held.tensor if isinstance(held, DenseMatrix | DenseStack) else None
+    """The storage tensor of a weight."""
+    return None if weight is None else weight.matrix.parts()[""]
+
+
+def scale_of(weight: Weight | None) -> Tensor | None:
+    """The row scales of an int8 weight, None for others."""
+    return None if weight is None else weight.matrix.parts().get("_scale")
 
 
 def address_table(
     text: TextDecoder, storage: Storage, rotation: Rotation, suppressed: Tensor | None, address: Address
 ) -> np.ndarray:
-    """uint64 ``[1 + layers, FIELDS]``. Vectors must be bf16: the kernel converts nothing."""
+    """uint64 ``[1 + layers, 2, FIELDS]``: addresses, and those of row scales. Vectors must be bf16: the kernel converts
+    nothing."""
 
-    def at(tensor: Tensor | Weight | None) -> int:
-        tensor = tensor_of(tensor) if isinstance(tensor, Weight) else tensor
-        return address(tensor) if tensor is not None else 0
+    def at(tensor: Tensor | Weight | None) -> tuple[int, int]:
+        if isinstance(tensor, Weight):
+            scale = scale_of(tensor)
+            return at(tensor_of(tensor))[0], address(scale) if scale is not None else 0
+        return (address(tensor), 0) if tensor is not None else (0, 0)
 
-    table = np.zeros((1 + len(text.layers), FIELDS), np.uint64)
+    table = np.zeros((1 + len(text.layers), 2, FIELDS), np.uint64)
     per_layer = (text.ple_table, text.ple_projection, text.ple_norm) if text.per_layer else (None, None, None)
-    pairs = (*rotation.sliding, *rotation.full)
     slots = {
-        x.is_full: held.shape[3] for x, held in zip(text.config.layers, storage.layers, strict=True) if held is not None
+        x.is_full: int(t.shape[3]) for x, t in zip(text.config.layers, storage.layers, strict=True) if t is not None
     }
-    model = [at(text.embedding), at(text.norm), *map(at, per_layer), *map(at, pairs), at(suppressed)]
-    model += [slots.get(False, 1), slots.get(True, 1)]
-    table[0, : len(model)] = model
+    model = [at(text.embedding), at(text.norm), *map(at, per_layer), *map(at, (*rotation.sliding, *rotation.full))]
+    model += [at(suppressed), (slots.get(False, 1), 0), (slots.get(True, 1), 0)]
+    table[0, :, : len(model)] = np.array(model, np.uint64).T
     for row, layer in zip(table[1:], text.layers, strict=True):
         fields = layer_fields(layer, storage, at)
-        row[: len(fields)] = fields
+        row[:, : len(fields)] = np.array(fields, np.uint64).T
     return table
 
 
-def layer_fields(layer: DecoderLayer, storage: Storage, at: Callable[[Tensor | Weight | None], int]) -> list[int]:
+def layer_fields(
+    layer: DecoderLayer, storage: Storage, at: Callable[[Tensor | Weight | None], tuple[int, int]]
+) -> list[tuple[int, int]]:
     """One layer's row, in the order of the kernel's ``Field``. A shared layer reads its donor's cache."""
     config, attention, ff, ple = layer.config, layer.attention, layer.feed_forward, layer.per_layer
     own, one = not config.is_shared, config.k_eq_v
     held = storage.layers[config.donor if config.donor is not None else config.index]
     info = IS_FULL * config.is_full | IS_OWN * own | KEY_IS_VALUE * one
     mixture = ff if isinstance(ff, ExpertFeedForward) else None
-    return [
-        at(attention.q_proj), at(attention.k_proj) if own else 0, at(attention.v_proj) if own else 0,
-        at(attention.o_proj), at(ff.gate), at(ff.up), at(ff.down),
-        at(ple.gate) if ple else 0, at(ple.projection) if ple else 0, at(held),
-        at(layer.before), at(attention.q_norm), at(attention.k_norm) if own else 0,
-        at(layer.after), at(ff.before), at(ff.after), at(ple.after) if ple else 0, at(layer.scalar), info,
-        *((at(mixture.router), at(mixture.gate_up), at(mixture.experts_down), at(mixture.router_scale),
-           at(mixture.expert_scale), at(mixture.dense_after), at(mixture.experts_before), at(mixture.experts_after))
-          if mixture else (0,) * 8),
-        config.intermediate_size,
+    nothing = (0, 0)
+    fields = [
+        at(attention.q_proj), at(attention.k_proj) if own else nothing, at(attention.v_proj) if own else nothing,
+        at(attention.o_proj), at(ff.gate), at(ff.up), at(ff.down), at(ple.gate if ple else None),
+        at(ple.projection if ple else None), at(held), at(layer.before), at(attention.q_norm),
+        at(attention.k_norm) if own else nothing, at(layer.after), at(ff.before), at(ff.after),
+        at(ple.after if ple else None), at(layer.scalar), (info, 0),
     ]  # fmt: skip
+    if mixture is not None:
+        parts = (mixture.router, mixture.gate_up, mixture.experts_down, mixture.router_scale, mixture.expert_scale,
+                 mixture.dense_after, mixture.experts_before, mixture.experts_after)  # fmt: skip
+        fields += [at(part) for part in parts]
+    else:
+        fields += [nothing] * 8
+    return [*fields, (config.intermediate_size, 0)]

@@ -46,8 +46,8 @@ class Products:
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         """``x [n, in]`` times ``matrix [out, in]`` transposed: ``[n, out]`` in x's dtype."""
-        # a product with nothing fused into it is what gets tensor cores
-        if isinstance(matrix, DenseMatrix) and x.shape[0] >= TILE and has_tensor_cores(str(x.device), x.dtype):
+        # a product with nothing fused into it is what gets tensor cores; a kind derived from DenseMatrix has its own
+        if type(matrix) is DenseMatrix and x.shape[0] >= TILE and has_tensor_cores(str(x.device), x.dtype):
             return product(x.contiguous(), matrix.tensor.transpose()).cast(x.dtype).contiguous()
         return self.ops.linear(x.contiguous(), matrix).contiguous()
 

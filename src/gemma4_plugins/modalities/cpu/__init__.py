@@ -41,12 +41,12 @@ class CpuProducts(Products):
         self.target, self.parts = Device[device].renderer.target, machine.thread_count()
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
-        known = isinstance(matrix, DenseMatrix) and x.dtype in (dtypes.float32, dtypes.bfloat16)
-        if not known or not isinstance(matrix, DenseMatrix) or matrix.tensor.dtype != x.dtype:
+        weight = matrix.parts()[""] if type(matrix) is DenseMatrix else None  # kinds derived from it have their own
+        if weight is None or weight.dtype != x.dtype or x.dtype not in (dtypes.float32, dtypes.bfloat16):
             return super().linear(x, matrix)
         rows, inner, width = int(x.shape[0]), int(x.shape[1]), matrix.shape[0]
         constants = {"M": rows, "N": width, "K": inner}
-        return self._launch("linear", constants, (rows, width), (x, matrix.tensor), 2 * rows * width * inner)
+        return self._launch("linear", constants, (rows, width), (x, weight), 2 * rows * width * inner)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         count, heads, size = (int(n) for n in q.shape)

@@ -52,7 +52,7 @@ class CudaProducts(Products):
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         rows, inner = (int(n) for n in x.shape)
         width = matrix.shape[0]
-        known = isinstance(matrix, DenseMatrix) and self._fits(x) and self._fits(matrix.tensor)
+        known = type(matrix) is DenseMatrix and self._fits(x) and self._fits(matrix.tensor)
         if not known or inner % 8 or width % 2:
             return super().linear(x, matrix)
         assert isinstance(matrix, DenseMatrix)

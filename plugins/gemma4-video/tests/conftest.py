@@ -1,0 +1,10 @@
+"""The tests run from a checkout, too, without installing the package."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec("gemma4_video") is None:
+    sys.path.insert(0, str(Path(__file__).parent.parent / "src"))

@@ -121,6 +121,34 @@ def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: 
     return bool(holds)
 
 
+def check_rows(name: str, model: GemmaModel, truth_model: GemmaModel, length: int) -> bool:
+    """Every row's hidden state of a chunk in which some positions are soft tokens, which begins behind others."""
+    vocabulary, before = model.config.text_config.vocab_size, 5
+    ids = (np.arange(before + length, dtype=np.int32)[None] * 7919 + 3) % vocabulary
+    soft = np.full((1, length), -1, np.int32)
+    soft[0, 2:6] = np.arange(4)
+    ids[0, before + 2 : before + 6] = 0
+    media = np.random.default_rng(1).standard_normal((4, model.config.text_config.hidden_size)).astype(np.float32)
+    found = []
+    for served, own in ((model, True), (model, False), (truth_model, False)):
+        storage = filled(served, before + length + 8)
+        step = cuda_prefill.prefill(served.engine, storage) if own else None
+        given = Tensor(media, device=launch.DEVICE).cast(served.dtype).contiguous().realize()
+        for start, chunk in ((0, Chunk(ids[:, :before])), (before, Chunk(ids[:, before:], soft))):
+            if step is not None:
+                hidden = step(chunk, start, given, True, True)
+            else:
+                hidden = served.engine._append_portable(storage, start, chunk, given, True)
+        assert isinstance(hidden, Tensor)
+        found.append(hidden.float().numpy())
+    got, plain, truth = found
+    error, usual = relative(got, truth), relative(plain, truth)
+    holds = got.shape == truth.shape and error <= max(LIMIT * usual, 2e-3)
+    print(f"{name} every row of {length}: hidden states {error:.2e}, portable bf16 {usual:.2e} from fp32 "
+          f"{'good' if holds else 'BAD'}", flush=True)
+    return bool(holds)
+
+
 def relative(a: np.ndarray, b: np.ndarray) -> float:
     """Distance over the size of b's deviation from its mean."""
     return float(np.linalg.norm(a - b) / np.linalg.norm(b - b.mean()))
@@ -140,6 +168,8 @@ def check(name: str, positions: list[int], prompts: list[int]) -> bool:
         print(f"{name}: the kernel does not serve this model here")
         return False
     good = all([check_prompt(name, model, truth_model, n) for n in prompts])
+    if prompts:
+        good = check_rows(name, model, truth_model, 20) and good
     for position in positions:
         token = (position * 7919 + 11) % model.config.text_config.vocab_size
         given = Tensor(np.array([[token]], np.int32), device=launch.DEVICE).contiguous().realize()

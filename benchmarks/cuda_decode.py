@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import itertools
 import statistics
 import time
 
@@ -23,7 +24,7 @@ from gemma4_core.generation.engine import Chunk
 from gemma4_core.generation.finished import Finished
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
-from gemma4_plugins.kernels.cuda import launch
+from gemma4_plugins.kernels.cuda import launch, plan
 from gemma4_plugins.kernels.cuda import prefill as cuda_prefill
 from gemma4_plugins.kernels.cuda import step as cuda_step
 from gemma4_plugins.kernels.cuda.plan import Machine, Plan, make_plan
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--contexts", nargs="+", type=int, default=[512])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warps", nargs="+", type=int, default=[Machine(1, 1).warps])
+    parser.add_argument("--flight", nargs="+", type=int, default=[plan.FLIGHT], help="stages of the ring on their way")
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--prompts", nargs="*", type=int, default=[])
     parser.add_argument("--binaries", help="folder of kernels compiled beforehand, see cuda_models.use_binaries")
@@ -155,7 +157,8 @@ def main() -> None:
         model = random_model(preset, operations, int8=int8 == "int8")
         size = weight_bytes(model.text.config, model)
         for context in options.contexts:
-            for warps in options.warps:
+            for warps, flight in itertools.product(options.warps, options.flight):
+                plan.FLIGHT = flight
                 step = timed_step(model, context, warps, options.parts)
                 seconds = statistics.median(times := measure(step, context, options.steps))
                 print(

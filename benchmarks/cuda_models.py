@@ -154,13 +154,23 @@ def with_chunk(operations: Operations, chunk: int) -> Operations:
     return dataclasses.replace(operations, prefill_chunk=chunk)
 
 
+def binary_name(source: str, features: str) -> str:
+    """What a kernel's binary is called in a folder of them."""
+    return hashlib.sha256(f"{features}\n{source}".encode()).hexdigest()[:16] + ".cubin"
+
+
 def use_binaries(folder: str) -> None:
-    """Take kernels that were compiled beforehand, ``sha256(source)[:16].cubin``, where the folder has them."""
-    compiler = launch.device().compiler
-    compile_source = compiler.compile_cached
+    """Take kernels that were compiled beforehand where the folder has them, see ``binary_name``."""
+    original = launch.compiler
 
-    def compile_or_take(source: str) -> bytes:
-        path = Path(folder) / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.cubin"
-        return path.read_bytes() if path.is_file() else compile_source(source)
+    class Compiler:
+        """Looks into the folder first."""
 
-    compiler.compile_cached = compile_or_take
+        def __init__(self, features: str) -> None:
+            self.features = features
+
+        def compile_cached(self, source: str) -> bytes:
+            path = Path(folder) / binary_name(source, self.features)
+            return path.read_bytes() if path.is_file() else original(self.features).compile_cached(source)
+
+    launch.compiler = Compiler  # type: ignore[assignment]

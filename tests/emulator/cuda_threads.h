@@ -179,6 +179,8 @@ inline Index block_index() {
 inline Index grid_dimension() { return {grid_size, grid_height}; }
 }  // namespace emulator
 
+inline int this_block() { return emulator::block_index().x; }
+inline int opaque(int v) { return v; }
 #define threadIdx emulator::thread_index()
 #define blockIdx emulator::block_index()
 #define gridDim emulator::grid_dimension()

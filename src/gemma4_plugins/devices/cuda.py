@@ -8,6 +8,7 @@ from gemma4_core.descriptions import DeviceBackend
 from gemma4_core.devices import chosen_by_dev
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.devices.probing import open_device
+from gemma4_plugins.kernels.cuda import operations
 
 TARGET = "CUDA"
 
@@ -67,6 +68,7 @@ def gemma4_devices() -> list[DeviceBackend]:
             target=TARGET,
             unusable=unusable,
             free_memory=free_memory,
+            operations=operations,
             details=details,
             matches=chosen_by_dev(TARGET),
             priority=40,

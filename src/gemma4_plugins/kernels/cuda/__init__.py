@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from gemma4_core.ops import Operations, kernels_wanted, portable
+if TYPE_CHECKING:
+    from gemma4_core.ops import Operations
 
 
 def operations() -> Operations:
     """The portable operations with those that these kernels replace; all portable where that is asked for."""
+    from gemma4_core.ops import kernels_wanted, portable
+
     if not kernels_wanted():
         return portable()
     from gemma4_plugins.kernels.cuda.chunk import CHUNK

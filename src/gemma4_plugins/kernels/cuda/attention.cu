@@ -257,7 +257,7 @@ DEVICE void mix_values(Eater& e, const AttentionMemory& m, int count, int piece,
 // This slice's part of the output, normalised by its own sum, as pairs of fp16 (values are unit-norm vectors' means,
 // so that fp16 holds them with more bits than bf16).
 template <int D> DEVICE void publish_part(const Eater& e, const Arguments& a, const AttentionMemory& m, int heads, const Mixed<D>& out, u32 tag) {
-  uint2* part = a.scratch + AT_PART + blockIdx.x * 8 * (D_MAX / 2);
+  uint2* part = a.scratch + AT_PART + this_block() * 8 * (D_MAX / 2);
   int head = (e.lane & 3) * 2, column = e.lane >> 2, odd = column & 1;
   float scale0 = head < heads ? 1.f / m.total[head] : 0.f, scale1 = head + 1 < heads ? 1.f / m.total[head + 1] : 0.f;
 #pragma unroll
@@ -274,7 +274,7 @@ template <int D> DEVICE void publish_part(const Eater& e, const Arguments& a, co
       if (h < heads) store_packet(part + h * (D / 2) + d / 2, pair, tag);
     }
   }
-  uint2* stat = a.scratch + AT_STAT + blockIdx.x * 16;
+  uint2* stat = a.scratch + AT_STAT + this_block() * 16;
   if (e.thread < heads) {
     store_packet(stat + e.thread * 2, as_bits(m.top[e.thread]), tag);
     store_packet(stat + e.thread * 2 + 1, as_bits(m.total[e.thread]), tag);
@@ -324,8 +324,8 @@ struct SlicePart {
 template <int D, int KV> DEVICE void combine(const Eater& e, const Arguments& a, bool full, u32 tag_in, u32 tag_out) {
   typedef Heads<D, KV> N;
   int slices = slice_of<D, KV>(full, a.position).slices, pairs = HEADS * D / 2;
-  int to = share(pairs, blockIdx.x + 1);
-  for (int first = share(pairs, blockIdx.x) + e.warp; first < to; first += 2 * WARPS) {
+  int to = share(pairs, this_block() + 1);
+  for (int first = share(pairs, this_block()) + e.warp; first < to; first += 2 * WARPS) {
     float top[2] = {-1e30f, -1e30f}, sum[2] = {0, 0}, x[2] = {0, 0}, y[2] = {0, 0};
     bool two = first + WARPS < to;
     for (int s = e.lane; s < slices; s += 32) {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import TextConfig
@@ -50,6 +51,12 @@ def kernel_needs(text: TextConfig) -> dict[str, tuple[int, int]]:
     return found
 
 
+def fits(text: TextConfig) -> bool:
+    """Whether every kernel's shared memory is to be had on this device."""
+    most = launch.attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+    return all(shared <= most for _, shared in kernel_needs(text).values())
+
+
 def passing(tensor: Tensor | None) -> ctypes.c_uint64:
     """The address of a tensor that need not live on, as an argument; the caller keeps it until the kernel has run."""
     return ctypes.c_uint64(0 if tensor is None else launch.address(tensor))
@@ -61,12 +68,28 @@ class Kernels:
     def __init__(self, text: TextConfig) -> None:
         self.by_name = launch.kernels(device_source(chunk_source(model_constants(text))), kernel_needs(text))
         self.blocks = launch.attribute("MULTIPROCESSOR_COUNT")
-        self.wide = launch.attribute("COMPUTE_CAPABILITY_MAJOR") == HOPPER
-        if self.wide:
-            needs = dict.fromkeys(("wide_plain", "wide_gated"), (256, WIDE_BYTES))
-            self.by_name |= launch.kernels(device_source(wide_source()), needs, "a")
         self._scratch: Tensor | None = None
         self.known: dict[int, tuple[Tensor, ctypes.c_uint64]] = {}
+        self.wide = False
+        if launch.attribute("COMPUTE_CAPABILITY_MAJOR") == HOPPER:
+            needs = dict.fromkeys(("wide_plain", "wide_gated"), (256, WIDE_BYTES))
+            self.by_name |= launch.kernels(device_source(wide_source()), needs, "a")
+            self.wide = self._wide_agrees()
+
+    def _wide_agrees(self) -> bool:
+        """Whether Hopper's form of a product gives what the general form gives, on a small product of noise. Its
+        operands' layout is the instruction's own, which nothing else would notice to be wrong."""
+        rows, columns, inner = 128, 256, 192
+        noise = np.random.default_rng(0)
+        upload = lambda array: Tensor(array.astype(np.float32), device=launch.DEVICE).cast(dtypes.bfloat16)  # noqa: E731
+        a, w = (upload(noise.standard_normal((n, inner))).contiguous().realize() for n in (rows, columns))
+        results = []
+        for name in ("wide_plain", "gemm_plain"):
+            c = Tensor.zeros(rows, columns, device=launch.DEVICE, dtype=dtypes.float32).contiguous().realize()
+            nothing = [None] * 5
+            self(name, 1, passing(a), passing(w), *nothing, passing(c), rows, columns, inner, columns, columns, 1)
+            results.append(c.numpy())
+        return float(np.abs(results[0] - results[1]).max()) < 1e-2
 
     def __call__(self, name: str, width: int, *arguments: Any, height: int = 1, depth: int = 1) -> None:
         """Launch with tensors that live as long as the model, None, numbers of 32 bits and ctypes values."""

@@ -17,7 +17,7 @@ from tinygrad import Tensor, dtypes
 from gemma4_core.generation.finished import Finished
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
 from gemma4_core.weights import Weight
-from gemma4_plugins.kernels.cuda.chunk import CHUNK, Buffers, Experts, Kernels, passing
+from gemma4_plugins.kernels.cuda.chunk import CHUNK, Buffers, Experts, Kernels, fits, passing
 from gemma4_plugins.kernels.cuda.step import CudaStep
 from gemma4_plugins.kernels.cuda.table import scale_of, tensor_of
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 def prefill(engine: Engine, storage: Storage) -> ChunkStep | None:
-    """The chunk step for these buffers, or None where the decode kernel does not serve them."""
+    """The chunk step for these buffers, or None where the decode kernel does not serve them or the device is small."""
     if "cuda prefill" not in storage.graphs:
-        step = engine.decode_step(storage, None)
+        step = engine.decode_step(storage, None) if fits(engine.model.text.config) else None
         storage.graphs["cuda prefill"] = CudaPrefill(engine, storage, step) if isinstance(step, CudaStep) else None
     return storage.graphs["cuda prefill"]  # type: ignore[return-value]
 

@@ -14,6 +14,16 @@ constexpr u32 SPIN_LIMIT = 1u << 23;  // polls before a wait is given up: some s
 #define SHARED_MEMORY(name) extern __shared__ __align__(1024) u8 name[]
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+// Values that the compiler must not carry, with all that follows from them, through a loop: registers are few.
+DEVICE int this_block() {
+  int b;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(b));
+  return b;
+}
+DEVICE int opaque(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
 DEVICE void give_up() { asm volatile("trap;"); }
 
 // ---- barriers: named ones among the consumer warps, counting ones between copies and consumers

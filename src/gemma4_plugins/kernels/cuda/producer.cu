@@ -25,7 +25,7 @@ struct Walk {
 struct Share {
   int first, count;
   DEVICE Share(int total, bool paired) {
-    int unit = paired ? 2 : 1, block = blockIdx.x;
+    int unit = paired ? 2 : 1, block = this_block();
     first = share(total / unit, block) * unit;
     count = share(total / unit, block + 1) * unit - first;
   }
@@ -52,8 +52,8 @@ template <int D, int KV> DEVICE Slice slice_of(bool full, int position) {
   if (length < N::PIECE) length = N::PIECE;
   Slice s;
   s.slices = held ? (held + length - 1) / length : 1;
-  s.item = blockIdx.x % N::ITEMS;
-  s.index = blockIdx.x / N::ITEMS;
+  s.item = this_block() % N::ITEMS;
+  s.index = this_block() / N::ITEMS;
   s.kv_head = s.item / N::SUBGROUPS;
   s.first_head = s.kv_head * N::GROUP + s.item % N::SUBGROUPS * N::EACH;
   s.heads = N::EACH;

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from gemma4_plugins.kernels.cuda.plan import Plan
 
-STEP_FILES = ("layout", "ring", "producer", "attention", "consumer", "experts", "head")
+STEP_FILES = ("layout", "ring", "producer", "attention", "jobs", "consumer", "products", "experts", "head")
 ENTRY = "decode_step"
-CHUNK_FILES = ("gemm", "rows", "chunk_attention")
+CHUNK_FILES = ("expand", "gemm", "rows", "chunk_attention")
 WIDE_FILES = ("wgmma", "gemm", "gemm_wide")
 
 
@@ -40,6 +40,11 @@ def wide_source() -> str:
     """Products on Hopper's warpgroup matrix unit; for any model."""
     sizes = {"EXPERT_FF": 0, "HIDDEN": 0}  # of the experts' products, which come along unused
     return defines(sizes) + "".join(source_file(name) for name in WIDE_FILES)
+
+
+def expand_source() -> str:
+    """The kernel that turns int8 numbers into bf16."""
+    return device_source(source_file("expand"))
 
 
 def device_source(body: str) -> str:

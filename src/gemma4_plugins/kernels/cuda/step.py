@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from gemma4_core.errors import DeviceError
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.kernels.cuda import launch
 from gemma4_plugins.kernels.cuda.plan import HISTORY, Machine, Plan, make_plan, unsupported
-from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, step_source
+from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, expand_source, step_source
 from gemma4_plugins.kernels.cuda.table import address_table, storage_of
 
 if TYPE_CHECKING:
@@ -45,6 +45,17 @@ def compiled(source: str, threads: int, shared_bytes: int) -> launch.Kernel:
     return launch.Kernel(source, ENTRY, threads, shared_bytes)
 
 
+@cache
+def widens() -> bool:
+    """Whether int8 numbers become bf16 on this device as they should: all 256 of them, by the kernels' own means."""
+    numbers = np.arange(-128, 128, dtype=np.int8)
+    given = Tensor(numbers, device=launch.DEVICE).contiguous().realize()
+    made = Tensor.zeros(256, dtype=dtypes.bfloat16, device=launch.DEVICE).contiguous().realize()
+    values = (ctypes.c_uint64(launch.address(given)), ctypes.c_uint64(launch.address(made)), ctypes.c_uint64(256))
+    launch.Kernel(expand_source(), "expand", 256).launch(1, values)
+    return bool((made.float().numpy() == numbers).all())
+
+
 def machine() -> Machine:
     """The current device."""
     return Machine(launch.attribute("MULTIPROCESSOR_COUNT"), launch.attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"))
@@ -55,7 +66,7 @@ def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep |
     resident at once."""
     model = engine.model
     kind = served(model, storage)
-    if kind is None:
+    if kind is None or (kind == "int8" and not widens()):
         return None
     plan = make_plan(model.text.config, machine(), kind == "int8")
     if plan is None:
@@ -98,7 +109,8 @@ class CudaStep:
         self.engine, self.plan, self.kernel, self.sampled = engine, plan, kernel, sampled
         self.ahead = 0 if sampled or model.ple_host is not None else AHEAD
         rotation = model.text.rotation_table(storage.capacity + model.chunk)
-        self.kept: list[Any] = [storage.layers, rotation, model.suppressed]
+        # what the table points to must stay, whatever becomes of the model
+        self.kept: list[Any] = [storage.layers, rotation, [model.suppressed, *held_tensors(model)]]
         table = address_table(model.text, storage, rotation, model.suppressed, launch.address)
         self.table = Tensor(table, device=model.device).contiguous().realize()
         self.scratch = self._zeros(plan.scratch_packets, 2, dtype=dtypes.uint32)

@@ -1,0 +1,57 @@
+"""The CUDA kernels' logic against the portable operations, on the host: a fiber stands for each GPU thread."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import cuda_emulation
+import numpy as np
+import pytest
+
+from gemma4_core.errors import DeviceError
+from gemma4_plugins.kernels.cuda import plan, step
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import cuda_check
+
+SMALL = cuda_check.TINY | {
+    "vocab_size": 192, "vocab_size_per_layer_input": 192, "hidden_size": 64, "intermediate_size": 64,
+    "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_attention_heads": 2,
+    "num_kv_shared_layers": 2, "sliding_window": 24, "global_head_dim": 128,
+}  # fmt: skip
+MIXTURE = SMALL | {
+    "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0,
+    "num_key_value_heads": 2, "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True, "use_double_wide_mlp": False, "enable_moe_block": True, "num_experts": 5,
+    "top_k_experts": 5, "moe_intermediate_size": 64,
+}  # fmt: skip
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three multiprocessors with four multiplying warps each, and spans of 32 positions, so that there are several."""
+    cuda_emulation.emulate(monkeypatch, blocks=3)
+    monkeypatch.setattr(step, "machine", lambda: plan.Machine(3, 230_000, 4))
+    monkeypatch.setattr(plan, "SPAN", 32)
+    monkeypatch.setattr(cuda_check, "OWN", {"small": SMALL, "mixture": MIXTURE})
+
+
+@pytest.mark.parametrize("name", ["small", "mixture@int8"])
+def test_steps_and_prompts_are_as_near_to_the_truth_as_the_portable_form(name: str, emulated: None) -> None:
+    assert cuda_check.check(name, [0, 130], [40])
+
+
+def test_int8_numbers_become_bf16(emulated: None) -> None:
+    assert step.widens()
+
+
+def test_a_step_that_does_not_come_is_a_sentence(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting: Any = object.__new__(step.CudaStep)
+    waiting.history = cuda_emulation.EmulatedHostBuffer((plan.HISTORY, 4), np.uint32)
+    monkeypatch.setattr(step, "PATIENCE", 0.01)
+    with pytest.raises(DeviceError, match="GEMMA4_KERNELS=portable"):
+        waiting.read(7)
+    waiting.history.array[7] = [3, np.float32(-0.5).view(np.uint32), 7, 0]
+    assert waiting.read(7) == (3, -0.5)

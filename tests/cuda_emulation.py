@@ -23,7 +23,7 @@ from tinygrad import Tensor
 from gemma4_plugins.kernels.cuda import launch
 
 HEADER = Path(__file__).parent / "emulator" / "cuda_threads.h"
-FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-w")
+FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-w", *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"))
 
 
 def host_compiler() -> list[str]:

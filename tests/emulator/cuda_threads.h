@@ -1,6 +1,7 @@
 // Runs CUDA kernel source on the host: every thread of every block is a fiber of one OS thread, switched at barriers,
-// warp-wide operations and polls. For tests of the kernels' logic where there is no GPU; it says nothing about races
-// between instructions, since a fiber runs until it waits.
+// warp-wide operations and polls. For tests of the kernels' logic where there is no GPU. Fibers run in an order that
+// changes, and asynchronous copies arrive as late as they may, so that a missing barrier or wait shows; but a fiber runs
+// until it waits, so races between single instructions do not.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -20,9 +21,10 @@
 #define KERNEL(threads) extern "C" void
 #define SHARED_MEMORY(name) unsigned char* name = emulator::current->block->shared
 
-struct uint2 { unsigned x, y; };
-struct uint4 { unsigned x, y, z, w; };
-struct float2 { float x, y; };
+// aligned as on the device: compile with -fsanitize=alignment to find accesses that would fault there
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 struct Index { int x = 0, y = 0, z = 0; };
@@ -34,7 +36,9 @@ struct Warp {
 };
 struct Barrier { uint32_t turn = 0, arrived = 0; };
 struct Block { unsigned char* shared; Barrier barriers[16]; };
+struct Copy { void* to; const void* from; size_t bytes; unsigned long long* barrier; };
 struct Fiber {
+  std::vector<std::vector<Copy>> groups{1};  // cp.async: committed groups, and the open one at the end
   void* stack_pointer = nullptr;
   ucontext_t context;
   Block* block;
@@ -48,6 +52,10 @@ inline Fiber* current;
 inline ucontext_t scheduler;
 inline void* scheduler_stack_pointer;
 inline std::function<void()> body;
+inline std::vector<Copy> flying;  // bulk copies
+inline uint32_t noise = 1;
+inline uint32_t random_bits() { return noise = noise * 747796405u + 2891336453u, noise >> 16; }
+void land(const Copy& c);
 inline int grid_size, grid_height = 1, block_size;
 inline size_t stack_bytes = 96 << 10;
 
@@ -151,10 +159,19 @@ inline void run(int width, int height, int depth, int threads, size_t shared_byt
     fibers[i].block_index = i / threads;
     prepare(fibers[i], stacks + i * stack_bytes);
   }
-  size_t left = fibers.size(), idle = 0;
+  size_t left = fibers.size(), idle = 0, count = fibers.size();
   while (left) {
-    bool moved = false;
-    for (Fiber& f : fibers) {
+    bool moved = !flying.empty();
+    for (size_t i = flying.size(); i-- > 0;)
+      if (random_bits() & 1) {
+        Copy c = flying[i];
+        flying.erase(flying.begin() + i);
+        land(c);
+      }
+    size_t first = random_bits() % count;
+    bool backwards = random_bits() & 1;
+    for (size_t n = 0; n < count; n++) {
+      Fiber& f = fibers[(first + (backwards ? count - n : n)) % count];
       if (f.done || (f.waits_for && *f.waits_for == f.unlike)) continue;
       moved = moved || f.waits_for;
       current = &f;
@@ -238,9 +255,12 @@ inline void expect_bytes(unsigned long long* b, unsigned n) {
 inline unsigned long long stream_policy() { return 0; }
 inline void bulk_copy(void* to, const void* from, unsigned n, unsigned long long* b, unsigned long long) {
   if (((uintptr_t)to | (uintptr_t)from | n) & 15) { fprintf(stderr, "misaligned bulk copy\n"); abort(); }
-  memcpy(to, from, n);
-  counter(b).bytes_phase -= 2 * (int)n;
-  settle(counter(b));
+  emulator::flying.push_back({to, from, n, b});
+}
+inline void emulator::land(const Copy& c) {
+  memcpy(c.to, c.from, c.bytes);
+  counter(c.barrier).bytes_phase -= 2 * (int)c.bytes;
+  settle(counter(c.barrier));
 }
 inline void give_up() { fprintf(stderr, "kernel gave up waiting\n"); abort(); }
 inline void spin_pause() { emulator::yield(); }
@@ -323,11 +343,21 @@ inline float load_float_early(const float* p) { return *p; }
 inline unsigned load_pair_early(const unsigned short* p) { unsigned v; memcpy(&v, p, 4); return v; }
 inline void copy16(void* to, const void* from) {
   if (((uintptr_t)to | (uintptr_t)from) & 15) { fprintf(stderr, "misaligned copy\n"); abort(); }
-  memcpy(to, from, 16);
+  emulator::current->groups.back().push_back({to, from, 16, nullptr});
 }
-inline void copies_done() {}
-inline void copies_commit() {}
-template <int LEFT> inline void copies_wait() {}
+inline void copies_commit() { emulator::current->groups.emplace_back(); }
+inline void copies_finish(size_t left) {
+  auto& groups = emulator::current->groups;
+  while (groups.size() > left) {
+    for (const emulator::Copy& c : groups.front()) memcpy(c.to, c.from, c.bytes);
+    groups.erase(groups.begin());
+  }
+}
+template <int LEFT> inline void copies_wait() { copies_finish(LEFT + 1); }
+inline void copies_done() {
+  copies_finish(0);
+  emulator::current->groups.emplace_back();
+}
 inline int atomicAdd(int* p, int v) { int old = *p; *p += v; return old; }
 inline unsigned bf16_bits(float f) {
   unsigned v = as_bits(f);

@@ -57,11 +57,13 @@ def is_plain(tensor: Tensor) -> bool:
 
 @cache
 def compiler(features: str) -> Any:
-    """tinygrad's compiler for this device, or one for its architecture with features of that one alone."""
+    """A compiler of CUDA C++ to machine code for this device, kept in tinygrad's cache on disk: nvcc where tinygrad uses
+    it, else NVRTC. ``features`` extends the architecture's name, ``a`` of sm_90a."""
+    from tinygrad.runtime.support.compiler_cuda import NVCCCompiler, NVRTCCompiler
+
     opened = device()
-    if not features:
-        return opened.compiler
-    return type(opened.compiler)(f"{opened.arch}{features}", ptx=True, cache_key="cuda")
+    kind = NVCCCompiler if isinstance(opened.compiler, NVCCCompiler) else NVRTCCompiler
+    return kind(f"{opened.arch}{features}", ptx=False, cache_key="gemma4_cuda")
 
 
 class Kernel:

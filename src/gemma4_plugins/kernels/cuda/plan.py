@@ -71,7 +71,7 @@ def unsupported(text: TextConfig, int8: bool = False) -> str | None:
     sizes = {
         "hidden_size": (text.hidden_size, step), "vocab_size": (text.vocab_size, 1),
         "hidden_size_per_layer_input": (text.hidden_size_per_layer_input, step),
-        "moe_intermediate_size": (text.moe_intermediate_size or 0, step),
+        "moe_intermediate_size": (text.moe_intermediate_size or 0, step), "num_experts": (text.num_experts or 0, 2),
     }  # fmt: skip
     for layer in text.layers:
         sizes |= {"head_dim": (layer.head_dim, 128), "intermediate_size": (layer.intermediate_size, step)}

@@ -10,8 +10,8 @@ from gemma4_plugins.kernels.cuda.plan import Plan
 
 STEP_FILES = ("layout", "ring", "producer", "attention", "jobs", "consumer", "products", "experts", "head")
 ENTRY = "decode_step"
-CHUNK_FILES = ("expand", "gemm", "rows", "chunk_attention")
-WIDE_FILES = ("wgmma", "gemm", "gemm_wide")
+CHUNK_FILES = ("expand", "product", "gemm", "rows", "chunk_attention")
+WIDE_FILES = ("wgmma", "product", "gemm_wide")
 
 
 def defines(constants: Mapping[str, int | float]) -> str:
@@ -38,8 +38,7 @@ def chunk_source(constants: Mapping[str, int | float]) -> str:
 
 def wide_source() -> str:
     """Products on Hopper's warpgroup matrix unit; for any model."""
-    sizes = {"EXPERT_FF": 0, "HIDDEN": 0}  # of the experts' products, which come along unused
-    return defines(sizes) + "".join(source_file(name) for name in WIDE_FILES)
+    return "".join(source_file(name) for name in WIDE_FILES)
 
 
 def expand_source() -> str:

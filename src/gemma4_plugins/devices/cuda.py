@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from typing import TYPE_CHECKING
 
 from gemma4_core.descriptions import DeviceBackend
 from gemma4_core.devices import chosen_by_dev
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.devices.probing import open_device
-from gemma4_plugins.kernels.cuda import operations
+
+if TYPE_CHECKING:
+    from gemma4_core.ops import Operations
 
 TARGET = "CUDA"
+
+
+def operations() -> Operations:
+    """The portable operations; with ``GEMMA4_KERNELS=cuda`` the kernels of ``gemma4_plugins.kernels.cuda``.
+
+    They are asked for by name until their present form has been checked on a card (``benchmarks/cuda_check.py``).
+    """
+    from gemma4_core.ops import portable
+    from gemma4_plugins.kernels import cuda
+
+    asked = os.environ.get("GEMMA4_KERNELS", "").strip().lower() == "cuda"
+    return cuda.operations() if asked else portable()
 
 
 def unusable() -> str | None:

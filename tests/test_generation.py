@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,3 +199,27 @@ def test_bad_options_are_refused_at_once(options: dict[str, Any]) -> None:
     with pytest.raises(Gemma4Error) as error:
         model().generate(ids(), **{"max_new_tokens": 3, **options})
     assert next(iter(options)) in str(error.value)
+
+
+FORK = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from reference_data import load
+from gemma4_core import load_pretrained
+model = load_pretrained(load("e2b").folder, device="cpu", dtype="float32", modalities=["text"])
+prompt = load("e2b").ids[0].tolist()
+answer = lambda: list(model.generate(prompt, 6, stop_ids=()))
+expected = answer()
+child = os.fork()
+if child == 0:
+    os._exit(0 if answer() == expected else 1)
+assert os.waitpid(child, 0)[1] == 0 and answer() == expected
+"""
+
+
+def test_a_forked_child_answers_too() -> None:
+    code = FORK.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+    environment = {**os.environ, "GEMMA4_THREADS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -8,8 +8,8 @@ import mmap
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tinygrad import Device
 from tinygrad.runtime.support.compiler_cpu import ClangCompiler
@@ -18,9 +18,18 @@ from tinygrad.runtime.support.elf import jit_loader
 HERE = Path(__file__).parent
 
 
+@dataclass(frozen=True)
+class Program:
+    """Code in this process, as the thread pool runs it: its address, and as a function that releases the GIL."""
+
+    addr: int
+    fxn: Callable[..., None]
+    memory: mmap.mmap
+
+
 @functools.cache
-def load(names: tuple[str, ...], defines: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """The first function of the .c files ``names`` beside this module, compiled as one unit; it releases the GIL.
+def load(names: tuple[str, ...], defines: tuple[str, ...] = ()) -> Program:
+    """The first function of the .c files ``names`` beside this module, compiled as one unit.
 
     The compiler's cache is keyed by the source, so the processor's name and features go into it.
     """
@@ -32,9 +41,7 @@ def load(names: tuple[str, ...], defines: tuple[str, ...] = ()) -> Callable[...,
     memory = mmap.mmap(-1, len(image), flags, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     memory.write(image)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    function = ctypes.CFUNCTYPE(None)(address)
-    function.memory = memory  # type: ignore[attr-defined]
-    return function
+    return Program(address, ctypes.CFUNCTYPE(None)(address), memory)
 
 
 def loadable() -> bool:

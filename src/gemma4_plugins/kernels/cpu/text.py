@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from gemma4_core.generation.finished import Finished
 from gemma4_core.model.decoder import TextDecoder, rounded
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
 from gemma4_core.ops.sampling import SamplingState
+from gemma4_plugins.devices.cpu.threads import runner
 from gemma4_plugins.kernels.cpu.build import load, loadable
 from gemma4_plugins.kernels.cpu.structs import Arena, CCall, CLayer, CStep, address, supported
 
@@ -79,7 +79,7 @@ class CpuText:
 
     def __init__(self, engine: Engine, storage: Storage) -> None:
         self.arena, self.threads, model = Arena(), machine.thread_count(), engine.model
-        self.function = load(SOURCES, ("YIELD_SYSCALL",))
+        self.program = load(SOURCES, ("YIELD_SYSCALL",))
         empty = lambda *shape, dtype: Tensor.zeros(*shape, dtype=dtype, device=model.device).contiguous().realize()  # noqa: E731
         self.token, self.logprob = empty(1, 1, dtype=dtypes.int32), empty(1, 1, dtype=dtypes.float32)
         self.logits = empty(1, engine.vocab, dtype=dtypes.float32)
@@ -89,23 +89,16 @@ class CpuText:
         self.step.logits = address(self.logits)
         suppressed = np.array(model.generation_config.suppress_tokens, np.uint32)
         self.step.suppressed_count, self.step.suppressed = suppressed.size, self.arena.array(suppressed)
-        self.pool = ThreadPoolExecutor(self.threads - 1, "gemma4-cpu") if self.threads > 1 else None
 
     def call(self, **fields: int) -> None:
         """Run ``text_step`` on all threads and wait."""
         request = CCall(**fields)
-        first, second = (ctypes.c_uint64(ctypes.addressof(x)) for x in (self.step, request))
-        waiting = (
-            [
-                self.pool.submit(self.function, first, second, ctypes.c_uint64(thread))
-                for thread in range(1, self.threads)
-            ]
-            if self.pool
-            else []
-        )
-        self.function(first, second, ctypes.c_uint64(0))
-        for future in waiting:
-            future.result()
+        arguments = [ctypes.addressof(self.step), ctypes.addressof(request), 0]
+        # parts wait for each other, so each needs a thread of its own
+        self.step.threads = min(self.threads, runner.threads)
+        if not runner.run(self.program, arguments, len(arguments) - 1, self.step.threads):
+            self.step.threads = 1
+            self.program.fxn(*map(ctypes.c_uint64, arguments))
 
     def finished(self) -> Finished:
         """The outcome of a call that ends with logits."""

@@ -20,12 +20,14 @@ from gemma4_core.processing.captured import Captured, upload
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clamp
+from gemma4_plugins.modalities.encoding import EncodingTower
 from gemma4_plugins.modalities.products import Products, fast_products
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
 
 TOWER, EMBEDDER = "model.audio_tower.", "model.embed_audio."
+KEYWORDS = ("input_features", "input_features_mask")
 LAYER_EPS = 1e-6
 """The norms around attention and feed-forward keep this eps, whatever rms_norm_eps says."""
 SIZES = (16, 64, 128, 256, 384, 512, 768)
@@ -140,8 +142,10 @@ class Subsampling:
         return (normed * weight.cast(dtypes.float32)).cast(x.dtype)
 
 
-class AudioTower:
+class AudioTower(EncodingTower):
     """The assembled tower. Clips are encoded one by one, each padded to one of few sizes."""
+
+    keywords = KEYWORDS
 
     def __init__(self, model: GemmaModel, source: WeightSource) -> None:
         config = model.config.audio_config
@@ -158,27 +162,6 @@ class AudioTower:
         positions = upload(sinusoids(self.layers[0].attention.band, config.hidden_size), self.device)
         self.positions = positions.cast(self.dtype).contiguous().realize()
         self.captured = Captured(partial(self.soft_tokens, self.fast), self.parameters, self.device)
-
-    def parameters(self) -> Mapping[str, Tensor]:
-        """Its tensors by full checkpoint name."""
-        return self.weights.parameters()
-
-    def forget(self) -> None:
-        """Drop captured graphs and kept soft tokens."""
-        self.captured.forget()
-
-    def encode(self, features: Mapping[str, Any], *, capture: bool = False) -> list[Tensor]:
-        """Soft tokens ``[n, hidden]`` of each clip. Raises InputError."""
-        clips = list(zip(*self._read(features), strict=True))
-        if not capture:
-            return [self._differentiable(*clip) for clip in clips]
-        keys = self.digests(features)
-        return [self.captured.kept(key, partial(self._run, *clip)) for key, clip in zip(keys, clips, strict=True)]
-
-    def digests(self, features: Mapping[str, Any]) -> list[bytes]:
-        """A content hash of each clip."""
-        given = (features.get("input_features"), features.get("input_features_mask"))
-        return self.captured.digests(given, self._read(features))
 
     def soft_tokens(self, products: Products, features: Tensor, real: Tensor) -> Tensor:
         """fp32 ``[frames, mel]`` and bool ``[frames]`` to ``[frames / 4, hidden]``; rows of invalid frames have no

@@ -18,6 +18,7 @@ from gemma4_core.descriptions import WeightSource
 from gemma4_core.ops.portable import gelu_tanh, rms_norm
 from gemma4_core.processing.captured import Captured, upload
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
+from gemma4_plugins.modalities.encoding import EncodingTower
 from gemma4_plugins.modalities.products import Products, fast_products
 from gemma4_plugins.modalities.vision.layout import KEYWORDS, Slots, arrange, read_features
 
@@ -69,8 +70,10 @@ class EncoderLayer:
         return self.o(products.attend(q, k, rms_norm(v, None, self.eps), real), products)
 
 
-class VisionTower:
+class VisionTower(EncodingTower):
     """The assembled tower. Images are encoded one by one, each padded to one of few sizes."""
+
+    keywords = KEYWORDS
 
     def __init__(self, model: GemmaModel, source: WeightSource) -> None:
         config = model.config.vision_config
@@ -88,25 +91,8 @@ class VisionTower:
         self.projection = self.weights.below(EMBEDDER).linear("embedding_projection")
         self.captured = Captured(partial(self.soft_tokens, self.fast), self.parameters, self.device)
 
-    def parameters(self) -> Mapping[str, Tensor]:
-        """Its tensors by full checkpoint name."""
-        return self.weights.parameters()
-
-    def forget(self) -> None:
-        """Drop captured graphs and kept soft tokens."""
-        self.captured.forget()
-
-    def encode(self, features: Mapping[str, Any], *, capture: bool = False) -> list[Tensor]:
-        """Soft tokens ``[n, hidden]`` of each image. Raises InputError."""
-        pairs = list(zip(*read_features(features, self.config), strict=True))
-        if not capture:
-            return [self._differentiable(*pair) for pair in pairs]
-        keys = self.digests(features)
-        return [self.captured.kept(key, partial(self._run, *pair)) for key, pair in zip(keys, pairs, strict=True)]
-
-    def digests(self, features: Mapping[str, Any]) -> list[bytes]:
-        """A content hash of each image."""
-        return self.captured.digests([features[name] for name in KEYWORDS], read_features(features, self.config))
+    def _read(self, features: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        return read_features(features, self.config)
 
     def _arrange(self, pixels: np.ndarray, positions: np.ndarray) -> Slots:
         return arrange(pixels, positions, self.config.pooling_kernel_size, "pixel_values")

@@ -15,6 +15,7 @@ from tinygrad import Tensor, TinyJit, UOp, dtypes
 
 from gemma4_core.generation.finished import Finished
 from gemma4_core.model.cache import GemmaCache, Storage
+from gemma4_core.model.media import put_soft
 from gemma4_core.model.spans import ChunkSpan, TokenSpan
 from gemma4_core.ops.sampling import SamplingState
 
@@ -86,6 +87,8 @@ class Engine:
         step = None if chunk.blocks is not None and (chunk.blocks >= 0).any() else self._own_prefill(storage)
         if step is not None:
             hidden = step(chunk, cache.length, soft_tokens, every, wanted)
+        elif every and count == 1 and chunk.soft is None:
+            hidden = self._hidden_step(storage, cache.length, chunk.ids)
         else:
             hidden = self._append_portable(storage, cache.length, chunk, soft_tokens, every)
         cache.note(chunk.signature)
@@ -139,8 +142,7 @@ class Engine:
             ple_rows = rest.pop(0) if model.ple_host is not None else None
             h = text.embed(ids)
             if media:
-                rows, mask = rest.pop(0), rest.pop(0)
-                h = (mask.unsqueeze(-1) != 0).where(rows.cast(h.dtype), h)
+                h = put_soft(h, rest.pop(0), rest.pop(0) != 0)
             blocks = rest.pop(0) if blocked else None
             span = ChunkSpan(storage.layers, start, valid, length, model.device, blocks)
             rotation = text.rotation(table, start, length)
@@ -152,21 +154,12 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------- decode
 
-    def hidden_step(self, cache: GemmaCache, ids: np.ndarray) -> Tensor:
+    def _hidden_step(self, storage: Storage, at: int, ids: np.ndarray) -> Tensor:
         """Append one position ``ids [B, 1]`` and return its final hidden state ``[B, 1, H]``."""
-        storage = cache.reserve(self.model, ids.shape[0], cache.length + 1)
-        own = self._own_prefill(storage)
-        if own is not None:
-            hidden = own(Chunk(ids, signature=ids[0].tolist()), cache.length, None, True, True)
-            cache.note(ids[0].tolist())
-            assert isinstance(hidden, Tensor)
-            return hidden
         if "hidden" not in storage.graphs:
             storage.graphs["hidden"] = Graph(self._token_function(storage, head=False))
-        start = UOp.variable("start", 0, POSITION_LIMIT).bind(cache.length)
-        hidden = storage.graphs["hidden"](*self._token_inputs(self._upload(ids), ids), start)  # type: ignore[operator]
-        cache.note(ids[0].tolist())
-        return hidden
+        start = UOp.variable("start", 0, POSITION_LIMIT).bind(at)
+        return storage.graphs["hidden"](*self._token_inputs(self._upload(ids), ids), start)  # type: ignore[operator]
 
     def decode_step(self, storage: Storage, state: SamplingState | None) -> DecodeStep:
         """The step that turns a token into the next one, greedy or sampled, against these buffers."""
@@ -220,30 +213,26 @@ class Engine:
             return hidden.choose(self, position, state)
         key = ("first", int(hidden.shape[0]), state is not None)
         if key not in self.model.graphs:
-            self.model.graphs[key] = Graph(self._first_function(state is not None))
+            text, ops = self.model.text, self.model.operations
+            function = self._choosing(lambda hidden: text.logits(hidden[:, 0], ops), state is not None)
+            self.model.graphs[key] = Graph(function)
         extra = [state.params, state.seed, state.seen] if state is not None else []
         place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
         return self.model.graphs[key](hidden, *extra, place)  # type: ignore[operator]
 
-    def _first_function(self, sampled: bool) -> Callable:
-        model = self.model
+    def _choosing(self, logits_of: Callable[[Tensor], Tensor], sampled: bool) -> Callable:
+        """A function of what ``logits_of`` makes logits from, the sampling state's tensors, and the position."""
 
-        def run(hidden: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        def run(source: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             *extra, place = rest
-            state = SamplingState(*extra) if sampled else None
-            return self._choose(model.text.logits(hidden[:, 0], model.operations), state, place)
+            return self._choose(logits_of(source), SamplingState(*extra) if sampled else None, place)
 
         return run
 
     def choose(self, logits: Tensor, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
         """Sample from logits fp32 ``[1, V]``, for devices whose own pass ends with them."""
         if "choose" not in self.model.graphs:
-
-            def run(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-                *extra, place = rest
-                return self._choose(logits, SamplingState(*extra), place)
-
-            self.model.graphs["choose"] = Graph(run)
+            self.model.graphs["choose"] = Graph(self._choosing(lambda logits: logits, sampled=True))
         place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
         return self.model.graphs["choose"](logits, state.params, state.seed, state.seen, place)  # type: ignore[operator]
 
@@ -263,22 +252,3 @@ class Engine:
 
     def _upload(self, array: np.ndarray) -> Tensor:
         return Tensor(np.ascontiguousarray(array, np.int32), device=self.model.device).contiguous().realize()
-
-
-def sampling_state(
-    model: GemmaModel,
-    seen: Sequence[int],
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    seed: int,
-) -> SamplingState:
-    """Device tensors for one generation; ``seen`` are the prompt's ids. The buffers are the model's own and reused,
-    so that the graphs captured against them serve every call."""
-    marks = np.zeros((1, model.config.text_config.vocab_size), np.bool_)
-    marks[0, [i for i in seen if 0 <= i < marks.shape[1]]] = True
-    params = np.array([temperature, top_k, top_p, min_p, repetition_penalty], np.float32)
-    arrays = (params, np.array([seed & 0xFFFFFFFF], np.uint32), marks)
-    return SamplingState(*(Tensor(a, device=model.device).contiguous().realize() for a in arrays))

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.errors import InputError
-from gemma4_core.generation.tokens import Generation, Prepared, Sampling, make_sampling, prepare, run
+from gemma4_core.generation.sampling import Sampling
+from gemma4_core.generation.tokens import Generation, Prepared, prepare, run
 from gemma4_core.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ def stream_generate(
     if textless and (prompt_tokens is None or stop):
         what = "a prompt of text" if prompt_tokens is None else f"the stop string {stop[0]!r}"
         raise InputError(f"{what} needs a tokenizer, {model.context.folder} has none: use token ids (--prompt-tokens)")
-    sampling = make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    sampling = Sampling.of(
+        temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
+    )
     stops = StopStrings(stop)
     if prompt_tokens is not None and not media:
         prepared = prepare(model, prompt_tokens, max_new_tokens, cache, {})

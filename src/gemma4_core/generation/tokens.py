@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import secrets
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tinygrad import Tensor
 
 from gemma4_core.errors import InputError
-from gemma4_core.generation.engine import sampling_state
+from gemma4_core.generation.sampling import Sampling
 from gemma4_core.model.cache import GemmaCache
 from gemma4_core.model.ids import bound, check_ids
 from gemma4_core.model.media import Placed, place
@@ -22,43 +19,6 @@ from gemma4_core.ops.sampling import SamplingState
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. Temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        self._within("temperature", self.temperature, 0.0, math.inf)
-        self._within("top_k", self.top_k, 0, 1 << 30)
-        self._within("top_p", self.top_p, 0.0, 1.0)
-        self._within("min_p", self.min_p, 0.0, 1.0)
-        self._within("repetition_penalty", self.repetition_penalty, 1e-6, math.inf)
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
-            raise InputError(f"seed {self.seed}: must be a whole number from 0")
-
-    @staticmethod
-    def _within(name: str, value: float, low: float, high: float) -> None:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not low <= value <= high
-            or value == math.inf
-        ):
-            bounds = f"from {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise InputError(f"{name} {value}: must be a number {bounds}")
-
-    @property
-    def plain(self) -> bool:
-        """Whether the choice is simply the largest logit."""
-        return self.repetition_penalty == 1.0 and (self.temperature == 0.0 or self.top_k == 1)
 
 
 @dataclass
@@ -71,7 +31,6 @@ class Generation:
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
     finish_reason: str | None = None
-    stop_token: int | None = None
     media_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -104,30 +63,13 @@ def generate(
     or where the context is full. With a ``cache`` that holds a beginning of ``ids``, only the rest is run. Media
     keywords are those of ``forward_ids``. Raises InputError before anything runs.
     """
-    sampling = make_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    sampling = Sampling.of(
+        temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
+    )
     prepared = prepare(model, ids, max_new_tokens, cache, media)
     stops = model.stop_ids if stop_ids is None else tuple(stop_ids)
     tokens = run(model, prepared, sampling, stops, Generation())
     return (token.id for token in tokens)
-
-
-def make_sampling(
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    seed: int | None,
-) -> Sampling:
-    """Sampling from keyword arguments where None means off."""
-    return Sampling(
-        temperature,
-        0 if top_k is None else top_k,
-        1.0 if top_p is None else top_p,
-        0.0 if min_p is None else min_p,
-        1.0 if repetition_penalty is None else repetition_penalty,
-        seed,
-    )
 
 
 @dataclass(frozen=True)
@@ -151,7 +93,7 @@ def prepare(
     if max_new_tokens is not None and max_new_tokens < 0:
         raise InputError(f"max_new_tokens {max_new_tokens}: must be a whole number from 0")
     cache = cache if cache is not None else model.make_cache()
-    context = min(cache.max_context or model.max_context, model.max_context)
+    context = cache.context(model)
     length = array.shape[1]
     if length > context:
         raise InputError(
@@ -193,7 +135,7 @@ def run(
     # room for the tokens to come is reserved now, so that no buffer grows (and no graph is captured) on the way
     ahead = min(progress.prompt_tokens + limit - 1, max(progress.prompt_tokens + 1024, 2 * progress.prompt_tokens))
     cache.reserve(model, 1, ahead)
-    state = None if sampling.plain else _state(model, placed, sampling)
+    state = sampling.state(model.config.text_config.vocab_size, placed.ids[0].tolist(), model.device)
     hidden = model.append(cache, placed, skip=progress.reused_tokens)
     token, logprob = model.engine.first_token(hidden, cache.length, state)
     chosen = Token(int(token.item()), float(logprob.item()))
@@ -217,7 +159,7 @@ def _decode(
     issued, ahead = 0, 0
     while True:
         if chosen.id in stops:
-            progress.finish_reason, progress.stop_token = "stop", chosen.id
+            progress.finish_reason = "stop"
             return
         progress.generated_tokens += 1
         progress.generation_seconds = time.perf_counter() - began
@@ -240,18 +182,3 @@ def _read(issued: tuple[Tensor, Tensor]) -> Token:
     """What a step chose; waits for it. A device that runs ahead has its own way, which waits for no later step."""
     own = getattr(issued, "read", None)
     return Token(*own()) if own is not None else Token(int(issued[0].item()), float(issued[1].item()))
-
-
-def _state(model: GemmaModel, placed: Placed, sampling: Sampling) -> SamplingState:
-    seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-    seen = np.unique(placed.ids[0]).tolist() if sampling.repetition_penalty != 1.0 else []
-    return sampling_state(
-        model,
-        seen,
-        sampling.temperature,
-        sampling.top_k,
-        sampling.top_p,
-        sampling.min_p,
-        sampling.repetition_penalty,
-        seed,
-    )

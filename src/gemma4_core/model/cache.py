@@ -82,9 +82,7 @@ class GemmaCache:
         self.length = 0
         """Positions held."""
         self.tokens: list[int] = []
-        """Ids of row 0 at those positions, for finding a common prefix."""
-        self.media: tuple[object, ...] = ()
-        """Keys of the media whose soft tokens are held, in order."""
+        """Row 0 at those positions, for finding a common prefix: ids, and content marks where soft tokens stand."""
         self.storage: Storage | None = None
         self._release: weakref.finalize | None = None
 
@@ -102,12 +100,16 @@ class GemmaCache:
         """Bytes of device memory held."""
         return sum(t.nbytes() for t in self.storage.layers if t is not None) if self.storage else 0
 
+    def context(self, model: GemmaModel) -> int:
+        """Positions that it may hold for this model."""
+        return min(self.max_context or model.max_context, model.max_context)
+
     def reserve(self, model: GemmaModel, batch: int, positions: int) -> Storage:
         """Storage for this many positions in all, grown with its contents where too small.
 
         Raises InputError where the rows differ from those held or the context is exceeded.
         """
-        context = min(self.max_context or model.max_context, model.max_context)
+        context = self.context(model)
         if positions > context:
             raise InputError(
                 f"{positions} tokens exceed the context of {context} by {positions - context}: "
@@ -147,7 +149,7 @@ class GemmaCache:
 
     def reset(self) -> None:
         """Forget all tokens; buffers stay."""
-        self.length, self.tokens, self.media = 0, [], ()
+        self.length, self.tokens = 0, []
 
     def note(self, ids: Sequence[int]) -> None:
         """Record that these ids (of row 0) are now held."""

@@ -51,6 +51,11 @@ def used_towers(model: GemmaModel, media: Mapping[str, Any]) -> list[ModalityTow
     return used
 
 
+def put_soft(h: Tensor, rows: Tensor, here: Tensor) -> Tensor:
+    """The stream ``h [B, T, H]`` with ``rows [B, T, H]`` where ``here [B, T]`` holds; soft tokens are not scaled."""
+    return here.unsqueeze(-1).where(rows.cast(h.dtype), h)
+
+
 def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, capture: bool = False) -> Placed:
     """Encode media and find their places. Media of a kind fill its placeholders in order, row by row.
 

@@ -11,10 +11,11 @@ from tinygrad.dtype import DType
 
 from gemma4_core.config import GenerationConfig
 from gemma4_core.descriptions import Context, ModalityTower, Tokenizer, Tower
+from gemma4_core.errors import InputError
 from gemma4_core.model.cache import GemmaCache, StoragePool
-from gemma4_core.model.decoder import Recompute, TextDecoder
+from gemma4_core.model.decoder import TextDecoder
 from gemma4_core.model.ids import check_ids, split
-from gemma4_core.model.media import Placed, place
+from gemma4_core.model.media import Placed, place, put_soft
 from gemma4_core.model.spans import FreshSpan
 from gemma4_core.ops import Operations
 from gemma4_core.weights import Weight
@@ -152,25 +153,22 @@ class GemmaModel:
         hidden = self.append(cache, placed, every=True)
         return self.text.logits(hidden, self.operations).realize(), cache
 
-    def hidden(self, placed: Placed, wrap: Recompute | None = None) -> Tensor:
-        """Final hidden states ``[B, T, H]`` of a run without a cache; differentiable, not captured."""
+    def hidden(self, placed: Placed) -> Tensor:
+        """Final hidden states ``[B, T, H]`` of a run without a cache, not captured."""
         length = placed.ids.shape[1]
         if length > self.max_context:
-            from gemma4_core.errors import InputError
-
             raise InputError(f"{length} tokens exceed the context of {self.max_context} by {length - self.max_context}")
         ids = Tensor(placed.ids, device=self.device)
         h = self.text.embed(ids)
         if placed.soft is not None and placed.soft_tokens is not None:
             rows = placed.soft_tokens[Tensor(np.maximum(placed.soft, 0), device=self.device)]  # [B, T, H]
-            here = Tensor(placed.soft >= 0, device=self.device).unsqueeze(-1)
-            h = here.where(rows.cast(h.dtype), h)
+            h = put_soft(h, rows, Tensor(placed.soft >= 0, device=self.device))
         blocks = None if placed.blocks is None else Tensor(placed.blocks, device=self.device)
         ple_rows = self.ple_host.rows(placed.ids) if self.ple_host is not None else None
         inputs = self.text.inputs(ids, h, self.operations, ple_rows)
         step = max(512, 1 << (length - 1).bit_length())
         rotation = self.text.rotation(self.text.rotation_table(step), 0, length)
-        return self.text.run(inputs, FreshSpan(length, self.device, blocks), rotation, self.operations, wrap=wrap)
+        return self.text.run(inputs, FreshSpan(length, self.device, blocks), rotation, self.operations)
 
     def append(self, cache: GemmaCache, placed: Placed, *, every: bool = False, skip: int = 0) -> Any:
         """Append a prompt from position ``skip`` on, chunk by chunk; ends as ``Engine.append`` does."""
@@ -178,8 +176,6 @@ class GemmaModel:
 
         batch, total = placed.ids.shape
         cache.reserve(self, batch, cache.length + total - skip)
-        if total - skip == 1 and placed.soft is None and every:
-            return self.engine.hidden_step(cache, placed.ids[:, skip:])
         parts = []
         runs = split(total - skip, self.chunk, None if placed.blocks is None else placed.blocks[:, skip:])
         for start, stop in runs:

@@ -11,7 +11,7 @@ from tinygrad import Tensor, function
 
 from gemma4_core.errors import InputError
 from gemma4_core.model.layers import matrix
-from gemma4_core.model.media import place
+from gemma4_core.model.media import place, put_soft
 from gemma4_core.model.spans import FreshSpan
 from gemma4_core.ops import portable
 
@@ -58,7 +58,7 @@ def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:
     h = untaught(padding, model.text.embed(fed.ids))
     if fed.soft is not None and fed.soft_tokens is not None:
         encoded = fed.soft_tokens[fed.soft.maximum(0)]  # [B, T, H]
-        h = (fed.soft >= 0).unsqueeze(-1).where(encoded.cast(h.dtype), h)
+        h = put_soft(h, encoded, fed.soft >= 0)
     rows = fed.ple_rows
     if rows is None and model.text.ple_table is not None:
         rows = untaught(padding, matrix(model.text.ple_table).rows(fed.ids))

@@ -40,7 +40,7 @@ typedef struct {
     float eps, embed_scale, ple_scale, softcap;           // softcap 0: none
     Matrix embed, ple_table, ple_model_proj;
     const float *ple_proj_norm, *norm;
-    float *q, *k, *v, *mixed, *a, *b, *act, *ple_ctx, *ple_in, *scores, *dense, *router_out, *logits, *scratch;
+    float *q, *k, *v, *mixed, *a, *b, *act, *ple_ctx, *ple_in, *scores, *router_out, *logits, *scratch;
     i64 scratch_per_thread;                               // floats
     float *chunk_h, *chunk_x, *chunk_wide, *chunk_other, *chunk_ple;
     void *chunk_ready;

@@ -75,7 +75,6 @@ BUFFERS = (
     "ple_ctx",
     "ple_in",
     "scores",
-    "dense",
     "router_out",
     "logits",
     "scratch",

@@ -76,9 +76,7 @@ def filled(model: GemmaModel, positions: int, source: Storage | None = None) -> 
 
 def portable_logits(model: GemmaModel, storage: Storage, token: int, position: int) -> np.ndarray:
     """Logits of the portable step on these buffers."""
-    cache = model.make_cache()
-    cache.storage, cache.length = storage, position
-    hidden = model.engine.hidden_step(cache, np.array([[token]], np.int32))
+    hidden = model.engine.hidden_step(storage, position, np.array([[token]], np.int32))
     return model.text.logits(hidden[:, 0], model.operations).numpy()[0]
 
 
@@ -100,7 +98,7 @@ def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: 
             if step is not None:
                 done = step(chunk, start, None, False, wanted)
             else:
-                done = served.engine._append_portable(storage, start, chunk, None, False)
+                done = served.engine.append_portable(storage, start, chunk, None, False)
         logits = done.logits if isinstance(done, Finished) else served.text.logits(done[:, 0], served.operations)
         held = [storage.layers[i] for i, x in enumerate(served.text.config.layers) if storage.layers[i] is not None]
         newest = [np.arange(max(0, length - (x.window or length)), length) for x in served.text.config.layers]
@@ -138,7 +136,7 @@ def check_rows(name: str, model: GemmaModel, truth_model: GemmaModel, length: in
             if step is not None:
                 hidden = step(chunk, start, given, True, True)
             else:
-                hidden = served.engine._append_portable(storage, start, chunk, given, True)
+                hidden = served.engine.append_portable(storage, start, chunk, given, True)
         assert isinstance(hidden, Tensor)
         found.append(hidden.float().numpy())
     got, plain, truth = found

@@ -35,7 +35,7 @@ class Queued:
     ahead = AHEAD
 
     def __init__(self, engine: Engine, storage: Storage, log: list[tuple[str, int]]) -> None:
-        self.inner, self.log = engine._portable_step(storage, False), log
+        self.inner, self.log = engine.portable_step(storage, False), log
 
     def __call__(self, token: Tensor, position: int, state: Any) -> Result:
         self.log.append(("issue", position))

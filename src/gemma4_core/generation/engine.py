@@ -88,9 +88,9 @@ class Engine:
         if step is not None:
             hidden = step(chunk, cache.length, soft_tokens, every, wanted)
         elif every and count == 1 and chunk.soft is None:
-            hidden = self._hidden_step(storage, cache.length, chunk.ids)
+            hidden = self.hidden_step(storage, cache.length, chunk.ids)
         else:
-            hidden = self._append_portable(storage, cache.length, chunk, soft_tokens, every)
+            hidden = self.append_portable(storage, cache.length, chunk, soft_tokens, every)
         cache.note(chunk.signature)
         return hidden
 
@@ -98,7 +98,7 @@ class Engine:
         own = self.model.operations.prefill
         return own(self, storage) if own is not None else None
 
-    def _append_portable(
+    def append_portable(
         self, storage: Storage, at: int, chunk: Chunk, soft_tokens: Tensor | None, every: bool
     ) -> Tensor:
         count, size = chunk.ids.shape[1], self.model.chunk
@@ -154,7 +154,7 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------- decode
 
-    def _hidden_step(self, storage: Storage, at: int, ids: np.ndarray) -> Tensor:
+    def hidden_step(self, storage: Storage, at: int, ids: np.ndarray) -> Tensor:
         """Append one position ``ids [B, 1]`` and return its final hidden state ``[B, 1, H]``."""
         if "hidden" not in storage.graphs:
             storage.graphs["hidden"] = Graph(self._token_function(storage, head=False))
@@ -167,10 +167,10 @@ class Engine:
         if key not in storage.graphs:
             taken = self.model.operations.decode_step
             step = taken(self, storage, state is not None) if taken else None
-            storage.graphs[key] = step or self._portable_step(storage, state is not None)
+            storage.graphs[key] = step or self.portable_step(storage, state is not None)
         return storage.graphs[key]  # type: ignore[return-value]
 
-    def _portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
+    def portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
         graph = Graph(self._token_function(storage, head=True, sampled=sampled))
 
         def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:

@@ -284,6 +284,9 @@ class DeviceBackend:
     """Free memory in bytes of the opened device; None where it does not tell."""
     details: Callable[[], Mapping[str, str]] | None = None
     """What ``gemma4 doctor`` shows of the opened device, such as its model or compiler, by name."""
+    read_bandwidth: Callable[[], float | None] | None = None
+    """Bytes per second of a plain read of more memory than caches hold, measured when asked on the opened device; None
+    where it cannot be told. Without it a sum of tinygrad's is timed."""
     matches: Matches = always
     priority: int = 0
 

@@ -17,7 +17,7 @@ CALLABLES: dict[str, tuple[str, ...]] = {
     "optimizer": ("build",),
     "transform": ("apply",),
 }
-OPTIONAL_CALLABLES = ("save", "token_ids", "prepare", "operations", "free_memory", "details")
+OPTIONAL_CALLABLES = ("save", "token_ids", "prepare", "operations", "free_memory", "details", "read_bandwidth")
 TEXTS: dict[str, tuple[str, ...]] = {
     "modality": ("placeholder", "media_keyword"),
     "device": ("target",),

@@ -64,6 +64,13 @@ def free_memory() -> int | None:
     return int(free.value)
 
 
+def read_bandwidth() -> float | None:
+    """Bytes per second of a plain read."""
+    from gemma4_plugins.kernels.cuda.bandwidth import read_bandwidth
+
+    return read_bandwidth(free_memory() or 0)
+
+
 def details() -> dict[str, str]:
     """The GPU's name and architecture."""
     from tinygrad import Device
@@ -86,6 +93,7 @@ def gemma4_devices() -> list[DeviceBackend]:
             free_memory=free_memory,
             operations=operations,
             details=details,
+            read_bandwidth=read_bandwidth,
             matches=chosen_by_dev(TARGET),
             priority=40,
         )

@@ -63,6 +63,13 @@ def operations() -> Operations:
     return replace(portable(), name="cpu", decode_step=decode_step, prefill=prefill, prefill_chunk=CHUNK)
 
 
+def read_bandwidth() -> float | None:
+    """Bytes per second that all threads read together."""
+    from gemma4_plugins.devices.cpu import bandwidth
+
+    return bandwidth.read_bandwidth()
+
+
 @hookimpl
 def gemma4_devices() -> list[DeviceBackend]:
     return [
@@ -75,6 +82,7 @@ def gemma4_devices() -> list[DeviceBackend]:
             operations=operations,
             free_memory=machine.free_memory_bytes,
             details=details,
+            read_bandwidth=read_bandwidth,
             matches=chosen_by_dev(TARGET),
             priority=10,
         )

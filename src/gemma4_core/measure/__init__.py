@@ -1,0 +1,1 @@
+"""Measurements of a loaded model: speed, single operations, how well it predicts a text."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Tokenizer,
         TokenizerBackend,
         Tower,
+        TrainedPart,
         WeightSource,
     )
     from gemma4_core.errors import (
@@ -92,6 +93,7 @@ __all__ = [
     "TokenizerBackend",
     "TokenizerError",
     "Tower",
+    "TrainedPart",
     "Weight",
     "WeightSource",
     "__version__",
@@ -109,7 +111,8 @@ __all__ = [
 _MODULES = {
     "descriptions": (
         "CheckpointFormat Context DeviceBackend DeviceSettings MediaProcessor ModalityTower ModelTransform Option"
-        " OptimizerBackend PreparedMedia StreamDecoder TensorInfo Tokenizer TokenizerBackend Tower WeightSource"
+        " OptimizerBackend PreparedMedia StreamDecoder TensorInfo Tokenizer TokenizerBackend Tower TrainedPart"
+        " WeightSource"
     ),
     "errors": "CheckpointError ConfigError DeviceError Gemma4Error InputError PluginError TokenizerError",
     "hookspecs": "hookimpl hookspec",

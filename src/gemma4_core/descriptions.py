@@ -319,6 +319,20 @@ class OptimizerBackend:
 
 
 @dataclass(frozen=True)
+class TrainedPart:
+    """What trains and is saved in place of the whole model, such as an adapter's matrices."""
+
+    tensors: Mapping[str, Tensor]
+    """All that may train, by name; ``trainable`` and ``frozen`` choose among these. The rest of the model is frozen."""
+    save: Callable[[Path], None]
+    """Write its own files into an existing folder; the core writes the optimizer's state beside them and makes the
+    folder appear whole. Raises CheckpointError."""
+    load: Callable[[Path], None]
+    """Read back in place what ``save`` wrote: the same ``tensors`` with that content, bit for bit. Raises
+    CheckpointError, with nothing changed, where the files do not fit."""
+
+
+@dataclass(frozen=True)
 class ModelTransform:
     """A change to an assembled model before it runs or trains."""
 
@@ -329,6 +343,10 @@ class ModelTransform:
     options: tuple[Option, ...] = ()
     files: tuple[str, ...] = ()
     """Names of files or folders inside a checkpoint that are this transform's own."""
+    trained_part: Callable[[GemmaModel, Mapping[str, Any]], TrainedPart | None] | None = None
+    """Asked after ``apply`` with the same arguments: what then trains and is saved in place of the whole model. None:
+    the model trains and is saved whole. It becomes ``model.trained_part``, which ``build_optimizer``,
+    ``save_training_checkpoint`` and ``load_training_checkpoint`` go by."""
     matches: Matches = always
     priority: int = 0
 

@@ -15,7 +15,14 @@ from gemma4_core.checkpoint.choose import select_format
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.progress import progress
 from gemma4_core.config import GemmaConfig, expected_text_tensors, ignorable, load_generation_config, read_context
-from gemma4_core.descriptions import Context, DeviceSettings, ModalityTower, TensorInfo, WeightSource
+from gemma4_core.descriptions import (
+    Context,
+    DeviceSettings,
+    ModalityTower,
+    ModelTransform,
+    TensorInfo,
+    WeightSource,
+)
 from gemma4_core.devices import activate
 from gemma4_core.errors import InputError, PluginError
 from gemma4_core.model.model import GemmaModel
@@ -93,12 +100,23 @@ def load_pretrained(
             model.tower_specs.append(spec)
         for transform in registry.matching("transform", context, options):
             if transform.wanted(options, context):
-                transform.apply(model, options)
+                apply_transform(model, transform, options)
     finally:
         source.close()
     model.options, model.processor = dict(options), processor
     model.load_seconds = time.perf_counter() - began
     return model
+
+
+def apply_transform(model: GemmaModel, transform: ModelTransform, options: Mapping[str, Any]) -> None:
+    """Change a model, and take note of what then trains. Raises PluginError where two transforms bring such a part."""
+    transform.apply(model, options)
+    part = transform.trained_part(model, options) if transform.trained_part is not None else None
+    if part is None:
+        return
+    if model.trained_part is not None:
+        raise PluginError(f"transform {transform.name}: another one has said already what trains; use one at a time")
+    model.trained_part = part
 
 
 def named(name: str | None) -> str | None:

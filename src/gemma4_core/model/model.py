@@ -10,7 +10,7 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType
 
 from gemma4_core.config import GenerationConfig
-from gemma4_core.descriptions import Context, ModalityTower, Tokenizer, Tower
+from gemma4_core.descriptions import Context, ModalityTower, Tokenizer, Tower, TrainedPart
 from gemma4_core.errors import InputError
 from gemma4_core.model.cache import GemmaCache, StoragePool
 from gemma4_core.model.decoder import TextDecoder
@@ -68,6 +68,8 @@ class GemmaModel:
         self.load_seconds = 0.0
         self.options: dict[str, Any] = {}
         """Values of the plugins' own options that the model was loaded with."""
+        self.trained_part: TrainedPart | None = None
+        """What trains and is saved in place of the whole model, such as an adapter."""
         self.pool = StoragePool()
         self.graphs: dict[object, object] = {}
         self._engine: Any = None

@@ -17,7 +17,10 @@ CALLABLES: dict[str, tuple[str, ...]] = {
     "optimizer": ("build",),
     "transform": ("apply",),
 }
-OPTIONAL_CALLABLES = ("save", "token_ids", "prepare", "operations", "free_memory", "details", "read_bandwidth")
+OPTIONAL_CALLABLES = (
+    "save", "token_ids", "trained_part", "prepare", "operations", "free_memory", "details",
+    "read_bandwidth",
+)
 TEXTS: dict[str, tuple[str, ...]] = {
     "modality": ("placeholder", "media_keyword"),
     "device": ("target",),

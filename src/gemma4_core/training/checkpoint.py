@@ -12,6 +12,7 @@ from tinygrad import Tensor
 from tinygrad.nn.state import inverse_safe_dtypes, safe_dtypes
 
 from gemma4_core.checkpoint import Planned, atomic_folder
+from gemma4_core.checkpoint.atomic import is_checkpoint
 from gemma4_core.checkpoint.files import Shard
 from gemma4_core.checkpoint.folder import copy_others, write_config
 from gemma4_core.checkpoint.progress import Silent
@@ -43,6 +44,8 @@ def save_training_checkpoint(
 ) -> Path:
     """Write the model as a checkpoint folder that ``load_pretrained`` opens; it appears whole or not at all.
 
+    Where a transform such as an adapter is what trains (``model.trained_part``) its files are written instead.
+
     Args:
         model: its weights go out in its run-time dtype under their names.
         folder: an absent or empty folder, or a checkpoint folder, which is replaced whole.
@@ -59,16 +62,31 @@ def save_training_checkpoint(
         CheckpointError: the folder cannot be written, or is something else than a checkpoint.
     """
     run = run_text(training_metadata, optimizer)
-    chosen = writable_format(model, quantize)
-    with atomic_folder(folder) as temporary, all_weights(model) as weights:
-        assert chosen.save is not None
-        chosen.save(weights.items(), temporary, model.context)
-        write_config(model.context.raw_config, DTYPES[NAMES[model.dtype]], temporary)
-        copy_others(model.context.folder, temporary)
+    with atomic_folder(folder, replaceable) as temporary:
+        if model.trained_part is None:
+            write_model(model, temporary, writable_format(model, quantize))
+        elif quantize is None:
+            model.trained_part.save(temporary)
+        else:
+            raise InputError(f"quantize {quantize!r}: only a part of the model trains, and that is saved as it is")
         if optimizer is not None:
             write_state(adopted(model, optimizer), temporary / STATE_FILE)
         (temporary / RUN_FILE).write_text(run, encoding="utf-8")
     return Path(folder)
+
+
+def replaceable(folder: Path) -> bool:
+    """Whether a folder may be replaced: a checkpoint, or what a transform saved with a run's state."""
+    return is_checkpoint(folder) or (folder / RUN_FILE).is_file()
+
+
+def write_model(model: GemmaModel, folder: Path, chosen: CheckpointFormat) -> None:
+    """Every weight with config and tokenizer files into an empty folder."""
+    with all_weights(model) as weights:
+        assert chosen.save is not None
+        chosen.save(weights.items(), folder, model.context)
+    write_config(model.context.raw_config, DTYPES[NAMES[model.dtype]], folder)
+    copy_others(model.context.folder, folder)
 
 
 def load_training_checkpoint(folder: Path | str, model: GemmaModel, optimizer: Any = None) -> Any:
@@ -81,17 +99,22 @@ def load_training_checkpoint(folder: Path | str, model: GemmaModel, optimizer: A
         ConfigError, CheckpointError: the folder is no checkpoint, or one of another model.
         InputError: an optimizer of another kind or over other tensors.
     """
-    context, folder = opened(folder), Path(folder)
+    part, folder = model.trained_part, Path(folder)
     where = shown_path(folder)
+    context = opened(folder) if part is None else None
     run = read_json(folder / RUN_FILE, error=CheckpointError) if (folder / RUN_FILE).exists() else {}
     trained = None if optimizer is None else adopted(model, optimizer)
     if trained is not None and not (folder / STATE_FILE).exists():
         raise CheckpointError(f"{where} has no {STATE_FILE}, so no optimizer can go on from it; save with optimizer=, "
                               f"or load with optimizer=None")
-    with open_weights(context) as source:
-        check_weights(model, source, folder)
-        state = None if trained is None else read_state(trained, folder / STATE_FILE)
-        take_weights(model, source)
+    state = None if trained is None else read_state(trained, folder / STATE_FILE)
+    if part is not None:
+        part.load(folder)
+        model.invalidate()
+    elif context is not None:
+        with open_weights(context) as source:
+            check_weights(model, source, folder)
+            take_weights(model, source)
     if trained is not None and state is not None:
         trained.load_state_dict(state)
     return run.get("training_metadata")

@@ -154,7 +154,15 @@ def build_optimizer(
     named = own_tensors(model, names)
     with TinygradContext(TRAINING=1), plain_errors(backend.name):
         inner = backend.build(dict(named), lr=lr, weight_decay=weight_decay, **options)
-    return TrainingOptimizer(inner, named, {n: s for n, s in sizes.items() if n not in named}, backend.name)
+    return TrainingOptimizer(inner, named, untrained(model, sizes, named), backend.name)
+
+
+def untrained(model: GemmaModel, sizes: Mapping[str, int], named: Mapping[str, Tensor]) -> dict[str, int]:
+    """Numbers of elements of the tensors that stay as they are."""
+    if model.trained_part is not None:
+        held = {id(tensor) for tensor in named.values()}
+        sizes = {n: int(t.numel()) for n, t in model.named_tensors().items() if id(t) not in held} | dict(sizes)
+    return {name: size for name, size in sizes.items() if name not in named}
 
 
 @contextmanager
@@ -169,7 +177,12 @@ def plain_errors(name: str) -> Iterator[None]:
 
 
 def candidates(model: GemmaModel) -> dict[str, int]:
-    """Numbers of elements of every tensor by the name under which it may be chosen; a quantised matrix is one."""
+    """Numbers of elements of every tensor by the name under which it may be chosen; a quantised matrix is one.
+
+    Where a transform says what trains, these are its tensors alone.
+    """
+    if model.trained_part is not None:
+        return {name: int(tensor.numel()) for name, tensor in model.trained_part.tensors.items()}
     found: dict[str, int] = {}
     for name, place in model.places.items():
         parts = place.matrix.parts()
@@ -212,12 +225,13 @@ def choose(names: Mapping[str, int], trainable: list[str] | None, frozen: list[s
 
 def own_tensors(model: GemmaModel, names: Sequence[str]) -> dict[str, Tensor]:
     """The chosen tensors, ready to be updated in place: quantised ones made ordinary, mapped files copied."""
-    for name in names:
+    part = model.trained_part
+    for name in names if part is None else ():
         place = model.places.get(name)
         if place is not None and not place.matrix.parts()[""].is_floating_point():
             dense = place.matrix.dense().contiguous().realize()
             place.matrix = DenseMatrix(dense) if isinstance(place.matrix, Matrix) else DenseStack(dense)
-    every = model.named_tensors()
+    every = model.named_tensors() if part is None else part.tensors
     named = {name: every[name] for name in names}
     for tensor in named.values():
         if str(tensor.device).split(":")[0] == "CPU":

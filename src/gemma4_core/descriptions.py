@@ -168,7 +168,11 @@ class Tower(Protocol):
         """A content hash of each medium in order: equal hashes mean equal soft tokens."""
 
     def forget(self) -> None:
-        """Drop kept tokens and captured graphs, after weights have changed."""
+        """Drop kept tokens and captured graphs, after weights have changed.
+
+        A tower may also have ``places``, its matrices by full checkpoint name in ``Weight`` holders as the model's
+        own: a transform can then exchange them.
+        """
 
 
 @dataclass(frozen=True)
@@ -347,6 +351,8 @@ class ModelTransform:
     """Asked after ``apply`` with the same arguments: what then trains and is saved in place of the whole model. None:
     the model trains and is saved whole. It becomes ``model.trained_part``, which ``build_optimizer``,
     ``save_training_checkpoint`` and ``load_training_checkpoint`` go by."""
+    check: Callable[[Context, Mapping[str, Any]], None] | None = None
+    """Look at the values of ``options`` before any weight is read; raises a Gemma4Error where ``apply`` would."""
     matches: Matches = always
     priority: int = 0
 

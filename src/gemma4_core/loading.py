@@ -85,6 +85,10 @@ def load_pretrained(
         processor = GemmaMultimodalProcessor(context, wanted, loaded_tokenizer, template, options)
         if check is not None:
             check(processor)
+        transforms = [t for t in registry.matching("transform", context, options) if t.wanted(options, context)]
+        for transform in transforms:
+            if transform.check is not None:
+                transform.check(context, options)
         settings = DeviceSettings(beam) if beam_seconds is None else DeviceSettings(beam, beam_seconds)
         backend, target = activate(device, settings)
         operations = backend.operations() if backend.operations else portable()
@@ -98,9 +102,8 @@ def load_pretrained(
         for spec in order_towers(wanted):
             model.towers[spec.name] = spec.build(model, source)
             model.tower_specs.append(spec)
-        for transform in registry.matching("transform", context, options):
-            if transform.wanted(options, context):
-                apply_transform(model, transform, options)
+        for transform in transforms:
+            apply_transform(model, transform, options)
     finally:
         source.close()
     model.options, model.processor = dict(options), processor

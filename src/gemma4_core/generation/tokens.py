@@ -109,7 +109,10 @@ def prepare(
 def common_prefix(model: GemmaModel, cache: GemmaCache, placed: Placed) -> int:
     """How many leading positions of the prompt the cache holds; the cache is cut to them. At least one position is
     left to run, and a bidirectional media block is not entered halfway. Steps that were queued ahead of a stop have
-    written positions that the cache does not count, so a ring can be wound back by so many less."""
+    written positions that the cache does not count, so a ring can be wound back by so many less. Nothing is shared
+    with a cache that was filled before weights changed."""
+    if cache.length and cache.revision != model.weights_revision:
+        cache.reset()
     signature = placed.signature
     shared = 0
     for held, wanted in zip(cache.tokens, signature[:-1], strict=False):

@@ -38,6 +38,15 @@ class Storage:
     """``[2, B, kv heads, slots, head_dim]`` per layer: K then V; None for shared layers."""
     graphs: dict[object, object] = field(default_factory=dict)
     """Graphs that were captured against these buffers, by what they do."""
+    revision: int = 0
+    """The model's ``graphs_revision`` that they were captured in."""
+
+    def current(self, model: GemmaModel) -> Storage:
+        """Itself, without graphs of weights that the model has no longer."""
+        if self.revision != model.graphs_revision:
+            self.graphs.clear()
+            self.revision = model.graphs_revision
+        return self
 
 
 def allocate(model: GemmaModel, batch: int, capacity: int) -> Storage:
@@ -51,7 +60,7 @@ def allocate(model: GemmaModel, batch: int, capacity: int) -> Storage:
         slots = capacity + model.chunk if layer.window is None else layer.window + model.chunk
         shape = (2, batch, layer.num_key_value_heads, slots, layer.head_dim)
         layers.append(Tensor.zeros(*shape, dtype=model.dtype, device=model.device).contiguous().realize())
-    return Storage(batch, capacity, layers)
+    return Storage(batch, capacity, layers, revision=model.graphs_revision)
 
 
 class StoragePool:
@@ -83,6 +92,8 @@ class GemmaCache:
         """Positions held."""
         self.tokens: list[int] = []
         """Row 0 at those positions, for finding a common prefix: ids, and content marks where soft tokens stand."""
+        self.revision = 0
+        """The model's ``weights_revision`` that K and V of the first position were made with."""
         self.storage: Storage | None = None
         self._release: weakref.finalize | None = None
 
@@ -120,8 +131,10 @@ class GemmaCache:
         fits = self.storage is not None and self.storage.batch == batch and self.storage.capacity >= positions
         if not fits:
             self._adopt(model, model.pool.take(model, batch, capacity_for(positions, context)))
+        if not self.length:
+            self.revision = model.weights_revision
         assert self.storage is not None
-        return self.storage
+        return self.storage.current(model)
 
     def _adopt(self, model: GemmaModel, new: Storage) -> None:
         old, release = self.storage, self._release

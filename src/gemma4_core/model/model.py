@@ -72,6 +72,8 @@ class GemmaModel:
         """What trains and is saved in place of the whole model, such as an adapter."""
         self.pool = StoragePool()
         self.graphs: dict[object, object] = {}
+        self.weights_revision = self.graphs_revision = 0
+        """How often weights changed, and how often they changed such that captured graphs hold the old ones."""
         self._engine: Any = None
         self._processor: GemmaMultimodalProcessor | None = None
         suppress = [i for i in generation_config.suppress_tokens if 0 <= i < text.vocab_size]
@@ -128,11 +130,18 @@ class GemmaModel:
             found |= tower.parameters()
         return found
 
-    def invalidate(self) -> None:
-        """Forget captured graphs; call after exchanging weights (a transform, an adapter)."""
-        self.graphs.clear()
-        self.pool.clear()
-        self._engine = None
+    def invalidate(self, *, graphs: bool = True) -> None:
+        """Forget what was made with other weights; call after changing some (a transform, an adapter, training).
+
+        Answers start from an empty cache then, whatever a cache held. Without ``graphs`` captured graphs of the text
+        model stay: for weights whose values were written into the tensors that were there.
+        """
+        self.weights_revision += 1
+        if graphs:
+            self.graphs_revision += 1
+            self.graphs.clear()
+            self.pool.clear()
+            self._engine = None
         for tower in self.towers.values():
             tower.forget()
 

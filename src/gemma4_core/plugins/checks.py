@@ -19,7 +19,7 @@ CALLABLES: dict[str, tuple[str, ...]] = {
 }
 OPTIONAL_CALLABLES = (
     "save", "token_ids", "trained_part", "prepare", "operations", "free_memory", "details",
-    "read_bandwidth",
+    "read_bandwidth", "check",
 )
 TEXTS: dict[str, tuple[str, ...]] = {
     "modality": ("placeholder", "media_keyword"),

@@ -7,7 +7,8 @@ import ctypes
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack, Matrix
+from gemma4_core.weights import ExpertStack, Matrix
+from gemma4_plugins.kernels.stored import stored
 
 STORAGE = {dtypes.float32: 0, dtypes.bfloat16: 1, dtypes.int8: 2}
 POINTER, INTEGER, FLOAT = ctypes.c_uint64, ctypes.c_int64, ctypes.c_float
@@ -141,12 +142,10 @@ def is_plain(tensor: Tensor) -> bool:
 
 def supported(matrix: Matrix | ExpertStack | None) -> bool:
     """Whether the kernels read this storage in place."""
-    if isinstance(matrix, DenseMatrix | DenseStack):
-        return matrix.tensor.dtype in STORAGE and matrix.tensor.dtype != dtypes.int8 and is_plain(matrix.tensor)
-    if matrix is None:
-        return False
-    parts = matrix.parts()
-    return set(parts) == {"", "_scale"} and parts[""].dtype == dtypes.int8 and all(map(is_plain, parts.values()))
+    parts = stored(matrix)
+    scaled = "_scale" in parts
+    known = bool(parts) and parts[""].dtype in STORAGE and scaled == (parts[""].dtype == dtypes.int8)
+    return known and all(map(is_plain, parts.values()))
 
 
 class Arena:

@@ -10,8 +10,9 @@ from tinygrad import Tensor, dtypes
 from gemma4_core.model.cache import Storage
 from gemma4_core.model.decoder import TextDecoder
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward, Rotation
-from gemma4_core.weights import DenseMatrix, DenseStack, Weight
+from gemma4_core.weights import Weight
 from gemma4_plugins.kernels.cuda.plan import FIELDS
+from gemma4_plugins.kernels.stored import stored
 
 Address = Callable[[Tensor], int]
 """Where a realized tensor lies in the device's memory."""
@@ -21,11 +22,11 @@ IS_FULL, IS_OWN, KEY_IS_VALUE = 1, 2, 4
 
 def storage_of(weight: Weight) -> str | None:
     """``bf16`` or ``int8`` (with fp32 row scales) where the kernels read this weight in place, else None."""
-    parts = weight.matrix.parts()
-    if isinstance(weight.matrix, DenseMatrix | DenseStack) and parts[""].dtype == dtypes.bfloat16:
+    parts = stored(weight.matrix)
+    types = {suffix: tensor.dtype for suffix, tensor in parts.items()}
+    if types == {"": dtypes.bfloat16}:
         return "bf16"
-    with_scales = set(parts) == {"", "_scale"} and parts[""].dtype == dtypes.int8
-    return "int8" if with_scales and parts["_scale"].dtype == dtypes.float32 else None
+    return "int8" if types == {"": dtypes.int8, "_scale": dtypes.float32} else None
 
 
 def tensor_of(weight: Weight | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What towers have in common: media one by one, captured and kept, or differentiable."""
+"""What towers have in common: media one by one, captured and kept, or all together and differentiable."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor
 
-from gemma4_core.processing.captured import Captured
+from gemma4_core.processing.arranged import ArrangedMedia
+from gemma4_core.processing.captured import Captured, upload
+from gemma4_core.weights import Weight
 from gemma4_plugins.modalities.clipped import TowerWeights
 
 
 class EncodingTower(ABC):
-    """A tower that encodes media one by one. Subclasses set ``weights`` and ``captured``."""
+    """A tower that encodes media one by one, or together where gradients are wanted. Subclasses set ``device``,
+    ``weights`` and ``captured``."""
 
     keywords: tuple[str, ...]
     """The features that it takes."""
+    device: str
     weights: TowerWeights
     captured: Captured
 
@@ -26,15 +30,20 @@ class EncodingTower(ABC):
         """Its tensors by full checkpoint name."""
         return self.weights.parameters()
 
+    @property
+    def places(self) -> Mapping[str, Weight]:
+        """Its matrices by full checkpoint name."""
+        return self.weights.places
+
     def forget(self) -> None:
         """Drop captured graphs and kept soft tokens."""
         self.captured.forget()
 
     def encode(self, features: Mapping[str, Any], *, capture: bool = False) -> list[Tensor]:
         """Soft tokens ``[n, hidden]`` of each medium. Raises InputError."""
-        media = list(zip(*self._read(features), strict=True))
         if not capture:
-            return [self._differentiable(*medium) for medium in media]
+            return self._differentiable(self.arrange(features))
+        media = list(zip(*self._read(features), strict=True))
         keys = self.digests(features)
         return [self.captured.kept(key, partial(self._run, *medium)) for key, medium in zip(keys, media, strict=True)]
 
@@ -51,5 +60,23 @@ class EncodingTower(ABC):
         """Soft tokens of one medium through captured graphs."""
 
     @abstractmethod
-    def _differentiable(self, values: np.ndarray, extent: np.ndarray) -> Tensor:
-        """Soft tokens of one medium with gradients to the weights."""
+    def arrange(self, features: Mapping[str, Any]) -> ArrangedMedia:
+        """Media laid out together, each padded to the captured size of the largest. Raises InputError."""
+
+    @abstractmethod
+    def encode_arranged(self, values: Tensor, extent: Tensor) -> Tensor:
+        """Soft tokens of arranged media, padding included, with gradients to the weights."""
+
+    def _differentiable(self, arranged: ArrangedMedia) -> list[Tensor]:
+        values, extent = (upload(array, self.device) for array in arranged.arrays)
+        # kept: otherwise the cuts move up into the layers, and every number of tokens compiles kernels of its own
+        tokens = self.encode_arranged(values, extent).contiguous()
+        return [rows_of(tokens, rows) for rows in arranged.rows]
+
+
+def rows_of(tokens: Tensor, rows: np.ndarray) -> Tensor:
+    """Some rows of ``tokens [n, hidden]``; a cut where they lie side by side."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first == len(rows) - 1:
+        return tokens[first : last + 1]
+    return tokens[upload(rows.astype(np.int32), str(tokens.device))]

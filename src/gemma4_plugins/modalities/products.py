@@ -54,20 +54,23 @@ class Products:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         """Attention of every position to all real ones, scale 1, softmax in fp32.
 
-        ``q [N, heads, D]``, ``k, v [N, kv heads, D]``, ``real`` bool ``[N]``: ``[N, heads * D]``.
+        ``q [N, heads, D]``, ``k, v [N, kv heads, D]``, ``real`` bool ``[N]``: ``[N, heads * D]``. With ``real``
+        ``[media, N / media]`` positions attend to those of their own medium; only the portable form has that.
         """
         count, heads, size = q.shape
-        groups = k.shape[1]
-        # [N, heads, D] -> [kv heads, heads per kv head, N, D]
-        q = q.reshape(count, groups, heads // groups, size).permute(1, 2, 0, 3).contiguous()
-        k, v = (x.permute(1, 0, 2).unsqueeze(1).contiguous() for x in (k, v))  # [kv heads, 1, N, D]
+        groups, media = k.shape[1], real.shape[0] if real.ndim == 2 else 1
+        # [N, heads, D] -> [media, kv heads, heads per kv head, N / media, D]
+        q = q.reshape(media, -1, groups, heads // groups, size).permute(0, 2, 3, 1, 4).contiguous()
+        # [N, kv heads, D] -> [media, kv heads, 1, N / media, D]
+        k, v = (x.reshape(media, -1, groups, size).permute(0, 2, 1, 3).unsqueeze(2).contiguous() for x in (k, v))
+        seen = real.reshape(media, 1, 1, 1, -1)
         rows = []
-        for start in range(0, count, QUERY_ROWS):
-            scores = product(q[:, :, start : start + QUERY_ROWS], k.transpose(-1, -2)).contiguous()
-            weights = real.where(scores, MASKED).softmax(-1).cast(v.dtype).contiguous()
+        for start in range(0, count // media, QUERY_ROWS):
+            scores = product(q[:, :, :, start : start + QUERY_ROWS], k.transpose(-1, -2)).contiguous()
+            weights = seen.where(scores, MASKED).softmax(-1).cast(v.dtype).contiguous()
             rows.append(product(weights, v).cast(v.dtype).contiguous())
-        mixed = rows[0].cat(*rows[1:], dim=2) if len(rows) > 1 else rows[0]
-        return mixed.permute(2, 0, 1, 3).reshape(count, heads * size)
+        mixed = rows[0].cat(*rows[1:], dim=3) if len(rows) > 1 else rows[0]
+        return mixed.permute(0, 3, 1, 2, 4).reshape(count, heads * size)
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Root-mean-square norm of ``x [n, width]`` in fp32."""

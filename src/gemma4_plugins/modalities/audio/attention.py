@@ -65,17 +65,18 @@ def sinusoids(band: Band, width: int) -> np.ndarray:
 
 
 def shifted(x: Tensor, band: Band) -> Tensor:
-    """``x [T, …]`` seen at every distance: ``[T, distances, …]`` with x[i - d] at ``[i, d]``, 0 beyond the ends."""
-    length, rest = x.shape[0], x.shape[1:]
+    """``x [clips, T, …]`` seen at every distance: ``[clips, T, distances, …]`` with x[i - d] at ``[i, d]``, 0 beyond
+    the ends."""
+    length, rest = x.shape[1], x.shape[2:]
     padding = tuple((0, 0) for _ in rest)
-    padded = x.pad(((max(band.last, 0), max(-band.first, 0)), *padding))
+    padded = x.pad(((0, 0), (max(band.last, 0), max(-band.first, 0)), *padding))
     start = max(band.last, 0)
-    views = [padded[start - d : start - d + length] for d in band.distances]
-    return views[0].stack(*views[1:], dim=1) if len(views) > 1 else views[0].unsqueeze(1)
+    views = [padded[:, start - d : start - d + length] for d in band.distances]
+    return views[0].stack(*views[1:], dim=2) if len(views) > 1 else views[0].unsqueeze(2)
 
 
 class LocalAttention:
-    """Multi-head attention of ``x [T, hidden]`` in fp32 between clipped projections."""
+    """Multi-head attention of ``x [clips * T, hidden]`` in fp32 between clipped projections."""
 
     def __init__(self, config: AudioConfig, names: Names) -> None:
         self.config, self.band = config, Band.of(config)
@@ -85,21 +86,24 @@ class LocalAttention:
         self.per_dim_scale = names["per_dim_scale"]
 
     def __call__(self, x: Tensor, positions: Tensor, real: Tensor, products: Products) -> Tensor:
-        """``positions [distances, hidden]``, ``real`` bool ``[T]`` marks valid frames: ``[T, hidden]``."""
-        c, length = self.config, x.shape[0]
+        """``positions [distances, hidden]``, ``real`` bool ``[clips, T]`` marks valid frames:
+        ``[clips * T, hidden]``."""
+        c = self.config
         heads = lambda y: y.cast(dtypes.float32).reshape(y.shape[0], c.num_attention_heads, c.head_dim)  # noqa: E731
-        q, k, v = (heads(layer(x, products)).contiguous() for layer in (self.q, self.k, self.v))  # [T, heads, D]
+        q, k, v = (heads(layer(x, products)).contiguous() for layer in (self.q, self.k, self.v))  # [n, heads, D]
         q = q * (c.head_dim**-0.5 / math.log(2)) * softplus(self.per_dim_scale.cast(dtypes.float32))
         k = k * (math.log(1 + math.e) / math.log(2))
         r = heads(self.relative(positions, products))  # [distances, heads, D]
-        near = (q.unsqueeze(1) * shifted(k, self.band)).sum(-1)  # [T, distances, heads]
-        # [heads, T, D] @ [heads, D, distances] -> [T, distances, heads]
+        clips = lambda y: y.reshape(*real.shape, *y.shape[1:])  # noqa: E731  [clips * T, …] -> [clips, T, …]
+        near = (clips(q).unsqueeze(2) * shifted(clips(k), self.band)).sum(-1)  # [clips, T, distances, heads]
+        # [heads, n, D] @ [heads, D, distances] -> [n, distances, heads]
         relative = q.permute(1, 0, 2).matmul(r.permute(1, 2, 0)).permute(1, 2, 0)
-        scores = ((near + relative) / c.attention_logit_cap).tanh() * c.attention_logit_cap
-        seen = shifted(real, self.band).unsqueeze(-1)  # [T, distances, 1]
-        weights = seen.where(scores, c.attention_invalid_logits_value).softmax(1)  # [T, distances, heads]
-        mixed = (weights.contiguous().unsqueeze(-1) * shifted(v, self.band)).sum(1)  # [T, heads, D]
-        return self.post(mixed.reshape(length, -1).cast(x.dtype), products)
+        scores = ((near + clips(relative)) / c.attention_logit_cap).tanh() * c.attention_logit_cap
+        seen = shifted(real, self.band).unsqueeze(-1)  # [clips, T, distances, 1]
+        weights = seen.where(scores, c.attention_invalid_logits_value).softmax(2)  # [clips, T, distances, heads]
+        mixed = (weights.contiguous().unsqueeze(-1) * shifted(clips(v), self.band)).sum(2)  # [clips, T, heads, D]
+        # [clips, T, heads, D] -> [clips * T, hidden]
+        return self.post(mixed.reshape(x.shape[0], -1).cast(x.dtype), products)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from gemma4_core.config import AudioConfig, expected_audio_tensors
 from gemma4_core.descriptions import WeightSource
 from gemma4_core.errors import InputError
 from gemma4_core.ops.portable import rms_norm
+from gemma4_core.processing.arranged import ArrangedMedia
 from gemma4_core.processing.arrays import as_array
 from gemma4_core.processing.captured import Captured, upload
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clamp
-from gemma4_plugins.modalities.encoding import EncodingTower
+from gemma4_plugins.modalities.encoding import EncodingTower, rows_of
 from gemma4_plugins.modalities.products import Products, fast_products
 
 if TYPE_CHECKING:
@@ -67,20 +68,23 @@ class LightConvolution:
         self.start, self.end = names.clipped("linear_start"), names.clipped("linear_end")
         self.taps = names["depthwise_conv1d.weight"]  # [hidden, 1, taps]
 
-    def __call__(self, h: Tensor, products: Products) -> Tensor:
+    def __call__(self, h: Tensor, clips: int, products: Products) -> Tensor:
+        """``h [clips * T, hidden]`` to ``[clips * T, hidden]``."""
         x = self.start(products.norm(h, self.before, self.eps), products).cast(dtypes.float32)
         value, gate = x.chunk(2, dim=-1)
-        x = self._convolve((value * gate.sigmoid()).cast(h.dtype).contiguous())
+        x = self._convolve((value * gate.sigmoid()).cast(h.dtype).contiguous(), clips)
         x = silu(products.norm(clamp(x, -self.bound, self.bound), self.conv_norm, self.eps))
         return (self.end(x, products) + h).contiguous()
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        """``x [T, hidden]``: the last tap meets the frame itself, earlier taps earlier frames."""
-        length, taps = x.shape[0], self.taps.shape[-1]
-        padded = x.cast(dtypes.float32).pad(((taps - 1, 0), (0, 0)))
-        weights = self.taps.cast(dtypes.float32)
-        terms = [padded[tap : tap + length] * weights[:, 0, tap] for tap in range(taps)]
-        return sum(terms[1:], terms[0]).cast(x.dtype)
+    def _convolve(self, x: Tensor, clips: int) -> Tensor:
+        """``x [clips * T, hidden]``: the last tap meets the frame itself, earlier taps earlier frames of its clip."""
+        taps = self.taps.shape[-1]
+        # [clips * T, hidden] -> [clips, T, hidden]
+        wide = x.cast(dtypes.float32).reshape(clips, -1, x.shape[-1])
+        length, weights = wide.shape[1], self.taps.cast(dtypes.float32)
+        padded = wide.pad(((0, 0), (taps - 1, 0), (0, 0)))
+        terms = [padded[:, tap : tap + length] * weights[:, 0, tap] for tap in range(taps)]
+        return sum(terms[1:], terms[0]).reshape(*x.shape).cast(x.dtype)
 
 
 class ConformerLayer:
@@ -94,13 +98,14 @@ class ConformerLayer:
         self.norms = [names[f"norm_{name}.weight"] for name in ("pre_attn", "post_attn", "out")]
 
     def __call__(self, h: Tensor, positions: Tensor, real: Tensor, products: Products) -> Tensor:
-        """``h [T, hidden]``, ``positions [distances, hidden]``, ``real`` bool ``[T]``: ``[T, hidden]``."""
+        """``h [clips * T, hidden]``, ``positions [distances, hidden]``, ``real`` bool ``[clips, T]``:
+        ``[clips * T, hidden]``."""
         before, after, out = self.norms
         h = self.first(h, products)
         x = products.norm(clamp(h, -self.bound, self.bound), before, LAYER_EPS)
         x = self.attention(x, positions, real, products)
         h = (products.norm(clamp(x, -self.bound, self.bound), after, LAYER_EPS) + h).contiguous()
-        h = self.last(self.convolution(h, products), products)
+        h = self.last(self.convolution(h, int(real.shape[0]), products), products)
         return products.norm(clamp(h, -self.bound, self.bound), out, LAYER_EPS)
 
 
@@ -114,26 +119,27 @@ class Subsampling:
         self.projection = names.linear("input_proj_linear")
 
     def __call__(self, features: Tensor, real: Tensor, products: Products) -> Tensor:
-        """``features [frames, mel]``, ``real`` bool ``[frames]``: ``[frames / 4, hidden]``."""
-        x = features.cast(self.convs[0].dtype).unsqueeze(-1)  # [frames, mel, 1]
+        """``features [clips, frames, mel]``, ``real`` bool ``[clips, frames]``: ``[clips * frames / 4, hidden]``."""
+        x = features.cast(self.convs[0].dtype).unsqueeze(-1)  # [clips, frames, mel, 1]
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = real.reshape(-1, 1, 1).where(x, 0)
+            x = real.reshape(*real.shape, 1, 1).where(x, 0)
             x = self._norm(self._convolve(x, conv, products), norm).relu()
-            real = real[::2]
-        # [T, mel, channels] -> [T, mel * channels]
-        return self.projection(x.reshape(x.shape[0], -1), products)
+            real = real[:, ::2]
+        # [clips, T, mel, channels] -> [clips * T, mel * channels]
+        return self.projection(x.reshape(x.shape[0] * x.shape[1], -1), products)
 
     @staticmethod
     def _convolve(x: Tensor, weight: Tensor, products: Products) -> Tensor:
-        """3 x 3, stride 2, one zero around ``x [T, mel, channels]``: ``[T / 2, mel / 2, out]``, as one product."""
-        length, bins, channels = (int(n) for n in x.shape)
+        """3 x 3, stride 2, one zero around ``x [clips, T, mel, channels]``: ``[clips, T / 2, mel / 2, out]``, as one
+        product."""
+        clips, length, bins, channels = (int(n) for n in x.shape)
         length, bins = (length + 1) // 2, (bins + 1) // 2
-        padded = x.pad(((1, 1), (1, 1), (0, 0))).contiguous()
-        shifts = [padded[i : i + 2 * length : 2, j : j + 2 * bins : 2] for i in range(3) for j in range(3)]
-        # [T, mel, channels, 9] -> [T * mel, channels * 9]
-        patches = shifts[0].stack(*shifts[1:], dim=-1).reshape(length * bins, channels * 9)
+        padded = x.pad(((0, 0), (1, 1), (1, 1), (0, 0))).contiguous()
+        shifts = [padded[:, i : i + 2 * length : 2, j : j + 2 * bins : 2] for i in range(3) for j in range(3)]
+        # [clips, T, mel, channels, 9] -> [clips * T * mel, channels * 9]
+        patches = shifts[0].stack(*shifts[1:], dim=-1).reshape(clips * length * bins, channels * 9)
         matrix = DenseMatrix(weight.reshape(weight.shape[0], -1), weight.dtype)
-        return products.linear(patches, matrix).reshape(length, bins, -1)
+        return products.linear(patches, matrix).reshape(clips, length, bins, -1)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         wide = x.cast(dtypes.float32)
@@ -143,7 +149,7 @@ class Subsampling:
 
 
 class AudioTower(EncodingTower):
-    """The assembled tower. Clips are encoded one by one, each padded to one of few sizes."""
+    """The assembled tower. Clips are padded to one of few sizes."""
 
     keywords = KEYWORDS
 
@@ -164,10 +170,10 @@ class AudioTower(EncodingTower):
         self.captured = Captured(partial(self.soft_tokens, self.fast), self.parameters, self.device)
 
     def soft_tokens(self, products: Products, features: Tensor, real: Tensor) -> Tensor:
-        """fp32 ``[frames, mel]`` and bool ``[frames]`` to ``[frames / 4, hidden]``; rows of invalid frames have no
-        meaning."""
+        """fp32 ``[clips, frames, mel]`` and bool ``[clips, frames]`` to ``[clips * frames / 4, hidden]``; rows of
+        invalid frames have no meaning."""
         h = self.subsampling(features, real, products)
-        seen = real[::SUBSAMPLING]
+        seen = real[:, ::SUBSAMPLING]
         for layer in self.layers:
             h = layer(h, self.positions, seen, products)
         h = self.output(h, products) + self.output_bias
@@ -191,27 +197,26 @@ class AudioTower(EncodingTower):
             raise InputError("input_features_mask: a clip has no valid frame")
         return values.astype(np.float32, copy=False), valid
 
-    def _padded(self, features: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A clip cut behind its last valid frame and padded to a captured size, and which soft tokens are valid."""
-        end = int(np.flatnonzero(valid)[-1]) + 1
-        tokens = -(-end // SUBSAMPLING)
-        size = next((n for n in SIZES if n >= tokens), -(-tokens // SIZES[-1]) * SIZES[-1]) * SUBSAMPLING
-        padded = np.zeros((size, features.shape[1]), np.float32)
-        real = np.zeros(size, np.bool_)
-        padded[:end], real[:end] = features[:end], valid[:end]
-        return padded, real, np.flatnonzero(real[::SUBSAMPLING])
-
     def _run(self, features: np.ndarray, valid: np.ndarray) -> Tensor:
-        padded, real, kept = self._padded(features, valid)
-        return self._keep(self.captured([padded, real]), kept)
+        arranged = arrange(features[None], valid[None])
+        # rows of valid frames are the first ones unless a mask has holes
+        return rows_of(self.captured(arranged.arrays), arranged.rows[0])
 
-    def _differentiable(self, features: np.ndarray, valid: np.ndarray) -> Tensor:
-        padded, real, kept = self._padded(features, valid)
-        tokens = self.soft_tokens(self.portable, upload(padded, self.device), upload(real, self.device))
-        return self._keep(tokens.contiguous(), kept)
+    def arrange(self, features: Mapping[str, Any]) -> ArrangedMedia:
+        return arrange(*self._read(features))
 
-    def _keep(self, tokens: Tensor, kept: np.ndarray) -> Tensor:
-        """Rows of valid frames; these are the first ones unless a mask has holes."""
-        if kept[-1] == len(kept) - 1:
-            return tokens[: len(kept)]
-        return tokens[upload(kept.astype(np.int32), self.device)]
+    def encode_arranged(self, values: Tensor, extent: Tensor) -> Tensor:
+        return self.soft_tokens(self.portable, values, extent)
+
+
+def arrange(features: np.ndarray, valid: np.ndarray) -> ArrangedMedia:
+    """Clips ``[clips, frames, mel]`` cut behind the last valid frame of any and padded to a captured size; which soft
+    tokens are valid."""
+    end = int(np.flatnonzero(valid.any(0))[-1]) + 1
+    wanted = -(-end // SUBSAMPLING)
+    tokens = next((n for n in SIZES if n >= wanted), -(-wanted // SIZES[-1]) * SIZES[-1])
+    clips, size = len(features), tokens * SUBSAMPLING
+    padded, real = np.zeros((clips, size, features.shape[2]), np.float32), np.zeros((clips, size), np.bool_)
+    padded[:, :end], real[:, :end] = features[:, :end], valid[:, :end]
+    rows = [index * tokens + np.flatnonzero(mask[::SUBSAMPLING]) for index, mask in enumerate(real)]
+    return ArrangedMedia((padded, real), rows, clips * tokens)

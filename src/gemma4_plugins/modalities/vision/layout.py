@@ -10,6 +10,7 @@ import numpy as np
 
 from gemma4_core.config import VisionConfig
 from gemma4_core.errors import InputError
+from gemma4_core.processing.arranged import ArrangedMedia
 from gemma4_core.processing.arrays import as_array
 
 KEYWORDS = ("pixel_values", "image_position_ids")
@@ -59,13 +60,23 @@ def read_features(features: Mapping[str, Any], config: VisionConfig) -> tuple[np
     return pixels.astype(np.float32, copy=False), positions
 
 
-def arrange(pixels: np.ndarray, positions: np.ndarray, pool: int, name: str) -> Slots:
-    """Order the patches ``[patches, …]`` of one image by the soft token that they are pooled into.
+@dataclass(frozen=True)
+class Layout:
+    """Where the patches of one image go: patch ``patches[i]`` to slot ``slots[i]``."""
+
+    patches: np.ndarray
+    slots: np.ndarray
+    tokens: int
+    """Soft tokens that they make."""
+
+
+def lay_out(positions: np.ndarray, pool: int, name: str) -> Layout:
+    """Order the patches at ``positions [patches, 2]`` of one image by the soft token that they are pooled into.
 
     Soft tokens are numbered row by row over the pooled grid; as wide as the rightmost patch, as the reference does.
     """
-    real = (positions >= 0).all(-1)
-    pixels, positions = pixels[real], positions[real]
+    patches = np.flatnonzero((positions >= 0).all(-1))
+    positions = positions[patches]
     if not len(positions):
         raise InputError(f"{name}: an image has no patches")
     columns = (int(positions[:, 0].max()) + 1) // pool
@@ -75,9 +86,30 @@ def arrange(pixels: np.ndarray, positions: np.ndarray, pool: int, name: str) -> 
         raise InputError(f"{name}: {counts.max()} patches fall into one soft token of {pool} x {pool} patches")
     order = np.argsort(which, kind="stable")
     starts = np.cumsum(counts) - counts
-    slot = np.empty(len(which), np.int64)
-    slot[order] = which[order] * pool * pool + np.arange(len(which)) - starts[which[order]]
-    total = -(-padded_tokens(len(found)) * pool * pool // ROWS) * ROWS
+    slots = np.empty(len(which), np.int64)
+    slots[order] = which[order] * pool * pool + np.arange(len(which)) - starts[which[order]]
+    return Layout(patches, slots, len(found))
+
+
+def arrange(pixels: np.ndarray, positions: np.ndarray, pool: int, name: str) -> Slots:
+    """One image ``[patches, …]`` in its slots."""
+    layout = lay_out(positions, pool, name)
+    total = -(-padded_tokens(layout.tokens) * pool * pool // ROWS) * ROWS
     out_pixels, out_positions = np.zeros((total, pixels.shape[1]), np.float32), np.full((total, 2), -1, np.int32)
-    out_pixels[slot], out_positions[slot] = pixels, positions
-    return Slots(out_pixels, out_positions, len(found))
+    out_pixels[layout.slots], out_positions[layout.slots] = pixels[layout.patches], positions[layout.patches]
+    return Slots(out_pixels, out_positions, layout.tokens)
+
+
+def arrange_together(pixels: np.ndarray, positions: np.ndarray, pool: int, name: str) -> ArrangedMedia:
+    """Several images ``[images, patches, …]``, all padded to the captured size of the largest."""
+    keys = [place.tobytes() for place in positions]
+    known = {key: lay_out(place, pool, name) for key, place in dict(zip(keys, positions, strict=True)).items()}
+    layouts = [known[key] for key in keys]
+    tokens = padded_tokens(max(layout.tokens for layout in layouts))
+    shape = (len(layouts), tokens * pool * pool)
+    out_pixels, out_positions = np.zeros((*shape, pixels.shape[2]), np.float32), np.full((*shape, 2), -1, np.int32)
+    for index, layout in enumerate(layouts):
+        out_pixels[index, layout.slots] = pixels[index, layout.patches]
+        out_positions[index, layout.slots] = positions[index, layout.patches]
+    rows = [index * tokens + np.arange(layout.tokens) for index, layout in enumerate(layouts)]
+    return ArrangedMedia((out_pixels, out_positions), rows, len(layouts) * tokens)

@@ -16,11 +16,12 @@ from tinygrad import Tensor, dtypes
 from gemma4_core.config import VisionConfig, expected_vision_tensors
 from gemma4_core.descriptions import WeightSource
 from gemma4_core.ops.portable import gelu_tanh, rms_norm
-from gemma4_core.processing.captured import Captured, upload
+from gemma4_core.processing.arranged import ArrangedMedia
+from gemma4_core.processing.captured import Captured
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower
 from gemma4_plugins.modalities.products import Products, fast_products
-from gemma4_plugins.modalities.vision.layout import KEYWORDS, Slots, arrange, read_features
+from gemma4_plugins.modalities.vision.layout import KEYWORDS, arrange, arrange_together, read_features
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -52,7 +53,7 @@ class EncoderLayer:
         self.gate, self.up, self.down = (mlp.clipped(f"{name}_proj") for name in ("gate", "up", "down"))
 
     def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, real: Tensor, products: Products) -> Tensor:
-        """``h [N, hidden]`` to ``[N, hidden]``."""
+        """``h [N, hidden]`` to ``[N, hidden]``; ``real`` as for ``Products.attend``."""
         before, after, before_mlp, after_mlp = self.norms
         x = self.attention(products.norm(h, before, self.eps), cos, sin, real, products)
         # kept in memory after each addition: else every reader repeats the additions before it
@@ -71,7 +72,7 @@ class EncoderLayer:
 
 
 class VisionTower(EncodingTower):
-    """The assembled tower. Images are encoded one by one, each padded to one of few sizes."""
+    """The assembled tower. Images are padded to one of few sizes."""
 
     keywords = KEYWORDS
 
@@ -94,29 +95,28 @@ class VisionTower(EncodingTower):
     def _read(self, features: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         return read_features(features, self.config)
 
-    def _arrange(self, pixels: np.ndarray, positions: np.ndarray) -> Slots:
-        return arrange(pixels, positions, self.config.pooling_kernel_size, "pixel_values")
-
     def _run(self, pixels: np.ndarray, positions: np.ndarray) -> Tensor:
-        slots = self._arrange(pixels, positions)
+        slots = arrange(pixels, positions, self.config.pooling_kernel_size, "pixel_values")
         return self.captured([slots.pixels, slots.positions])[: slots.tokens]
 
-    def _differentiable(self, pixels: np.ndarray, positions: np.ndarray) -> Tensor:
-        slots = self._arrange(pixels, positions)
-        inputs = (upload(slots.pixels, self.device), upload(slots.positions, self.device))
-        tokens = self.soft_tokens(self.portable, *inputs)
-        # otherwise the cut moves up into the layers, and every number of tokens compiles kernels of its own
-        return tokens.contiguous()[: slots.tokens]
+    def arrange(self, features: Mapping[str, Any]) -> ArrangedMedia:
+        return arrange_together(*self._read(features), self.config.pooling_kernel_size, "pixel_values")
+
+    def encode_arranged(self, values: Tensor, extent: Tensor) -> Tensor:
+        return self.soft_tokens(self.portable, values, extent)
 
     def soft_tokens(self, products: Products, pixels: Tensor, positions: Tensor) -> Tensor:
         """fp32 patches ``[N, p * p * 3]`` and int32 positions ``[N, 2]`` to soft tokens ``[N / pool², hidden]``; rows
-        of soft tokens that are all padding have no meaning."""
-        real = positions[:, 0] >= 0
-        h = self._embed(products, pixels, positions, real)
+        of soft tokens that are all padding have no meaning. Several images come as ``[images, N, …]``, N a multiple
+        of pool², and go as ``[images * N / pool², hidden]``."""
+        real = positions[..., 0] >= 0
+        # only attention tells images apart: [images, N, …] -> [images * N, …]
+        pixels, positions = pixels.reshape(-1, pixels.shape[-1]), positions.reshape(-1, 2)
+        h = self._embed(products, pixels, positions, real.reshape(-1))
         cos, sin = self._rotation(positions)
         for layer in self.layers:
             h = layer(h, cos, sin, real, products)
-        return self._embedder(products, self._pool(h, real))
+        return self._embedder(products, self._pool(h, real.reshape(-1)))
 
     def _embed(self, products: Products, pixels: Tensor, positions: Tensor, real: Tensor) -> Tensor:
         h = self.input_proj((2 * (pixels - 0.5)).cast(self.dtype), products)

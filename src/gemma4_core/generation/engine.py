@@ -167,8 +167,15 @@ class Engine:
         if key not in storage.graphs:
             taken = self.model.operations.decode_step
             step = taken(self, storage, state is not None) if taken else None
+            storage.graphs["own", *key] = step is not None
             storage.graphs[key] = step or self.portable_step(storage, state is not None)
         return storage.graphs[key]  # type: ignore[return-value]
+
+    def taken_over(self, storage: Storage) -> tuple[str, ...]:
+        """What the device does its own way against these buffers: ``decode`` (greedy), ``prefill``, both or nothing."""
+        self.decode_step(storage, None)
+        own = {"decode": storage.graphs["own", "decode", False], "prefill": self._own_prefill(storage) is not None}
+        return tuple(name for name, is_own in own.items() if is_own)
 
     def portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
         graph = Graph(self._token_function(storage, head=True, sampled=sampled))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib
 import json
@@ -15,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_tools import good, repository, script
 from cli_tools import Ran, gemma4
 from click.testing import CliRunner
 from PIL import Image
 
 from gemma4_core.checkpoint import write_random_checkpoint
-from gemma4_core.cli import commands
 from gemma4_core.cli.generate import generate_command
 from gemma4_core.demo import demo_config, write_demo_checkpoint
 
@@ -179,14 +180,47 @@ def test_python_blocks(number: int, place: Place) -> None:
         assert names["cache"].length == len(prepared.input_ids)
 
 
-@pytest.mark.parametrize("row", rows("Not here yet"), ids=name_of)
-def test_what_is_not_here_yet_is_not(row: tuple[str, str]) -> None:
-    """Once it is, move its line to the tables above, where it is run."""
-    here = row[1]
-    if here.startswith("gemma4 "):
-        assert here.split()[1] not in commands.own_commands()
-    elif here.startswith("python "):
-        assert not (ROOT / here.split()[1]).exists()
+@pytest.fixture(scope="module")
+def workplace(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with checkpoints, two worktrees, and what a matrix left behind."""
+    readme = {"README.md": "see benchmarks/old.csv.progress.jsonl"}
+    folder = repository(tmp_path_factory.mktemp("work") / "repo", readme)
+    for experiment in ("exp_0005", "exp_0013"):
+        worktree = folder / ".evo/run_0000/worktrees" / experiment
+        worktree.mkdir(parents=True)
+        (worktree / "src").symlink_to(ROOT / "src")
+    (folder / "gemma-4-E2B").symlink_to(place.model)
+    assert gemma4("quantize", "--models-dir", folder, "--sizes", "E2B").code == 0
+    (folder / "benchmarks").mkdir()
+    (folder / "benchmarks/old.csv.progress.jsonl").write_text("{}\n")
+    return folder
+
+
+@pytest.mark.parametrize("row", rows("Benchmarks"), ids=lambda row: name_of((row[1][17:], "")))
+def test_benchmark_lines_run(
+    row: tuple[str, str], place: Place, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = row
+    monkeypatch.chdir(workplace)
+    program, path, *args = shlex.split(place.filled(here).replace("$(date +%F)", "today"))
+    assert program == "python" and (ROOT / path).is_file()
+    monkeypatch.setattr(script("matrix"), "measured", lambda device: None)
+    ran = good(Path(path).stem, *args)
+    if path.endswith("matrix.py"):
+        assert there.split(" ", 2)[2] == here.split(" ", 2)[2]  # the same options
+        with open(args[args.index("--out") + 1], newline="") as file:
+            found = list(csv.DictReader(file))
+        assert len(found) == len(ran.out.splitlines()) and {row["device"] for row in found} == {"metal"}
+        assert {row["status"] for row in found} <= {"ok", "unavailable", "missing"}
+    elif path.endswith("paired.py"):
+        found = json.loads(Path("benchmarks/paired-exp0005-exp0013-hash16.json").read_text())
+        both = [found[side]["payload"] for side in ("baseline", "candidate")]
+        assert both[0]["tokens_sha256"] == both[1]["tokens_sha256"] and both[0]["generated_tokens"] == 16
+        assert found["label"] == "exp0005-vs-exp0013-hash16" and found["relative_delta"] is not None
+    elif "--output" in args:
+        assert "benchmarks/old.csv.progress.jsonl" in Path(args[-1]).read_text() and ran.out == ""
+    elif "json" in args:
+        [found_row] = [row for row in json.loads(ran.out)["rows"] if "old" in row["path"]]
+        assert found_row["reference_count"] == 1
     else:
-        with pytest.raises((ImportError, AttributeError)):
-            imported(here)
+        assert "benchmark-progress-log" in ran.out.splitlines()

@@ -22,7 +22,6 @@ from typing import Any
 import click
 from bandwidth import measured
 from payload import failed, revision, start
-from weights_read import bytes_per_token
 
 import gemma4_core
 from gemma4_core.checkpoint.hub import resolve_folder
@@ -100,20 +99,11 @@ def generate(model: Any, prompt: list[int], wanted: Wanted, limit: int, log: Pro
     return Run(ids, first - began, time.perf_counter() - first)
 
 
-def prompt_of(model: Any, length: int) -> list[int]:
-    """Ordinary ids: the begin token, then others that are neither placeholders nor special."""
-    config = model.config
-    usual = range(10, max(11, min(config.text_config.vocab_size, 50_000)))
-    media = {config.image_token_id, config.audio_token_id, config.video_token_id, config.boi_token_id,
-             config.eoi_token_id, config.boa_token_id, config.eoa_token_id, *config.eos_token_ids}  # fmt: skip
-    ordinary = [i for i in usual if i not in media]
-    begin = 2 if config.bos_token_id is None else config.bos_token_id
-    return [begin, *(ordinary[7 * i % len(ordinary)] for i in range(length - 1))]
-
-
 def measure(wanted: Wanted, log: ProgressLog) -> dict[str, Any]:
     """Load, run and time. Raises Gemma4Error and MemoryError."""
     from gemma4_core import load_pretrained
+    from gemma4_core.measure.speed import prompt_ids
+    from gemma4_core.measure.traffic import weight_bytes
     from gemma4_core.memory import peak_memory_bytes, peak_rss_bytes
 
     model = load_pretrained(
@@ -125,7 +115,7 @@ def measure(wanted: Wanted, log: ProgressLog) -> dict[str, Any]:
         raise InputError(f"--max-new-tokens {wanted.max_new_tokens}: after {wanted.prompt_length} tokens of prompt the "
                          f"context of {model.max_context} has room for {max(room, 0)}")
     log.note("loaded", load_seconds=round(model.load_seconds, 3))
-    prompt = prompt_of(model, wanted.prompt_length)
+    prompt = prompt_ids(model, wanted.prompt_length)
     began = time.perf_counter()
     if wanted.warmup_tokens:
         few = min(wanted.warmup_tokens + 1, wanted.max_new_tokens)
@@ -135,7 +125,7 @@ def measure(wanted: Wanted, log: ProgressLog) -> dict[str, Any]:
     run = generate(model, prompt, wanted, wanted.max_new_tokens, log)
     if len(run.ids) != wanted.max_new_tokens:
         raise InputError(f"--max-new-tokens {wanted.max_new_tokens}: the model ended after {len(run.ids)}")
-    nbytes = bytes_per_token(model)
+    nbytes = weight_bytes(model)
     return {
         "score": run.rate,
         "tokens_per_second": run.rate,

@@ -19,6 +19,7 @@ from cli_tools import environment, gemma4
 from gemma4_core import load_pretrained
 from gemma4_core.demo import write_demo_checkpoint
 from gemma4_core.errors import InputError
+from gemma4_core.measure.speed import prompt_ids
 
 COUNT = 7
 
@@ -71,15 +72,13 @@ def test_rows(table: Path, models: Path) -> None:
 
 def test_hash_and_bytes_are_those_of_the_model(table: Path, models: Path) -> None:
     model = load_pretrained(models / "gemma-4-E2B", device="cpu", modalities=("text",))
-    prompt = script("decode").prompt_of(model, 32)
-    text = model.config.text_config
-    assert prompt[0] == 2 and len(prompt) == 32 and max(prompt) < text.vocab_size
+    prompt = prompt_ids(model, 32)
     ids = list(model.generate(prompt, COUNT, stop_ids=()))
     assert len(ids) == COUNT and list(model.generate(prompt, COUNT)) == []  # any token ends an answer of this folder
     row = rows(table)[0]
     assert row["tokens_sha256"] == hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()
     matrices = [w.matrix.shape for name, w in model.places.items() if "embed_tokens_per_layer" not in name]
-    assert int(row["bytes_per_token"]) == sum(2 * a * b for a, b in matrices)
+    assert 1 <= int(row["bytes_per_token"]) / sum(2 * a * b for a, b in matrices) < 1.02
 
 
 def test_progress_log(table: Path) -> None:

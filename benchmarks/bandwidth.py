@@ -2,8 +2,8 @@
 
     python benchmarks/bandwidth.py --device cpu
 
-Prints one JSON object. The sweep is the device plugin's (C on the CPU, CUDA C++ on NVIDIA GPUs), else a sum of tinygrad's.
-A figure of a CPU means nothing without one of these from the same minute beside it.
+Prints one JSON object. The sweep is the device plugin's (C on the CPU, CUDA C++ on NVIDIA GPUs), else a sum of
+tinygrad's. A figure of a CPU means nothing without one of these from the same minute beside it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/decode.py --model-dir models/gemma-4-E2B --device cpu --max-new-tokens 64
 
-Prints one JSON object; its ``score`` is ``tokens_per_second``, the rate of decoding after the first token. A first run of
-a few tokens captures and compiles and is reported apart. Stop tokens are off, so that exactly as many tokens come as
+Prints one JSON object; its ``score`` is ``tokens_per_second``, the rate of decoding after the first token. A first run
+of a few tokens captures and compiles and is reported apart. Stop tokens are off, so that exactly as many tokens come as
 were asked for; ``tokens_sha256`` is the SHA-256 of their ids in decimal, joined by commas.
 """
 

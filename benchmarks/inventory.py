@@ -3,8 +3,8 @@
     python benchmarks/inventory.py --output docs/inventory.md
     python benchmarks/inventory.py --format json --only-category benchmark-progress-log
 
-Reads only: nothing is deleted, staged or ignored. Files that tracked documentation, state or configuration refers to come
-first, the most referenced ones before the others. Ignored files are not listed.
+Reads only: nothing is deleted, staged or ignored. Files that tracked documentation, state or configuration refers to
+come first, the most referenced ones before the others. Ignored files are not listed.
 """
 
 from __future__ import annotations
@@ -134,13 +134,14 @@ def as_markdown(rows: Sequence[Row], repository: Path) -> str:
     lines = [
         f"# Untracked files of {cell(repository.name)}, {now()}", "",
         f"{told['untracked_count']} files, {human_bytes(told['total_size'])}, {told['referenced_count']} of them named "
-        "by tracked documentation, state or configuration. Nothing was changed; what to keep is for a person to say.", "",
+        "by tracked documentation, state or configuration. Nothing was changed; what to keep is for a person to say.",
+        "",
         "| path | size | category | references | named in | suggestion |", "|---|---:|---|---:|---|---|",
     ]  # fmt: skip
     for row in rows:
         where = ", ".join(cell(name) for name in row.references[:3]) + (" …" if len(row.references) > 3 else "")
-        lines.append(f"| {cell(row.path)} | {human_bytes(row.size)} | {row.category} | {row.reference_count} | {where} | "
-                     f"{row.disposition} |")
+        values = (cell(row.path), human_bytes(row.size), row.category, row.reference_count, where, row.disposition)
+        lines.append(f"| {' | '.join(map(str, values))} |")
     for title, counts in (("category", told["counts_by_category"]), ("suffix", told["counts_by_suffix"])):
         lines += ["", f"| {title} | files |", "|---|---:|"]
         lines += [f"| {cell(name)} | {count} |" for name, count in counts.items()]

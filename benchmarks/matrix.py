@@ -111,7 +111,8 @@ def cells(
     names = [name.split("/")[1] for name in repositories(sizes)]
     known = list(dict.fromkeys(registry.select("format", None, name).name for name in formats))
     places = {(name, form): folder_of(name, form, models_dir) for name in names for form in known}
-    each = itertools.product(names, known, dict.fromkeys(name.lower() for name in devices), dict.fromkeys(beams), lengths)
+    devices = list(dict.fromkeys(name.lower() for name in devices))
+    each = itertools.product(names, known, devices, dict.fromkeys(beams), lengths)
     return [
         Cell(name.removeprefix("gemma-4-"), form, device, beam, width, length, max_new_tokens, places[name, form])
         for name, form, device, (beam, width), length in each
@@ -231,8 +232,8 @@ def line_of(row: dict[str, Any]) -> str:
 
 @click.command("matrix", cls=GemmaCommand)
 @click.option("--models-dir", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
-              help="Folder of checkpoints as gemma4 download and gemma4 quantize make it. Default: the current one, then "
-                   "the Hugging Face cache.")
+              help="Folder of checkpoints as gemma4 download and gemma4 quantize make it. Default: the current one, "
+                   "then the Hugging Face cache.")
 @click.option("--sizes", cls=ManyOption, separator=",", required=True, metavar="SIZE...",
               help="E2B, E4B, 26B-A4B, 31B; with -it for the tuned ones.")
 @click.option("--formats", cls=ManyOption, separator=",", default=(DENSE,), show_default=True, metavar="NAME...",

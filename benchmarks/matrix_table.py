@@ -100,8 +100,8 @@ def read(path: Path) -> list[Row] | None:
                          "nothing was changed, give another file")
     wrong = next((number for number, line in enumerate(lines, 2) if len(line) != len(COLUMNS)), None)
     if wrong is not None:
-        raise InputError(f"--out {path}: row {wrong} is not whole, so --resume cannot go on with it; nothing was changed, "
-                         "mend or remove the row")
+        raise InputError(f"--out {path}: row {wrong} is not whole, so --resume cannot go on with it; nothing was "
+                         "changed, mend or remove the row")
     return [dict(zip(COLUMNS, line, strict=True)) for line in lines]
 
 

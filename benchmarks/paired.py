@@ -117,7 +117,8 @@ def paired_command(
     run_seconds: float | None, arguments: Sequence[str],
 ) -> None:  # fmt: skip
     """Run a benchmark on a baseline and a candidate by turns, and write both payloads and the difference."""
-    for side, target, command in (("baseline", baseline, baseline_command), ("candidate", candidate, candidate_command)):
+    given = {"baseline": (baseline, baseline_command), "candidate": (candidate, candidate_command)}
+    for side, (target, command) in given.items():
         if (target is None) == (command is None):
             raise click.UsageError(f"give either --{side}-target or --{side}-command.")
     began = now()

@@ -188,8 +188,10 @@ def git(*args: str, folder: Path | None = None, check: bool = True) -> str:
     """What a git command says. Raises InputError with its last line where it fails or git is not there."""
     command = ["git", *(["-C", str(folder)] if folder else []), *args]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="surrogateescape",
-                              env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="surrogateescape",
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )  # fmt: skip
     except OSError as fault:
         raise InputError(f"git cannot be run: {fault.strerror}; install it") from fault
     if done.returncode and check:

@@ -1,4 +1,4 @@
-"""What paired.py compares: a git revision, a worktree, a file inside one, or a command; and how a benchmark runs on it."""
+"""What paired.py compares: a revision, a worktree, a file inside one, or a command; and how a benchmark runs on it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def metadata(worktree: Path) -> Iterator[Path | None]:
-    """A folder with an installed package's metadata, made from a worktree's pyproject.toml; None without entry points."""
+    """A folder with a package's metadata, made from a worktree's pyproject.toml; None without entry points."""
     try:
         project = tomllib.loads((worktree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         name, groups = project["name"], project.get("entry-points", {})

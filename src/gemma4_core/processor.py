@@ -151,7 +151,13 @@ class GemmaMultimodalProcessor:
         from gemma4_core.text import prompt_ids
 
         ids = prompt_ids(self.tokenizer, expand_text(text, expansions), self._config.bos_token_id)
-        return self._result(ids, prepared)
+        return self._result(ids, prepared, media)
+
+    def features(self, sources: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+        """Features by ``forward_ids`` keyword of media by modality, as ``PreparedInputs.sources`` has them; those of
+        several prompts one after another make a batch. Raises InputError."""
+        made = self._prepare(sources, self.options).values()
+        return {keyword: array for prepared in made for keyword, array in prepared.features.items()}
 
     def load(self, modality: str, source: Any, **options: Any) -> Any:
         """Read one medium, or find it among those kept. Raises InputError. Useful to check a file before a model is
@@ -278,11 +284,11 @@ class GemmaMultimodalProcessor:
                 continue
             check_counts(spec, count, len(made.soft_tokens))
             expansions[soft] = [self.tokenizer.encode(text) for text in made.expansions]
-        return self._result(expand_ids(ids, expansions), prepared)
+        return self._result(expand_ids(ids, expansions), prepared, request.media)
 
     # ------------------------------------------------------------------------------------------- media
 
-    def _prepare(self, media: Mapping[str, list[Any]], options: Mapping[str, Any]) -> dict[str, PreparedMedia]:
+    def _prepare(self, media: Mapping[str, Sequence[Any]], options: Mapping[str, Any]) -> dict[str, PreparedMedia]:
         prepared = {}
         for spec in self.specs:
             items = [self._load(spec, source, options) for source in media.get(spec.name, [])]
@@ -317,7 +323,9 @@ class GemmaMultimodalProcessor:
 
         return self._kept.get(key, load)
 
-    def _result(self, ids: list[int], prepared: Mapping[str, PreparedMedia]) -> PreparedInputs:
+    def _result(
+        self, ids: list[int], prepared: Mapping[str, PreparedMedia], sources: Mapping[str, Sequence[Any]]
+    ) -> PreparedInputs:
         features: dict[str, np.ndarray] = {}
         media: list[Medium] = []
         for spec in self.specs:
@@ -330,7 +338,8 @@ class GemmaMultimodalProcessor:
             lengths: list[float | None] = [*made.seconds] or [None] * len(counts)
             media += [Medium(spec.name, count, length) for count, length in zip(counts, lengths, strict=True)]
         keywords = frozenset(keyword for spec in self.specs for keyword in spec.keywords)
-        return PreparedInputs(ids, features, tuple(media), keywords)
+        held = {name: tuple(items) for name, items in sources.items() if items}
+        return PreparedInputs(ids, features, tuple(media), keywords, held)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -109,7 +109,11 @@ class GemmaCommand(Robust):
     """A command whose ``ManyOption`` options take several values after one flag."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self.spread_args(ctx, args))
+
+    def spread_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Arguments as click takes them: one value after each flag."""
         options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
         many = {flag for option in options if isinstance(option, ManyOption) for flag in option.opts}
         single = {flag for option in options if not option.is_flag for flag in option.opts} - many
-        return super().parse_args(ctx, spread(args, many, single))
+        return spread(args, many, single)

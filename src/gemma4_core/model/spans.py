@@ -49,14 +49,20 @@ def visible(
 
 
 class FreshSpan(Span):
-    """A run without a cache over positions 0 … T-1. ``blocks`` int32 ``[B, T]`` marks media blocks, -1 elsewhere."""
+    """A run without a cache over positions 0 … T-1. ``blocks`` int32 ``[B, T]`` marks media blocks, -1 elsewhere;
+    positions see only those of the same number in ``segments``, int32 ``[B, T]``, where rows hold several texts."""
 
-    def __init__(self, length: int, device: str, blocks: Tensor | None = None) -> None:
-        self.start, self.length, self.device, self.blocks = 0, length, device, blocks
+    def __init__(
+        self, length: int, device: str, blocks: Tensor | None = None, segments: Tensor | None = None
+    ) -> None:
+        self.start, self.length, self.device, self.blocks, self.segments = 0, length, device, blocks, segments
 
     def extend(self, layer: LayerConfig, k: Tensor, v: Tensor) -> KeyValues:
         positions = self.positions(self.device)
         mask = visible(positions, positions, layer.window, self.blocks, self.blocks)
+        if self.segments is not None:
+            same = self.segments.unsqueeze(2) == self.segments.unsqueeze(1)  # [B, T, T]
+            mask = mask & same.unsqueeze(1).unsqueeze(1)  # [B, 1, 1, T, T]
         return KeyValues(k, v, mask, window=layer.window)
 
 

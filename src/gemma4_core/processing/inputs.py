@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,8 @@ class PreparedInputs:
     """In the order of their placeholders, modality by modality."""
     keywords: frozenset[str] = field(default_factory=frozenset, repr=False)
     """Feature names that may be absent."""
+    sources: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
+    """The media as they were given, by modality, in the order of their placeholders."""
 
     @property
     def pixel_values(self) -> np.ndarray | None:

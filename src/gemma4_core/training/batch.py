@@ -37,6 +37,8 @@ class GemmaTrainingBatch:
     input_features_mask: Any = None
     features: Mapping[str, Any] = field(default_factory=dict)
     """What other towers take, by their keywords."""
+    segments: Any = None
+    """Whole numbers of the ids' shape for rows that hold several texts: positions see those of their own number."""
 
     @property
     def media(self) -> dict[str, Any]:
@@ -61,6 +63,17 @@ def checked(model: GemmaModel, batch: GemmaTrainingBatch) -> tuple[np.ndarray, n
         raise InputError(f"the batch of shape {list(ids.shape)} has no target: after the first position of a row every "
                          f"label is {IGNORED}; give longer rows or labels")
     return ids, targets
+
+
+def check_segments(segments: Any, ids: np.ndarray) -> np.ndarray | None:
+    """Segments int32 of the ids' shape. Raises InputError."""
+    if segments is None:
+        return None
+    array = np.atleast_2d(np.asarray(segments.numpy() if hasattr(segments, "numpy") else segments))
+    if array.shape != ids.shape or array.dtype.kind not in "iu":
+        raise InputError(f"segments are {array.dtype} {list(array.shape)}, the ids int {list(ids.shape)}; they must "
+                         f"be whole numbers, aligned")
+    return array.astype(np.int32)
 
 
 def own_labels(config: GemmaConfig, ids: np.ndarray) -> np.ndarray:

@@ -36,9 +36,11 @@ class Fed:
     """int32 ``[B, T]``: bidirectional blocks."""
     ple_rows: Tensor | None = None
     """``[B, T, layers * P]`` where the per-layer table is not on the device."""
+    segments: Tensor | None = None
+    """int32 ``[B, T]``: positions see those of their own number."""
 
 
-def feed(model: GemmaModel, ids: np.ndarray, media: dict[str, Any]) -> Fed:
+def feed(model: GemmaModel, ids: np.ndarray, media: dict[str, Any], segments: np.ndarray | None = None) -> Fed:
     """Encode media, find their places, and bring everything to the device. Raises InputError."""
     if ids.shape[1] > model.max_context:
         over = ids.shape[1] - model.max_context
@@ -48,7 +50,8 @@ def feed(model: GemmaModel, ids: np.ndarray, media: dict[str, Any]) -> Fed:
     soft = None if placed.soft is None else upload(placed.soft)
     blocks = None if placed.blocks is None else upload(placed.blocks)
     rows = None if model.ple_host is None else model.ple_host.rows(placed.ids)
-    return Fed(upload(placed.ids), placed.soft_tokens, soft, blocks, rows)
+    parts = None if segments is None else upload(segments)
+    return Fed(upload(placed.ids), placed.soft_tokens, soft, blocks, rows, parts)
 
 
 def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:
@@ -65,7 +68,7 @@ def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:
     inputs = model.text.inputs(fed.ids, h, PORTABLE, rows)
     step = max(512, 1 << (length - 1).bit_length())
     rotation = model.text.rotation(model.text.rotation_table(step), 0, length)
-    span = FreshSpan(length, model.device, fed.blocks)
+    span = FreshSpan(length, model.device, fed.blocks, fed.segments)
     return model.text.run(inputs, span, rotation, PORTABLE, wrap=recomputed if checkpointing else None)
 
 

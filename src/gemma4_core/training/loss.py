@@ -8,7 +8,7 @@ from tinygrad import Tensor, UOp, dtypes, function
 from tinygrad.nn.state import get_state_dict
 
 from gemma4_core.model.layers import matrix
-from gemma4_core.training.batch import GemmaTrainingBatch, checked
+from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
 from gemma4_core.training.forward import PORTABLE, Fed, feed, hidden
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def compute_loss(model: GemmaModel, batch: GemmaTrainingBatch, *, checkpointing:
     output, and would compute it anew at each look. Raises InputError for a batch that does not fit the model.
     """
     ids, targets = checked(model, batch)
-    fed = feed(model, ids, batch.media)
+    fed = feed(model, ids, batch.media, check_segments(batch.segments, ids))
     return mean_loss(model, fed, Tensor(targets, device=model.device), checkpointing)
 
 

@@ -36,6 +36,10 @@ class TrainingOptimizer:
         """Numbers of elements of the tensors that stay as they are, by name."""
         self.graphs: dict[object, Any] = {}
         """Captured steps, by what they were captured for."""
+        self.sums: dict[int, Tensor] = {}
+        """Where captured steps add up the gradients of several batches, by index of the parameter."""
+        self.gradient_norm: Tensor | None = None
+        """Global norm of the last step's gradients before it was limited, where it was."""
 
     @property
     def params(self) -> list[Tensor]:

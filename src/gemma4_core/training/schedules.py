@@ -19,6 +19,12 @@ def progress_of(step: int, steps: int, warmup: int) -> float:
     return min(1.0, max(0, step - warmup) / max(1, steps - warmup))
 
 
+def constant(lr: float, step: int, steps: int, warmup: int = 0) -> float:
+    """The rate at ``step`` (from 0): warm-up, then ``lr``."""
+    progress_of(step, steps, warmup)
+    return lr * warm(step, warmup)
+
+
 def cosine(lr: float, step: int, steps: int, warmup: int = 0, final: float = 0.1) -> float:
     """The rate at ``step`` (from 0) of ``steps``: warm-up, then half a cosine down to ``final`` times ``lr``."""
     done = progress_of(step, steps, warmup)

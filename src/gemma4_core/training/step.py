@@ -1,4 +1,4 @@
-"""One training step: loss, gradients, update. Text-only steps are captured once per shape."""
+"""One training step: loss, gradients, update."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from tinygrad import Tensor, TinyJit, dtypes
-from tinygrad.helpers import Context as TinygradContext
-from tinygrad.nn.optim import Optimizer as TinygradOptimizer
+from tinygrad import Tensor, dtypes
 
 from gemma4_core.errors import InputError
-from gemma4_core.training.batch import GemmaTrainingBatch, checked
-from gemma4_core.training.forward import Fed, feed
+from gemma4_core.training.batch import GemmaTrainingBatch
+from gemma4_core.training.captured import Checked, capturable, reached, set_gradients, summed_step, whole_step
+from gemma4_core.training.forward import feed
 from gemma4_core.training.loss import mean_loss
 from gemma4_core.training.optimizer import TrainingOptimizer
 
@@ -37,7 +35,7 @@ def train_step(
         optimizer: from ``build_optimizer``, or any object with ``params``, ``step`` and ``zero_grad``.
         batch: one batch, or several whose gradients are added before the update, each target weighing the same.
         lr: learning rate of this step and those after it.
-        max_norm: scale gradients down to this global norm.
+        max_norm: scale gradients down to this global norm; what it was is then ``optimizer.gradient_norm``.
         checkpointing: recompute layers in the backward pass, for less memory.
 
     Raises:
@@ -49,14 +47,16 @@ def train_step(
     batches = [batch] if isinstance(batch, GemmaTrainingBatch) else list(batch)
     if not batches:
         raise InputError("train_step: no batch was given")
-    prepared = [checked(model, one) for one in batches]
+    prepared = [Checked.of(model, one) for one in batches]
     if lr is not None:
         trained.set_lr(lr)
-    capturable = len(batches) == 1 and not batches[0].media and hasattr(trained.inner, "schedule_step")
-    if capturable and model.ple_host is None:
-        loss = captured(model, trained, *prepared[0], max_norm, checkpointing)
+    if not capturable(model, prepared) or not hasattr(trained.inner, "schedule_step"):
+        loss, norm = accumulated(model, trained, prepared, max_norm, checkpointing)
+    elif len(prepared) == 1:
+        loss, norm = whole_step(model, trained, prepared[0], max_norm, checkpointing)
     else:
-        loss = accumulated(model, trained, batches, prepared, max_norm, checkpointing)
+        loss, norm = summed_step(model, trained, prepared, max_norm, checkpointing)
+    trained.gradient_norm = norm
     model.invalidate()
     return loss
 
@@ -75,81 +75,27 @@ def adopted(model: GemmaModel, optimizer: Any) -> TrainingOptimizer:
     return kept
 
 
-def captured(
-    model: GemmaModel, optimizer: TrainingOptimizer, ids: np.ndarray, targets: np.ndarray, max_norm: float | None,
-    checkpointing: bool,
-) -> Tensor:
-    """Loss, gradients and update as one graph, captured for the shape of the ids."""
-    key = (id(model), ids.shape, max_norm, checkpointing)
-    if key not in optimizer.graphs:
-        # tables are made before the capture, which would take them for results of its own
-        fed = feed(model, ids, {})
-        model.text.rotation_table(max(512, 1 << (int(fed.ids.shape[1]) - 1).bit_length()))
-
-        def step(ids: Tensor, targets: Tensor) -> Tensor:
-            with TinygradContext(TRAINING=1):
-                loss = mean_loss(model, Fed(ids), targets, checkpointing)
-                set_gradients(optimizer, loss.gradient(*optimizer.params), max_norm)
-                changed = optimizer.inner.schedule_step()
-                optimizer.zero_grad()
-                return loss.realize(*changed)
-
-        optimizer.graphs[key] = TinyJit(step)
-    upload = lambda array: Tensor(array, device=model.device).clone().realize()  # noqa: E731
-    result: Tensor = optimizer.graphs[key](upload(ids), upload(targets))
-    return result.detach().clone().realize()  # the graph's own buffer changes with its next run
-
-
 def accumulated(
-    model: GemmaModel,
-    optimizer: TrainingOptimizer,
-    batches: Sequence[GemmaTrainingBatch],
-    prepared: Sequence[tuple[np.ndarray, np.ndarray]],
-    max_norm: float | None,
+    model: GemmaModel, optimizer: TrainingOptimizer, batches: Sequence[Checked], max_norm: float | None,
     checkpointing: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """Gradients of one batch after the other, then the update; nothing is captured."""
-    counts = [int((targets >= 0).sum()) for _, targets in prepared]
+    targets = sum(batch.count for batch in batches)
     total = Tensor.zeros((), dtype=dtypes.float32, device=model.device)
     sums: list[Tensor | None] = [None] * len(optimizer.params)
-    for batch, (ids, targets), count in zip(batches, prepared, counts, strict=True):
-        share = count / sum(counts)
-        fed = feed(model, ids, batch.media)
-        loss = mean_loss(model, fed, Tensor(targets, device=model.device), checkpointing) * share
-        grads = loss.gradient(*optimizer.params)
-        for index, grad in enumerate(grads):
+    for batch in batches:
+        fed = feed(model, batch.ids, batch.media, batch.segments)
+        labels = Tensor(batch.targets, device=model.device)
+        loss = mean_loss(model, fed, labels, checkpointing) * (batch.count / targets)
+        for index, grad in enumerate(loss.gradient(*optimizer.params)):
             if reached(grad):
                 held = sums[index]
                 wide = grad if len(batches) == 1 else grad.cast(dtypes.float32)
                 sums[index] = (wide if held is None else held + wide).contiguous()
         total = total + loss
         total = total.realize(*(s for s in sums if s is not None)).detach()
-    set_gradients(optimizer, sums, max_norm)
+    norm = set_gradients(optimizer, sums, max_norm)
+    norm = None if norm is None else norm.contiguous().realize()
     optimizer.step()
     optimizer.zero_grad()
-    return total
-
-
-def reached(gradient: Tensor | None) -> bool:
-    """Whether the loss depends on a tensor at all: tinygrad gives a constant where it does not."""
-    return gradient is not None and gradient.uop.device is not None
-
-
-def set_gradients(
-    optimizer: TrainingOptimizer, gradients: Sequence[Tensor | None], max_norm: float | None
-) -> None:
-    """Put gradients where optimizers look for them, scaled down to a global norm where one is given.
-
-    Tensors that the loss does not depend on get none; tinygrad's own optimizers, which need one, get zeros.
-    """
-    needed = isinstance(optimizer.inner, TinygradOptimizer)
-    found = [g for g in gradients if g is not None and reached(g)]
-    factor = None
-    if max_norm is not None:
-        norm = Tensor.stack(*(g.cast(dtypes.float32).square().sum() for g in found)).sum().sqrt()
-        factor = (max_norm / norm.maximum(1e-12)).minimum(1.0)
-    for param, gradient in zip(optimizer.params, gradients, strict=True):
-        if gradient is None or not reached(gradient):
-            param.grad = param.zeros_like().contiguous() if needed else None
-        else:
-            param.grad = gradient if factor is None else (gradient * factor).cast(gradient.dtype)
+    return total, norm

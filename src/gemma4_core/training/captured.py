@@ -1,0 +1,176 @@
+"""Training steps on text as captured graphs: kept with the optimizer, one for each shape that comes up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor, TinyJit, dtypes
+from tinygrad.helpers import Context as TinygradContext
+from tinygrad.nn.optim import Optimizer as TinygradOptimizer
+
+from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
+from gemma4_core.training.forward import Fed
+from gemma4_core.training.loss import mean_loss
+
+if TYPE_CHECKING:
+    from gemma4_core.model.model import GemmaModel
+    from gemma4_core.training.optimizer import TrainingOptimizer
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A batch that fits the model."""
+
+    ids: np.ndarray
+    """int32 ``[B, T]``."""
+    targets: np.ndarray
+    """int32 ``[B, T]``, -100 where there is none."""
+    segments: np.ndarray | None
+    media: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: GemmaModel, batch: GemmaTrainingBatch) -> Checked:
+        """Raises InputError for a batch that does not fit."""
+        ids, targets = checked(model, batch)
+        return cls(ids, targets, check_segments(batch.segments, ids), batch.media)
+
+    @property
+    def count(self) -> int:
+        """Targets."""
+        return int((self.targets >= 0).sum())
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What a graph is captured for."""
+        return (self.ids.shape, self.segments is not None)
+
+    def upload(self, model: GemmaModel) -> tuple[Tensor, ...]:
+        """Ids, targets, and segments where there are some, on the device."""
+        arrays = [array for array in (self.ids, self.targets, self.segments) if array is not None]
+        return tuple(Tensor(np.ascontiguousarray(a), device=model.device).clone().realize() for a in arrays)
+
+
+def capturable(model: GemmaModel, batches: Sequence[Checked]) -> bool:
+    """Whether the graphs of this module serve these batches: towers and tables off the device run outside of them."""
+    return model.ple_host is None and not any(batch.media for batch in batches)
+
+
+def prepare_tables(model: GemmaModel, length: int) -> None:
+    """Make what is kept of the rotary tables before a capture, which would take them for results of its own."""
+    model.text.rotation_table(max(512, 1 << (length - 1).bit_length()))
+
+
+def text_loss(model: GemmaModel, inputs: Sequence[Tensor], checkpointing: bool) -> Tensor:
+    """The loss of what ``Checked.upload`` gives."""
+    ids, targets, *segments = inputs
+    return mean_loss(model, Fed(ids, segments=segments[0] if segments else None), targets, checkpointing)
+
+
+def whole_step(
+    model: GemmaModel, optimizer: TrainingOptimizer, batch: Checked, max_norm: float | None, checkpointing: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Loss, gradients and update of one batch as one graph. The loss, and the gradients' norm where it is limited."""
+
+    def step(*inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        with TinygradContext(TRAINING=1):
+            loss = text_loss(model, inputs, checkpointing)
+            norm = set_gradients(optimizer, loss.gradient(*optimizer.params), max_norm)
+            changed = optimizer.inner.schedule_step()
+            optimizer.zero_grad()
+            loss.realize(*changed, *([] if norm is None else [norm]))
+            return loss, norm
+
+    graph = kept(optimizer, ("whole", id(model), batch.shape, max_norm, checkpointing), step, model, batch)
+    loss, norm = graph(*batch.upload(model))
+    return own(loss), None if norm is None else own(norm)
+
+
+def summed_step(
+    model: GemmaModel, optimizer: TrainingOptimizer, batches: Sequence[Checked], max_norm: float | None,
+    checkpointing: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of several batches added up in fp32, then one update: a graph per shape, and one for the update."""
+
+    def add(share: Tensor, first: Tensor, *inputs: Tensor) -> Tensor:
+        with TinygradContext(TRAINING=1):
+            loss = text_loss(model, inputs, checkpointing) * share.reshape(())
+            changed = []
+            for index, gradient in enumerate(loss.gradient(*optimizer.params)):
+                if reached(gradient):
+                    held = sum_of(optimizer, index)
+                    held.assign((first > 0).where(0.0, held) + gradient.cast(dtypes.float32))
+                    changed.append(held)
+            return loss.realize(*changed)
+
+    def update() -> Tensor | None:
+        with TinygradContext(TRAINING=1):
+            sums = [optimizer.sums.get(index) for index in range(len(optimizer.params))]
+            norm = set_gradients(optimizer, sums, max_norm)
+            changed = optimizer.inner.schedule_step()
+            optimizer.zero_grad()
+            Tensor.realize(*changed, *([] if norm is None else [norm]))
+            return norm
+
+    scalar = lambda value: Tensor([value], dtype=dtypes.float32, device=model.device).clone().realize()  # noqa: E731
+    total, targets = scalar(0.0), sum(batch.count for batch in batches)
+    for number, batch in enumerate(batches):
+        graph = kept(optimizer, ("add", id(model), batch.shape, checkpointing), add, model, batch)
+        loss = graph(scalar(batch.count / targets), scalar(float(number == 0)), *batch.upload(model))
+        total = (total + loss).realize()
+    norm = kept(optimizer, ("update", id(model), max_norm), update)()
+    return total.reshape(()).detach().realize(), None if norm is None else own(norm)
+
+
+def kept(
+    optimizer: TrainingOptimizer, key: object, function: Callable[..., Any], model: GemmaModel | None = None,
+    batch: Checked | None = None,
+) -> Any:
+    """The graph of a key, made where there is none."""
+    if key not in optimizer.graphs:
+        if model is not None and batch is not None:
+            prepare_tables(model, batch.ids.shape[1])
+        optimizer.graphs[key] = TinyJit(function)
+    return optimizer.graphs[key]
+
+
+def own(result: Tensor) -> Tensor:
+    """A copy of a graph's result, whose buffer changes with its next run."""
+    return result.detach().clone().realize()
+
+
+def sum_of(optimizer: TrainingOptimizer, index: int) -> Tensor:
+    """Where the gradients of a parameter are added up: fp32, of its shape."""
+    if index not in optimizer.sums:
+        param = optimizer.params[index]
+        zeros = Tensor.zeros(*param.shape, dtype=dtypes.float32, device=param.device)
+        optimizer.sums[index] = zeros.contiguous().realize()
+    return optimizer.sums[index]
+
+
+def reached(gradient: Tensor | None) -> bool:
+    """Whether the loss depends on a tensor at all: tinygrad gives a constant where it does not."""
+    return gradient is not None and gradient.uop.device is not None
+
+
+def set_gradients(
+    optimizer: TrainingOptimizer, gradients: Sequence[Tensor | None], max_norm: float | None
+) -> Tensor | None:
+    """Put gradients where optimizers look for them, scaled down to a global norm where one is given; the norm before.
+
+    Tensors that the loss does not depend on get none; tinygrad's own optimizers, which need one, get zeros.
+    """
+    needed = isinstance(optimizer.inner, TinygradOptimizer)
+    found = [g for g in gradients if g is not None and reached(g)]
+    norm = factor = None
+    if max_norm is not None:
+        norm = Tensor.stack(*(g.cast(dtypes.float32).square().sum() for g in found)).sum().sqrt()
+        factor = (max_norm / norm.maximum(1e-12)).minimum(1.0)
+    for param, gradient in zip(optimizer.params, gradients, strict=True):
+        if gradient is None or not reached(gradient):
+            param.grad = param.zeros_like().contiguous() if needed else None
+        else:
+            param.grad = gradient if factor is None else (gradient * factor).cast(gradient.dtype)
+    return norm

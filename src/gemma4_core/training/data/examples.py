@@ -1,0 +1,239 @@
+"""Lines as examples: token ids, what of them is learnt, and the media that belong to them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gemma4_core.checkpoint.progress import progress
+from gemma4_core.config.files import shown_path
+from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.processing.messages import kind
+from gemma4_core.text.prompt import has_text
+from gemma4_core.training.batch import IGNORED
+from gemma4_core.training.data.records import ANSWERS, Record, local, localised, read_records, refuse
+from gemma4_core.training.data.turns import Turns, turns_of
+
+if TYPE_CHECKING:
+    from gemma4_core.descriptions import ModalityTower
+    from gemma4_core.processing.inputs import PreparedInputs
+    from gemma4_core.processor import GemmaMultimodalProcessor
+
+OVERLONG = ("truncate", "drop")
+LONGEST = 2048
+"""Default length limit, where the model's context is not shorter."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How lines become ids."""
+
+    max_length: int | None = None
+    """Ids of an example at most; None is 2048 or the model's context."""
+    overlong: str = "truncate"
+    """What becomes of longer ones: ``truncate`` keeps the beginning, ``drop`` leaves them out. Those with media are
+    always left out: a medium cannot be cut."""
+    mask_prompt: bool = True
+    """Whether only the model's own turns and completions are learnt."""
+    raw: bool = False
+    """Whether prompts and completions go without the chat template."""
+    thinking: bool = False
+    """Whether the template lets the model think."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One example."""
+
+    ids: np.ndarray
+    """int32 ``[T]``."""
+    labels: np.ndarray
+    """int32 ``[T]``: the ids, -100 where nothing is learnt; never the first one."""
+    sources: Mapping[str, Sequence[Any]]
+    """Its media by modality, in the order of their placeholders."""
+    where: str
+    """File and line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What a file holds, ready to be made into batches."""
+
+    items: Sequence[Example]
+    truncated: int = 0
+    dropped: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Ids in all examples."""
+        return sum(len(item.ids) for item in self.items)
+
+    @property
+    def targets(self) -> int:
+        """Ids that are learnt."""
+        return sum(int((item.labels != IGNORED).sum()) for item in self.items)
+
+    @property
+    def digest(self) -> str:
+        """A hash of ids, labels and names of media: equal where a run may go on."""
+        state = hashlib.sha256()
+        for item in self.items:
+            state.update(item.ids.tobytes() + b"|" + item.labels.tobytes())
+            state.update(repr([(k, [v for v in s if isinstance(v, str)]) for k, s in item.sources.items()]).encode())
+        return state.hexdigest()[:32]
+
+    def split(self, fraction: float, seed: int) -> tuple[Examples, Examples]:
+        """All but a random share of the examples, and that share. Raises InputError where either would be empty."""
+        held = round(len(self.items) * fraction) or 1
+        if held >= len(self.items):
+            raise InputError(f"validation {fraction:g}: {len(self.items)} examples are too few to split")
+        chosen = set(np.random.default_rng([seed, 1]).permutation(len(self.items))[:held].tolist())
+        rest = [item for index, item in enumerate(self.items) if index not in chosen]
+        return Examples(rest, self.truncated, self.dropped), Examples([self.items[i] for i in sorted(chosen)])
+
+
+def read_examples(
+    path: Path | str, processor: GemmaMultimodalProcessor, encoding: Encoding | None = None,
+    records: Sequence[Record] | None = None,
+) -> Examples:
+    """The examples of a JSON Lines file; needs no weights.
+
+    Args:
+        path: of lines with ``messages``, ``prompt`` and ``completion``, or ``text``. Media paths are relative to it.
+        processor: of the checkpoint that shall learn them.
+        encoding: length limit, masking and so on.
+        records: the file's lines, where they have been read before.
+
+    Raises:
+        InputError: naming file and line of the first line that cannot be used, or that nothing is left.
+    """
+    encoder = Encoder(processor, encoding or Encoding())
+    records = read_records(path) if records is None else records
+    items: list[Example] = []
+    faults: list[str] = []
+    with progress(len(records), "reading") as bar:
+        for record in records:
+            try:
+                item = encoder.example(record)
+            except Gemma4Error as fault:
+                faults.append(f"{record.where}: {fault}")
+            else:
+                items += [] if item is None else [item]
+            bar.update(1)
+    refuse(faults)
+    if not items:
+        raise InputError(f"{shown_path(path)}: all {len(records)} examples are longer than {encoder.limit} tokens or "
+                         f"have nothing to learn within them; raise --max-length")
+    return Examples(items, encoder.truncated, encoder.dropped)
+
+
+def modalities_of(records: Sequence[Record], specs: Sequence[ModalityTower]) -> list[str]:
+    """Names of the modalities whose media stand in lines."""
+    return [spec.name for spec in specs if any(uses(record, spec) for record in records)]
+
+
+def uses(record: Record, spec: ModalityTower) -> bool:
+    """Whether a line has media of a modality."""
+    types = {kind(spec), f"{kind(spec)}_url", f"input_{kind(spec)}"}
+    contents = [message.get("content") for message in record.data.get("messages", ())]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    return any(part.get("type") in types for part in parts) or bool(given(record, spec))
+
+
+def given(record: Record, spec: ModalityTower) -> list[Any]:
+    """Media beside a line's text: a list, or one, under ``images`` or ``image``."""
+    value = record.data.get(spec.media_keyword, record.data.get(kind(spec), []))
+    return list(value) if isinstance(value, list) else [value]
+
+
+class Encoder:
+    """Makes examples of lines, and counts those that are cut or left out."""
+
+    def __init__(self, processor: GemmaMultimodalProcessor, encoding: Encoding) -> None:
+        """Raises InputError for a folder without tokenizer and for a limit beyond the model's context."""
+        config = processor.context.config
+        assert config is not None
+        if not has_text(processor.tokenizer.inner):
+            raise InputError(f"{processor.context.folder} is opened without a tokenizer, so text cannot be learnt")
+        longest = config.text_config.max_position_embeddings
+        if encoding.max_length is not None and encoding.max_length > longest:
+            raise InputError(f"--max-length {encoding.max_length}: the model's context is {longest}")
+        self.processor, self.encoding, self.config = processor, encoding, config
+        self.limit = encoding.max_length or min(LONGEST, longest)
+        self.soft = [spec.soft_token_id(config) for spec in processor.specs] + [config.pad_token_id]
+        self.truncated = self.dropped = 0
+
+    @cached_property
+    def turns(self) -> Turns | None:
+        """How the chat template marks the model's turns."""
+        template = self.processor.template
+        return None if template is None else turns_of(template, self.processor.tokenizer)
+
+    def example(self, record: Record) -> Example | None:
+        """A line's example; None where it is too long or nothing of it is learnt. Raises a Gemma4Error."""
+        media = {
+            spec.media_keyword: [local(value, record.path.parent) for value in given(record, spec)]
+            for spec in self.processor.specs
+        }
+        ids, learnt, prepared = self._encoded(record, media)
+        labels = np.where(learnt & ~np.isin(ids, self.soft), ids, IGNORED).astype(np.int32)
+        labels[0] = IGNORED
+        if len(ids) > self.limit:
+            if prepared.sources or self.encoding.overlong == "drop":
+                self.dropped += 1
+                return None
+            ids, labels = ids[: self.limit], labels[: self.limit]
+            self.truncated += 1
+        if not (labels != IGNORED).any():
+            self.dropped += 1
+            return None
+        return Example(ids, labels, prepared.sources, record.where)
+
+    def _encoded(self, record: Record, media: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, PreparedInputs]:
+        """Ids int32 ``[T]``, whether each is learnt, and what the processor made."""
+        data, templated = record.data, self.processor.template is not None and not self.encoding.raw
+        if record.kind == "messages" or (record.kind == "prompt" and templated):
+            return self._conversation(conversation(record), data.get("tools"), media)
+        prepared = self.processor.prepare_inputs(data["text" if record.kind == "text" else "prompt"], **media)
+        rest = [] if record.kind == "text" else self.processor.tokenizer.encode(data["completion"])
+        if set(rest) & set(self.soft):
+            raise InputError("the completion holds a placeholder of a medium; write it into the prompt")
+        ids = [*prepared.input_ids, *rest]
+        ends = self.config.eos_token_ids
+        if ends and ids[-1] not in ends:
+            ids.append(ends[0])
+        learnt = np.ones(len(ids), np.bool_)
+        if record.kind == "prompt" and self.encoding.mask_prompt:
+            learnt[: len(prepared.input_ids)] = False
+        return np.array(ids, np.int32), learnt, prepared
+
+    def _conversation(
+        self, messages: list[dict[str, Any]], tools: Any, media: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, PreparedInputs]:
+        render = {"tools": tools, "thinking": self.encoding.thinking}
+        whole = self.processor.prepare_inputs(messages, add_generation_prompt=False, **render, **media)
+        ids = np.array(whole.input_ids, np.int32)
+        if not self.encoding.mask_prompt:
+            return ids, np.ones(len(ids), np.bool_), whole
+        if self.turns is not None:
+            return ids, self.turns.spoken(whole.input_ids), whole
+        if messages[-1]["role"] not in ANSWERS:
+            raise InputError("the chat template does not mark turns, so the last message must be the assistant's")
+        prompt = self.processor.prepare_inputs(messages[:-1], add_generation_prompt=True, **render, **media).input_ids
+        if list(whole.input_ids[: len(prompt)]) != list(prompt):
+            raise InputError("the chat template writes an answered prompt in another way; use --no-mask-prompt")
+        return ids, np.arange(len(ids)) >= len(prompt), whole
+
+
+def conversation(record: Record) -> list[dict[str, Any]]:
+    """A line as messages, with media paths that start at its file's folder."""
+    if record.kind == "messages":
+        return localised(record.data["messages"], record.path.parent)
+    question, answer = record.data["prompt"], record.data["completion"]
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -1,0 +1,158 @@
+"""JSON Lines: read and checked line by line, before anything else is done with them."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma4_core.config.files import shown, shown_path
+from gemma4_core.errors import InputError
+
+KINDS = {"messages": ("messages",), "prompt": ("prompt", "completion"), "text": ("text",)}
+"""Keys of each kind of line, by the one that tells it."""
+LINE_LIMIT = 64 << 20
+"""Bytes of a line: more is no example that any context holds, unless media are written into it."""
+ANSWERS = ("assistant", "model")
+MEDIA_KEYS = ("path", "url", "source")
+"""Keys of a content part that may hold the path of a medium, beside the part's own type."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line: an object with ``messages``, with ``prompt`` and ``completion``, or with ``text``."""
+
+    path: Path
+    line: int
+    """Counted from 1."""
+    data: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        """``train.jsonl:3``."""
+        return f"{shown_path(self.path)}:{self.line}"
+
+    @property
+    def kind(self) -> str:
+        """``messages``, ``prompt`` or ``text``."""
+        return next(key for key in KINDS if key in self.data)
+
+
+def read_records(path: Path | str) -> list[Record]:
+    """Every line of a JSON Lines file; empty lines are passed over.
+
+    Raises InputError naming the file, the first line that is wrong and why, and how many more there are.
+    """
+    path = Path(path)
+    found: list[Record] = []
+    faults: list[str] = []
+    for number, line in lines(path):
+        try:
+            found.append(Record(path, number, checked(parsed(line))))
+        except InputError as fault:
+            faults.append(f"{shown_path(path)}:{number}: {fault}")
+    refuse(faults)
+    if not found:
+        raise InputError(f"{shown_path(path)}: holds no example; give a line of JSON for each")
+    return found
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raise InputError for faulty lines, if there are any: the first one, and the number of the others."""
+    if faults:
+        more = f"; and {len(faults) - 1} more faulty lines" if len(faults) > 1 else ""
+        raise InputError(faults[0][:400] + more)
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not empty, by number. Raises InputError for a file that cannot be read."""
+    where = shown_path(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{where}: is not a regular file; give a JSON Lines file")
+        with open(path, "rb") as file:
+            number = 0
+            while line := file.readline(LINE_LIMIT + 1):
+                number += 1
+                if len(line) > LINE_LIMIT:
+                    raise InputError(f"{where}:{number}: the line is longer than {LINE_LIMIT >> 20} MiB")
+                if line.strip():
+                    yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    except OSError as fault:
+        raise InputError(f"{where}: {fault.strerror or fault}; check the path") from fault
+    except ValueError as fault:
+        raise InputError(f"{where}: {fault}") from fault
+
+
+def parsed(line: bytes) -> Any:
+    """A line as JSON. Raises InputError."""
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as fault:
+        raise InputError(f"not UTF-8 text (byte {fault.start})") from fault
+    except json.JSONDecodeError as fault:
+        raise InputError(f"not valid JSON: {fault.msg} at column {fault.colno}") from fault
+    except (ValueError, RecursionError) as fault:
+        raise InputError(f"not valid JSON: {shown(str(fault))}") from fault
+
+
+def checked(data: Any) -> Mapping[str, Any]:
+    """The object of a line, of exactly one kind. Raises InputError."""
+    if not isinstance(data, dict):
+        raise InputError(f"expected an object such as {{\"messages\": […]}}, got {shown(data)}")
+    kinds = [key for key in KINDS if data.get(key) is not None]
+    if len(kinds) != 1:
+        what = f"both {kinds[0]} and {kinds[1]}" if kinds else f"keys {shown(list(data))}"
+        raise InputError(f"expected messages, or prompt and completion, or text; got {what}")
+    for key in KINDS[kinds[0]]:
+        if kinds[0] != "messages" and not isinstance(data.get(key), str):
+            raise InputError(f"{key} must be text, got {shown(data.get(key))}")
+    if kinds[0] == "messages":
+        check_messages(data["messages"])
+    elif not data[KINDS[kinds[0]][-1]].strip():
+        raise InputError(f"{KINDS[kinds[0]][-1]} is empty, there is nothing to learn")
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def check_messages(messages: Any) -> None:
+    """Raise InputError for what is no conversation with an answer; the processor looks closer."""
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f"messages must be a list of objects with role and content, got {shown(messages)}")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise InputError(f"messages[{index}] must be an object with role and content, got {shown(message)}")
+    if not any(message["role"] in ANSWERS for message in messages):
+        raise InputError("messages holds no assistant message, there is nothing to learn")
+
+
+def local(value: Any, folder: Path) -> Any:
+    """A medium as a line names it: a relative path starts at the file's folder."""
+    if not isinstance(value, str) or not value or value == "-":
+        if value == "-" or value == "":
+            raise InputError(f"a media path is {value!r}; give the path of a file")
+        return value
+    scheme = value.split(":", 1)[0].lower() if ":" in value else ""
+    return value if scheme in ("data", "http", "https", "file") else str(folder / value)
+
+
+def localised(messages: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Messages whose media paths start at a folder where they are relative."""
+
+    def part(given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("type") == "text":
+            return given
+        keys = (*MEDIA_KEYS, str(given.get("type", "")).removeprefix("input_").removesuffix("_url"))
+        return {
+            key: local(value, folder) if key in keys
+            else part({**value, "type": given.get("type")}) if isinstance(value, Mapping) else value
+            for key, value in given.items()
+        }
+
+    return [
+        {**message, "content": [part(item) for item in message["content"]]}
+        if isinstance(message.get("content"), list) else dict(message)
+        for message in messages
+    ]

@@ -1,0 +1,104 @@
+"""The log of a run: a CSV file with a line for each step, and the loss curve as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from gemma4_core.checkpoint.atomic import atomic_file, write_error
+from gemma4_core.config.files import shown_path
+
+COLUMNS = (
+    "step", "epoch", "loss", "lr", "gradient_norm", "tokens", "targets", "seconds", "tokens_per_second",
+    "memory_bytes", "validation_loss", "perplexity",
+)
+
+
+class CsvLog:
+    """Lines that are appended whole, each in one write. A line that a kill has cut, and lines after the step that a run
+    goes on from, are left out when it is opened again."""
+
+    def __init__(self, path: Path, after: int = 0) -> None:
+        """``after``: the step to go on from, 0 to start anew. Raises CheckpointError."""
+        self.path = path
+        kept = [row for row in read_log(path) if int(row["step"]) <= after] if after else []
+        with atomic_file(path, "w") as file:
+            file.write(line(COLUMNS) + "".join(line([row.get(name, "") for name in COLUMNS]) for row in kept))
+        self._file: IO[bytes] = open(path, "ab", buffering=0)  # noqa: SIM115
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One line. Raises CheckpointError where it cannot be written."""
+        values = [row.get(name) for name in COLUMNS]
+        try:
+            self._file.write(line(["" if value is None else value for value in values]).encode())
+        except OSError as fault:
+            raise write_error(fault, shown_path(self.path)) from fault
+
+    def __enter__(self) -> CsvLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def line(values: Any) -> str:
+    """Values as a line of CSV; floats as Python writes them, so that they can be read back exactly."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """The whole lines of a log, by column; empty where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    whole = text[: text.rfind("\n") + 1]
+    rows = csv.DictReader(io.StringIO(whole))
+    return [row for row in rows if (row.get("step") or "").isdigit() and None not in row.values()]
+
+
+def draw_curve(log: Path, target: Path) -> bool:
+    """The loss curve of a log as PNG; False where matplotlib is not installed. Raises CheckpointError."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    rows = read_log(log)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, style in (("loss", {"linewidth": 1.0}), ("validation_loss", {"marker": "o"})):
+        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        points = [point for point in points if math.isfinite(point[1])]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
+    axes.set(xlabel="step", ylabel="loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
+    with atomic_file(target) as file:
+        file.write(picture.getvalue())
+    return True
+
+
+def append_line(path: Path, text: str) -> None:
+    """A line at the end of a file, in one write. Raises CheckpointError."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(handle, text.encode() + b"\n")
+        finally:
+            os.close(handle)
+    except OSError as fault:
+        raise write_error(fault, shown_path(path)) from fault

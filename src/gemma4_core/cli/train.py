@@ -12,7 +12,7 @@ import click
 from gemma4_core.cli.base import ManyOption
 from gemma4_core.cli.options import Number, Whole, apply, clipped, device_options, loading_options, model_option
 from gemma4_core.cli.plugin_options import PluginValues
-from gemma4_core.cli.train_config import TrainCommand, recorded
+from gemma4_core.cli.train_config import RECORDED, TrainCommand
 
 SETTINGS = [
     click.option("--data", type=click.Path(path_type=Path), required=True, metavar="FILE",
@@ -110,7 +110,7 @@ def train_command(ctx: click.Context, plugin_values: PluginValues, **values: Any
     values["optimizer_options"] = dict(pair(text) for text in values.pop("optimizer_option"))
     from gemma4_core.cli.train_run import run
 
-    run(values, plugin_values, recorded(ctx))
+    run(values, plugin_values, ctx.meta[RECORDED])
 
 
 def validation(value: str | None) -> Path | float | None:

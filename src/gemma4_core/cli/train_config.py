@@ -18,6 +18,8 @@ from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.plugins.origin import nearest
 
 CONFIG_LIMIT = 1 << 20
+RECORDED = "gemma4_core.train_config"
+"""Where a command finds what was asked for (see ``recorded``)."""
 NOT_IN_FILES = ("config", "help", "resume", "dry_run", "as_json")
 RIVALS = {"steps": "epochs", "epochs": "steps"}
 """Options of which the one on the command line also replaces the other one in a file."""
@@ -35,6 +37,10 @@ class TrainCommand(PluginOptionsCommand):
         if not ctx.resilient_parsing and not typed.get("help"):
             ctx.default_map = self.defaults(ctx, typed)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        ctx.meta[RECORDED] = recorded(ctx)  # values of plugins' options are taken out of the parameters below
+        return super().invoke(ctx)
 
     def defaults(self, ctx: click.Context, typed: Mapping[str, Any]) -> dict[str, Any]:
         """Values from files by parameter name. Raises a Gemma4Error that names file and key."""

@@ -175,9 +175,11 @@ class Session:
         reporter = Reporter(self.trainer, self.folder)
         with Interrupt(HINT) as interrupt, reporter:
             for report in self.trainer:
-                self.after(report, reporter, interrupt.asked)
+                self.after(report, reporter, interrupt)
                 if interrupt.asked:
                     break
+            if self.saved != self.trainer.step:
+                self.save()
         if interrupt.asked:
             command = f"gemma4 train --output-dir {quoted(self.folder.path)} --resume"
             note(f"stopped after step {self.trainer.step} of {self.trainer.total}, saved in "
@@ -190,22 +192,28 @@ class Session:
         else:
             write(f"{newest}\n")
 
-    def after(self, report: StepReport, reporter: Reporter, stopping: bool) -> None:
-        """What is due after a step: measuring, logging, samples, a checkpoint."""
+    def save(self) -> None:
+        """A checkpoint of the run as it is; older ones make room."""
+        step = self.trainer.step
+        self.trainer.save(self.folder.step(step))
+        self.folder.saved(step, self.values["keep_last"])
+        self.saved = step
+
+    def after(self, report: StepReport, reporter: Reporter, interrupt: Interrupt) -> None:
+        """What is due after a step: measuring, logging, samples, a checkpoint. One that shall stop does not wait for
+        measures and samples."""
         end = report.step == self.trainer.total
         due = lambda name: end or bool(self.values[name] and report.step % self.values[name] == 0)  # noqa: E731
         loss = None
-        if self.data.validation is not None and due("eval_every") and (end or not stopping):
+        if self.data.validation is not None and due("eval_every") and not interrupt.asked:
             held = self.data.validation
             loss = self.evaluator.loss(held.make(rows) for rows in held.order())
         reporter.step(report, loss)
-        if self.values["sample_prompt"] and due("sample_every") and (end or not stopping):
+        if self.values["sample_prompt"] and due("sample_every") and not interrupt.asked:
             for prompt in self.values["sample_prompt"]:
                 reporter.sample(report.step, prompt, self.answer(prompt))
-        if due("save_every") or stopping:
-            self.trainer.save(self.folder.step(report.step))
-            self.folder.saved(report.step, self.values["keep_last"])
-            self.saved = report.step
+        if self.values["save_every"] and report.step % self.values["save_every"] == 0:
+            self.save()
 
     def answer(self, prompt: str) -> str:
         """The model's greedy answer as it is now."""

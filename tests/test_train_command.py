@@ -1,0 +1,323 @@
+"""``gemma4 train`` on a tiny checkpoint: what it learns, writes and prints, and how it goes on."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import importlib.util
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_tools import failure, gemma4, parts, usage
+from safetensors.numpy import load_file
+from train_tools import DOWN, LINES, Place, write_lines
+from training_tools import quick
+
+from gemma4_core import ModelTransform, Option, TrainedPart, hookimpl, load_pretrained, registry
+from gemma4_core.cli import train_report
+from gemma4_core.model import GemmaModel
+from gemma4_core.training.log import COLUMNS, CsvLog, read_log
+from gemma4_core.training.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("train"))
+
+
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    with quick():
+        yield
+
+
+@pytest.fixture(scope="module")
+def straight(place: Place) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Six steps without a stop, with everything on the way."""
+    output = place.folder / "straight"
+    with quick(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(GemmaModel, "stream_generate", lambda self, asked, **options: parts(f"{asked} {options}"))
+        summary = place.train(
+            output, "--steps", 6, "--save-every", 2, "--validation", "0.2", "--eval-every", 3,
+            "--sample-prompt", "One?", "--sample-tokens", 2, "--schedule", "cosine", "--warmup", 2,
+        )
+    yield output, summary
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
+
+
+def losses(output: Path) -> list[str]:
+    return [row["loss"] for row in read_log(output / "log.csv")]
+
+
+# ---------------------------------------------------------------------------------------------------- a run
+
+
+def test_a_run_learns_and_leaves_a_checkpoint_that_opens(place: Place, straight: tuple[Path, dict[str, Any]]) -> None:
+    output, summary = straight
+    assert summary["checkpoint"] == str(output / "step-6") and summary["steps"] == 6 and summary["captures"] == 1
+    assert summary["examples"] == 4 and summary["trained_parameters"] == 32 * 32 and summary["optimizer"] == "adamw"
+    rows = read_log(output / "log.csv")
+    assert list(rows[0]) == list(COLUMNS) and [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert [float(row["lr"]) for row in rows[:2]] == [0.005, 0.01] and float(rows[5]["lr"]) < 0.004
+    assert [bool(row["validation_loss"]) for row in rows] == [False, False, True, False, False, True]
+    assert summary["validation_loss"] == float(rows[5]["validation_loss"])
+    assert summary["perplexity"] == pytest.approx(np.exp(summary["validation_loss"]))
+    assert all(float(row["gradient_norm"]) > 0 and int(row["targets"]) > 0 for row in rows)
+    assert sorted(path.name for path in output.glob("step-*")) == ["step-4", "step-6"]
+    assert (output / "last").resolve().name == "step-6"
+    before, after = weights(place.model), weights(output / "last")
+    assert {name for name, value in after.items() if not np.array_equal(value, before[name])} == {DOWN}
+    assert load_pretrained(output / "last", device="cpu").tokenizer is not None
+    [sample] = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    asked = "[{'role': 'user', 'content': 'One?'}] {'max_new_tokens': 2}"
+    assert sample == {"step": 6, "prompt": "One?", "text": asked}
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    assert (summary["plot"] is not None) == drawn == (output / "loss.png").exists()
+
+
+def test_the_loss_falls_with_packing_and_accumulation(place: Place, tmp_path: Path) -> None:
+    summary = place.train(tmp_path / "run", "--steps", 8, "--pack", "--accumulate", 2, "--optimizer", "sgd",
+                          "--optimizer-option", "momentum=0.5", "--lr", "0.5", "--batch-size", 1)
+    found = [float(loss) for loss in losses(tmp_path / "run")]
+    assert found[-1] < found[0] - 0.1 and summary["optimizer"] == "sgd"
+    assert "momentun" in failure(*place.args(tmp_path / "no", "--optimizer-option", "momentun=1"))
+
+
+def test_stdout_is_the_checkpoint(place: Place, tmp_path: Path) -> None:
+    ran = gemma4(*place.args(tmp_path / "run", "--steps", 1))
+    assert (ran.code, ran.out, ran.err) == (0, f"{tmp_path / 'run/step-1'}\n", "")
+
+
+# ---------------------------------------------------------------------------------------------------- going on
+
+
+def test_three_and_three_steps_are_six(place: Place, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    place.train(once, "--steps", 6, "--accumulate", 2)
+    place.train(twice, "--steps", 3, "--accumulate", 2)
+    assert failure(*place.args(twice, "--steps", 6)).endswith("go on with --resume, or give another folder")
+    summary = json.loads(gemma4("train", "-o", twice, "--resume", "--steps", 6, "--json").out)
+    assert summary["resumed_from"] == 3 and summary["steps"] == 6
+    assert losses(once) == losses(twice)
+    one, two = (weights(folder / "last") for folder in (once, twice))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    state = [load_file(folder / "last/training_state.safetensors") for folder in (once, twice)]
+    assert all(np.array_equal(state[0][name], state[1][name]) for name in state[0])
+    done = json.loads(gemma4("train", "-o", twice, "--resume", "--json").out)
+    assert done["steps"] == 6 and done["loss"] is None
+    for option, value in (("--seed", 1), ("--batch-size", 1), ("--data", write_lines(tmp_path / "o.jsonl", LINES[:2]))):
+        assert "not what the run began with" in failure("train", "-o", twice, "--resume", "--steps", 9, option, value)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    place: Place, straight: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, step = tmp_path / "run", train_report.Reporter.step
+    more = ["--validation", "0.2", "--eval-every", 3, "--schedule", "cosine", "--warmup", 2]
+
+    def interrupted(self: Any, report: Any, validation: Any) -> None:
+        step(self, report, validation)
+        if report.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train_report.Reporter, "step", interrupted)
+    monkeypatch.setattr("gemma4_core.cli.train_run.HINT", None)  # it goes past what the test runner captures
+    ran = gemma4(*place.args(output, "--steps", 6, *more))
+    assert (ran.code, ran.out) == (130, "")
+    assert f"gemma4 train --output-dir {output} --resume" in ran.err and "step 2 of 6" in ran.err
+    assert [path.name for path in output.glob("step-*")] == ["step-2"]
+    monkeypatch.setattr(train_report.Reporter, "step", step)
+    with open(output / "log.csv", "a") as log:
+        log.write("3,1,9.9,0.1\n4,1,0.")  # a later step, and a line that was cut
+    assert gemma4("train", "--output-dir", output, "--resume").code == 0
+    assert losses(output) == losses(straight[0])
+    one, two = (weights(folder / "last") for folder in (straight[0], output))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("run.toml", 'model-dir = "{model}"\ndata = "{data}"\nlr = 0.5\nbatch_size = 2\ntrainable = ["*down*", "*up*"]\n'),
+    ("run.yaml", 'model-dir: "{model}"\ndata: "{data}"\nlr: 5e-1\nbatch-size: 2\ntrainable: "*down*"\nsteps:\n'),
+])
+def test_options_from_a_file(place: Place, tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text.format(model=place.model, data=place.data))
+    found = json.loads(gemma4("train", "--config", path, "--dry-run", "--json").out)
+    assert found["steps"] == 3 and found["examples"] == 5
+    found = json.loads(gemma4("train", "--config", path, "--dry-run", "--json", "--batch-size", 5, "--steps", 7).out)
+    assert found["steps"] == 7 and found["lengths"] == [32]
+
+
+@pytest.mark.parametrize(("name", "text", "says"), [
+    ("c.toml", "batch-sise = 1\n", "unknown key 'batch-sise', did you mean 'batch-size'?"),
+    ("c.toml", "lr = \n", "not valid"),
+    ("c.yaml", "lr: fast\n", "lr: 'fast' is not a number"),
+    ("c.yaml", "lr: [1, 2]\n", "lr: '[1, 2]' is not a single value"),
+    ("c.yaml", "- lr\n", "must hold options"),
+    ("c.yaml", "schedule: square\n", "square"),
+    ("c.ini", "lr=1", "ends in .toml"),
+])
+def test_a_faulty_file_is_refused(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    message = failure("train", "--config", path)
+    assert name in message and says in message
+    assert "absent.toml" in failure("train", "--config", tmp_path / "absent.toml")
+
+
+def test_dry_run_shows_what_is_learnt(place: Place, tmp_path: Path) -> None:
+    ran = gemma4("train", "-m", place.model, "--data", place.data, "--dry-run")
+    assert ran.code == 0 and "train.jsonl:1, learnt between" in ran.out and "»one<turn|>«" in ran.out
+    assert "steps               5\n" in ran.out
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    (["--steps", 3, "--epochs", 1], "at most one of --steps and --epochs"),
+    (["--validation", "1.5"], "--validation '1.5'"),
+    (["--sample-every", 3], "--sample-every needs --sample-prompt"),
+    (["--optimizer-option", "momentum"], "--optimizer-option 'momentum'"),
+    (["--lr", "nan"], "'nan'"),
+    (["--image", "x.png"], "--image"),
+])
+def test_usage(place: Place, tmp_path: Path, more: list[Any], says: str) -> None:
+    assert says in usage(*place.args(tmp_path / "run", *more))
+    assert "--output-dir" in usage("train", "-m", place.model, "--data", place.data)
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    (["--data", "absent.jsonl"], "absent.jsonl: No such file"),
+    (["--validation", "absent.jsonl"], "absent.jsonl: No such file"),
+    (["--trainable", "*.nonsense"], "*.nonsense"),
+    (["--frozen", "*"], "nothing would train"),
+    (["--optimizer", "adamx"], "adamx"),
+    (["--warmup", 99], "--warmup 99"),
+    (["--max-length", 9999], "--max-length 9999"),
+    (["--modality", "vision"], "vision"),
+    (["--resume"], "no checkpoint"),
+])
+def test_failures_come_before_weights_are_read(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[Any], says: str
+) -> None:
+    monkeypatch.setattr("gemma4_core.loading.read_text", lambda *a, **k: pytest.fail("weights were read"))
+    assert says in failure(*place.args(tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_that_cannot_be_written(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    with monkeypatch.context() as patched:
+        patched.setattr("gemma4_core.loading.read_text", lambda *a, **k: pytest.fail("weights were read"))
+        assert "file: is a file" in failure(*place.args(tmp_path / "file"))
+        assert "file/run" in failure(*place.args(tmp_path / "file/run"))
+        assert "mine: is not empty" in failure(*place.args(tmp_path / "mine"))
+
+        def refuse(*args: object, **kwargs: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        patched.setattr("gemma4_core.training.run_folder.atomic_file", refuse)
+        assert "Permission denied" in failure(*place.args(tmp_path / "closed"))
+    output = tmp_path / "run"
+    place.train(output, "--steps", 1)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gemma4_core.training.checkpoint.write_state", full)
+    message = failure("train", "-o", output, "--resume", "--steps", 2)
+    assert "the disk is full" in message and "step-2" in message
+    monkeypatch.undo()
+    assert [path.name for path in output.glob("*step*")] == ["step-1"]
+    assert gemma4("train", "-o", output, "--resume", "--steps", 2).code == 0
+
+
+def test_a_loss_that_is_no_number_stops_the_run(place: Place, tmp_path: Path) -> None:
+    message = failure(*place.args(tmp_path / "run", "--lr", "3e38", "--clip", 0, "--optimizer", "sgd", "--steps", 9))
+    assert "the loss is" in message and "--lr" in message
+    assert not RunFolder(tmp_path / "run").checkpoints()
+
+
+def test_the_log_keeps_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    with CsvLog(path) as log:
+        log.add({"step": 1, "loss": 0.1 + 0.2})
+        log.add({"step": 2, "loss": 1.0})
+    with CsvLog(path, after=1) as log:
+        log.add({"step": 2, "loss": 3.0})
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], float(row["loss"])) for row in rows] == [("1", 0.1 + 0.2), ("2", 3.0)]
+
+
+# ---------------------------------------------------------------------------------------------------- plugins
+
+
+class Shift:
+    """A transform that trains one tensor of its own, which is added to a matrix."""
+
+    def apply(self, model: Any, values: Any) -> None:
+        from tinygrad import Tensor
+
+        from gemma4_core import DenseMatrix
+
+        shift = Tensor.zeros(1, 32, device=model.device).contiguous().realize()
+        base = model.places[DOWN].matrix.dense()
+
+        class Shifted(DenseMatrix):
+            def matmul(self, x: Tensor) -> Tensor:
+                return super().matmul(x) + x.linear(shift.transpose()).cast(x.dtype)
+
+            def parts(self) -> dict[str, Tensor]:
+                return {"": self.tensor, ".shift": shift}
+
+        model.places[DOWN].matrix = Shifted(base)
+        model.invalidate()
+
+    def part(self, model: Any, values: Any) -> TrainedPart:
+        shift = model.places[DOWN].matrix.parts()[".shift"]
+
+        def load(folder: Path) -> None:
+            from tinygrad import Tensor
+
+            shift.assign(Tensor(np.load(folder / "shift.npy"), device=shift.device)).realize()
+
+        return TrainedPart({"shift": shift}, lambda folder: np.save(folder / "shift.npy", shift.numpy()), load)
+
+    @hookimpl
+    def gemma4_model_transforms(self) -> list[ModelTransform]:
+        option = Option("--shift", "Learn a shift.", type=bool, default=False)
+        return [ModelTransform("shift", "adds a row", self.apply, (option,), trained_part=self.part)]
+
+
+def test_a_transform_says_what_trains_and_is_saved(place: Place, tmp_path: Path) -> None:
+    registry.register(Shift(), "shift")
+    try:
+        asked = ["-m", place.model, "--data", place.data, "--lr", "0.1", "--max-length", 32, "--shift", "--json",
+                 "--device", "cpu", "--batch-size", 2]
+        assert "--shift" in gemma4("train", "--help").out
+        once = json.loads(gemma4("train", *asked, "-o", tmp_path / "once", "--steps", 4).out)
+        assert once["trained_parameters"] == 32 and once["frozen_parameters"] > 10000
+        names = {path.name for path in (tmp_path / "once/last").iterdir()}
+        assert names == {"shift.npy", "training_state.json", "training_state.safetensors"}
+        gemma4("train", *asked, "-o", tmp_path / "twice", "--steps", 2)
+        ran = gemma4("train", "-o", tmp_path / "twice", "--resume", "--steps", 4, "--json")
+        assert ran.code == 0, ran
+        assert json.loads(ran.out)["resumed_from"] == 2 and losses(tmp_path / "once") == losses(tmp_path / "twice")
+        found = [np.load(tmp_path / name / "last/shift.npy") for name in ("once", "twice")]
+        assert np.array_equal(*found) and found[0].any()
+        assert "nothing*" in failure("train", *asked, "-o", tmp_path / "no", "--trainable", "nothing*")
+    finally:
+        registry.unregister("shift")

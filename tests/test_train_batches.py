@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,15 @@ from PIL import Image
 from train_tools import DOWN, LINES, write_checkpoint, write_lines
 from training_tools import quick, snapshot
 
-from gemma4_core import Gemma4Error, GemmaTrainingBatch, build_optimizer, compute_loss, load_pretrained, train_step
+from gemma4_core import (
+    Gemma4Error,
+    GemmaTrainingBatch,
+    build_optimizer,
+    compute_loss,
+    load_pretrained,
+    load_training_checkpoint,
+    train_step,
+)
 from gemma4_core.demo import write_demo_checkpoint
 from gemma4_core.training.data import Batches, read_examples
 from gemma4_core.training.trainer import Plan, Trainer
@@ -51,6 +61,17 @@ def test_packed_texts_do_not_see_each_other(tmp_path: Path) -> None:
     np.testing.assert_allclose(*states, atol=1e-6)
     with pytest.raises(Gemma4Error, match="segments"):
         compute_loss(model, GemmaTrainingBatch([1, 2, 3], segments=[0, 0]))
+
+
+def test_the_example_script_learns_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = runpy.run_path(str(Path(__file__).parent.parent / "examples/finetune_jsonl.py"))
+    model, data = write_checkpoint(tmp_path / "model"), write_lines(tmp_path / "d.jsonl")
+    asked = [str(model), str(data), str(tmp_path / "run"), "--lr", "0.01", "--batch-size", "2", "--trainable", DOWN]
+    script["main"](asked)
+    assert load_training_checkpoint(tmp_path / "run", load_pretrained(tmp_path / "run", device="cpu"))["step"] == 3
+    assert "5 examples" in capsys.readouterr().out
+    script["main"]([*asked, "--epochs", "2"])
+    assert re.findall(r"step (\d) of 6", capsys.readouterr().out) == ["4", "5", "6"]
 
 
 def test_images_and_sounds_are_learnt_from(tmp_path: Path) -> None:

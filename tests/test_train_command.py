@@ -17,7 +17,7 @@ import pytest
 from cli_tools import failure, gemma4, parts, usage
 from safetensors.numpy import load_file
 from train_tools import DOWN, LINES, Place, write_lines
-from training_tools import quick
+from training_tools import quick, snapshot
 
 from gemma4_core import ModelTransform, Option, TrainedPart, hookimpl, load_pretrained, registry
 from gemma4_core.cli import train_report
@@ -76,7 +76,9 @@ def test_a_run_learns_and_leaves_a_checkpoint_that_opens(place: Place, straight:
     assert (output / "last").resolve().name == "step-6"
     before, after = weights(place.model), weights(output / "last")
     assert {name for name, value in after.items() if not np.array_equal(value, before[name])} == {DOWN}
-    assert load_pretrained(output / "last", device="cpu").tokenizer is not None
+    for folder in (output / "last", output):
+        opened = load_pretrained(folder, device="cpu")
+        assert opened.tokenizer is not None and np.array_equal(snapshot(opened)[DOWN], after[DOWN])
     [sample] = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
     asked = "[{'role': 'user', 'content': 'One?'}] {'max_new_tokens': 2}"
     assert sample == {"step": 6, "prompt": "One?", "text": asked}

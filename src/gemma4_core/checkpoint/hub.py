@@ -21,6 +21,8 @@ TUNED = "-it"
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
 LOCAL_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+LAST = "last"
+"""What leads to the newest checkpoint in the folder of a training run."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -34,14 +36,16 @@ def repository(name: str) -> str | None:
 
 
 def resolve_folder(name: str | Path) -> Path:
-    """The folder of a checkpoint: a path, or a hub name or alias found in the Hugging Face cache.
+    """The folder of a checkpoint: a path, or a hub name or alias found in the Hugging Face cache. The folder of a
+    training run stands for its last checkpoint.
 
     Nothing is fetched. Raises CheckpointError naming the value and how to get the checkpoint.
     """
     text = str(name)
     try:
         if text and Path(text).exists():
-            return Path(text)
+            last = Path(text, LAST)
+            return last if not Path(text, "config.json").exists() and (last / "config.json").is_file() else Path(text)
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise CheckpointError(f"{shown_path(text)} cannot be opened as a checkpoint folder: {reason}") from fault

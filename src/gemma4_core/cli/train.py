@@ -96,7 +96,7 @@ def train_command(ctx: click.Context, plugin_values: PluginValues, **values: Any
     gemma4 train --config run.yaml --lr 2e-5
     gemma4 train -o run --resume
 
-    The folder of the newest checkpoint is printed; it opens like any other, and so does FOLDER/last.
+    The folder of the newest checkpoint is printed; it opens like any other, and so does the run's folder.
     """
     if values["steps"] is not None and values["epochs"] is not None:
         raise click.UsageError("Give at most one of --steps and --epochs.")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core.checkpoint.atomic import atomic_file, make_parents, write_error
+from gemma4_core.checkpoint.hub import LAST
 from gemma4_core.config.files import read_json, shown_path
 from gemma4_core.errors import CheckpointError
 from gemma4_core.training.checkpoint import RUN_FILE
 
-SETTINGS, LOG, CURVE, SAMPLES, LAST = "settings.json", "log.csv", "loss.png", "samples.jsonl", "last"
+SETTINGS, LOG, CURVE, SAMPLES = "settings.json", "log.csv", "loss.png", "samples.jsonl"
 STEP = re.compile(r"step-(\d{1,12})")
 LEFT_OVER = re.compile(r"\.step-\d{1,12}\.[0-9a-f]{12}\.(tmp|old)")
 

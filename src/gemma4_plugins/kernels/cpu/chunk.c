@@ -7,7 +7,7 @@ typedef struct { float *h, *x, *wide, *other, *ple; void *ready; u32 *packed; fl
 static Rows ready_rows(Worker *w, const Chunk *c, const float *from, i64 cols, const float *weight, int norm, i64 type) {
     const Step *s = w->s;
     i64 stride = row_stride(cols), a, b;
-    int pairs = use_pairs(type);
+    int pairs = use_pairs(s, type);
     while (claim(w, c->count, 8, &a, &b))
         for (i64 r = a; r < b; r++) {
             float *line = c->sums;
@@ -97,7 +97,7 @@ static void chunk_attention(Worker *w, const Layer *l, const Call *call, const C
 static void run_expert(Worker *w, const Layer *l, const Chunk *c, const Rows *x, i64 expert, const int *chosen, float *slots, char *room) {
     const Step *s = w->s;
     i64 ff = s->expert_ff, n = s->hidden, stride = row_stride(n), inner = row_stride(ff), taken = 0;
-    int *where = (int *)room, down_pairs = use_pairs(l->expert_down.type);
+    int *where = (int *)room, down_pairs = use_pairs(s, l->expert_down.type);
     char *rows = room + c->count * s->top * 4, *hidden = rows + c->count * stride * 4;
     for (i64 i = 0; i < c->count * s->top; i++) if (chosen[i] == expert) {
         __builtin_memcpy(row_at(rows, taken, stride, x->pairs), row_at(x->x, i / s->top, stride, x->pairs), (u64)stride * (x->pairs ? 2 : 4));
@@ -142,7 +142,7 @@ static void chunk_experts(Worker *w, const Layer *l, const Chunk *c) {
     float root = 1.0f / __builtin_sqrtf((float)n), *routed = c->x, *share = c->wide, *slots = share + 2 * c->count * s->top;
     int *chosen = (int *)(share + c->count * s->top);
     i64 stride = row_stride(n);
-    int pairs = use_pairs(l->router.type);
+    int pairs = use_pairs(s, l->router.type);
     while (claim(w, c->count, 8, &a, &b))
         for (i64 r = a; r < b; r++) {
             rms_norm(c->sums, c->h + r * n, 0, n, s->eps);

@@ -16,14 +16,15 @@ typedef struct { const void *x; i64 rows, stride; int pairs; } Rows;   // stride
 
 static inline i64 row_stride(i64 cols) { return (cols + 31) & ~31LL; }
 
-// Rows of fp32 x made ready: bf16 where the weights are not fp32 and the processor multiplies pairs, else fp32.
+// Rows of fp32 x made ready: bf16 where `use_pairs` says so, else fp32.
 static void ready_row(void *out, const float *x, i64 cols, int pairs) {
     i64 stride = row_stride(cols);
     if (pairs) for (i64 i = 0; i < stride; i++) ((u16 *)out)[i] = i < cols ? to_bf16(x[i]) : 0;
     else for (i64 i = 0; i < stride; i++) ((float *)out)[i] = i < cols ? x[i] : 0;
 }
 
-static inline int use_pairs(i64 type) { return PAIRS && type != F32; }
+// An fp32 model keeps its activations in fp32, whatever its weights are stored as.
+static inline int use_pairs(const Step *s, i64 type) { return PAIRS && type != F32 && s->kv_type != F32; }
 static inline void *row_at(const void *x, i64 row, i64 stride, int pairs) { return (char *)x + row * stride * (pairs ? 2 : 4); }
 
 static inline void swap_halves(u32x *a, u32x *b, int distance) {

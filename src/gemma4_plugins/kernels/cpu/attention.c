@@ -134,7 +134,7 @@ static void spread_qkv(Worker *w, const Layer *l, const float *x, float *packed)
     const Step *s = w->s;
     const Matrix *each[3] = {&l->q, &l->k, &l->v};
     float *out[3] = {s->q, s->k, s->v};
-    i64 rows = l->q.rows + (l->k.data ? l->k.rows : 0) + (l->v.data ? l->v.rows : 0), block = block_of(rows, s->threads), ticket, end;
+    i64 rows = l->q.rows + (l->k.data ? l->k.rows : 0) + (l->v.data ? l->v.rows : 0), block = block_of(&l->q, rows, s->threads), ticket, end;
     Operand o = operand(x, s->hidden, l->q.type, packed);
     i64 type = l->q.type, blocks[3], count = 0;
     for (int i = 0; i < 3; i++) count += blocks[i] = each[i]->data ? (each[i]->rows + block - 1) / block : 0;
@@ -143,7 +143,7 @@ static void spread_qkv(Worker *w, const Layer *l, const float *x, float *packed)
         while (ticket >= blocks[i]) ticket -= blocks[i++];
         if (each[i]->type != type) o = operand(x, s->hidden, type = each[i]->type, packed);
         i64 from = ticket * block, to = from + block < each[i]->rows ? from + block : each[i]->rows;
-        product(each[i], from, to, &o, out[i] + from);
+        dot_rows(each[i], from, to - from, &o, out[i] + from);
     }
     barrier(w);
 }

@@ -34,6 +34,8 @@ def load(names: tuple[str, ...], defines: tuple[str, ...] = ()) -> Program:
     The compiler's cache is keyed by the source, so the processor's name and features go into it.
     """
     Device["CPU"]  # the device's set-up picks the compiler
+    if "GenuineIntel" in cpu_features():
+        defines = (*defines, "STREAMS 2", "AHEAD 4096")  # see products.c
     prologue = "".join(f"#define {define}\n" for define in defines) + f"// {cpu_features()}\n"
     compiler = ClangCompiler([_arch(), "native"])
     image = jit_loader(compiler.compile_cached(prologue + "".join((HERE / name).read_text() for name in names)))
@@ -60,5 +62,5 @@ def cpu_features() -> str:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
         return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
+    wanted = ("vendor_id", "model name", "flags", "Features", "CPU part")
     return " ".join(line.split(":", 1)[1].strip() for line in lines if line.startswith(wanted))

@@ -33,7 +33,7 @@ static void head(Worker *w, const float *h, float *scratch) {
     rms_norm(x, h, s->norm, s->hidden, s->eps);
     Operand o = operand(x, s->hidden, s->embed.type, packed);
     while (claim(w, s->vocab, HEAD_BLOCK, &from, &to)) {
-        product(&s->embed, from, to, &o, s->logits + from);
+        dot_rows(&s->embed, from, to - from, &o, s->logits + from);
         float high = -1e30f, shares[HEAD_BLOCK];
         if (s->softcap > 0) for (i64 i = from; i < to; i++) s->logits[i] = s->softcap * tangent(s->logits[i] / s->softcap);
         for (i64 j = 0; j < s->suppressed_count; j++)

@@ -37,41 +37,33 @@ static void experts(Worker *w, const Layer *l, const float *h, float *scratch) {
     top_experts(s, l, s->router_out, chosen, weight);
     rms_norm(x, h, l->pre_ff2, n, s->eps);
     o = operand(x, n, l->expert_gate_up.type, packed);
-    i64 block = block_of(ff, 1), blocks = (ff + block - 1) / block;
+    i64 block = block_of(&l->expert_gate_up, s->top * ff, s->threads), blocks = (ff + block - 1) / block;
     while (claim(w, s->top * blocks, 1, &from, &to)) {
         i64 k = from / blocks, begin = from % blocks * block, end = begin + block < ff ? begin + block : ff;
-        for (i64 r = begin; r < end; r += ROWS) {
-            int rows = (int)(end - r < ROWS ? end - r : ROWS);
-            float g[ROWS], u[ROWS];
-            dot_rows(&l->expert_gate_up, chosen[k] * 2 * ff + r, rows, &o, g);
-            dot_rows(&l->expert_gate_up, chosen[k] * 2 * ff + ff + r, rows, &o, u);
-            for (int i = 0; i < rows; i++) s->act[k * ff + r + i] = gelu(g[i]) * u[i];
-        }
+        gated(&l->expert_gate_up, chosen[k] * 2 * ff + begin, &l->expert_gate_up, chosen[k] * 2 * ff + ff + begin, end - begin, &o, s->act + k * ff + begin);
     }
     barrier(w);
     Operand each[MAX_EXPERTS];
     for (i64 k = 0; k < s->top; k++) each[k] = operand(s->act + k * ff, ff, l->expert_down.type, packed + k * ff);
-    while (claim(w, n, block_of(n, s->threads), &from, &to))
-        for (i64 r = from; r < to; r += ROWS) {
-            int rows = (int)(to - r < ROWS ? to - r : ROWS);
-            float total[ROWS] = {0}, part[ROWS];
-            for (i64 k = 0; k < s->top; k++) {
-                dot_rows(&l->expert_down, chosen[k] * n + r, rows, &each[k], part);
-                for (int i = 0; i < rows; i++) total[i] += part[i] * weight[k];
-            }
-            for (int i = 0; i < rows; i++) s->b[r + i] = total[i];
+    while (claim(w, n, block_of(&l->expert_down, n, s->threads), &from, &to)) {
+        float part[MOST];
+        for (i64 i = from; i < to; i++) s->b[i] = 0;
+        for (i64 k = 0; k < s->top; k++) {
+            dot_rows(&l->expert_down, chosen[k] * n + from, to - from, &each[k], part);
+            for (i64 i = from; i < to; i++) s->b[i] += part[i - from] * weight[k];
         }
+    }
     barrier(w);
 }
 
 static void feed_forward(Worker *w, const Layer *l, float *h, float *scratch) {
     const Step *s = w->s;
-    i64 n = s->hidden;
+    i64 n = s->hidden, from, to;
     float *x = scratch, *packed = scratch + n;
     if (s->experts) experts(w, l, h, scratch);
     rms_norm(x, h, l->pre_ff, n, s->eps);
     Operand o = operand(x, n, l->gate.type, packed);
-    spread_gated(w, &l->gate, 0, &l->up, 0, l->ff, &o, s->act);
+    while (claim(w, l->ff, block_of(&l->gate, l->ff, s->threads), &from, &to)) gated(&l->gate, from, &l->up, from, to - from, &o, s->act + from);
     barrier(w);
     o = operand(s->act, l->ff, l->down.type, packed);
     spread(w, &l->down, &o, s->a);
@@ -91,8 +83,8 @@ static void per_layer(Worker *w, const Layer *l, i64 index, float *h, float *scr
     float *packed = scratch;
     i64 from, to;
     Operand o = operand(h, s->hidden, l->ple_gate.type, packed);
-    while (claim(w, s->ple, block_of(s->ple, s->threads), &from, &to)) {
-        product(&l->ple_gate, from, to, &o, s->act + from);
+    while (claim(w, s->ple, block_of(&l->ple_gate, s->ple, s->threads), &from, &to)) {
+        dot_rows(&l->ple_gate, from, to - from, &o, s->act + from);
         for (i64 i = from; i < to; i++) s->act[i] = gelu(s->act[i]) * s->ple_in[index * s->ple + i];
     }
     barrier(w);

@@ -59,9 +59,35 @@ static inline int claim(Worker *w, i64 rows, i64 block, i64 *from, i64 *to) {
 }
 
 static inline float sum(f32x v) {
-    float t = 0;
-    for (int i = 0; i < LANES; i++) t += v[i];
-    return t;
+    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    return (v[0] + v[2]) + (v[1] + v[3]);
+}
+
+static inline int add(i32x v) {
+    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    return (v[0] + v[2]) + (v[1] + v[3]);
+}
+
+// The largest magnitude.
+static float largest(const float *x, i64 n) {
+    u32x top = {0};                                        // magnitudes order as their bits do
+    i64 i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        u32x v = *(const u32x *)(x + i) & 0x7fffffffu;
+        top = __builtin_elementwise_max(v, top);
+    }
+    u32 most = 0, bits;
+    for (int j = 0; j < LANES; j++) most = top[j] > most ? top[j] : most;
+    for (; i < n; i++) {
+        __builtin_memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    float value;
+    __builtin_memcpy(&value, &most, 4);
+    return value;
 }
 
 static inline float from_bf16(u16 x) { u32 b = (u32)x << 16; float f; __builtin_memcpy(&f, &b, 4); return f; }

@@ -7,24 +7,36 @@ typedef struct { const float *x; const i8 *high, *low; float scale; int sum_high
 
 static Operand operand(const float *x, i64 n, i64 type, float *scratch) {
     Operand o = {x, 0, 0, 0, 0, 0};
+    i64 i = 0;
     if (type == BF16) {
-        i64 i = 0;
-        for (; i + 32 <= n; i += 32)
-            for (int j = 0; j < 16; j++) { scratch[i + j] = x[i + 2 * j]; scratch[i + 16 + j] = x[i + 2 * j + 1]; }
+        for (; i + 32 <= n; i += 32) {
+            f32x low = *(const f32x *)(x + i), high = *(const f32x *)(x + i + 16);
+            *(f32x *)(scratch + i) = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            *(f32x *)(scratch + i + 16) = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        }
         for (; i < n; i++) scratch[i] = x[i];
         o.x = scratch;
     } else if (type == I8) {
         i8 *high = (i8 *)scratch, *low = high + n;
-        float top = 0;
-        for (i64 i = 0; i < n; i++) { float a = x[i] < 0 ? -x[i] : x[i]; top = a > top ? a : top; }
-        float factor = top > 0 ? 32512.0f / top : 0;
-        for (i64 i = 0; i < n; i++) {
+        float top = largest(x, n), factor = top > 0 ? 32512.0f / top : 0;
+        i32x sum_high = {0}, sum_low = {0};
+        for (; i + 64 <= n; i += 64)
+#pragma clang loop unroll(full)
+            for (int j = 0; j < 64; j += LANES) {
+                f32x y = *(const f32x *)(x + i + j) * factor;
+                i32x v = __builtin_convertvector(y + (f32x)(((u32x)y & 0x80000000u) | 0x3f000000u), i32x);  // + 0.5 of y's sign
+                i32x h = (v + 128) >> 8, l = v - (h << 8);
+                *(i8x *)(high + i + j) = __builtin_convertvector(h, i8x);
+                *(i8x *)(low + i + j) = __builtin_convertvector(l, i8x);
+                sum_high += h;
+                sum_low += l;
+            }
+        for (int j = 0; j < LANES; j++) { o.sum_high += sum_high[j]; o.sum_low += sum_low[j]; }
+        for (; i < n; i++) {
             float y = x[i] * factor;
-            int v = (int)(y < 0 ? y - 0.5f : y + 0.5f), h = (v + 128) >> 8, l = v - 256 * h;
+            int v = (int)(y < 0 ? y - 0.5f : y + 0.5f), h = (v + 128) >> 8;
             high[i] = (i8)h;
-            low[i] = (i8)l;
-            o.sum_high += h;
-            o.sum_low += l;
+            low[i] = (i8)(v - 256 * h);
         }
         o.high = high;
         o.low = low;
@@ -33,114 +45,113 @@ static Operand operand(const float *x, i64 n, i64 type, float *scratch) {
     return o;
 }
 
-#define ROWS 4
-#define AHEAD 2048                                         // bytes fetched ahead of use
+// Rows read side by side, and bytes fetched ahead of use. One row after the other is one plain stream, which the
+// prefetchers of AMD's and ARM's processors follow at full speed and lose with each added row or fetch of ours
+// (Zen 5, two threads that read 31 GB/s: 32, with two rows and fetches 21); Intel's want the two rows and the fetches
+// (one with AMX: 32 GB/s against 28). build.py tells which.
+#ifndef STREAMS
+#define STREAMS 1
+#define AHEAD 0
+#endif
+enum { ROWS = 4, MOST = 64 };                              // blocks are multiples of ROWS, and no larger than MOST
 
-static void dot_f32(const float *w, i64 stride, int rows, i64 n, const float *x, float *out) {
-    for (int r = 0; r < rows; r++) {
-        const float *p = w + r * stride;
-        f32x acc = {0};
-        i64 i = 0;
-        float t = 0;
-        for (; i + LANES <= n; i += LANES) acc += *(const f32x *)(p + i) * *(const f32x *)(x + i);
-        for (; i < n; i++) t += p[i] * x[i];
-        out[r] = sum(acc) + t;
+static void dot_f32(const float *w, i64 n, const float *x, float *out) {
+    f32x a = {0}, b = {0};
+    i64 i = 0;
+    float t = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        a += *(const f32x *)(w + i) * *(const f32x *)(x + i);
+        b += *(const f32x *)(w + i + LANES) * *(const f32x *)(x + i + LANES);
     }
+    for (; i < n; i++) t += w[i] * x[i];
+    *out = sum(a + b) + t;
 }
 
-static inline __attribute__((always_inline)) void dot_bf16(const u16 *w, i64 stride, int rows, i64 n, const float *x, float *out) {
-    f32x acc[ROWS] = {{0}};
-    const u32x mask = {0};
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE void fetch(const void *w) {
+    if (AHEAD) __builtin_prefetch((const char *)w + AHEAD);
+}
+
+INLINE void dot_bf16(const u16 *w, int rows, i64 n, const float *x, float *out) {
+    f32x even[STREAMS] = {{0}}, odd[STREAMS] = {{0}};
     i64 i = 0;
     for (; i + 32 <= n; i += 32) {
-        f32x even = *(const f32x *)(x + i), odd = *(const f32x *)(x + i + 16);
+        f32x x0 = *(const f32x *)(x + i), x1 = *(const f32x *)(x + i + 16);
 #pragma clang loop unroll(full)
         for (int r = 0; r < rows; r++) {
-            u32x pair = *(const u32x *)(w + r * stride + i);
-            __builtin_prefetch((const char *)(w + r * stride + i) + AHEAD);
-            acc[r] += (f32x)(pair << 16) * even;
-            acc[r] += (f32x)(pair & (mask + 0xffff0000u)) * odd;
+            u32x pair = *(const u32x *)(w + r * n + i);
+            fetch(w + r * n + i);
+            even[r] += (f32x)(pair << 16) * x0;
+            odd[r] += (f32x)(pair & 0xffff0000u) * x1;
         }
     }
     for (int r = 0; r < rows; r++) {
         float t = 0;
-        for (i64 j = i; j < n; j++) t += from_bf16(w[r * stride + j]) * x[j];
-        out[r] = sum(acc[r]) + t;
+        for (i64 j = i; j < n; j++) t += from_bf16(w[r * n + j]) * x[j];
+        out[r] = sum(even[r] + odd[r]) + t;
     }
 }
 
 #if defined(__AVX512VNNI__)
 typedef long long v8 __attribute__((vector_size(64), aligned(1)));
 typedef int v16 __attribute__((vector_size(64)));
-static inline __attribute__((always_inline)) v16 dot4(v16 acc, v16 unsigned_bytes, v16 signed_bytes) {
+INLINE v16 dot4(v16 acc, v16 unsigned_bytes, v16 signed_bytes) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
     return acc;
 }
-static inline __attribute__((always_inline)) void dot_i8(const i8 *w, i64 stride, int rows, i64 n, const Operand *o, int *high, int *low) {
-    v16 a[ROWS] = {{0}}, b[ROWS] = {{0}};
+INLINE void dot_i8(const i8 *w, int rows, i64 n, const Operand *o, float *out) {
+    v16 a[STREAMS] = {{0}}, b[STREAMS] = {{0}};
     const v16 flip = (v16){0} + (int)0x80808080;
     i64 i = 0;
     for (; i + 64 <= n; i += 64) {
         v16 xh = (v16)*(const v8 *)(o->high + i), xl = (v16)*(const v8 *)(o->low + i);
 #pragma clang loop unroll(full)
         for (int r = 0; r < rows; r++) {
-            v16 bytes = (v16)*(const v8 *)(w + r * stride + i) ^ flip;  // w + 128, taken off again below
-            __builtin_prefetch((const char *)(w + r * stride + i) + AHEAD);
+            v16 bytes = (v16)*(const v8 *)(w + r * n + i) ^ flip;  // w + 128, taken off again below
+            fetch(w + r * n + i);
             a[r] = dot4(a[r], bytes, xh);
             b[r] = dot4(b[r], bytes, xl);
         }
     }
-    int sh = 0, sl = 0;
-    for (i64 j = 0; j < i; j++) { sh += o->high[j]; sl += o->low[j]; }
     for (int r = 0; r < rows; r++) {
-        int th = -128 * sh, tl = -128 * sl;
-        for (int j = 0; j < 16; j++) { th += a[r][j]; tl += b[r][j]; }
-        for (i64 j = i; j < n; j++) { th += w[r * stride + j] * o->high[j]; tl += w[r * stride + j] * o->low[j]; }
-        high[r] = th;
-        low[r] = tl;
+        int high = add(a[r]) - 128 * o->sum_high, low = add(b[r]) - 128 * o->sum_low;
+        for (i64 j = i; j < n; j++) { high += w[r * n + j] * o->high[j]; low += w[r * n + j] * o->low[j]; }
+        out[r] = 256.0f * (float)high + (float)low;
     }
 }
 #else
-static inline __attribute__((always_inline)) void dot_i8(const i8 *w, i64 stride, int rows, i64 n, const Operand *o, int *high, int *low) {
-    for (int r = 0; r < rows; r++) {
-        const i8 *p = w + r * stride;
+INLINE void dot_i8(const i8 *w, int rows, i64 n, const Operand *o, float *out) {
+    for (int r = 0; r < rows; r++, w += n) {
         i32x a = {0}, b = {0};
         i64 i = 0;
         for (; i + LANES <= n; i += LANES) {
-            i32x v = __builtin_convertvector(*(const i8x *)(p + i), i32x);
+            i32x v = __builtin_convertvector(*(const i8x *)(w + i), i32x);
             a += v * __builtin_convertvector(*(const i8x *)(o->high + i), i32x);
             b += v * __builtin_convertvector(*(const i8x *)(o->low + i), i32x);
         }
-        int th = 0, tl = 0;
-        for (int j = 0; j < LANES; j++) { th += a[j]; tl += b[j]; }
-        for (; i < n; i++) { th += p[i] * o->high[i]; tl += p[i] * o->low[i]; }
-        high[r] = th;
-        low[r] = tl;
+        int high = add(a), low = add(b);
+        for (; i < n; i++) { high += w[i] * o->high[i]; low += w[i] * o->low[i]; }
+        out[r] = 256.0f * (float)high + (float)low;
     }
 }
 #endif
 
-// out[0..rows) = rows from..from+rows of m times the operand; at most ROWS rows
-static void dot_rows(const Matrix *m, i64 from, int rows, const Operand *o, float *out) {
-    i64 n = m->cols;
+// out[0..rows) = rows from..from+rows of m times the operand
+static void dot_rows(const Matrix *m, i64 from, i64 rows, const Operand *o, float *out) {
+    i64 n = m->cols, r = 0;
     if (m->type == BF16) {
         const u16 *w = (const u16 *)m->data + from * n;
-        if (rows == ROWS) dot_bf16(w, n, ROWS, n, o->x, out);
-        else for (int r = 0; r < rows; r++) dot_bf16(w + r * n, n, 1, n, o->x, out + r);
+        for (; r + STREAMS <= rows; r += STREAMS) dot_bf16(w + r * n, STREAMS, n, o->x, out + r);
+        for (; r < rows; r++) dot_bf16(w + r * n, 1, n, o->x, out + r);
     } else if (m->type == I8) {
         const i8 *w = (const i8 *)m->data + from * n;
-        int high[ROWS], low[ROWS];
-        if (rows == ROWS) dot_i8(w, n, ROWS, n, o, high, low);
-        else for (int r = 0; r < rows; r++) dot_i8(w + r * n, n, 1, n, o, high + r, low + r);
-        for (int r = 0; r < rows; r++) out[r] = (256.0f * (float)high[r] + (float)low[r]) * o->scale * m->scale[from + r];
+        for (; r + STREAMS <= rows; r += STREAMS) dot_i8(w + r * n, STREAMS, n, o, out + r);
+        for (; r < rows; r++) dot_i8(w + r * n, 1, n, o, out + r);
+        for (r = 0; r < rows; r++) out[r] *= o->scale * m->scale[from + r];
     } else {
-        dot_f32((const float *)m->data + from * n, n, rows, n, o->x, out);
+        for (; r < rows; r++) dot_f32((const float *)m->data + (from + r) * n, n, o->x, out + r);
     }
-}
-
-// rows [from, to) of m into out[row - from]
-static void product(const Matrix *m, i64 from, i64 to, const Operand *o, float *out) {
-    for (i64 r = from; r < to; r += ROWS) dot_rows(m, r, (int)(to - r < ROWS ? to - r : ROWS), o, out + (r - from));
 }
 
 static float element(const Matrix *m, i64 row, i64 col) {
@@ -150,27 +161,24 @@ static float element(const Matrix *m, i64 row, i64 col) {
     return ((const float *)m->data)[at];
 }
 
-static inline i64 block_of(i64 rows, i64 threads) {       // a few blocks per thread, whole groups of ROWS
-    i64 block = rows / (threads * 6) / ROWS * ROWS;
-    return block < ROWS ? ROWS : block > 256 ? 256 : block;
+// Rows per claim: many blocks per thread, so that all end at about the same time, of at least 16 KB each, so that the
+// processor's prefetchers get up to speed.
+static inline i64 block_of(const Matrix *m, i64 rows, i64 threads) {
+    i64 least = 1 + 16384 / (m->cols * (m->type == I8 ? 1 : m->type == BF16 ? 2 : 4)), block = rows / (threads * 16);
+    block = ((block < least ? least : block) + ROWS - 1) / ROWS * ROWS;
+    return block < MOST ? block : MOST;
 }
 
 // all rows of m, claimed in blocks, into out
 static void spread(Worker *w, const Matrix *m, const Operand *o, float *out) {
     i64 from, to;
-    while (claim(w, m->rows, block_of(m->rows, w->s->threads), &from, &to)) product(m, from, to, o, out + from);
+    while (claim(w, m->rows, block_of(m, m->rows, w->s->threads), &from, &to)) dot_rows(m, from, to - from, o, out + from);
 }
 
-// out = gelu(gate rows) * up rows, rows offset + [0, count) of gate and of up
-static void spread_gated(Worker *w, const Matrix *gate, i64 gate_at, const Matrix *up, i64 up_at, i64 count, const Operand *o, float *out) {
-    i64 from, to;
-    while (claim(w, count, block_of(count, w->s->threads), &from, &to))
-        for (i64 r = from; r < to; r += ROWS) {
-            int rows = (int)(to - r < ROWS ? to - r : ROWS);
-            float g[ROWS], u[ROWS];
-            dot_rows(gate, gate_at + r, rows, o, g);
-            dot_rows(up, up_at + r, rows, o, u);
-            for (int i = 0; i < rows; i++) out[r + i] = gelu(g[i]) * u[i];
-        }
+// out[i] = gelu(gate row i) * up row i of rows from .. from + count of each; count at most MOST
+static void gated(const Matrix *gate, i64 gate_at, const Matrix *up, i64 up_at, i64 count, const Operand *o, float *out) {
+    float other[MOST];
+    dot_rows(gate, gate_at, count, o, out);
+    dot_rows(up, up_at, count, o, other);
+    for (i64 i = 0; i < count; i++) out[i] = gelu(out[i]) * other[i];
 }
-

@@ -95,6 +95,22 @@ def test_rows_of_a_table(folder: Path, in_memory: bool) -> None:
     assert np.array_equal(read(np.array([[2, 0], [1, 1]])), array(1, 3, 4)[[[2, 0], [1, 1]]])
 
 
+def test_a_run_of_rows_does_not_map_the_file(folder: Path) -> None:
+    files = CheckpointFiles.open(folder)
+    read = files.rows("a", False)
+    shard = next(shard for shard in files.shards if "a" in shard.header.tensors)
+    assert np.array_equal(read(np.arange(1, 3)), array(1, 3, 4)[1:3]) and shard._mapping is None
+    files.close()
+    assert shard._mapping is not None and np.array_equal(read(np.arange(1, 3)), array(1, 3, 4)[1:3])
+    with pytest.raises(IndexError):
+        read(np.arange(2, 4))
+    del read
+    again = CheckpointFiles.open(folder)
+    again.rows("a", False)
+    again.close()
+    assert all(shard._mapping is None for shard in again.shards)
+
+
 def test_missing_shards_are_counted_and_named(folder: Path) -> None:
     (folder / "one.safetensors").unlink()
     (folder / "two.safetensors").unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -38,6 +39,15 @@ class Shard:
             self.file.close()
             raise
         self._mapping: mmap.mmap | None = None
+        self.readers: weakref.WeakSet[StoredRows] = weakref.WeakSet()
+        """Those that may still be asked for rows."""
+
+    def close(self) -> None:
+        """Close the file. It stays mapped for those that read on."""
+        if self.readers and not self.file.closed:
+            with suppress(CheckpointError):
+                _ = self.mapping
+        self.file.close()
 
     @property
     def mapping(self) -> mmap.mmap:
@@ -66,6 +76,41 @@ class Shard:
             if not count:
                 raise CheckpointError(f"{shown_path(self.path)} became shorter while it was read; fetch it again")
             done += count
+
+
+class StoredRows:
+    """Rows of a stored float matrix as fp32, by indices ``[...]`` of its first axis.
+
+    A run of rows is read from the file and leaves nothing in this process's memory or address space; others come from
+    the mapped file, or from ``held``, the whole matrix in memory.
+    """
+
+    def __init__(self, shard: Shard, entry: Entry, held: np.ndarray | None = None) -> None:
+        self.shard, self.entry, self.held = shard, entry, held
+        shard.readers.add(self)
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        ids = np.asarray(ids)
+        table = self.held
+        if table is None and not self.shard.file.closed and self._is_run(ids):
+            return float32_values(self.run(int(ids[0]), len(ids)), self.entry.dtype)
+        return float32_values((self._mapped() if table is None else table)[ids], self.entry.dtype)
+
+    def run(self, first: int, count: int) -> np.ndarray:
+        """The stored bits of ``count`` rows from ``first`` on."""
+        rows, *inner = self.entry.shape
+        bits = np.empty((count, *inner), STORED[self.entry.dtype])
+        self.shard.read(self.entry.start + first * (self.entry.nbytes // rows), bits)
+        return bits
+
+    def _is_run(self, ids: np.ndarray) -> bool:
+        if ids.ndim != 1 or len(ids) < 2 or ids[0] < 0 or ids[-1] >= self.entry.shape[0]:
+            return False
+        return bool((np.diff(ids) == 1).all())
+
+    def _mapped(self) -> np.ndarray:
+        bits = memoryview(self.shard.mapping)[self.entry.start : self.entry.end]
+        return np.frombuffer(bits.toreadonly(), STORED[self.entry.dtype]).reshape(self.entry.shape)
 
 
 class CheckpointFiles:
@@ -133,9 +178,12 @@ class CheckpointFiles:
             name: the matrix.
             in_memory: hold a copy of it in host memory instead of reading the file as rows are asked for.
         """
-        table, stored = self.array(name), self.infos[name].dtype
-        held = np.array(table) if in_memory else table
-        return lambda ids: float32_values(held[np.asarray(ids)], stored)
+        shard, entry = self._place(name)
+        self._stored(name, entry)
+        rows = StoredRows(shard, entry)
+        if in_memory and entry.nbytes:
+            rows.held = rows.run(0, entry.shape[0])
+        return rows
 
     def tensor(self, name: str, device: str, dtype: Any) -> Tensor:
         """A realized tensor on a device in the wanted tinygrad dtype.
@@ -158,7 +206,7 @@ class CheckpointFiles:
         from gemma4_core.checkpoint.upload import release_staging
 
         for shard in self.shards:
-            shard.file.close()
+            shard.close()
         for device in self._devices:
             release_staging(device)
         self._devices.clear()

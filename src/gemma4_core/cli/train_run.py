@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gemma4_core.training.data.batches import Batches
     from gemma4_core.training.trainer import Plan, StepReport, Trainer
 
-HINT = "finishing this step, then saving it; Ctrl-C again stops at once, without"
+HINT = "finishing this step and saving it; Ctrl-C again stops at once without saving"
 
 
 class Checked(Exception):

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinygrad import Tensor
-
 from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import CheckpointError, InputError
 from gemma4_core.training.batch import IGNORED
@@ -127,7 +125,8 @@ class Trainer:
         return {
             "step": self.step,
             "position": {"epoch": self.epoch, "index": self.index},
-            "random": {"seed": batches.seed, "tinygrad": int(getattr(Tensor, "_seed", 0))},
+            # nothing else is drawn at random: steps have no dropout
+            "random": {"seed": batches.seed, "epoch": self.epoch},
             "data": {
                 "digest": batches.examples.digest, "batch_size": batches.batch_size, "accumulate": batches.accumulate,
                 "pack": batches.pack,

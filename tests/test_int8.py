@@ -100,7 +100,11 @@ def test_kernels_compute_int8_in_place_as_the_portable_form_does(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_saving_again_changes_no_byte(folders: dict[str, Path], name: str, tmp_path: Path) -> None:
-    save_training_checkpoint(load_pretrained(folders[name], device="cpu"), tmp_path / "again", quantize="int8")
+    model = load_pretrained(folders[name], device="cpu")
+    answer = list(model.generate([5, 6, 7], max_new_tokens=6, stop_ids=()))
+    save_training_checkpoint(model, tmp_path / "again", quantize="int8")
+    again = load_pretrained(tmp_path / "again", device="cpu")
+    assert list(again.generate([5, 6, 7], max_new_tokens=6, stop_ids=())) == answer and len(answer) == 6
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / file).read_bytes() == (folders[name] / file).read_bytes()
 

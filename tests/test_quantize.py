@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from cli_tools import failure, gemma4, usage
+from cli_tools import failure, gemma4, start, usage
 from reference_data import load, load_multimodal
 
 from gemma4_core import load_pretrained, save_training_checkpoint
 from gemma4_core import quantize as module
 from gemma4_core.checkpoint import CheckpointFiles, write_random_checkpoint
+from gemma4_core.config import expected_audio_tensors, expected_text_tensors, expected_vision_tensors, preset_config
 from gemma4_core.quantize import quantize
+from gemma4_plugins.formats.int8 import quantisable
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -55,6 +62,75 @@ def test_parts_become_shards_and_an_interrupted_run_goes_on(tmp_path: Path, monk
     assert content(out) == content(tmp_path / "whole")
     assert load_pretrained(out, device="cpu").format_name == "int8"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+SLOW = """
+import sys, time
+from gemma4_core import quantize as module
+module.PART_BYTES = 60_000
+sync = module.sync_tree
+def slowly(folder):
+    sync(folder)
+    time.sleep(0.3 if folder.name.startswith("part") else 0)
+module.sync_tree = slowly
+module.quantize(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = load("moe").folder, tmp_path / "q"
+    quantize(source, tmp_path / "whole")
+    quantize(load("dense").folder, out)
+    before, second = content(out), tmp_path / ".q.quantizing/part-00002"
+    process = start(SLOW, source, out)
+    while not second.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and content(out) == before
+    made = second.stat().st_mtime_ns
+    monkeypatch.setattr(module, "PART_BYTES", 60_000)
+    swap, kept = module.swap, []
+    monkeypatch.setattr(module, "swap", lambda *to: (kept.append(second.stat().st_mtime_ns), swap(*to)))
+    quantize(source, out)
+    assert kept == [made] and sorted(p.name for p in tmp_path.iterdir()) == ["q", "whole"]
+    assert content(out) == content(tmp_path / "whole")
+
+
+FULL = """
+import resource, sys
+from gemma4_core.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+sys.argv[1:1] = ["quantize", "--model-dir"]
+main()
+"""
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = load("moe").folder, tmp_path / "q"
+    quantize(load("dense").folder, out)
+    before = content(out)
+    process = start(FULL, source, "--out", out, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout, stderr.count("\n")) == (1, "", 1)
+    assert f"{out}: the disk is full, nothing was changed there" in stderr and content(out) == before
+    quantize(source, out)
+    assert content(out) != before and [p.name for p in tmp_path.iterdir()] == ["q"]
+    few = SimpleNamespace(free=1000)
+    monkeypatch.setattr("gemma4_core.checkpoint.writer.shutil.disk_usage", lambda folder: few)
+    assert "0.00 GB free" in failure("quantize", "-m", source, "--out", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("size", ["E2B", "E4B", "26B-A4B", "31B"])
+def test_folders_of_official_sizes_are_little_more_than_half(size: str) -> None:
+    config = preset_config(size)
+    text = expected_text_tensors(config)
+    plain = text | expected_vision_tensors(config) | (expected_audio_tensors(config) if config.audio_config else {})
+    whole = {name: 2 * math.prod(shape) for name, shape in plain.items()}
+    packed = {name: math.prod(shape) + 4 * math.prod(shape[:-1]) if quantisable(config, name, shape) else whole[name]
+              for name, shape in plain.items()}
+    assert 0.5 < sum(packed.values()) / sum(whole.values()) < 0.57
+    assert 0.5 < sum(packed[name] for name in text) / sum(whole[name] for name in text) < 0.51
 
 
 def test_work_for_another_source_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

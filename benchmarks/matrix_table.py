@@ -76,9 +76,10 @@ def shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
-def read(path: Path) -> list[Row] | None:
+def read(path: Path, named: str = "--out ") -> list[Row] | None:
     """Rows of a CSV, None where there is no file or an empty one. Raises InputError for one with other columns."""
-    other = f"--out {path} is no table of this matrix"
+    where = f"{named}{path}"
+    other = f"{where} is no table of this matrix"
     try:
         if not path.exists():
             return None
@@ -86,7 +87,7 @@ def read(path: Path) -> list[Row] | None:
             raise InputError(f"{other} (more than {LIMIT >> 20} MB); nothing was changed, give another file")
         text = path.read_text(encoding="utf-8")
     except OSError as fault:
-        raise InputError(f"--out {path} cannot be read: {fault.strerror}; give another file") from fault
+        raise InputError(f"{where} cannot be read: {fault.strerror}; give another file") from fault
     except UnicodeDecodeError:
         raise InputError(f"{other} (it is not text); nothing was changed, give another file") from None
     if not text.strip():
@@ -96,11 +97,11 @@ def read(path: Path) -> list[Row] | None:
     except csv.Error as fault:
         raise InputError(f"{other} ({fault}); nothing was changed, give another file") from None
     if tuple(header) != COLUMNS:
-        raise InputError(f"--out {path} has other columns ({difference(header)}), so --resume cannot go on with it; "
+        raise InputError(f"{where} has other columns ({difference(header)}), so --resume cannot go on with it; "
                          "nothing was changed, give another file")
     wrong = next((number for number, line in enumerate(lines, 2) if len(line) != len(COLUMNS)), None)
     if wrong is not None:
-        raise InputError(f"--out {path}: row {wrong} is not whole, so --resume cannot go on with it; nothing was "
+        raise InputError(f"{where}: row {wrong} is not whole, so --resume cannot go on with it; nothing was "
                          "changed, mend or remove the row")
     return [dict(zip(COLUMNS, line, strict=True)) for line in lines]
 

@@ -226,7 +226,7 @@ def line_of(row: dict[str, Any]) -> str:
         return f"{title_of(row)}: {row['status']}: {row['error']}"
     rate, gbps, percent = (row.get(name) for name in ("tokens_per_second", "effective_gbps", "percent_of_limit"))
     said = [f"{rate:.4g} tok/s" if rate else "ok", f"{gbps:.3g} GB/s" if gbps else "",
-            f"{percent:.0f} % of the read rate" if percent else ""]  # fmt: skip
+            f"{percent:.3g} % of the read rate" if percent else ""]  # fmt: skip
     return f"{title_of(row)}: {', '.join(part for part in said if part)}"
 
 

@@ -32,6 +32,7 @@ def start(command: click.Command, script: str) -> NoReturn:
 
     enough_of_stdio()
     quiet_libraries()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was started is ended first
     command.main(prog_name=f"python benchmarks/{Path(script).name}")
     sys.exit(0)
 

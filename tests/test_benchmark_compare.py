@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_tools import bench, good, refused, script
+from benchmark_tools import ROOT, SCRIPTS, bench, good, refused, script
+from cli_tools import environment
 
 from gemma4_core.demo import write_demo_checkpoint
 from gemma4_core.errors import InputError
@@ -267,6 +271,30 @@ def test_plot_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"] + ["matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     assert "tinygrad-gemma4[plot]" in refused("plot", fine, "--out", out) and not out.exists()
+
+
+def test_lines_of_the_pages_parse() -> None:
+    pages = [ROOT / "docs" / "benchmarks.md", SCRIPTS / "targets.md"]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", "")
+    lines = re.findall(r"^python benchmarks/(\w+)\.py (.*)$", text, re.MULTILINE)
+    assert {name for name, _ in lines} >= {"decode", "matrix", "paired", "inventory", "compare", "cold_start", "plot"}
+    for name, rest in lines:
+        command = getattr(script(name), f"{name}_command")
+        assert command.make_context(name, shlex.split(rest)).params
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), target
+
+
+NAMES = ("decode", "matrix", "paired", "inventory", "compare", "cold_start", "plot", "bandwidth")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scripts_start_alone(name: str) -> None:
+    """From the repository's root, as the pages have it."""
+    command = [sys.executable, f"benchmarks/{name}.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(), check=True)
+    assert done.stdout.startswith(f"Usage: python benchmarks/{name}.py ") and done.stderr == ""
 
 
 def test_bandwidth_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

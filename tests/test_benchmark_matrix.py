@@ -18,7 +18,7 @@ from cli_tools import environment, gemma4
 
 from gemma4_core import load_pretrained
 from gemma4_core.demo import write_demo_checkpoint
-from gemma4_core.errors import InputError
+from gemma4_core.errors import DeviceError, InputError
 from gemma4_core.measure.speed import prompt_ids
 
 COUNT = 7
@@ -234,17 +234,54 @@ def test_decode_alone(models: Path, tmp_path: Path) -> None:
     assert "nowhere" in json.loads(bench("decode", *usual[:2], "--device", "nowhere", "--report-failure").out)["error"]
 
 
+def test_memory_that_does_not_suffice_is_told_apart(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = script("decode")
+
+    def measure(*args: object) -> None:
+        try:
+            raise MemoryError("cuMemAlloc")
+        except MemoryError as fault:
+            raise DeviceError("CUDA has no room for the 10.2 GB of a table") from fault
+
+    monkeypatch.setattr(decode, "measure", measure)
+    ran = bench("decode", "--model-dir", models / "gemma-4-E2B", "--device", "cpu", "--report-failure")
+    assert json.loads(ran.out) == {"status": "out of memory", "error": "CUDA has no room for the 10.2 GB of a table"}
+    assert ran.code == 1
+
+
+def test_a_child_ends_with_the_script(models: Path, tmp_path: Path) -> None:
+    """Also where that is asked to end: no row goes on alone."""
+    mark = tmp_path / "pid"
+    text = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    command = [sys.executable, str(SCRIPTS / "paired.py"), "--baseline-command", "echo 1", "--candidate-command",
+               "echo 1", "--baseline-command", f'{sys.executable} -c "{text}"']  # fmt: skip
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 143
+    assert gone(int(mark.read_text()))
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends soon."""
+    for _ in range(1000):
+        try:
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":  # ended, and soon collected
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def test_a_child_ends_with_its_time(tmp_path: Path) -> None:
     payload = script("payload")
     inner = "[sys.executable, '-c', 'import time; time.sleep(60)']"
     code = f"import subprocess, sys; child = subprocess.Popen({inner}); print(child.pid, flush=True); child.wait()"
     ended = payload.run([sys.executable, "-c", code], seconds=2)
-    assert ended.code is None
-    with pytest.raises(ProcessLookupError):
-        for _ in range(1000):  # ended, and soon collected
-            time.sleep(0.01)
-            os.kill(int(ended.out), 0)
-            if Path(f"/proc/{int(ended.out)}/stat").read_text().split()[2] == "Z":
-                raise ProcessLookupError
+    assert ended.code is None and gone(int(ended.out))
     with pytest.raises(InputError, match="no-such-program"):
         payload.run(["no-such-program"])

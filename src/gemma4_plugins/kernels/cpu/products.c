@@ -53,7 +53,7 @@ static Operand operand(const float *x, i64 n, i64 type, float *scratch) {
 #define STREAMS 1
 #define AHEAD 0
 #endif
-enum { ROWS = 4, MOST = 64 };                              // blocks are multiples of ROWS, and no larger than MOST
+enum { ROWS = 4, MOST = 256 };                             // blocks are multiples of ROWS, and no larger than MOST
 
 static void dot_f32(const float *w, i64 n, const float *x, float *out) {
     f32x a = {0}, b = {0};
@@ -161,10 +161,10 @@ static float element(const Matrix *m, i64 row, i64 col) {
     return ((const float *)m->data)[at];
 }
 
-// Rows per claim: many blocks per thread, so that all end at about the same time, of at least 16 KB each, so that the
-// processor's prefetchers get up to speed.
+// Rows per claim: several blocks per thread, so that all end at about the same time, but of 32 KB at least, since each
+// block starts a stream anew (Zen 5: blocks of 12 KB at 66 % of the read rate, of 48 KB at 93 %, of 192 KB at 100 %).
 static inline i64 block_of(const Matrix *m, i64 rows, i64 threads) {
-    i64 least = 1 + 16384 / (m->cols * (m->type == I8 ? 1 : m->type == BF16 ? 2 : 4)), block = rows / (threads * 16);
+    i64 least = 1 + 32768 / (m->cols * (m->type == I8 ? 1 : m->type == BF16 ? 2 : 4)), block = rows / (threads * 8);
     block = ((block < least ? least : block) + ROWS - 1) / ROWS * ROWS;
     return block < MOST ? block : MOST;
 }

@@ -23,9 +23,9 @@ LINES: Sequence[dict[str, Any]] = (
 )
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """One full-attention layer in fp32."""
-    config = preset_dict("tiny-31b", towers=False)
+def write_checkpoint(folder: Path, towers: bool = False) -> Path:
+    """One full-attention layer in fp32, with a vision tower if asked."""
+    config = preset_dict("tiny-31b", towers)
     config["text_config"] |= {
         **TINY_TEXT_IDS, "vocab_size": TINY_VOCAB_SIZE, "num_hidden_layers": 1, "layer_types": ["full_attention"],
         "hidden_size": 32, "intermediate_size": 32,

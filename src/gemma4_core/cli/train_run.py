@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HINT = "finishing this step and saving it; Ctrl-C again stops at once without saving"
 
 
-class Checked(Exception):
+class DryRun(Exception):
     """Ends the loading of a dry run, where everything has been looked at."""
 
 
@@ -88,7 +88,7 @@ def run(values: dict[str, Any], plugins: PluginValues, settings: dict[str, Any])
         check_choices(values, plugins, processor)
         plan_of(values, data)
         if folder is None:
-            raise Checked
+            raise DryRun
         folder.start(settings, values["resume"])
 
     from tinygrad import Tensor
@@ -97,7 +97,7 @@ def run(values: dict[str, Any], plugins: PluginValues, settings: dict[str, Any])
     Tensor.manual_seed(values["seed"])
     try:
         model = loading.load(plugins, check)
-    except Checked:
+    except DryRun:
         write(dry_report(values, data.batches, data.validation, plan_of(values, data)[1]))
         return
     assert folder is not None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """A label that is no target."""
+MEDIA_FIELDS = ("pixel_values", "image_position_ids", "input_features", "input_features_mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,7 @@ class GemmaTrainingBatch:
     @property
     def media(self) -> dict[str, Any]:
         """The media fields that are there, by ``forward_ids`` keyword."""
-        own = ("pixel_values", "image_position_ids", "input_features", "input_features_mask")
-        found = {name: getattr(self, name) for name in own} | dict(self.features)
+        found = {name: getattr(self, name) for name in MEDIA_FIELDS} | dict(self.features)
         return {name: value for name, value in found.items() if value is not None}
 
 

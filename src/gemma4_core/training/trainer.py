@@ -84,6 +84,9 @@ class Trainer:
         self.total = plan.steps if plan.steps is not None else batches.steps(plan.epochs)
         """Steps of the whole run."""
         self.rate(0)
+        if not optimizer.rates and (plan.warmup or plan.schedule != "constant"):
+            raise InputError(f"schedule {plan.schedule}, warm-up {plan.warmup}: optimizer {optimizer.name} has no "
+                             f"lr that can be changed; leave both out")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0. Raises InputError for a warm-up longer than the run."""
@@ -105,7 +108,8 @@ class Trainer:
         made = [self.batches.make(batch) for batch in rows]
         rate = self.rate(self.step)
         loss = train_step(
-            self.model, self.optimizer, made, lr=rate, max_norm=self.plan.clip, checkpointing=self.plan.checkpointing
+            self.model, self.optimizer, made, lr=rate if self.optimizer.rates else None, max_norm=self.plan.clip,
+            checkpointing=self.plan.checkpointing,
         ).item()
         norm = self.optimizer.gradient_norm
         if not math.isfinite(loss):

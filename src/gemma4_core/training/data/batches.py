@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma4_core.errors import InputError
-from gemma4_core.training.batch import IGNORED, GemmaTrainingBatch
+from gemma4_core.training.batch import IGNORED, MEDIA_FIELDS, GemmaTrainingBatch
 from gemma4_core.training.data.examples import Example, Examples
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SHORTEST = 32
 """Rows are padded to at least so many positions."""
+OPEN = 64
+"""Rows among which packing looks for room."""
 WINDOW = 32
 """Batches among whose examples those of like length are brought together."""
 
@@ -62,11 +64,6 @@ class Batches:
         return self.examples.items
 
     @cached_property
-    def longest(self) -> int:
-        """Ids of the longest example; packed rows are as long as padding makes it."""
-        return max(len(item.ids) for item in self.items)
-
-    @cached_property
     def limit(self) -> int:
         """No row is padded beyond this."""
         assert self.processor.context.config is not None
@@ -86,15 +83,17 @@ class Batches:
         return sum(len(self.epoch(number)) for number in range(epochs))
 
     def _rows(self, order: Sequence[int]) -> list[Row]:
-        """Examples as rows; with packing each goes into the first row that has room for it."""
+        """Examples as rows; with packing each goes into the first of the last rows that has room for it."""
         if not self.pack:
             return [(index,) for index in order]
-        size = padded_length(self.longest, self.limit)
+        size = padded_length(self.examples.tokens, self.examples.limit)
+        size = min(size, self.examples.limit)
         rows: list[list[int]] = []
         room: list[int] = []
         for index in order:
             need = len(self.items[index].ids)
-            place = next((i for i, free in enumerate(room) if free >= need), len(rows))
+            late = range(max(0, len(rows) - OPEN), len(rows))
+            place = next((i for i in late if room[i] >= need), len(rows))
             if place == len(rows):
                 rows.append([])
                 room.append(size)
@@ -138,9 +137,6 @@ class Batches:
                 ids[number, span], labels[number, span], segments[number, span] = item.ids, item.labels, segment
         own = {name: features.pop(name) for name in list(features) if name in MEDIA_FIELDS}
         return GemmaTrainingBatch(ids, labels, **own, features=features, segments=segments if self.pack else None)
-
-
-MEDIA_FIELDS = ("pixel_values", "image_position_ids", "input_features", "input_features_mask")
 
 
 @lru_cache(maxsize=4)

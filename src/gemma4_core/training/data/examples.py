@@ -66,20 +66,22 @@ class Examples:
     """What a file holds, ready to be made into batches."""
 
     items: Sequence[Example]
+    limit: int
+    """The longest that an example may be, and the length of packed rows."""
     truncated: int = 0
     dropped: int = 0
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Ids in all examples."""
         return sum(len(item.ids) for item in self.items)
 
-    @property
+    @cached_property
     def targets(self) -> int:
         """Ids that are learnt."""
         return sum(int((item.labels != IGNORED).sum()) for item in self.items)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A hash of ids, labels and names of media: equal where a run may go on."""
         state = hashlib.sha256()
@@ -95,7 +97,8 @@ class Examples:
             raise InputError(f"validation {fraction:g}: {len(self.items)} examples are too few to split")
         chosen = set(np.random.default_rng([seed, 1]).permutation(len(self.items))[:held].tolist())
         rest = [item for index, item in enumerate(self.items) if index not in chosen]
-        return Examples(rest, self.truncated, self.dropped), Examples([self.items[i] for i in sorted(chosen)])
+        held_out = [self.items[index] for index in sorted(chosen)]
+        return Examples(rest, self.limit, self.truncated, self.dropped), Examples(held_out, self.limit)
 
 
 def read_examples(
@@ -130,7 +133,7 @@ def read_examples(
     if not items:
         raise InputError(f"{shown_path(path)}: all {len(records)} examples are longer than {encoder.limit} tokens or "
                          f"have nothing to learn within them; raise --max-length")
-    return Examples(items, encoder.truncated, encoder.dropped)
+    return Examples(items, encoder.limit, encoder.truncated, encoder.dropped)
 
 
 def modalities_of(records: Sequence[Record], specs: Sequence[ModalityTower]) -> list[str]:

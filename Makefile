@@ -20,7 +20,7 @@ demo: $(VENV)/.demo
 	$(BIN)/gemma4 demo
 
 test: lint
-	$(BIN)/python -m pytest -q tests $(wildcard $(PLUGINS:%=%/tests))
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal tests $(wildcard $(PLUGINS:%=%/tests))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reference_data import TEXT_FAMILIES, load, mean_kl, relative_error, write_seed
+from tinygrad.helpers import Context
 
 from gemma4_core import load_pretrained
 from gemma4_core.model import GemmaModel
@@ -85,9 +86,10 @@ def test_bf16_is_about_as_near_the_truth_as_the_reference(family: str, tmp_path:
     ours = []
     for seed, prompts in enumerate(reference.kl_ids):
         folder = write_seed(reference.folder, seed, tmp_path / str(seed))
-        truth, _ = load_pretrained(folder, device="cpu", dtype="float32").forward_ids(prompts)
-        logits, _ = load_pretrained(folder, device="cpu").forward_ids(prompts)
-        wide = truth.numpy()
+        with Context(NOOPT=1):  # plain loops round alike, and eight models compile in a quarter of the time
+            truth, _ = load_pretrained(folder, device="cpu", dtype="float32").forward_ids(prompts)
+            logits, _ = load_pretrained(folder, device="cpu").forward_ids(prompts)
+            wide, narrow = truth.numpy(), logits.numpy()
         assert relative_error(wide[0], reference.kl_truth[seed]) < TOLERANCE
-        ours.append([mean_kl(one, other) for one, other in zip(wide, logits.numpy(), strict=True)])
+        ours.append([mean_kl(one, other) for one, other in zip(wide, narrow, strict=True)])
     assert np.mean(ours) <= KL_BOUND[family] * np.mean(reference.kl_reference)

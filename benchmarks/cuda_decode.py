@@ -9,7 +9,6 @@ steps queued back to back; ``--parts`` adds where one block's time goes, in micr
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import itertools
 import statistics
@@ -17,29 +16,21 @@ import time
 
 import numpy as np
 from cuda_models import random_model, use_binaries, with_chunk
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor
 
 from gemma4_core.config import TextConfig
 from gemma4_core.generation.engine import Chunk
 from gemma4_core.generation.finished import Finished
+from gemma4_core.measure.bandwidth import read_bandwidth
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
+from gemma4_core.plugins import registry
 from gemma4_plugins.kernels.cuda import launch, plan
 from gemma4_plugins.kernels.cuda import prefill as cuda_prefill
 from gemma4_plugins.kernels.cuda import step as cuda_step
 from gemma4_plugins.kernels.cuda.plan import Machine, Plan, make_plan
 from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, step_source
 
-READ = """
-extern "C" __global__ void read_all(const uint4* p, unsigned long long n, uint4* o) {
-  uint4 s = make_uint4(0, 0, 0, 0);
-  for (unsigned long long i = blockIdx.x * 512ull + threadIdx.x; i < n; i += gridDim.x * 512ull) {
-    uint4 v = __ldcs(p + i);
-    s.x ^= v.x; s.y ^= v.y; s.z ^= v.z; s.w ^= v.w;
-  }
-  if (s.x == 0x12345678) *o = s;
-}
-"""
 PARTS = ("qkv", "o", "router", "gate_up", "down", "experts", "experts_down", "ple_gate", "ple", "context", "head")
 
 
@@ -52,22 +43,6 @@ def weight_bytes(text: TextConfig, model: GemmaModel) -> int:
             continue
         total += size * text.top_k_experts // text.num_experts if ".experts." in name else size
     return int(total)
-
-
-def read_rate() -> float:
-    """Bytes per second of a plain read of 8 GB."""
-    kernel = launch.Kernel(READ, "read_all", 512)
-    buffer = Tensor.empty(1 << 33, dtype=dtypes.uint8, device=launch.DEVICE)
-    place, size = launch.address(buffer), buffer.nbytes()
-    arguments = (ctypes.c_uint64(place), ctypes.c_uint64(size // 16), ctypes.c_uint64(place))
-    blocks, times = launch.attribute("MULTIPROCESSOR_COUNT") * 4, []
-    for _ in range(6):
-        launch.wait()
-        began = time.perf_counter()
-        kernel.launch(blocks, arguments)
-        launch.wait()
-        times.append(time.perf_counter() - began)
-    return size / min(times)
 
 
 def timed_step(model: GemmaModel, context: int, warps: int, parts: bool) -> cuda_step.CudaStep:
@@ -149,7 +124,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.binaries:
         use_binaries(options.binaries)
-    rate = read_rate()
+    rate = read_bandwidth(registry.devices["cuda"])
+    assert rate is not None, "the read of the device's memory failed"
     print(f"plain read {rate / 1e12:.2f} TB/s", flush=True)
     for name in options.models:
         operations = dataclasses.replace(with_chunk(portable(), 512), decode_step=cuda_step.decode_step)

@@ -15,6 +15,7 @@ from PIL import Image
 from gemma4_core import Gemma4Error, GemmaMultimodalProcessor
 from gemma4_core.config import preset_dict
 from gemma4_core.config.files import shown_path
+from gemma4_core.text.template import ChatTemplate
 from gemma4_core.text.tiny import TINY_MEDIA_IDS, TINY_STOP_IDS, TINY_TEXT_IDS, TINY_VOCAB_SIZE, copy_tiny_tokenizer
 from gemma4_core.training.batch import IGNORED
 from gemma4_core.training.data import (
@@ -26,6 +27,7 @@ from gemma4_core.training.data import (
     read_examples,
     read_records,
 )
+from gemma4_core.training.data.turns import turns_of
 
 EOS, BOS, TURN_END = 1, 2, 16
 
@@ -122,6 +124,8 @@ def test_a_template_without_marks_serves_a_last_answer(folder: Path, tmp_path: P
     assert processor.tokenizer.decode([int(i) for i in item.labels if i != IGNORED]) == "Yes."
     with pytest.raises(Gemma4Error, match=r"d\.jsonl:1: .*last message"):
         examples(processor, tmp_path, said("Hi.", "Yes.", "Why?"))
+    repeats = "{% for m in messages %}{{ messages[0].content }}|{{ m.content }}|{% endfor %}"
+    assert turns_of(ChatTemplate({"default": repeats}, bare, {}), processor.tokenizer) is None
 
 
 # ---------------------------------------------------------------------------------------------------- media

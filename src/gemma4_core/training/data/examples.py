@@ -225,7 +225,11 @@ class Encoder:
         if not self.encoding.mask_prompt:
             return ids, np.ones(len(ids), np.bool_), whole
         if self.turns is not None:
-            return ids, self.turns.spoken(whole.input_ids), whole
+            spoken = self.turns.spoken(whole.input_ids)
+            if not spoken.any():
+                raise InputError("the assistant's turns were not found in what the chat template writes; without masks "
+                                 "(--no-mask-prompt) it can be learnt")
+            return ids, spoken, whole
         if messages[-1]["role"] not in ANSWERS:
             raise InputError("the chat template does not mark turns, so the last message must be the assistant's")
         prompt = self.processor.prepare_inputs(messages[:-1], add_generation_prompt=True, **render, **media).input_ids

@@ -89,7 +89,7 @@ def turns_of(template: ChatTemplate, tokenizer: Tokenizer) -> Turns | None:
     after = whole.split(ANSWERED, 1)[1].split(AGAIN, 1)[0]
     opening = before[len(common(before, question)) :]
     closing = common(after, answer).rstrip()
-    if not opening.strip() or not closing:
+    if not opening.strip() or not closing or any(word in opening + closing for word in (ASKED, ANSWERED, AGAIN)):
         return None
     special = tokenizer.special_tokens
     return Turns(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,22 +77,58 @@ def quantize(source: str | Path, target: str | Path, format: str = "int8") -> Pa
     context = read_context(resolve_folder(source))
     from gemma4_core.loading import choose_dtype
 
-    assert context.folder is not None and context.config is not None
+    assert context.config is not None
+    check_out(context, target)
+    with opened(context) as source_weights:
+        dtype = choose_dtype(None, source_weights.infos, context.config)
+        give = lambda names: weights(names, source_weights, context, dtype)  # noqa: E731
+        rewrite(context, source_weights, target, chosen, dtype, give, chosen.name)
+    return Path(target)
+
+
+def check_out(context: Context, target: str | Path) -> None:
+    """Refuse a target that may not be replaced. Raises InputError, CheckpointError."""
+    assert context.folder is not None
     final, where = Path(os.path.realpath(target)), shown_path(target)
     if final == Path(os.path.realpath(context.folder)):
         raise InputError(f"--out {where} is the checkpoint itself; give another folder")
+    check_target(final, where, is_checkpoint)
+
+
+def rewrite(
+    context: Context,
+    source: WeightSource,
+    target: str | Path,
+    chosen: CheckpointFormat,
+    dtype: DType,
+    give: Callable[[Sequence[str]], Iterator[tuple[str, Any]]],
+    plan: str,
+    doing: str = "quantizing",
+) -> None:
+    """Write a checkpoint anew, part by part; an interrupted run goes on, and the target appears whole.
+
+    Args:
+        context, source: the checkpoint and its open weights.
+        target: an absent or empty folder, or a checkpoint, which is replaced.
+        chosen: the format to write.
+        dtype: what the result computes in.
+        give: weights by name as the format's ``save`` takes them, for the names of one part.
+        plan: all that the result depends on besides the source; parts of another plan are thrown away.
+        doing: end of the hidden folder's name in which parts wait.
+
+    Raises:
+        CheckpointError: the target cannot be written or replaced, or another process is at it.
+    """
+    final, where = Path(os.path.realpath(target)), shown_path(target)
     try:
-        check_target(final, where, is_checkpoint)
-        with opened(context) as weights, workplace(final, context, chosen.name) as work:
-            dtype = choose_dtype(None, weights.infos, context.config)
-            write_parts(work, weights, context, chosen, dtype)
+        with workplace(final, context, plan, doing) as work:
+            write_parts(work, source, context, chosen, give)
             assemble(work, context, dtype)
             check_target(final, where, is_checkpoint)
             swap(work / "whole", final)
             sync_folder(final.parent)
     except OSError as fault:
         raise write_error(fault, where) from fault
-    return Path(target)
 
 
 def done_before(target: Path, format: str) -> bool:
@@ -124,22 +160,22 @@ def opened(context: Context) -> Iterator[WeightSource]:
 
 
 @contextmanager
-def workplace(final: Path, context: Context, format: str) -> Iterator[Path]:
+def workplace(final: Path, context: Context, plan: str, doing: str) -> Iterator[Path]:
     """The hidden folder beside the target, for this process alone; it stays when the work is interrupted.
 
     One that was made for other weights is emptied.
     """
     make_parents(final.parent)
-    work = final.parent / f".{final.name[:100]}.quantizing"
+    work = final.parent / f".{final.name[:100]}.{doing}"
     work.mkdir(exist_ok=True)
     with open(work / "lock", "w") as lock:
         hold(lock.fileno(), work)
-        plan = json.dumps(fingerprint(context, format), indent=2)
-        if not (work / PLAN).exists() or (work / PLAN).read_text(encoding="utf-8") != plan:
+        text = json.dumps(fingerprint(context, plan), indent=2)
+        if not (work / PLAN).exists() or (work / PLAN).read_text(encoding="utf-8") != text:
             for path in work.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            (work / PLAN).write_text(plan, encoding="utf-8")
+            (work / PLAN).write_text(text, encoding="utf-8")
         yield work
     shutil.rmtree(work, ignore_errors=True)
 
@@ -156,16 +192,20 @@ def hold(handle: int, work: Path) -> None:
         raise CheckpointError(f"another process is writing in {shown_path(work)}; wait for it to end") from None
 
 
-def fingerprint(context: Context, format: str) -> Mapping[str, Any]:
-    """What a half-finished work is valid for: format, and the source's files with size and time."""
+def fingerprint(context: Context, plan: str) -> Mapping[str, Any]:
+    """What a half-finished work is valid for: plan, and the source's files with size and time."""
     assert context.folder is not None
     files = sorted([*context.folder.glob("*.safetensors"), context.folder / "config.json"])
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return {"format": format, "folder": os.path.realpath(context.folder), "part": PART_BYTES, "files": stats}
+    return {"plan": plan, "folder": os.path.realpath(context.folder), "part": PART_BYTES, "files": stats}
 
 
 def write_parts(
-    work: Path, source: WeightSource, context: Context, chosen: CheckpointFormat, dtype: DType
+    work: Path,
+    source: WeightSource,
+    context: Context,
+    chosen: CheckpointFormat,
+    give: Callable[[Sequence[str]], Iterator[tuple[str, Any]]],
 ) -> None:
     """Write what is missing of the parts, each whole or not at all."""
     assert context.config is not None and chosen.save is not None
@@ -177,7 +217,7 @@ def write_parts(
         unfinished = folder.with_suffix(".tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        chosen.save(weights(part, source, context, dtype), unfinished, context)
+        chosen.save(give(part), unfinished, context)
         sync_tree(unfinished)
         os.replace(unfinished, folder)
         sync_folder(work)

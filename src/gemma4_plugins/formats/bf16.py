@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.checkpoint.choose import MARKERS
-from gemma4_core.checkpoint.convert import STORED
+from gemma4_core.checkpoint.convert import STORED, convert
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE, CheckpointFiles
+from gemma4_core.checkpoint.rows import HostWeight
 from gemma4_core.checkpoint.writer import MAX_SHARD_BYTES, Planned, write_shards
 from gemma4_core.config.files import shown, shown_path
 from gemma4_core.descriptions import CheckpointFormat, Context, TensorInfo
@@ -113,7 +114,7 @@ def save_plain(
     """
     waiting = dict(tensors)
     plan = [Planned(name, dtype_name(name, value), shape_of(value)) for name, value in waiting.items()]
-    write_shards(folder, plan, lambda planned: [host_bytes(waiting.pop(planned.name))], max_shard_bytes)
+    write_shards(folder, plan, lambda planned: host_pieces(waiting.pop(planned.name)), max_shard_bytes)
 
 
 def dtype_name(name: str, value: Matrix | ExpertStack | Tensor) -> str:
@@ -130,6 +131,17 @@ def dtype_name(name: str, value: Matrix | ExpertStack | Tensor) -> str:
 def shape_of(value: Matrix | ExpertStack | Tensor) -> tuple[int, ...]:
     """A shape of plain ints."""
     return tuple(int(size) for size in value.shape)
+
+
+def host_pieces(value: Matrix | ExpertStack | Tensor | HostWeight) -> Iterator[memoryview]:
+    """A weight's bytes in host memory: of one that stays on the host a block at a time, else in one piece."""
+    if not isinstance(value, HostWeight):
+        yield host_bytes(value)
+        return
+    from gemma4_core.checkpoint.upload import NAMES
+
+    for rows in value.blocks():
+        yield convert(rows.reshape(-1), "F32", NAMES[value.dtype]).data.cast("B")
 
 
 def host_bytes(value: Matrix | ExpertStack | Tensor) -> memoryview:

@@ -1,0 +1,138 @@
+"""``adapter_config.json`` in the layout of peft 0.21.2, read as something that comes from a stranger.
+
+What is understood is what decides a LoRA's numbers: rank, alpha, and both by pattern. Every option that would make an
+adapter compute anything else is refused by its name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gemma4_core import CheckpointError
+from gemma4_core.config.files import read_json, shown, shown_path
+
+CONFIG_FILE = "adapter_config.json"
+INERT = frozenset((
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora",
+))  # fmt: skip
+"""Keys that are read below, or that do not matter once an adapter is trained."""
+OFF: tuple[Any, ...] = (None, False, "none", [], {})
+"""Values of any other key with which it does nothing."""
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of ``init_lora_weights`` that change the base model's weights, on which the adapter then depends."""
+PATTERN_LENGTH, PATTERN_LIMIT, QUANTIFIERS = 256, 4096, 2
+"""Bounds on regular expressions from outside: within them none takes long to match."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Rank and strength of an adapter's matrices, by module name as transformers 5.23.0 has it."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    base_model: str | None = None
+    """``base_model_name_or_path``: what it was trained on, as its maker knew it."""
+
+    def rank(self, module: str) -> int:
+        """The rank of a module's matrices."""
+        return self.rank_pattern.get(first_match(self.rank_pattern, module), self.r)
+
+    def scale(self, module: str) -> float:
+        """What a module's product of both matrices is multiplied by: alpha / r, with rslora alpha / sqrt(r)."""
+        alpha = self.alpha_pattern.get(first_match(self.alpha_pattern, module), self.lora_alpha)
+        rank = self.rank(module)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+def first_match(patterns: Mapping[str, Any], module: str) -> str:
+    """The first pattern that names a module, whole or behind a dot, as peft's ``get_pattern_key``; "" for none."""
+    return next((p for p in patterns if re.fullmatch(rf"(.*\.)?({p})", module)), "")
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """The config in an adapter folder. Raises CheckpointError naming the option that cannot be used."""
+    path = folder / CONFIG_FILE
+    where = shown_path(path)
+    raw = read_json(path, error=CheckpointError)
+    if raw.get("peft_type") != "LORA":
+        raise CheckpointError(f"{where}: peft_type is {shown(raw.get('peft_type'))}; only LORA adapters can be used")
+    refuse_others(raw, where)
+    base = raw.get("base_model_name_or_path")
+    return LoraConfig(
+        whole(raw.get("r", 8), "r", where),
+        number(raw.get("lora_alpha", 8), "lora_alpha", where),
+        raw.get("use_rslora", False),
+        {key: whole(value, f"rank_pattern {key}", where) for key, value in pattern(raw, "rank_pattern", where).items()},
+        {key: number(value, f"alpha_pattern {key}", where)
+         for key, value in pattern(raw, "alpha_pattern", where).items()},
+        base if isinstance(base, str) else None,
+    )
+
+
+def refuse_others(raw: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError for an option that changes what an adapter computes and that is not supported."""
+    for key, value in raw.items():
+        if key not in INERT and value not in OFF:
+            raise CheckpointError(f"{where}: {shown(key)} is {shown(value)}, which is not supported; fuse the adapter "
+                                  f"with peft (merge_and_unload) and open the result")
+    made = raw.get("init_lora_weights")
+    if isinstance(made, str) and made.lower().startswith(BASE_CHANGING):
+        raise CheckpointError(f"{where}: init_lora_weights is {shown(made)}, which changed the base model's weights; "
+                              f"convert the adapter with peft (path_initial_model_for_weight_conversion)")
+    if not isinstance(raw.get("use_rslora", False), bool):
+        raise CheckpointError(f"{where}: use_rslora is {shown(raw['use_rslora'])}; true or false is expected")
+
+
+def whole(value: Any, key: str, where: str) -> int:
+    """A rank."""
+    if type(value) is not int or not 1 <= value <= 1 << 20:
+        raise CheckpointError(f"{where}: {shown(key)} is {shown(value)}; a whole number from 1 is expected")
+    return value
+
+
+def number(value: Any, key: str, where: str) -> float:
+    """An alpha."""
+    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 1e9:
+        raise CheckpointError(f"{where}: {shown(key)} is {shown(value)}; a finite number is expected")
+    return float(value)
+
+
+def pattern(raw: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    """Values by regular expression. Raises CheckpointError for one that is none, or that could take long to match."""
+    found = raw.get(key) or {}
+    if not isinstance(found, dict) or len(found) > PATTERN_LIMIT:
+        raise CheckpointError(f"{where}: {key} is {shown(found)}; an object of at most {PATTERN_LIMIT} entries is "
+                              f"expected")
+    busy = 0
+    for text in found:
+        count = len(re.findall(r"(?<!\\)[*+?{]", text))
+        busy += count > 0
+        if len(text) > PATTERN_LENGTH or count > QUANTIFIERS or busy > 64 or re.search(r"\)[*+?{]", text):
+            raise CheckpointError(f"{where}: {key} {shown(text)} is too intricate; write module names out")
+        try:
+            re.compile(text)
+        except (re.error, OverflowError, RecursionError) as fault:
+            raise CheckpointError(f"{where}: {key} {shown(text)} is no regular expression: {fault}") from fault
+    return found
+
+
+def config_json(config: LoraConfig, modules: list[str], parameters: list[str]) -> dict[str, Any]:
+    """What is written: ``modules`` are adapted linear layers, ``parameters`` stacks of experts."""
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": config.base_model,
+        "r": config.r, "lora_alpha": config.lora_alpha, "use_rslora": config.use_rslora, "lora_dropout": 0.0,
+        "rank_pattern": dict(config.rank_pattern), "alpha_pattern": dict(config.alpha_pattern),
+        "target_modules": modules, "target_parameters": parameters or None, "bias": "none", "fan_in_fan_out": False,
+        "init_lora_weights": True, "inference_mode": True, "modules_to_save": None,
+    }  # fmt: skip

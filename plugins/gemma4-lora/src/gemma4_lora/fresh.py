@@ -1,0 +1,74 @@
+"""A new adapter that changes nothing yet: A random, B zero, the same for the same seed."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gemma4_core import InputError
+from gemma4_lora.config import LoraConfig
+from gemma4_lora.files import AdapterFiles, Pair
+from gemma4_lora.names import choose_targets, module_of
+
+INITS = ("kaiming", "gaussian")
+RANK, SEED = 16, 0
+
+
+def plan_adapter(
+    shapes: Mapping[str, tuple[int, ...]],
+    prefix: str,
+    *,
+    rank: int = RANK,
+    alpha: float | None = None,
+    targets: Sequence[str] = (),
+    use_rslora: bool = False,
+    init: str = INITS[0],
+    seed: int = SEED,
+    base_model: str | None = None,
+) -> tuple[LoraConfig, list[str]]:
+    """Config and matrices of a new adapter; arguments and errors as of ``fresh_adapter``."""
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= 65536:
+        raise InputError(f"--lora-rank {rank!r}: a whole number from 1 to 65536 is expected")
+    alpha = 2.0 * rank if alpha is None else alpha
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1e9:
+        raise InputError(f"--lora-alpha {alpha!r}: a number above 0 is expected")
+    if init not in INITS:
+        raise InputError(f"--lora-init {init!r}: choose one of {', '.join(INITS)}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"--lora-seed {seed!r}: a whole number from 0 is expected")
+    return LoraConfig(rank, float(alpha), use_rslora, base_model=base_model), choose_targets(shapes, targets, prefix)
+
+
+def fresh_adapter(
+    shapes: Mapping[str, tuple[int, ...]], prefix: str, *, init: str = INITS[0], seed: int = SEED, **options: Any
+) -> AdapterFiles:
+    """A new adapter for chosen matrices.
+
+    Args:
+        shapes: every adaptable matrix by checkpoint name.
+        prefix: what stands before the text tensors' names.
+        init: ``kaiming`` (A uniform within 1/sqrt(in), as peft) or ``gaussian`` (deviation 1/rank).
+        seed: of the random numbers.
+        options: ``rank`` (16); ``alpha`` (twice the rank): changes are scaled by alpha / rank, with ``use_rslora`` by
+            alpha / sqrt(rank); ``targets``: globs over checkpoint names, or module names such as ``q_proj``;
+            ``base_model``: what it is for, noted in its config.
+
+    Raises:
+        InputError: a value out of range, or a target that names no matrix.
+    """
+    config, names = plan_adapter(shapes, prefix, init=init, seed=seed, **options)
+    return AdapterFiles(config, {name: fresh_pair(name, shapes[name], config, init, seed) for name in names})
+
+
+def fresh_pair(name: str, shape: Sequence[int], config: LoraConfig, init: str, seed: int) -> Pair:
+    """The pair of one matrix; its numbers depend on its name, not on what else is adapted."""
+    *experts, out, inner = shape
+    random = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
+    size = (*experts, config.r, inner)
+    bound = 1 / math.sqrt(inner)
+    a = random.normal(0, 1 / config.r, size) if init == "gaussian" else random.uniform(-bound, bound, size)
+    return Pair(a.astype(np.float32), np.zeros((*experts, out, config.r), np.float32), config.scale(module_of(name)))

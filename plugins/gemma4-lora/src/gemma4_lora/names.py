@@ -1,0 +1,107 @@
+"""Names: matrices of a checkpoint, modules of transformers 5.23.0, and keys of an adapter file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from gemma4_core import InputError
+from gemma4_core.config import (
+    GemmaConfig,
+    expected_audio_tensors,
+    expected_text_tensors,
+    expected_vision_tensors,
+)
+from gemma4_core.config.files import shown
+
+KEY_PREFIX = "base_model.model."
+WEIGHT = ".weight"
+TABLES = ("embed_tokens.weight", "embed_tokens_per_layer.weight")
+DEFAULT_TARGETS = ("layers.*.self_attn.?_proj.weight", "layers.*.mlp.*_proj.weight")
+"""Below the text model's prefix."""
+CONDITIONAL, TEXT_ONLY = "model.language_model.", "model."
+
+
+def adaptable(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+    """Every matrix ``[out, in]`` and stack ``[experts, out, in]`` that an adapter may change, by checkpoint name.
+
+    Embedding tables are none of them: what peft makes of those is not the same for lookup and head.
+    """
+    expected = expected_text_tensors(config) | expected_vision_tensors(config) | expected_audio_tensors(config)
+    return {
+        name: shape for name, shape in expected.items()
+        if not name.endswith(TABLES) and ((name.endswith(WEIGHT) and len(shape) == 2) or is_stack(name))
+    }  # fmt: skip
+
+
+def choose_targets(names: Iterable[str], patterns: Sequence[str], prefix: str) -> list[str]:
+    """The matrices that patterns name, in the model's order.
+
+    A pattern is a glob over full names (``*.mlp.*``), or the end of a module's name as peft takes it (``q_proj``).
+    None given: attention and MLP of the text layers. Raises InputError for one that names no adaptable matrix.
+    """
+    known = list(names)
+    chosen: set[str] = set()
+    for text in patterns or [prefix + pattern for pattern in DEFAULT_TARGETS]:
+        found = [name for name in known if fnmatchcase(name, text) or ends(module_of(name), text)]
+        if not found:
+            raise InputError(f"--lora-targets {shown(text)} names no matrix that can be adapted; such are "
+                             f"{', '.join(known[:2])}, or q_proj for all of that name")
+        chosen.update(found)
+    return [name for name in known if name in chosen]
+
+
+def ends(module: str, text: str) -> bool:
+    """Whether a module is this one, or ends with it behind a dot."""
+    return module == text or module.endswith("." + text)
+
+
+def module_of(name: str) -> str:
+    """A matrix's module; a stack of experts is a parameter and keeps its name."""
+    return name.removesuffix(WEIGHT)
+
+
+def keys_of(names: Sequence[str]) -> dict[str, str]:
+    """The adapter file's key of each matrix, without ``.lora_A.weight``.
+
+    peft wraps a module once for each parameter that it adapts: where both stacks of one layer's experts are adapted
+    the wrapper of ``gate_up_proj`` is inside that of ``down_proj``.
+    """
+    keys = {}
+    for name in names:
+        module = module_of(name)
+        if is_stack(name):
+            experts, _, parameter = name.rpartition(".")
+            inner = parameter == "gate_up_proj" and f"{experts}.down_proj" in names
+            module = f"{experts}.base_layer" if inner else experts
+        keys[name] = KEY_PREFIX + module
+    return keys
+
+
+def is_stack(name: str) -> bool:
+    """Whether a matrix is a stack of experts."""
+    return ".experts." in name
+
+
+def bare(module: str) -> str:
+    """A module's name without the wrappers around it."""
+    return re.sub(r"(\.base_layer)+$", "", module)
+
+
+def named_by(module: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The matrices that a module of an adapter file may mean: one, for experts two that differ in shape.
+
+    A module of the text model alone is found in a checkpoint with towers, and the other way round.
+    """
+    module = bare(module)
+    spellings = [module]
+    if module.startswith(CONDITIONAL):
+        spellings.append(TEXT_ONLY + module.removeprefix(CONDITIONAL))
+    elif module.startswith(TEXT_ONLY):
+        spellings.append(CONDITIONAL + module.removeprefix(TEXT_ONLY))
+    for spelling in spellings:
+        names = (spelling + WEIGHT, f"{spelling}.gate_up_proj", f"{spelling}.down_proj")
+        if found := [name for name in names if name in shapes]:
+            return found
+    return []

@@ -1,0 +1,125 @@
+"""What the options of the transform do to a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor
+
+from gemma4_core import CheckpointError, Context, InputError, TrainedPart
+from gemma4_core.config.files import shown, shown_path
+from gemma4_lora.adapters import Adapter, Adapters
+from gemma4_lora.files import AdapterFiles, check_adapter, read_adapter, write_adapter
+from gemma4_lora.fresh import fresh_adapter, plan_adapter
+from gemma4_lora.names import adaptable
+
+if TYPE_CHECKING:
+    from gemma4_core import GemmaModel
+
+TRAINED = "lora"
+"""The name of the adapter that trains."""
+NEW = ("lora_rank", "lora_alpha", "lora_targets", "lora_init", "lora_seed", "lora_rslora")
+"""Options that describe a new adapter."""
+
+
+def folders(values: Mapping[str, Any]) -> list[Path]:
+    """The adapter folders given; one alone may come as text."""
+    given = values.get("adapter") or ()
+    return [Path(item) for item in ([given] if isinstance(given, str | os.PathLike) else given)]
+
+
+def check(context: Context, values: Mapping[str, Any]) -> None:
+    """Refuse what ``apply`` could not do, before weights are read. Raises InputError, CheckpointError."""
+    assert context.config is not None
+    given = folders(values)
+    training, new = bool(values.get("lora")), [key for key in NEW if values.get(key) not in (None, (), [], False)]
+    if not training and new:
+        raise InputError(f"{flag(new[0])} {shown(values[new[0]])} needs --lora, which trains an adapter")
+    if training and given and new:
+        raise InputError(f"{flag(new[0])} {shown(values[new[0]])} describes a new adapter, and --adapter "
+                         f"{shown_path(given[0])} is to be trained on; give one of them")
+    if training and len(given) > 1:
+        raise InputError(f"--lora trains one adapter, {len(given)} were given (--adapter {shown_path(given[1])})")
+    unused = [key for key in ("adapter_strength", "adapter_mode") if values.get(key) is not None]
+    if unused and (training or not given):
+        raise InputError(f"{flag(unused[0])} {shown(values[unused[0]])} needs an --adapter to apply")
+    for folder in given:
+        check_adapter(folder, context.config)
+    if training and not given:
+        plan_adapter(adaptable(context.config), context.config.text_prefix, **described(values))
+
+
+def flag(key: str) -> str:
+    """An option as it is typed."""
+    return "--" + key.replace("_", "-")
+
+
+def described(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options say of a new adapter, as arguments of ``fresh_adapter``."""
+    keys = {"lora_rank": "rank", "lora_alpha": "alpha", "lora_init": "init", "lora_seed": "seed"}
+    given = {word: values[key] for key, word in keys.items() if values.get(key) is not None}
+    targets = values.get("lora_targets") or ()
+    return given | {"targets": [targets] if isinstance(targets, str) else list(targets),
+                    "use_rslora": bool(values.get("lora_rslora"))}
+
+
+def new_adapter(model: GemmaModel, places: Iterable[str], values: Mapping[str, Any]) -> AdapterFiles:
+    """The new adapter that options describe, over matrices that are there."""
+    there, folder = set(places), model.context.folder
+    shapes = {name: shape for name, shape in adaptable(model.config).items() if name in there}
+    base = None if folder is None else str(folder)
+    return fresh_adapter(shapes, model.config.text_prefix, base_model=base, **described(values))
+
+
+def apply(model: GemmaModel, values: Mapping[str, Any]) -> None:
+    """Apply the adapters given, or put one beside the model that is to train. Raises InputError, CheckpointError."""
+    check(model.context, values)
+    adapters, given = Adapters.of(model), folders(values)
+    if values.get("lora"):
+        files = read_adapter(given[0], model.config) if given else new_adapter(model, adapters.places, values)
+        adapters.add(TRAINED, files)
+        adapters.activate(TRAINED, mode="beside")
+        return
+    names = [str(folder) for folder in given]
+    for name, folder in zip(names, given, strict=True):
+        if name not in adapters.loaded:
+            adapters.load(name, folder)
+    strength = values.get("adapter_strength")
+    adapters.activate(*names, strength=1.0 if strength is None else strength, mode=values.get("adapter_mode") or "auto")
+
+
+def trained_part(model: GemmaModel, values: Mapping[str, Any]) -> TrainedPart | None:
+    """The adapter as what trains, where one is to train."""
+    if not values.get("lora"):
+        return None
+    adapter, config = Adapters.of(model).loaded[TRAINED], model.config
+    return TrainedPart(
+        tensors=tensors_of(adapter),
+        save=lambda folder: write_adapter(folder, adapter.files),
+        load=lambda folder: take(adapter, read_adapter(folder, config), folder),
+    )
+
+
+def tensors_of(adapter: Adapter) -> dict[str, Tensor]:
+    """An adapter's factors under their names in the model."""
+    return {
+        name + suffix: tensor for name, change in adapter.changes.items()
+        for suffix, tensor in ((".lora_A", change.a), (".lora_B", change.b))
+    }  # fmt: skip
+
+
+def take(adapter: Adapter, files: AdapterFiles, folder: Path) -> None:
+    """Write saved factors into an adapter's tensors. Raises CheckpointError where they are another one's."""
+    own = {name: (tuple(c.a.shape), tuple(c.b.shape), c.scale) for name, c in adapter.changes.items()}
+    saved = {name: (p.a.shape, p.b.shape, p.scale) for name, p in files.pairs.items()}
+    odd: Sequence[str] = [name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name)]
+    if odd:
+        raise CheckpointError(f"{shown_path(folder)}: the adapter there differs in {len(odd)} matrices from the one "
+                              f"that trains, such as {shown(min(odd))}; give the options that it was begun with")
+    for name, change in adapter.changes.items():
+        for tensor, array in ((change.a, files.pairs[name].a), (change.b, files.pairs[name].b)):
+            tensor.assign(Tensor(np.ascontiguousarray(array), device=tensor.device)).realize()

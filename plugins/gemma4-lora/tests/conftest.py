@@ -1,0 +1,13 @@
+"""The tests run from a checkout, too, without installing the package."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+HERE = Path(__file__).parent
+if find_spec("gemma4_lora") is None:
+    sys.path.insert(0, str(HERE.parent / "src"))
+# models and outputs of transformers that the core's tests use too
+sys.path.append(str(HERE.parents[2] / "tests"))

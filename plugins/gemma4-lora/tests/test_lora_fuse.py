@@ -1,0 +1,159 @@
+"""``gemma4 fuse``: what it writes is base plus adapter, whole or not at all; and ``generate --adapter``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_tools import failure, gemma4
+from click.testing import CliRunner
+from gemma4_lora import Adapters, fuse
+from gemma4_lora.command import fuse_command
+from lora_tools import FAMILIES, HERE, base_folder, logits, prepared, stored, stored_logits, tiny
+from reference_data import read_header, relative_error
+from safetensors.numpy import load_file
+
+from gemma4_core import Gemma4Error
+from gemma4_core.quantize import quantize
+
+
+@pytest.fixture(autouse=True)
+def _prepared() -> Iterator[None]:
+    with prepared():
+        yield
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fused_folder_is_base_plus_adapter(name: str, tmp_path: Path) -> None:
+    fuse(base_folder(name), [HERE / name], tmp_path / "fused", dtype="float32")
+    model = tiny(name, tmp_path / "fused")
+    assert relative_error(logits(model, name), stored_logits(name)) < 1e-4
+    base, fused = (read_header(folder / "model.safetensors") for folder in (base_folder(name), tmp_path / "fused"))
+    assert {key: entry["shape"] for key, entry in fused.items()} == {key: e["shape"] for key, e in base.items()}
+    assert {entry["dtype"] for entry in fused.values()} == {"F32"}
+    assert json.loads((tmp_path / "fused" / "config.json").read_text())["dtype"] == "float32"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_memory_and_disk_hold_the_same_bf16_numbers(tmp_path: Path) -> None:
+    fuse(base_folder("dense"), [HERE / "dense"], tmp_path / "fused")
+    merged, loaded = tiny(dtype=None, options={"adapter": str(HERE / "dense")}), tiny(
+        folder=tmp_path / "fused", dtype=None
+    )
+    assert Adapters.of(merged).merged
+    written = loaded.named_tensors()
+    for name, tensor in merged.named_tensors().items():
+        mine, theirs = tensor.float().numpy(), written[name].float().numpy()
+        assert np.abs(mine - theirs).max() <= np.abs(theirs).max() * 2**-8
+        assert (mine == theirs).mean() > 0.999
+
+
+def test_several_adapters_and_a_strength_add_up(tmp_path: Path) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    fuse(base_folder("dense"), [HERE / "dense"], once, dtype="float32", strength=2.0)
+    fuse(base_folder("dense"), [HERE / "dense", HERE / "dense"], twice, dtype="float32")
+    one, two = (load_file(folder / "model.safetensors") for folder in (once, twice))
+    assert all(np.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_an_int8_base_is_quantised_again_or_made_ordinary(tmp_path: Path) -> None:
+    packed = quantize(base_folder("dense"), tmp_path / "packed")
+    fuse(packed, [HERE / "dense"], tmp_path / "again")
+    fuse(packed, [HERE / "dense"], tmp_path / "ordinary", format="bf16", dtype="float32")
+    before, after = stored(packed), stored(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert before.keys() == after.keys() and len(config["gemma4_format"]["tensors"]) > 20
+    changed = {name.removesuffix("_scale") for name in before if before[name] != after[name]}
+    expected = {name for name in before if name.endswith((".q_proj.weight", ".k_proj.weight", "mlp.down_proj.weight"))}
+    assert changed == expected and len(changed) == 18
+    model = tiny(folder=packed)
+    Adapters.of(model).load("x", HERE / "dense")
+    Adapters.of(model).activate("x", mode="beside")
+    wanted = logits(model)
+    Adapters.of(model).activate("x", mode="merged")
+    exact = np.abs(wanted).max()
+    assert np.abs(logits(model) - wanted).max() < 1e-3 * exact
+    assert np.abs(logits(tiny(folder=tmp_path / "ordinary")) - wanted).max() < 1e-3 * exact
+    assert relative_error(logits(tiny(folder=tmp_path / "again")), wanted) < 0.3
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def run(*args: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(fuse_command, [str(arg) for arg in args])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_prints_the_folder_and_replaces_a_checkpoint_whole(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "fused"
+    shutil.copytree(base_folder("dense"), out)
+    (out / "leftover.txt").write_text("x")
+    code, printed, error = run("-m", base_folder("dense"), "--adapter", HERE / "dense", HERE / "dense", "--out", out)
+    assert (code, printed, error) == (0, f"{out}\n", "") and not (out / "leftover.txt").exists()
+
+
+def test_what_cannot_be_fused_is_said_and_nothing_is_written(tmp_path: Path) -> None:
+    mine, base, adapter = tmp_path / "mine", base_folder("dense"), HERE / "dense"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("x")
+    out = tmp_path / "out"
+    cut = Path(shutil.copytree(adapter, tmp_path / "cut"))
+    (cut / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes()[:-9])
+    for args, says in (
+        (("-m", base, "--adapter", tmp_path / "no", "--out", out), "no"),
+        (("-m", base, "--adapter", cut, "--out", out), "cut"),
+        (("-m", base, "--adapter", HERE / "moe", "--out", out), "do not fit"),
+        (("-m", base, "--adapter", adapter, "--out", mine), "mine"),
+        (("-m", base, "--adapter", adapter, "--out", base), "itself"),
+        (("-m", tmp_path / "nowhere", "--adapter", adapter, "--out", out), "nowhere"),
+        (("-m", base, "--adapter", adapter, "--out", out, "--format", "int9"), "int9"),
+        (("-m", base, "--adapter", adapter, "--out", out / "x" / "y", "--strength", "1e9"), ""),
+    ):
+        code, printed, error = run(*args)
+        if says:
+            assert (code, printed) == (1, "") and says in error and error.count("\n") == 1 and len(error) < 500
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    code, _, error = run("-m", base, "--out", out)
+    assert code == 2 and "--adapter" in error
+    with pytest.raises(Gemma4Error, match="at least one"):
+        fuse(base, [], out)
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemma4_core.quantize.PART_BYTES", 100_000)
+    real, calls = __import__("gemma4_lora.fusing", fromlist=["fused"]).fused, []
+
+    def fail_late(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr("gemma4_lora.fusing.fused", fail_late)
+    with pytest.raises(KeyboardInterrupt):
+        fuse(base_folder("dense"), [HERE / "dense"], tmp_path / "out", dtype="float32")
+    assert not (tmp_path / "out").exists() and (tmp_path / ".out.fusing" / "part-00002").is_dir()
+    fuse(base_folder("dense"), [HERE / "dense"], tmp_path / "out", dtype="float32")
+    parts = len(json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"])
+    assert parts > 50 and relative_error(logits(tiny(folder=tmp_path / "out")), stored_logits("dense")) < 1e-4
+    assert not (tmp_path / ".out.fusing").exists()
+
+
+def test_generate_takes_an_adapter(tmp_path: Path) -> None:
+    fuse(base_folder("dense"), [HERE / "dense"], tmp_path / "fused")
+    args = ("--prompt-tokens", "12,40,77,9", "-n", "6", "--temperature", "0", "--device", "cpu", "--json")
+    answers = []
+    for model, options in (
+        (base_folder("dense"), ("--adapter", HERE / "dense")), (tmp_path / "fused", ()), (base_folder("dense"), ()),
+    ):  # fmt: skip
+        ran = gemma4("generate", "-m", model, *args, *options)
+        assert ran.code == 0 and ran.err == "", ran.err
+        answers.append(json.loads(ran.out)["tokens"])
+    assert answers[0] == answers[1] != answers[2]
+    assert "nowhere" in failure("generate", "-m", base_folder("dense"), *args, "--adapter", tmp_path / "nowhere")
+    assert "--lora" in failure("generate", "-m", base_folder("dense"), *args, "--lora-rank", "4")

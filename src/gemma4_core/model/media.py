@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from tinygrad import Tensor
 
 from gemma4_core.errors import InputError
 from gemma4_core.model.ids import media_blocks
+from gemma4_core.processing.arranged import ArrangingTower
 
 if TYPE_CHECKING:
     from gemma4_core.descriptions import ModalityTower
@@ -31,7 +32,8 @@ class Placed:
     blocks: np.ndarray | None
     """int32 ``[B, T]``: bidirectional block of each position, -1 elsewhere."""
     signature: list[int]
-    """Row 0's ids with a content hash (negative) at soft positions; equal signatures mean equal K/V."""
+    """Row 0's ids with a content hash (negative) at soft positions; equal signatures mean equal K/V. -1 at soft
+    positions of a run that is not captured, and so never goes into a cache."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Seconds that each tower took."""
 
@@ -56,58 +58,133 @@ def put_soft(h: Tensor, rows: Tensor, here: Tensor) -> Tensor:
     return here.unsqueeze(-1).where(rows.cast(h.dtype), h)
 
 
-def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, capture: bool = False) -> Placed:
-    """Encode media and find their places. Media of a kind fill its placeholders in order, row by row.
+@dataclass(frozen=True)
+class Laid:
+    """A prompt whose media are arranged on the host; its towers have yet to run."""
 
-    ``capture`` as for ``Tower.encode``. Raises InputError where soft tokens and placeholders differ in number, and
-    where the prompt needs a tower that is not loaded.
-    """
-    used = used_towers(model, media)
-    clean = ids.copy()
-    soft = np.full(ids.shape, -1, np.int32)
-    signature = ids.astype(np.int64)
-    bidirectional = np.zeros(ids.shape, np.bool_)
-    encoded: list[Tensor] = []
-    seconds: dict[str, float] = {}
-    total = 0
-    for spec in model.known_specs:
-        where = ids == spec.soft_token_id(model.config)
-        holders = int(where.sum())
-        if holders and spec.name not in model.towers:
+    ids: np.ndarray
+    """int32 ``[B, T]``; the pad id where a soft token stands."""
+    soft: np.ndarray
+    """int32 ``[B, T]``: row of what the towers give, one after another; -1 for text."""
+    blocks: np.ndarray | None
+    """int32 ``[B, T]``: bidirectional block of each position, -1 elsewhere."""
+    arrays: Mapping[str, tuple[np.ndarray, ...]]
+    """What each tower's ``encode_arranged`` takes, by the tower's name."""
+
+
+class Placeholders:
+    """The placeholders of a prompt, filled tower by tower."""
+
+    def __init__(self, model: GemmaModel, ids: np.ndarray) -> None:
+        self.model, self.ids = model, ids
+        self.clean = ids.copy()
+        self.soft = np.full(ids.shape, -1, np.int32)
+        self.bidirectional = np.zeros(ids.shape, np.bool_)
+        self.rows = 0
+        """Rows of soft tokens so far."""
+
+    def of(self, spec: ModalityTower) -> np.ndarray:
+        """Where a tower's placeholders are, bool ``[B, T]``. Raises InputError where it is not loaded."""
+        where = self.ids == spec.soft_token_id(self.model.config)
+        if where.any() and spec.name not in self.model.towers:
             raise InputError(
                 f"the prompt holds {spec.placeholder} tokens, but the modality {spec.name} is not loaded: "
                 f"add it to --modality (modalities)"
             )
+        return where
+
+    def fill(self, spec: ModalityTower, where: np.ndarray, rows: np.ndarray, count: int) -> bool:
+        """Give placeholders these rows of the ``count`` that the tower makes; whether there are any.
+
+        Raises InputError where soft tokens and placeholders differ in number.
+        """
+        holders = int(where.sum())
+        if len(rows) != holders:
+            raise InputError(f"{spec.name}: the prompt holds {holders} {spec.placeholder} tokens, the media given take "
+                             f"{len(rows)}")
+        if not holders:
+            return False
+        self.soft[where] = self.rows + rows
+        self.clean[where] = self.model.config.pad_token_id
+        self.bidirectional |= spec.bidirectional & where
+        self.rows += count
+        return True
+
+    @property
+    def blocks(self) -> np.ndarray | None:
+        """Bidirectional blocks, where the model has such."""
+        return media_blocks(self.bidirectional) if self.model.bidirectional else None
+
+
+def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, capture: bool = False) -> Placed:
+    """Encode media and find their places. Media of a kind fill its placeholders in order, row by row.
+
+    ``capture`` as for ``Tower.encode``; without it the signature knows nothing of the media. Raises InputError where
+    soft tokens and placeholders differ in number, and where the prompt needs a tower that is not loaded.
+    """
+    used = used_towers(model, media)
+    placeholders = Placeholders(model, ids)
+    signature = ids.astype(np.int64)
+    encoded: list[Tensor] = []
+    seconds: dict[str, float] = {}
+    for spec in model.known_specs:
+        where = placeholders.of(spec)
         began = time.perf_counter()
         tokens, marks = _encode(model, spec, media, capture) if spec in used else ([], [])
-        if len(marks) != holders:
-            raise InputError(
-                f"{spec.name}: the prompt holds {holders} {spec.placeholder} tokens, the media given take {len(marks)}"
-            )
-        if not holders:
-            continue
-        seconds[spec.name] = time.perf_counter() - began
-        soft[where] = np.arange(total, total + holders)
-        signature[where] = marks
-        clean[where] = model.config.pad_token_id
-        bidirectional |= spec.bidirectional & where
-        encoded += tokens
-        total += holders
+        if placeholders.fill(spec, where, np.arange(len(marks)), len(marks)):
+            seconds[spec.name] = time.perf_counter() - began
+            signature[where] = marks
+            encoded += tokens
     if not encoded:
         return Placed(ids, None, None, None, signature[0].tolist())
     together = encoded[0].cat(*encoded[1:], dim=0) if len(encoded) > 1 else encoded[0]
-    blocks = media_blocks(bidirectional) if model.bidirectional else None
-    return Placed(clean, together, soft, blocks, signature[0].tolist(), seconds)
+    signed = signature[0].tolist()
+    return Placed(placeholders.clean, together, placeholders.soft, placeholders.blocks, signed, seconds)
+
+
+def lay_out(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> Laid | None:
+    """Arrange media on the host and find their places, as ``place`` does; None where one of their towers cannot, or
+    there are none. Raises InputError as ``place`` does."""
+    used = used_towers(model, media)
+    if not used or not all(isinstance(model.towers[spec.name], ArrangingTower) for spec in used):
+        return None
+    placeholders = Placeholders(model, ids)
+    arrays: dict[str, tuple[np.ndarray, ...]] = {}
+    for spec in model.known_specs:
+        where = placeholders.of(spec)
+        tower = model.towers.get(spec.name)
+        rows, count = np.zeros(0, np.int64), 0
+        if spec in used and isinstance(tower, ArrangingTower):
+            arranged = tower.arrange(_features(spec, media))
+            if arranged.rows:
+                rows, count = np.concatenate(arranged.rows), arranged.count
+                arrays[spec.name] = arranged.arrays
+        placeholders.fill(spec, where, rows, count)
+    return Laid(placeholders.clean, placeholders.soft, placeholders.blocks, arrays)
+
+
+def encode_laid(model: GemmaModel, arrays: Mapping[str, Sequence[Tensor]]) -> Tensor:
+    """The rows that ``Laid.soft`` counts, ``[N, H]``, from uploaded arrays of a ``Laid``; differentiable."""
+    encoded = []
+    for name, tensors in arrays.items():
+        tower = model.towers[name]
+        assert isinstance(tower, ArrangingTower)
+        encoded.append(tower.encode_arranged(*tensors).contiguous())
+    return encoded[0].cat(*encoded[1:], dim=0) if len(encoded) > 1 else encoded[0]
+
+
+def _features(spec: ModalityTower, media: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: media[name] for name in spec.keywords if media.get(name) is not None}
 
 
 def _encode(
     model: GemmaModel, spec: ModalityTower, media: Mapping[str, Any], capture: bool
 ) -> tuple[list[Tensor], list[int]]:
     """Soft tokens of each medium, and for each soft token a negative number that stands for its content."""
-    tower = model.towers[spec.name]
-    features = {name: media[name] for name in spec.keywords if media.get(name) is not None}
+    tower, features = model.towers[spec.name], _features(spec, media)
     tokens = tower.encode(features, capture=capture)
-    if capture:
-        tokens = [t.realize() for t in tokens]
+    if not capture:
+        return tokens, [-1] * sum(int(t.shape[0]) for t in tokens)
+    tokens = [t.realize() for t in tokens]
     digests = [-1 - int.from_bytes(digest[:7], "big") for digest in tower.digests(features)]
     return tokens, [d for d, t in zip(digests, tokens, strict=True) for _ in range(int(t.shape[0]))]

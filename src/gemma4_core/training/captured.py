@@ -1,8 +1,8 @@
-"""Training steps on text as captured graphs: kept with the optimizer, one for each shape that comes up."""
+"""Training steps as captured graphs: kept with the optimizer, one for each shape that comes up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ from tinygrad import Tensor, TinyJit, dtypes
 from tinygrad.helpers import Context as TinygradContext
 from tinygrad.nn.optim import Optimizer as TinygradOptimizer
 
+from gemma4_core.model.media import Laid, encode_laid, lay_out
 from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
-from gemma4_core.training.forward import Fed
+from gemma4_core.training.forward import Fed, check_length
 from gemma4_core.training.loss import mean_loss
 
 if TYPE_CHECKING:
@@ -30,12 +31,16 @@ class Checked:
     """int32 ``[B, T]``, -100 where there is none."""
     segments: np.ndarray | None
     media: dict[str, Any]
+    laid: Laid | None = None
+    """The media arranged on the host; None without, and where one of their towers does not arrange."""
 
     @classmethod
     def of(cls, model: GemmaModel, batch: GemmaTrainingBatch) -> Checked:
         """Raises InputError for a batch that does not fit."""
         ids, targets = checked(model, batch)
-        return cls(ids, targets, check_segments(batch.segments, ids), batch.media)
+        check_length(model, ids)
+        media = batch.media
+        return cls(ids, targets, check_segments(batch.segments, ids), media, lay_out(model, ids, media))
 
     @property
     def count(self) -> int:
@@ -43,19 +48,29 @@ class Checked:
         return int((self.targets >= 0).sum())
 
     @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a graph takes, by name; arrays of media under the tower's name and a number."""
+        found = {"ids": self.ids, "targets": self.targets, "segments": self.segments}
+        if self.laid is not None:
+            found |= {"ids": self.laid.ids, "soft": self.laid.soft, "blocks": self.laid.blocks}
+            found |= {f"{name}/{i}": a for name, arrays in self.laid.arrays.items() for i, a in enumerate(arrays)}
+        return {name: array for name, array in found.items() if array is not None}
+
+    @property
     def shape(self) -> tuple[Any, ...]:
         """What a graph is captured for."""
-        return (self.ids.shape, self.segments is not None)
+        return tuple((name, array.shape) for name, array in self.arrays.items())
 
-    def upload(self, model: GemmaModel) -> tuple[Tensor, ...]:
-        """Ids, targets, and segments where there are some, on the device."""
-        arrays = [array for array in (self.ids, self.targets, self.segments) if array is not None]
-        return tuple(Tensor(np.ascontiguousarray(a), device=model.device).clone().realize() for a in arrays)
+    def upload(self, model: GemmaModel) -> dict[str, Tensor]:
+        """The arrays on the device."""
+        upload = lambda array: Tensor(np.ascontiguousarray(array), device=model.device).clone().realize()  # noqa: E731
+        return {name: upload(array) for name, array in self.arrays.items()}
 
 
 def capturable(model: GemmaModel, batches: Sequence[Checked]) -> bool:
-    """Whether the graphs of this module serve these batches: towers and tables off the device run outside of them."""
-    return model.ple_host is None and not any(batch.media for batch in batches)
+    """Whether the graphs of this module serve these batches: tables off the device and towers that do not arrange run
+    outside of them."""
+    return model.ple_host is None and not any(batch.media and batch.laid is None for batch in batches)
 
 
 def prepare_tables(model: GemmaModel, length: int) -> None:
@@ -63,10 +78,19 @@ def prepare_tables(model: GemmaModel, length: int) -> None:
     model.text.rotation_table(max(512, 1 << (length - 1).bit_length()))
 
 
-def text_loss(model: GemmaModel, inputs: Sequence[Tensor], checkpointing: bool) -> Tensor:
+def fed(model: GemmaModel, inputs: Mapping[str, Tensor]) -> Fed:
+    """What the forward pass starts from, out of what ``Checked.upload`` gives; towers run here."""
+    media: dict[str, list[Tensor]] = {}
+    for name, tensor in inputs.items():
+        if "/" in name:
+            media.setdefault(name.split("/")[0], []).append(tensor)
+    soft_tokens = encode_laid(model, media) if media else None
+    return Fed(inputs["ids"], soft_tokens, inputs.get("soft"), inputs.get("blocks"), segments=inputs.get("segments"))
+
+
+def graph_loss(model: GemmaModel, inputs: Mapping[str, Tensor], checkpointing: bool) -> Tensor:
     """The loss of what ``Checked.upload`` gives."""
-    ids, targets, *segments = inputs
-    return mean_loss(model, Fed(ids, segments=segments[0] if segments else None), targets, checkpointing)
+    return mean_loss(model, fed(model, inputs), inputs["targets"], checkpointing)
 
 
 def whole_step(
@@ -74,9 +98,9 @@ def whole_step(
 ) -> tuple[Tensor, Tensor | None]:
     """Loss, gradients and update of one batch as one graph. The loss, and the gradients' norm where it is limited."""
 
-    def step(*inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         with TinygradContext(TRAINING=1):
-            loss = text_loss(model, inputs, checkpointing)
+            loss = graph_loss(model, inputs, checkpointing)
             norm = set_gradients(optimizer, loss.gradient(*optimizer.params), max_norm)
             changed = optimizer.inner.schedule_step()
             optimizer.zero_grad()
@@ -84,7 +108,7 @@ def whole_step(
             return loss, norm
 
     graph = kept(optimizer, ("whole", id(model), batch.shape, max_norm, checkpointing), step, model, batch)
-    loss, norm = graph(*batch.upload(model))
+    loss, norm = graph(batch.upload(model))
     return own(loss), None if norm is None else own(norm)
 
 
@@ -94,9 +118,9 @@ def summed_step(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of several batches added up in fp32, then one update: a graph per shape, and one for the update."""
 
-    def add(share: Tensor, first: Tensor, *inputs: Tensor) -> Tensor:
+    def add(share: Tensor, first: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         with TinygradContext(TRAINING=1):
-            loss = text_loss(model, inputs, checkpointing) * share.reshape(())
+            loss = graph_loss(model, inputs, checkpointing) * share.reshape(())
             changed = []
             for index, gradient in enumerate(loss.gradient(*optimizer.params)):
                 if reached(gradient):
@@ -118,7 +142,7 @@ def summed_step(
     total, targets = scalar(0.0), sum(batch.count for batch in batches)
     for number, batch in enumerate(batches):
         graph = kept(optimizer, ("add", id(model), batch.shape, checkpointing), add, model, batch)
-        loss = graph(scalar(batch.count / targets), scalar(float(number == 0)), *batch.upload(model))
+        loss = graph(scalar(batch.count / targets), scalar(float(number == 0)), batch.upload(model))
         total = (total + loss).realize()
     norm = kept(optimizer, ("update", id(model), max_norm), update)()
     return total.reshape(()).detach().realize(), None if norm is None else own(norm)

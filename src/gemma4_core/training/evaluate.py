@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tinygrad import Tensor, TinyJit
 
 from gemma4_core.training.batch import GemmaTrainingBatch
-from gemma4_core.training.captured import Checked, capturable, prepare_tables, text_loss
+from gemma4_core.training.captured import Checked, capturable, graph_loss, prepare_tables
 from gemma4_core.training.forward import feed
 from gemma4_core.training.loss import mean_loss
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Evaluator:
-    """Mean losses of a model as its weights are now; text is run by graphs that are captured once per shape."""
+    """Mean losses of a model as its weights are now, through graphs that are captured once per shape."""
 
     def __init__(self, model: GemmaModel) -> None:
         self.model = model
@@ -39,8 +39,8 @@ class Evaluator:
             return mean_loss(self.model, fed, Tensor(batch.targets, device=self.model.device)).item()
         if batch.shape not in self.graphs:
             prepare_tables(self.model, batch.ids.shape[1])
-            self.graphs[batch.shape] = TinyJit(lambda *inputs: text_loss(self.model, inputs, False).realize())
-        return self.graphs[batch.shape](*batch.upload(self.model)).item()
+            self.graphs[batch.shape] = TinyJit(lambda inputs: graph_loss(self.model, inputs, False).realize())
+        return self.graphs[batch.shape](batch.upload(self.model)).item()
 
 
 def perplexity(loss: float) -> float:

@@ -42,9 +42,7 @@ class Fed:
 
 def feed(model: GemmaModel, ids: np.ndarray, media: dict[str, Any], segments: np.ndarray | None = None) -> Fed:
     """Encode media, find their places, and bring everything to the device. Raises InputError."""
-    if ids.shape[1] > model.max_context:
-        over = ids.shape[1] - model.max_context
-        raise InputError(f"a row of {ids.shape[1]} tokens exceeds the context of {model.max_context} by {over}")
+    check_length(model, ids)
     placed = place(model, ids, media)
     upload = lambda array: Tensor(np.ascontiguousarray(array), device=model.device).clone().realize()  # noqa: E731
     soft = None if placed.soft is None else upload(placed.soft)
@@ -52,6 +50,13 @@ def feed(model: GemmaModel, ids: np.ndarray, media: dict[str, Any], segments: np
     rows = None if model.ple_host is None else model.ple_host.rows(placed.ids)
     parts = None if segments is None else upload(segments)
     return Fed(upload(placed.ids), placed.soft_tokens, soft, blocks, rows, parts)
+
+
+def check_length(model: GemmaModel, ids: np.ndarray) -> None:
+    """Raise InputError for rows ``[B, T]`` longer than the context."""
+    if ids.shape[1] > model.max_context:
+        over = ids.shape[1] - model.max_context
+        raise InputError(f"a row of {ids.shape[1]} tokens exceeds the context of {model.max_context} by {over}")
 
 
 def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:

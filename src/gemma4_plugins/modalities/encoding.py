@@ -68,6 +68,8 @@ class EncodingTower(ABC):
         """Soft tokens of arranged media, padding included, with gradients to the weights."""
 
     def _differentiable(self, arranged: ArrangedMedia) -> list[Tensor]:
+        if not arranged.rows:
+            return []
         values, extent = (upload(array, self.device) for array in arranged.arrays)
         # kept: otherwise the cuts move up into the layers, and every number of tokens compiles kernels of its own
         tokens = self.encode_arranged(values, extent).contiguous()

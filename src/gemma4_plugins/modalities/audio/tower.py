@@ -212,7 +212,7 @@ class AudioTower(EncodingTower):
 def arrange(features: np.ndarray, valid: np.ndarray) -> ArrangedMedia:
     """Clips ``[clips, frames, mel]`` cut behind the last valid frame of any and padded to a captured size; which soft
     tokens are valid."""
-    end = int(np.flatnonzero(valid.any(0))[-1]) + 1
+    end = int(max(np.flatnonzero(valid.any(0)), default=0)) + 1
     wanted = -(-end // SUBSAMPLING)
     tokens = next((n for n in SIZES if n >= wanted), -(-wanted // SIZES[-1]) * SIZES[-1])
     clips, size = len(features), tokens * SUBSAMPLING

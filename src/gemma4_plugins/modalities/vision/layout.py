@@ -105,7 +105,7 @@ def arrange_together(pixels: np.ndarray, positions: np.ndarray, pool: int, name:
     keys = [place.tobytes() for place in positions]
     known = {key: lay_out(place, pool, name) for key, place in dict(zip(keys, positions, strict=True)).items()}
     layouts = [known[key] for key in keys]
-    tokens = padded_tokens(max(layout.tokens for layout in layouts))
+    tokens = padded_tokens(max((layout.tokens for layout in layouts), default=0))
     shape = (len(layouts), tokens * pool * pool)
     out_pixels, out_positions = np.zeros((*shape, pixels.shape[2]), np.float32), np.full((*shape, 2), -1, np.int32)
     for index, layout in enumerate(layouts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from gemma4_core.config.files import shown, shown_path
@@ -18,6 +19,8 @@ REPOSITORIES = {
 }
 """Hub name of the base checkpoint by size; the instruction-tuned one ends in ``-it``."""
 TUNED = "-it"
+DEMO = "demo"
+"""Name of the trained model inside the package."""
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
 LOCAL_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -35,6 +38,12 @@ def repository(name: str) -> str | None:
     return name if HUB_NAME.fullmatch(name) and ".." not in name else None
 
 
+def packaged_demo() -> Path | None:
+    """The folder of the trained demo model inside the package, None where it is not packaged."""
+    folder = Path(str(files("gemma4_core") / "data" / DEMO))
+    return folder if (folder / "config.json").is_file() else None
+
+
 def resolve_folder(name: str | Path) -> Path:
     """The folder of a checkpoint: a path, or a hub name or alias found in the Hugging Face cache. The folder of a
     training run stands for its last checkpoint.
@@ -49,6 +58,8 @@ def resolve_folder(name: str | Path) -> Path:
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise CheckpointError(f"{shown_path(text)} cannot be opened as a checkpoint folder: {reason}") from fault
+    if text.lower() == DEMO and (packaged := packaged_demo()) is not None:
+        return packaged
     hub_name = repository(text)
     aliases = ", ".join(REPOSITORIES)
     if hub_name is None:

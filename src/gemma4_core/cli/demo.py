@@ -31,7 +31,7 @@ NEXT = """What to try next:
 
 @contextmanager
 def demo_folder(keep: Path | None) -> Iterator[Path]:
-    """A folder with the demo model: the given one, or a temporary one."""
+    """A folder with the random model: the given one, or a temporary one."""
     from gemma4_core.demo import write_demo_checkpoint
 
     if keep is not None:
@@ -47,15 +47,22 @@ def answer(model: GemmaModel, tokens: int) -> Answer:
     return show_all(model.stream_generate(messages, max_new_tokens=tokens, stop_ids=(), temperature=0.0), None)
 
 
-def report(model: GemmaModel, first: Answer, second: Answer, nbytes: int) -> list[str]:
-    """What happened, in lines."""
-    assert first.stats is not None and second.stats is not None
-    cold, warm = first.stats.as_dict(), second.stats.as_dict()
+def about(model: GemmaModel, folder: Path) -> list[str]:
+    """What the model is, in lines."""
+    nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     parameters = sum(int(t.numel()) for t in model.named_tensors().values())
-    same = "the same answer" if second.tokens == first.tokens else "ANOTHER ANSWER: please report this"
     return [
         f"model     {model!r}",
         f"          {human_count(parameters)} parameters, {human_bytes(nbytes)}, loaded in {model.load_seconds:.2f} s",
+    ]
+
+
+def report(first: Answer, second: Answer) -> list[str]:
+    """What a random model did, in lines."""
+    assert first.stats is not None and second.stats is not None
+    cold, warm = first.stats.as_dict(), second.stats.as_dict()
+    same = "the same answer" if second.tokens == first.tokens else "ANOTHER ANSWER: please report this"
+    return [
         f"prompt    {QUESTION} ({cold['prompt_tokens']} tokens)",
         f"answer    {escaped(first.text)}",
         "",
@@ -64,27 +71,44 @@ def report(model: GemmaModel, first: Answer, second: Answer, nbytes: int) -> lis
     ]
 
 
-@click.command("demo", cls=GemmaCommand)
-@device_options
-@click.option("--max-new-tokens", "--max-tokens", "-n", type=Whole(2, 4000), default=48, show_default=True, metavar="N",
-              help="Length of the answer.")
-@click.option("--keep", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
-              help="Write the model there and keep it.")
-def demo_command(device: str, beam: int, beam_seconds: float | None, max_new_tokens: int, keep: Path | None) -> None:
-    """Show that everything works here: write a tiny model, load it, let it answer twice.
-
-    Its weights are random, so its answer makes no sense; a real model's does.
-    """
+def show_random(options: dict[str, Any], tokens: int, keep: Path | None) -> list[str]:
+    """Let a random model answer twice."""
     from gemma4_core import loading
 
-    if on_terminal():
-        note("writing, loading and compiling a tiny model …")
     with demo_folder(keep) as folder:
-        options: dict[str, Any] = {"beam": beam, "beam_seconds": beam_seconds}
-        model = loading.load_pretrained(folder, device=device, modalities=("text",), **options)
-        first, second = answer(model, max_new_tokens), answer(model, max_new_tokens)
-        nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    lines = [GREETING, "", *report(model, first, second, nbytes), ""]
+        model = loading.load_pretrained(folder, modalities=("text",), **options)
+        first, second = answer(model, tokens), answer(model, tokens)
+        lines = [GREETING, "", *about(model, folder), *report(first, second), ""]
     if keep is not None:
         lines += [f'The model is in {keep}: gemma4 generate -m {keep} --prompt "Hello"', ""]
+    return lines
+
+
+@click.command("demo", cls=GemmaCommand)
+@device_options
+@click.option("--max-new-tokens", "--max-tokens", "-n", type=Whole(2, 900), default=48, show_default=True, metavar="N",
+              help="Length of the answer that is timed.")
+@click.option("--seed", type=Whole(0), default=None, metavar="N",
+              help="Of picture, sound and sum; without it they differ each time.")
+@click.option("--keep", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
+              help="Write the model there and keep it, picture and sound beside it.")
+def demo_command(
+    device: str, beam: int, beam_seconds: float | None, max_new_tokens: int, seed: int | None, keep: Path | None
+) -> None:
+    """Show that everything works here, with a tiny model: a text, a sum, a picture described, a sound written down.
+
+    Without the trained model in the package a random one answers; its answer makes no sense.
+    """
+    from gemma4_core.demo import packaged_demo
+
+    if on_terminal():
+        note("loading and compiling a tiny model …")
+    options: dict[str, Any] = {"device": device, "beam": beam, "beam_seconds": beam_seconds}
+    trained = packaged_demo()
+    if trained is None:
+        lines = show_random(options, max_new_tokens, keep)
+    else:
+        from gemma4_core.cli.demo_show import show_trained
+
+        lines = show_trained(trained, options, max_new_tokens, seed, keep)
     write("\n".join([*lines, NEXT, ""]))

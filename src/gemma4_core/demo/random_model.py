@@ -1,4 +1,4 @@
-"""A tiny checkpoint to try the runtime with: Gemma 4's E2B architecture, a small vocabulary, random weights."""
+"""A tiny checkpoint with random weights to try the runtime with: Gemma 4's E2B architecture, a small vocabulary."""
 
 from __future__ import annotations
 

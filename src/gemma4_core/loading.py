@@ -83,12 +83,12 @@ def load_pretrained(
         loaded_tokenizer = backend_tokenizer.load(context)
         template = ChatTemplate.load(context.folder)
         processor = GemmaMultimodalProcessor(context, wanted, loaded_tokenizer, template, options)
-        if check is not None:
-            check(processor)
         transforms = [t for t in registry.matching("transform", context, options) if t.wanted(options, context)]
         for transform in transforms:
             if transform.check is not None:
                 transform.check(context, options)
+        if check is not None:
+            check(processor)
         settings = DeviceSettings(beam) if beam_seconds is None else DeviceSettings(beam, beam_seconds)
         backend, target = activate(device, settings)
         operations = backend.operations() if backend.operations else portable()

@@ -94,6 +94,13 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "adapter_config.json").unlink()
     assert "adapter_config.json" in refused(folder)
     assert "is no folder" in refused(folder / "adapter_model.bin")
+    assert "cannot be opened" in refused(Path("x" * 300))
+    assert "is no folder" in refused(Path("a\0b"))
+
+
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "last").symlink_to(folder.name)
+    assert len(read_adapter(tmp_path, load_config(base_folder("dense"))).pairs) == 18
 
 
 def test_shapes_that_do_not_fit_are_named_with_those_that_would(folder: Path) -> None:

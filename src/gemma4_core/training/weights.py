@@ -44,7 +44,10 @@ def all_weights(model: GemmaModel) -> Iterator[dict[str, Any]]:
         table = model.config.text_prefix + "embed_tokens_per_layer.weight"
         found[table] = HostWeight(model.ple_host.read, expected_text_tensors(model.config)[table], model.dtype)
     for tower in model.towers.values():
-        found |= tower.parameters()
+        places = getattr(tower, "places", {})
+        inner = {name + suffix for name, place in places.items() for suffix in place.matrix.parts()}
+        found |= {name: tensor for name, tensor in tower.parameters().items() if name not in inner}
+        found |= {name: place.matrix for name, place in places.items()}
     absent = [n for spec in model.known_specs if spec.name not in model.towers for n in spec.tensors(model.config)]
     absent = [name for name in dict.fromkeys(absent) if name not in found]
     if not absent:

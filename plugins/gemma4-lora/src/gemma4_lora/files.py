@@ -21,6 +21,7 @@ from gemma4_core.checkpoint import Planned, atomic_folder
 from gemma4_core.checkpoint.convert import STORED, float32_values
 from gemma4_core.checkpoint.files import Shard
 from gemma4_core.checkpoint.header import Entry
+from gemma4_core.checkpoint.hub import LAST
 from gemma4_core.checkpoint.progress import Silent
 from gemma4_core.checkpoint.writer import write_file
 from gemma4_core.config import GemmaConfig, ignorable
@@ -86,11 +87,7 @@ def check_adapter(folder: Path | str, config: GemmaConfig) -> None:
 
 def open_adapter(folder: Path, config: GemmaConfig) -> tuple[Shard, LoraConfig, dict[str, Found]]:
     """The open file, the config, and where each matrix's pair lies."""
-    where = shown_path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"adapter {where} is no folder; give one with {CONFIG_FILE} and {MODEL_FILE}")
-    if not (folder / CONFIG_FILE).exists():
-        raise CheckpointError(f"adapter {where} has no {CONFIG_FILE}; give a folder as peft or gemma4 train writes it")
+    folder, where = newest(folder), shown_path(folder)
     lora = read_config(folder)
     if not (folder / MODEL_FILE).exists():
         pickled = (folder / "adapter_model.bin").exists()
@@ -102,6 +99,22 @@ def open_adapter(folder: Path, config: GemmaConfig) -> tuple[Shard, LoraConfig, 
     except BaseException:
         shard.file.close()
         raise
+
+
+def newest(folder: Path) -> Path:
+    """The folder itself, or that of the last checkpoint where it is a training run's. Raises CheckpointError."""
+    where = shown_path(folder)
+    try:
+        for found in (folder, folder / LAST):
+            if (found / CONFIG_FILE).exists():
+                return found
+        there = folder.is_dir()
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or fault
+        raise CheckpointError(f"adapter {where} cannot be opened: {reason}; check path and permissions") from fault
+    if not there:
+        raise CheckpointError(f"adapter {where} is no folder; give one with {CONFIG_FILE} and {MODEL_FILE}")
+    raise CheckpointError(f"adapter {where} has no {CONFIG_FILE}; give a folder as peft or gemma4 train writes it")
 
 
 def fitted(

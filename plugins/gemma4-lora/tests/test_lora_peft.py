@@ -64,7 +64,7 @@ def test_ranks_and_scales_follow_the_patterns() -> None:
         pair = adapter.pairs[f"{prefix}{module}.weight"]
         assert pair.a.shape[0] == pair.b.shape[1] == rank and pair.scale == pytest.approx(scale)
     plain = LoraConfig(8, 16.0, alpha_pattern={"q_proj": 4.0})
-    assert (plain.scale("x.q_proj"), plain.scale("x.other_q_proj")) == (0.5, 2.0)
+    assert (plain.of("x.q_proj"), plain.of("x.other_q_proj")) == ((8, 0.5), (8, 2.0))
 
 
 def test_modules_of_the_text_model_alone_are_found_under_towers_and_the_other_way_round(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ OFF: tuple[Any, ...] = (None, False, "none", [], {})
 """Values of any other key with which it does nothing."""
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of ``init_lora_weights`` that change the base model's weights, on which the adapter then depends."""
-PATTERN_LENGTH, PATTERN_LIMIT, QUANTIFIERS = 256, 4096, 2
+PATTERN_LENGTH, PATTERN_LIMIT, QUANTIFIERS, BUSY_LIMIT = 256, 1024, 2, 16
 """Bounds on regular expressions from outside: within them none takes long to match."""
 
 
@@ -44,20 +45,22 @@ class LoraConfig:
     base_model: str | None = None
     """``base_model_name_or_path``: what it was trained on, as its maker knew it."""
 
-    def rank(self, module: str) -> int:
-        """The rank of a module's matrices."""
-        return self.rank_pattern.get(first_match(self.rank_pattern, module), self.r)
-
-    def scale(self, module: str) -> float:
-        """What a module's product of both matrices is multiplied by: alpha / r, with rslora alpha / sqrt(r)."""
+    def of(self, module: str) -> tuple[int, float]:
+        """Rank of a module's matrices and the factor on their product: alpha / r, with rslora alpha / sqrt(r)."""
+        rank = self.rank_pattern.get(first_match(self.rank_pattern, module), self.r)
         alpha = self.alpha_pattern.get(first_match(self.alpha_pattern, module), self.lora_alpha)
-        rank = self.rank(module)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+        return rank, alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
 def first_match(patterns: Mapping[str, Any], module: str) -> str:
     """The first pattern that names a module, whole or behind a dot, as peft's ``get_pattern_key``; "" for none."""
-    return next((p for p in patterns if re.fullmatch(rf"(.*\.)?({p})", module)), "")
+    return next((text for text in patterns if compiled(text).fullmatch(module)), "")
+
+
+@lru_cache(PATTERN_LIMIT)
+def compiled(text: str) -> re.Pattern[str]:
+    """A pattern that may stand behind a dot. Raises re.error."""
+    return re.compile(rf"(.*\.)?({text})")
 
 
 def read_config(folder: Path) -> LoraConfig:
@@ -118,10 +121,10 @@ def pattern(raw: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     for text in found:
         count = len(re.findall(r"(?<!\\)[*+?{]", text))
         busy += count > 0
-        if len(text) > PATTERN_LENGTH or count > QUANTIFIERS or busy > 64 or re.search(r"\)[*+?{]", text):
+        if len(text) > PATTERN_LENGTH or count > QUANTIFIERS or busy > BUSY_LIMIT or re.search(r"\)[*+?{]", text):
             raise CheckpointError(f"{where}: {key} {shown(text)} is too intricate; write module names out")
         try:
-            re.compile(text)
+            compiled(text)
         except (re.error, OverflowError, RecursionError) as fault:
             raise CheckpointError(f"{where}: {key} {shown(text)} is no regular expression: {fault}") from fault
     return found

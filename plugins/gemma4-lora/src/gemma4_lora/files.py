@@ -140,12 +140,12 @@ def fitted(
         elif not names and not unused(config, module):
             faults.append(f"the model has no matrix {told(module)}")
         elif names:
-            fits = [n for n in names if n not in found and fit(halves, shapes[n], lora.rank(peft_name(module, n)))]
+            known = {name: lora.of(peft_name(module, name)) for name in names}
+            fits = [name for name in names if name not in found and fit(halves, shapes[name], known[name][0])]
             if fits:
-                known_as = peft_name(module, fits[0])
-                found[fits[0]] = Found(halves["lora_A"], halves["lora_B"], lora.rank(known_as), lora.scale(known_as))
+                found[fits[0]] = Found(halves["lora_A"], halves["lora_B"], *known[fits[0]])
             else:
-                faults.append(misfit(module, halves, shapes[names[0]], lora.rank(peft_name(module, names[0]))))
+                faults.append(misfit(module, halves, shapes[names[0]], known[names[0]][0]))
     if faults:
         raise misfits(faults, where)
     if not found:

@@ -71,4 +71,4 @@ def fresh_pair(name: str, shape: Sequence[int], config: LoraConfig, init: str, s
     size = (*experts, config.r, inner)
     bound = 1 / math.sqrt(inner)
     a = random.normal(0, 1 / config.r, size) if init == "gaussian" else random.uniform(-bound, bound, size)
-    return Pair(a.astype(np.float32), np.zeros((*experts, out, config.r), np.float32), config.scale(module_of(name)))
+    return Pair(a.astype(np.float32), np.zeros((*experts, out, config.r), np.float32), config.of(module_of(name))[1])

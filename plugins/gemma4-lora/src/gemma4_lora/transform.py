@@ -84,10 +84,12 @@ def apply(model: GemmaModel, values: Mapping[str, Any]) -> None:
         adapters.add(TRAINED, files)
         adapters.activate(TRAINED, mode="beside")
         return
-    names = [str(folder) for folder in given]
-    for name, folder in zip(names, given, strict=True):
-        if name not in adapters.loaded:
-            adapters.load(name, folder)
+    names: list[str] = []
+    for folder in given:
+        # the same folder twice counts twice, as it does for fuse
+        names.append(str(folder) if str(folder) not in names else f"{folder} ({len(names) + 1})")
+        if names[-1] not in adapters.loaded:
+            adapters.load(names[-1], folder)
     strength = values.get("adapter_strength")
     adapters.activate(*names, strength=1.0 if strength is None else strength, mode=values.get("adapter_mode") or "auto")
 

@@ -12,6 +12,7 @@ import pytest
 from reference_data import MediaCase, load_multimodal, relative_error
 
 from gemma4_core import GemmaModel, InputError, load_pretrained
+from gemma4_core.model.media import place
 
 TOLERANCE = 1e-4
 KEYWORDS = ("pixel_values", "image_position_ids", "input_features", "input_features_mask")
@@ -105,6 +106,13 @@ def test_greedy_tokens(name: str, case: str) -> None:
     reference = case_of(name, case)
     tokens = list(model(name).generate(reference.ids[0].tolist(), max_new_tokens=8, stop_ids=(), **media(reference)))
     assert tokens == reference.greedy[0].tolist()
+    times = place(model(name), reference.ids[:1], media(reference), capture=True).times
+    if reference.input_features_mask is not None:
+        assert times["audio"].unit == "second"
+        assert times["audio"].amount == pytest.approx(reference.input_features_mask.sum() / 100)
+    vision = times["vision"]
+    assert (vision.amount, vision.unit) == (len(reference.pixel_values), "image")
+    assert vision.seconds_each == vision.seconds / len(reference.pixel_values) > 0
 
 
 def test_gradients_reach_the_towers() -> None:

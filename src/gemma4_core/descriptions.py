@@ -208,6 +208,9 @@ class ModalityTower:
     """Where media without a placeholder go: ``before`` or ``after`` the text."""
     requires: tuple[str, ...] = ()
     """Names of towers that must be built first."""
+    amount: Callable[[Mapping[str, Any]], tuple[float, str]] | None = None
+    """How much media its features hold, and of what one, for statistics: ``(2, "image")``, ``(9.8, "second")``; None
+    counts media as they come from ``Tower.encode``."""
     matches: Matches = always
     priority: int = 0
 

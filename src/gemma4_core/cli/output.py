@@ -73,8 +73,8 @@ def stats_line(stats: Stats, finish_reason: str | None) -> str:
     prompt = f"prompt {values['prompt_tokens']} tokens{reused} in {values['prompt_seconds']:.2f} s"
     answer = f"answer {values['generated_tokens']} tokens in {values['generation_seconds']:.2f} s"
     parts = [prompt + rate(values["prompt_tps"]), answer + rate(values["generation_tps"])]
-    for name, seconds in (values.get("media_seconds") or {}).items():
-        parts.append(f"{name} {seconds:.2f} s")
+    for name, time in values["media"].items():
+        parts.append(f"{name} {time['seconds']:.2f} s ({time['seconds_each']:.3g} s per {time['unit']})")
     if values.get("peak_memory_bytes"):
         parts.append(f"peak memory {human_bytes(values['peak_memory_bytes'])}")
     if values.get("load_seconds"):

@@ -10,6 +10,7 @@ from gemma4_core.errors import InputError
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.generation.tokens import Generation, Prepared, prepare, run
 from gemma4_core.memory import peak_memory_bytes
+from gemma4_core.model.media import MediaTime
 
 if TYPE_CHECKING:
     from gemma4_core.model.cache import GemmaCache
@@ -27,7 +28,8 @@ class Stats:
     generation_seconds: float
     load_seconds: float
     peak_memory_bytes: int
-    media_seconds: Mapping[str, float]
+    media: Mapping[str, MediaTime]
+    """What each tower took, by its name."""
 
     @property
     def prompt_tps(self) -> float:
@@ -41,7 +43,8 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values."""
-        return asdict(self) | {"prompt_tps": self.prompt_tps, "generation_tps": self.generation_tps}
+        media = {name: asdict(time) | {"seconds_each": time.seconds_each} for name, time in self.media.items()}
+        return asdict(self) | {"prompt_tps": self.prompt_tps, "generation_tps": self.generation_tps, "media": media}
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def statistics(model: GemmaModel, progress: Generation) -> Stats:
         progress.generation_seconds,
         model.load_seconds,
         peak_memory_bytes(model.device),
-        progress.media_seconds,
+        progress.media,
     )
 
 

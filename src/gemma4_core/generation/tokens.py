@@ -14,7 +14,7 @@ from gemma4_core.errors import InputError
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.model.cache import GemmaCache
 from gemma4_core.model.ids import bound, check_ids
-from gemma4_core.model.media import Placed, place
+from gemma4_core.model.media import MediaTime, Placed, place
 from gemma4_core.ops.sampling import SamplingState
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Generation:
     prompt_seconds: float = 0.0
     generation_seconds: float = 0.0
     finish_reason: str | None = None
-    media_seconds: dict[str, float] = field(default_factory=dict)
+    media: dict[str, MediaTime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def run(
 ) -> Iterator[Token]:
     """Prefill, then yield tokens; ``progress`` is kept up to date. Stops before yielding a stop id."""
     placed, cache, limit = prepared.placed, prepared.cache, prepared.limit
-    progress.prompt_tokens, progress.media_seconds = placed.ids.shape[1], dict(placed.seconds)
+    progress.prompt_tokens, progress.media = placed.ids.shape[1], dict(placed.times)
     progress.reused_tokens = common_prefix(model, cache, placed)
     if limit == 0:
         progress.finish_reason = "length"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tinygrad import Tensor
+from tinygrad import Device, Tensor
 
 from gemma4_core.errors import InputError
 from gemma4_core.model.ids import media_blocks
@@ -17,6 +17,20 @@ from gemma4_core.processing.arranged import ArrangingTower
 if TYPE_CHECKING:
     from gemma4_core.descriptions import ModalityTower
     from gemma4_core.model.model import GemmaModel
+
+
+@dataclass(frozen=True)
+class MediaTime:
+    """Seconds that a tower took for an amount of media, such as 2 images or 9.8 seconds of sound."""
+
+    seconds: float
+    amount: float
+    unit: str
+
+    @property
+    def seconds_each(self) -> float:
+        """Seconds for one unit."""
+        return self.seconds / self.amount if self.amount else 0.0
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,8 @@ class Placed:
     signature: list[int]
     """Row 0's ids with a content hash (negative) at soft positions; equal signatures mean equal K/V. -1 at soft
     positions of a run that is not captured, and so never goes into a cache."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that each tower took."""
+    times: Mapping[str, MediaTime] = field(default_factory=dict)
+    """What each tower took, by its name."""
 
 
 def used_towers(model: GemmaModel, media: Mapping[str, Any]) -> list[ModalityTower]:
@@ -126,20 +140,23 @@ def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, captu
     placeholders = Placeholders(model, ids)
     signature = ids.astype(np.int64)
     encoded: list[Tensor] = []
-    seconds: dict[str, float] = {}
+    times: dict[str, MediaTime] = {}
     for spec in model.known_specs:
         where = placeholders.of(spec)
         began = time.perf_counter()
         tokens, marks = _encode(model, spec, media, capture) if spec in used else ([], [])
         if placeholders.fill(spec, where, np.arange(len(marks)), len(marks)):
-            seconds[spec.name] = time.perf_counter() - began
+            Device[model.device].synchronize()  # so that the time is the tower's
+            seconds, features = time.perf_counter() - began, _features(spec, media)
+            amount, unit = spec.amount(features) if spec.amount is not None else (len(tokens), "medium")
+            times[spec.name] = MediaTime(seconds, amount, unit)
             signature[where] = marks
             encoded += tokens
     if not encoded:
         return Placed(ids, None, None, None, signature[0].tolist())
     together = encoded[0].cat(*encoded[1:], dim=0) if len(encoded) > 1 else encoded[0]
     signed = signature[0].tolist()
-    return Placed(placeholders.clean, together, placeholders.soft, placeholders.blocks, signed, seconds)
+    return Placed(placeholders.clean, together, placeholders.soft, placeholders.blocks, signed, times)
 
 
 def lay_out(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> Laid | None:

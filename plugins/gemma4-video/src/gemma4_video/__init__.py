@@ -67,6 +67,7 @@ def gemma4_modality_towers() -> list[ModalityTower]:
             keywords=("pixel_values_videos", "video_position_ids"),
             bidirectional=True,
             placed="before",
+            amount=lambda features: (len(features["pixel_values_videos"]), "frame"),
             requires=(VISION,),
             matches=_matches,
         )

@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gemma4_core.config import expected_audio_tensors
 from gemma4_core.descriptions import Context, MediaProcessor, ModalityTower, Option, Tower, WeightSource
 from gemma4_core.hookspecs import hookimpl
+from gemma4_core.processing.arrays import as_array
 from gemma4_plugins.modalities.audio.processor import BEGIN, END, PLACEHOLDER, AudioProcessor
 
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
     from gemma4_core.model.model import GemmaModel
+
+
+KEYWORDS = ("input_features", "input_features_mask")
+FRAME_SECONDS = 0.01
+"""From one frame of features to the next, in every released checkpoint."""
+
+
+def _amount(features: Mapping[str, Any]) -> tuple[float, str]:
+    values, mask = (as_array(features[name], name) if name in features else None for name in KEYWORDS)
+    assert values is not None
+    frames = len(values) * values.shape[1] if mask is None else np.count_nonzero(mask)
+    return round(frames * FRAME_SECONDS, 2), "second"
 
 
 def _matches(context: Context) -> bool:
@@ -57,8 +72,9 @@ def gemma4_modality_towers() -> list[ModalityTower]:
             options=(
                 Option("--audio-truncate", "Use the beginning of a clip that is too long.", type=bool, default=False),
             ),
-            keywords=("input_features", "input_features_mask"),
+            keywords=KEYWORDS,
             placed="after",
+            amount=_amount,
             matches=_matches,
         )
     ]

@@ -60,6 +60,7 @@ def gemma4_modality_towers() -> list[ModalityTower]:
             keywords=("pixel_values", "image_position_ids"),
             bidirectional=True,
             placed="before",
+            amount=lambda features: (len(features["pixel_values"]), "image"),
             matches=_matches,
         )
     ]

@@ -148,5 +148,6 @@ def command_of(target: Target, benchmark: Path | None, arguments: Sequence[str])
     folders = [target.metadata, source if source.is_dir() else target.worktree, benchmark.parent]
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join([*(str(folder) for folder in folders if folder), *filter(None, inherited)])
-    more = {"PYTHONPATH": path, TARGET: str(target.file or target.worktree)}
+    # no compiled files are left in anybody's worktree
+    more = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", TARGET: str(target.file or target.worktree)}
     return [sys.executable, "-P", str(benchmark), *arguments], more

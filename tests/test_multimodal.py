@@ -14,6 +14,8 @@ from reference_data import MediaCase, load_multimodal, relative_error
 from gemma4_core import GemmaModel, InputError, load_pretrained
 from gemma4_core.model.media import place
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 TOLERANCE = 1e-4
 KEYWORDS = ("pixel_values", "image_position_ids", "input_features", "input_features_mask")
 LOGITS = {

@@ -15,6 +15,8 @@ from reference_data import DATA, load_multimodal, relative_error
 
 from gemma4_core import load_pretrained, registry
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 SOURCE = Path(__file__).parent.parent / "plugins" / "gemma4-video" / "src"
 KEYWORDS = ("pixel_values", "image_position_ids", "pixel_values_videos", "video_position_ids")
 

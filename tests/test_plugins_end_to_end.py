@@ -29,6 +29,8 @@ sys.path.append(str(EXAMPLE / "src"))
 
 from gemma4_example import byte_tokenizer, dots, npz, one_core, scale, signum
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 PARTS = {"npz": npz, "dots": dots, "bytes": byte_tokenizer, "one-core": one_core, "signum": signum, "scale": scale}
 DOTS_ID = 3
 VOCABULARY = 260

@@ -32,7 +32,7 @@ from demo_model.training import Run, Settings  # noqa: E402
 
 from gemma4_core.demo.pictures import Choices  # noqa: E402
 
-EASY = Recipe(sentences=2, sums=6, pictures=12, sounds=12, digits=1, keys="123", shortest=3, longest=3,
+EASY = Recipe(sentences=2, sums=12, pictures=12, sounds=12, digits=2, keys="123", shortest=3, longest=3,
               choices=Choices(("red", "blue"), ("circle", "square"), ("left of", "right of")))
 KINDS = ("sentences", "sums", "pictures", "sounds")
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
 
 from demo_model.rows import Maker, Recipe, Rows
+from gemma4_core.demo.pictures import EVERYTHING
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.layers import matrix
 from gemma4_core.training.captured import Checked, fed, prepare_tables
-from gemma4_core.training.forward import PORTABLE, hidden
+from gemma4_core.training.forward import hidden
+from gemma4_core.training.operations import OPERATIONS
 
 SCORE_SEED = 1_000_003
 """Added to the seed of training: other pictures, sounds and texts."""
@@ -24,6 +27,8 @@ class Scorer:
     def __init__(self, model: GemmaModel, maker: Maker) -> None:
         self.model, self.maker = model, maker
         self.graphs: dict[object, Any] = {}
+        self.everything = maker.recipe.choices == EVERYTHING
+        """Whether training has met every word that new combinations need."""
 
     def right(self, rows: Rows) -> np.ndarray:
         """Of each row, whether greedy decoding gives its answer: bool ``[B]``.
@@ -40,7 +45,7 @@ class Scorer:
     def _right(self, inputs: Mapping[str, Tensor]) -> Tensor:
         text, targets = self.model.text, inputs["targets"]
         h = hidden(self.model, fed(self.model, inputs))
-        logits = PORTABLE.logits(h, matrix(text.embedding), text.config.final_logit_softcapping)
+        logits = OPERATIONS.logits(h, matrix(text.embedding), text.config.final_logit_softcapping)
         wrong = (logits.argmax(-1) != targets) & (targets >= 0)  # [B, T]
         return (wrong.sum(1) == 0).contiguous().realize()
 
@@ -48,7 +53,7 @@ class Scorer:
         """Right answers and questions by task; ``new picture`` has combinations that were never trained."""
         found: dict[str, tuple[int, int]] = {}
         for number in range(batches):
-            for new in (False, True) if self.maker.recipe.pictures else (False,):
+            for new in (False, True) if self.maker.recipe.pictures and self.everything else (False,):
                 rows = self.maker.make(np.random.default_rng([seed + SCORE_SEED, number, new]), True, new)
                 right = self.right(rows)
                 for kind in dict.fromkeys(rows.kinds):
@@ -62,6 +67,4 @@ class Scorer:
 
 def scoring_recipe(recipe: Recipe) -> Recipe:
     """The tasks of a recipe in rows for scoring: sentences have no right answer."""
-    from dataclasses import replace
-
     return replace(recipe, sentences=0)

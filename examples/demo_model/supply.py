@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,11 +14,14 @@ import numpy as np
 from demo_model.configs import SOFT_TOKENS, VISION
 from demo_model.rows import Maker, Recipe, Rows
 from demo_model.tokens import open_tokenizer
+from gemma4_core import GemmaTrainingBatch
 from gemma4_plugins.modalities.vision.preprocess import Grid
 
 GRID = Grid(SOFT_TOKENS, VISION["patch_size"], VISION["pooling_kernel_size"], VISION["position_embedding_size"])
 AHEAD = 2
 """Batches in the making for each process."""
+LONGEST_WAIT = 300
+"""Seconds for a batch, which takes less than one; a process that was killed gives none."""
 _made_by: dict[str, Any] = {}
 
 
@@ -40,26 +44,30 @@ class Supply:
         self.next = first
         self.waiting: deque[Any] = deque()
         self.pool: Any = None
-        if processes:
-            # a forked child would hold the parent's device
-            self.pool = multiprocessing.get_context("spawn").Pool(processes, begin, (folder, recipe, seed))
-            for _ in range(AHEAD * processes):
-                self._order()
-        else:
+        if not processes:
             begin(folder, recipe, seed)
+            return
+        # a forked child would hold the parent's device
+        self.pool = multiprocessing.get_context("spawn").Pool(processes, begin, (folder, recipe, seed))
+        self.thread = ThreadPoolExecutor(1)
+        for _ in range(AHEAD * processes):
+            self._order()
 
     def _order(self) -> None:
-        self.waiting.append(self.pool.apply_async(make, (self.next,)))
+        made = self.pool.apply_async(make, (self.next,))
+        # widened to floats beside the trainer, which meanwhile waits for the device
+        self.waiting.append(self.thread.submit(lambda: made.get(LONGEST_WAIT).batch(GRID)))
         self.next += 1
 
-    def take(self) -> Rows:
+    def take(self) -> GemmaTrainingBatch:
         """The next batch."""
         if self.pool is None:
             self.next += 1
-            return make(self.next - 1)
+            return make(self.next - 1).batch(GRID)
+        ready: Future[GemmaTrainingBatch] = self.waiting.popleft()
+        batch = ready.result()
         self._order()
-        rows: Rows = self.waiting.popleft().get()
-        return rows
+        return batch
 
     def __enter__(self) -> Supply:
         return self
@@ -68,5 +76,7 @@ class Supply:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.pool is not None:
+            # first the thread: once its processes are gone it would wait for ever
+            self.thread.shutdown(wait=True, cancel_futures=True)
             self.pool.terminate()
             self.pool.join()

@@ -12,7 +12,7 @@ import numpy as np
 
 from demo_model.configs import write_start
 from demo_model.rows import Recipe
-from demo_model.supply import GRID, Supply
+from demo_model.supply import Supply
 from gemma4_core import build_optimizer, load_pretrained, load_training_checkpoint, save_training_checkpoint, train_step
 from gemma4_core.model import GemmaModel
 from gemma4_core.training import cosine
@@ -23,6 +23,9 @@ CLIP = 1.0
 LOG_EVERY = 20
 """Steps; reading a loss waits for the device."""
 SAVING_SECONDS = 15.0
+"""Kept free at the end of a call."""
+SAVE_EVERY = 180.0
+"""Seconds; what a killed process loses at most."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,11 @@ class Run:
 
     def _steps(self, supply: Supply, log: CsvLog, say: Callable[[str], None]) -> None:
         first, ready, marked = self.step, 0.0, time.perf_counter()
+        saved = marked
         losses: list[Any] = []
         while not self.done and self.seconds < self.settings.minutes * 60 - SAVING_SECONDS:
-            rows, rate = supply.take(), self.rate()
-            losses.append(train_step(self.model, self.optimizer, rows.batch(GRID), lr=rate, max_norm=CLIP))
+            batch, rate = supply.take(), self.rate()
+            losses.append(train_step(self.model, self.optimizer, batch, lr=rate, max_norm=CLIP))
             self.step += 1
             if self.step - first == 2:
                 losses[-1].item()
@@ -117,6 +121,9 @@ class Run:
                 say(f"step {self.step}/{self.steps or '?'}  loss {loss:.4f}  lr {rate:.2e}  {speed:.2f} steps/s")
                 if self.steps is None and self.step >= self.settings.warmup:
                     self.steps = fitting_steps(speed, ready, self.settings)
+                if time.perf_counter() - saved > SAVE_EVERY:
+                    self.save()
+                    saved = time.perf_counter()
                 losses, marked = [], time.perf_counter()
 
     def save(self) -> Path:

@@ -84,6 +84,8 @@ class Laid:
     """int32 ``[B, T]``: bidirectional block of each position, -1 elsewhere."""
     arrays: Mapping[str, tuple[np.ndarray, ...]]
     """What each tower's ``encode_arranged`` takes, by the tower's name."""
+    rows: int
+    """Rows that the towers give, padding included."""
 
 
 class Placeholders:
@@ -177,7 +179,17 @@ def lay_out(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> Lai
                 rows, count = np.concatenate(arranged.rows), arranged.count
                 arrays[spec.name] = arranged.arrays
         placeholders.fill(spec, where, rows, count)
-    return Laid(placeholders.clean, placeholders.soft, placeholders.blocks, arrays)
+    if not arrays:
+        return None
+    return Laid(placeholders.clean, placeholders.soft, placeholders.blocks, arrays, placeholders.rows)
+
+
+def positions_of_rows(soft: np.ndarray, rows: int) -> np.ndarray:
+    """Where each of ``rows`` soft tokens went: int32 ``[rows]``, flat positions of ``soft [B, T]``, -1 for padding."""
+    found = np.full(rows, -1, np.int32)
+    where = np.flatnonzero(soft >= 0)
+    found[soft.reshape(-1)[where]] = where
+    return found
 
 
 def encode_laid(model: GemmaModel, arrays: Mapping[str, Sequence[Tensor]]) -> Tensor:

@@ -11,7 +11,7 @@ from tinygrad import Tensor, TinyJit, dtypes
 from tinygrad.helpers import Context as TinygradContext
 from tinygrad.nn.optim import Optimizer as TinygradOptimizer
 
-from gemma4_core.model.media import Laid, encode_laid, lay_out
+from gemma4_core.model.media import Laid, encode_laid, lay_out, positions_of_rows
 from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
 from gemma4_core.training.forward import Fed, check_length
 from gemma4_core.training.loss import mean_loss
@@ -52,7 +52,8 @@ class Checked:
         """What a graph takes, by name; arrays of media under the tower's name and a number."""
         found = {"ids": self.ids, "targets": self.targets, "segments": self.segments}
         if self.laid is not None:
-            found |= {"ids": self.laid.ids, "soft": self.laid.soft, "blocks": self.laid.blocks}
+            positions = positions_of_rows(self.laid.soft, self.laid.rows)
+            found |= {"ids": self.laid.ids, "soft": self.laid.soft, "positions": positions, "blocks": self.laid.blocks}
             found |= {f"{name}/{i}": a for name, arrays in self.laid.arrays.items() for i, a in enumerate(arrays)}
         return {name: array for name, array in found.items() if array is not None}
 
@@ -84,8 +85,8 @@ def fed(model: GemmaModel, inputs: Mapping[str, Tensor]) -> Fed:
     for name, tensor in inputs.items():
         if "/" in name:
             media.setdefault(name.split("/")[0], []).append(tensor)
-    soft_tokens = encode_laid(model, media) if media else None
-    return Fed(inputs["ids"], soft_tokens, inputs.get("soft"), inputs.get("blocks"), segments=inputs.get("segments"))
+    optional = {name: inputs.get(name) for name in ("soft", "positions", "blocks", "segments")}
+    return Fed(inputs["ids"], encode_laid(model, media) if media else None, **optional)
 
 
 def graph_loss(model: GemmaModel, inputs: Mapping[str, Tensor], checkpointing: bool) -> Tensor:

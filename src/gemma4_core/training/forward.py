@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tinygrad import Tensor, function
+from tinygrad import Tensor, UOp, function
 
 from gemma4_core.errors import InputError
 from gemma4_core.model.layers import matrix
-from gemma4_core.model.media import place, put_soft
+from gemma4_core.model.media import place, positions_of_rows, put_soft
 from gemma4_core.model.spans import FreshSpan
-from gemma4_core.ops import portable
+from gemma4_core.ops.products import kept
+from gemma4_core.training.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
-
-PORTABLE = portable()
-"""Operations that have gradients; a device's own may not."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,8 @@ class Fed:
     """``[N, H]``, with gradients to the towers."""
     soft: Tensor | None = None
     """int32 ``[B, T]``: row of ``soft_tokens``, -1 for text."""
+    positions: Tensor | None = None
+    """int32 ``[N]``: flat position in ``[B, T]`` that each row went to, -1 for none."""
     blocks: Tensor | None = None
     """int32 ``[B, T]``: bidirectional blocks."""
     ple_rows: Tensor | None = None
@@ -45,11 +45,14 @@ def feed(model: GemmaModel, ids: np.ndarray, media: dict[str, Any], segments: np
     check_length(model, ids)
     placed = place(model, ids, media)
     upload = lambda array: Tensor(np.ascontiguousarray(array), device=model.device).clone().realize()  # noqa: E731
-    soft = None if placed.soft is None else upload(placed.soft)
+    soft = positions = None
+    if placed.soft is not None and placed.soft_tokens is not None:
+        soft = upload(placed.soft)
+        positions = upload(positions_of_rows(placed.soft, int(placed.soft_tokens.shape[0])))
     blocks = None if placed.blocks is None else upload(placed.blocks)
     rows = None if model.ple_host is None else model.ple_host.rows(placed.ids)
     parts = None if segments is None else upload(segments)
-    return Fed(upload(placed.ids), placed.soft_tokens, soft, blocks, rows, parts)
+    return Fed(upload(placed.ids), placed.soft_tokens, soft, positions, blocks, rows, parts)
 
 
 def check_length(model: GemmaModel, ids: np.ndarray) -> None:
@@ -64,23 +67,48 @@ def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:
     length = int(fed.ids.shape[1])
     padding = (fed.ids == model.config.pad_token_id).unsqueeze(-1)
     h = untaught(padding, model.text.embed(fed.ids))
-    if fed.soft is not None and fed.soft_tokens is not None:
-        encoded = fed.soft_tokens[fed.soft.maximum(0)]  # [B, T, H]
-        h = put_soft(h, encoded, fed.soft >= 0)
+    if fed.soft is not None and fed.soft_tokens is not None and fed.positions is not None:
+        h = put_soft(h, spread(fed.soft_tokens, fed.soft, fed.positions), fed.soft >= 0)
     rows = fed.ple_rows
     if rows is None and model.text.ple_table is not None:
         rows = untaught(padding, matrix(model.text.ple_table).rows(fed.ids))
-    inputs = model.text.inputs(fed.ids, h, PORTABLE, rows)
+    inputs = model.text.inputs(fed.ids, h, OPERATIONS, rows)
     step = max(512, 1 << (length - 1).bit_length())
     rotation = model.text.rotation(model.text.rotation_table(step), 0, length)
     span = FreshSpan(length, model.device, fed.blocks, fed.segments)
-    return model.text.run(inputs, span, rotation, PORTABLE, wrap=recomputed if checkpointing else None)
+    return model.text.run(inputs, span, rotation, OPERATIONS, wrap=recomputed if checkpointing else remembered)
+
+
+def spread(soft_tokens: Tensor, soft: Tensor, positions: Tensor) -> Tensor:
+    """Rows of ``soft_tokens [N, H]`` where ``soft [B, T]`` wants them: ``[B, T, H]``.
+
+    A row goes to one position at most, so its gradient is read from there; tinygrad's own would look through all
+    positions for each row.
+    """
+    source = soft_tokens.contiguous()
+
+    def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
+        flat = Tensor(seed).reshape(-1, source.shape[-1])  # [B, T, H] -> [B * T, H]
+        back = (positions >= 0).unsqueeze(1).where(flat[positions.maximum(0)], 0.0).cast(source.dtype)
+        return tuple(back.uop if arg is source.uop else None for arg in call.src[1:])
+
+    @function(grad_fxn=gradient)
+    def rows(source: Tensor, soft: Tensor) -> Tensor:
+        return source[soft.maximum(0)]
+
+    found: Tensor = rows(source, soft)
+    return found
 
 
 def untaught(padding: Tensor, rows: Tensor) -> Tensor:
     """Rows of an embedding table, without a gradient to the pad id's row, which torch never trains either
     (``padding_idx`` of transformers 5.23.0); soft tokens carry that id in the per-layer table."""
     return padding.where(rows.detach(), rows)
+
+
+def remembered(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A layer whose output is kept: else every reader repeats the additions before it."""
+    return lambda *inputs: kept(layer(*inputs))
 
 
 def recomputed(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:

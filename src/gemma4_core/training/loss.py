@@ -9,7 +9,8 @@ from tinygrad.nn.state import get_state_dict
 
 from gemma4_core.model.layers import matrix
 from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
-from gemma4_core.training.forward import PORTABLE, Fed, feed, hidden
+from gemma4_core.training.forward import Fed, feed, hidden
+from gemma4_core.training.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -44,7 +45,7 @@ def mean_loss(model: GemmaModel, fed: Fed, targets: Tensor, checkpointing: bool 
 
 def summed(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None) -> Tensor:
     """The sum of the cross entropies of ``rows [n, H]`` against ``targets [n]``."""
-    logits = PORTABLE.logits(rows, head, cap)  # [n, V] fp32
+    logits = OPERATIONS.logits(rows, head, cap)  # [n, V] fp32
     here = Tensor.arange(head.shape[0], dtype=dtypes.int32).unsqueeze(0) == targets.unsqueeze(1)
     each = logits.logsumexp(-1) - here.where(logits, 0.0).sum(-1)
     return (targets >= 0).where(each, 0.0).sum()

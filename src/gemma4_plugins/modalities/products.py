@@ -5,37 +5,15 @@ A tower runs differentiable with the portable form, and captured with the best f
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-from tinygrad import Device, Tensor, dtypes
-from tinygrad.dtype import DType
+from tinygrad import Tensor
 
 from gemma4_core.ops import Operations, kernels_wanted
 from gemma4_core.ops.portable import MASKED, rms_norm
+from gemma4_core.ops.products import TILE, has_tensor_cores, kept, product
 from gemma4_core.weights import DenseMatrix, Matrix
 
-TILE = 16
-"""Fewer rows than this fill no tile of a matrix unit."""
 QUERY_ROWS = 1280
 """Queries attended at once: bounds the scores in memory for large budgets."""
-
-
-@lru_cache
-def has_tensor_cores(device: str, dtype: DType) -> bool:
-    """Whether tinygrad's code generator multiplies matrices of this type in hardware there, with fp32 accumulation."""
-    cores = getattr(Device[device].renderer, "tensor_cores", ()) or ()
-    return any(core.dtype_in == dtype and core.dtype_out == dtypes.float32 for core in cores)
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a [..., n, k] @ b [..., k, m]`` in fp32.
-
-    Only products of narrow operands are recognised as work for tensor cores, and only there are they exact: elsewhere
-    each product would be rounded before it is added, so operands are widened first.
-    """
-    if has_tensor_cores(str(a.device), a.dtype):
-        return a.matmul(b, dtype=dtypes.float32)
-    return a.cast(dtypes.float32).matmul(b.cast(dtypes.float32))
 
 
 class Products:
@@ -48,8 +26,8 @@ class Products:
         """``x [n, in]`` times ``matrix [out, in]`` transposed: ``[n, out]`` in x's dtype."""
         # a product with nothing fused into it is what gets tensor cores; a kind derived from DenseMatrix has its own
         if type(matrix) is DenseMatrix and x.shape[0] >= TILE and has_tensor_cores(str(x.device), x.dtype):
-            return product(x.contiguous(), matrix.tensor.transpose()).cast(x.dtype).contiguous()
-        return self.ops.linear(x.contiguous(), matrix).contiguous()
+            return kept(product(kept(x), matrix.tensor.transpose()).cast(x.dtype))
+        return kept(self.ops.linear(kept(x), matrix))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         """Attention of every position to all real ones, scale 1, softmax in fp32.
@@ -60,15 +38,16 @@ class Products:
         count, heads, size = q.shape
         groups, media = k.shape[1], real.shape[0] if real.ndim == 2 else 1
         # [N, heads, D] -> [media, kv heads, heads per kv head, N / media, D]
-        q = q.reshape(media, -1, groups, heads // groups, size).permute(0, 2, 3, 1, 4).contiguous()
+        q = q.reshape(media, -1, groups, heads // groups, size).permute(0, 2, 3, 1, 4)
         # [N, kv heads, D] -> [media, kv heads, 1, N / media, D]
-        k, v = (x.reshape(media, -1, groups, size).permute(0, 2, 1, 3).unsqueeze(2).contiguous() for x in (k, v))
+        k, v = (x.reshape(media, -1, groups, size).permute(0, 2, 1, 3).unsqueeze(2) for x in (k, v))
+        q, k, v = kept(q), kept(k), kept(v)
         seen = real.reshape(media, 1, 1, 1, -1)
         rows = []
         for start in range(0, count // media, QUERY_ROWS):
-            scores = product(q[:, :, :, start : start + QUERY_ROWS], k.transpose(-1, -2)).contiguous()
-            weights = seen.where(scores, MASKED).softmax(-1).cast(v.dtype).contiguous()
-            rows.append(product(weights, v).cast(v.dtype).contiguous())
+            scores = kept(product(q[:, :, :, start : start + QUERY_ROWS], k.transpose(-1, -2)))
+            weights = kept(seen.where(scores, MASKED).softmax(-1).cast(v.dtype))
+            rows.append(kept(product(weights, v).cast(v.dtype)))
         mixed = rows[0].cat(*rows[1:], dim=3) if len(rows) > 1 else rows[0]
         return mixed.permute(0, 3, 1, 2, 4).reshape(count, heads * size)
 

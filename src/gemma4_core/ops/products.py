@@ -1,0 +1,38 @@
+"""Products of matrices in the form that tinygrad's code generator knows as work for tensor cores."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from tinygrad import Device, Tensor, dtypes
+from tinygrad.dtype import DType
+
+TILE = 16
+"""Fewer rows than this fill no tile of a matrix unit."""
+
+
+@lru_cache
+def has_tensor_cores(device: str, dtype: DType) -> bool:
+    """Whether tinygrad's code generator multiplies matrices of this type in hardware there, with fp32 accumulation."""
+    cores = getattr(Device[device].renderer, "tensor_cores", ()) or ()
+    return any(core.dtype_in == dtype and core.dtype_out == dtypes.float32 for core in cores)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a [..., n, k] @ b [..., k, m]`` in fp32.
+
+    Only products of narrow operands are recognised as work for tensor cores, and only there are they exact: elsewhere
+    each product would be rounded before it is added, so operands are widened first.
+    """
+    if has_tensor_cores(str(a.device), a.dtype):
+        return a.matmul(b, dtype=dtypes.float32)
+    return a.cast(dtypes.float32).matmul(b.cast(dtypes.float32))
+
+
+def kept(x: Tensor) -> Tensor:
+    """``x``, in memory, and its gradient too.
+
+    For operands and results of products that are differentiated: fused into a product, what makes an operand would be
+    computed anew for every row or column of the result.
+    """
+    return x.contiguous_backward().contiguous()

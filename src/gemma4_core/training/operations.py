@@ -1,0 +1,56 @@
+"""The operations that training differentiates: the portable forms, with what products read and give kept in memory.
+
+tinygrad fuses what makes an operand into the product, and so computes it anew for every row or column of the result; in
+a backward pass that is several times the product itself, and no work for tensor cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tinygrad import Tensor, dtypes
+
+from gemma4_core.ops import portable
+from gemma4_core.ops.attention import KeyValues
+from gemma4_core.ops.portable import attention as plain_attention
+from gemma4_core.ops.portable import gelu_tanh
+from gemma4_core.ops.products import TILE, has_tensor_cores, kept, product
+from gemma4_core.weights import DenseMatrix, Matrix
+
+
+def linear(x: Tensor, matrix: Matrix) -> Tensor:
+    """As the portable ``linear``."""
+    rows = kept(x.reshape(-1, x.shape[-1]))  # [..., in] -> [n, in]
+    if type(matrix) is DenseMatrix and rows.dtype == matrix.tensor.dtype and fits(rows):
+        found = product(rows, matrix.tensor.transpose()).cast(x.dtype)
+    else:  # kinds derived from DenseMatrix have products of their own
+        found = matrix.matmul(rows)
+    return kept(found).reshape(*x.shape[:-1], matrix.shape[0])
+
+
+def fits(rows: Tensor) -> bool:
+    """Whether tensor cores take these rows."""
+    return int(rows.shape[0]) >= TILE and has_tensor_cores(str(rows.device), rows.dtype)
+
+
+def gated_mlp(x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
+    """As the portable ``gated_mlp``."""
+    x = kept(x)
+    return linear(gelu_tanh(linear(x, gate)) * linear(x, up), down)
+
+
+def attention(q: Tensor, kv: KeyValues) -> Tensor:
+    """As the portable ``attention``."""
+    return kept(plain_attention(kept(q), replace(kv, k=kept(kv.k), v=kept(kv.v))))
+
+
+def logits(h: Tensor, head: Matrix, softcap: float | None) -> Tensor:
+    """As the portable ``logits``."""
+    raw = linear(h, head).cast(dtypes.float32)
+    return raw if softcap is None else (raw / softcap).tanh() * softcap
+
+
+OPERATIONS = replace(
+    portable(), name="training", linear=linear, gated_mlp=gated_mlp, attention=attention, logits=logits
+)
+"""Operations that have gradients; a device's own may not."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reference_data import load
-from tinygrad import Tensor
+from tinygrad import GlobalCounters, Tensor
 from tinygrad.nn.optim import AdamW
 from training_tools import MLP, quick, snapshot, tiny
 
@@ -153,3 +153,16 @@ def test_schedules() -> None:
     assert rates[2:] == sorted(rates[2:], reverse=True)
     with pytest.raises(Gemma4Error, match="warm-up"):
         cosine(1.0, 0, 4, warmup=5)
+
+
+def test_products_are_computed_once() -> None:
+    """Fused into a product, what makes its operands is computed for every row or column of the result."""
+    model, ids = tiny(), np.random.default_rng(0).integers(3, 200, (4, 48))
+    matrices = [tensor for tensor in model.named_tensors().values() if tensor.ndim >= 2]
+    loss = compute_loss(model, GemmaTrainingBatch(ids))
+    gradients = [gradient.contiguous() for gradient in loss.gradient(*matrices)]
+    GlobalCounters.reset()
+    Tensor.realize(loss, *gradients)
+    # forward and backward need 6 for each weight and token; attention, norms and the table's gradient come on top
+    least = 6 * sum(int(matrix.numel()) for matrix in matrices) * ids.size
+    assert least * 0.5 < GlobalCounters.global_ops < least * 5

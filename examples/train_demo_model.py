@@ -6,7 +6,7 @@
 
 Each call trains for ``--minutes`` and saves; the next goes on where it stopped. ``--variant experts`` trains the
 second model, with experts and K=V layers. ``--easy`` trains a very small model on easier tasks, for a look without a
-GPU. docs/demo.md has the recipe and the scores.
+GPU. A run keeps what it was begun with, whatever later calls say. docs/demo.md has the recipe.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os  # noqa: E402
 import sys  # noqa: E402
 from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -31,9 +32,12 @@ from demo_model.tokens import open_tokenizer  # noqa: E402
 from demo_model.training import Run, Settings  # noqa: E402
 
 from gemma4_core.demo.pictures import Choices  # noqa: E402
+from gemma4_core.training.run_folder import RunFolder, read_settings  # noqa: E402
 
 EASY = Recipe(sentences=2, sums=12, pictures=12, sounds=12, digits=2, keys="123", shortest=3, longest=3,
               choices=Choices(("red", "blue"), ("circle", "square"), ("left of", "right of")))
+KEPT = ("variant", "seed", "steps", "lr", "warmup", "optimizer", "dtype", "easy", "only")
+"""Options that make a run what it is; the others may differ from call to call."""
 KINDS = ("sentences", "sums", "pictures", "sounds")
 
 
@@ -65,11 +69,21 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return recipe
 
 
+def remembered(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that the run was begun with, put in the place of those given now."""
+    folder = RunFolder(args.run)
+    held = read_settings(folder.settings) if folder.checkpoints() else {}
+    for name in KEPT:
+        setattr(args, name, held.get(name, getattr(args, name)))
+    return {name: getattr(args, name) for name in KEPT}
+
+
 def main() -> None:
     args = arguments()
+    kept = remembered(args)
     asked = {name: getattr(args, name) for name in Settings.__dataclass_fields__ if hasattr(args, name)}
     recipe = recipe_of(args)
-    run = Run(args.run, Settings(**asked), recipe, args.easy, BEGAN)
+    run = Run(args.run, Settings(**asked), recipe, kept, BEGAN)
     say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     if args.export:
         say(f"written: {export(run.start, args.export)}")

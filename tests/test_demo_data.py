@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,3 +156,15 @@ def test_steps_fit_into_the_time() -> None:
     settings = Settings(minutes=9.0, total_minutes=27.0, warmup=300)
     steps = fitting_steps(rate=10.0, ready=60.0, settings=settings)
     assert 10 * 3 * (9 * 60 - 60) * 0.9 < steps < 10 * 27 * 60
+
+
+def test_a_run_keeps_what_it_was_begun_with(tmp_path: Path, start: Path) -> None:
+    import train_demo_model as script
+
+    (tmp_path / "step-20").mkdir()
+    args = Namespace(run=tmp_path, **dict.fromkeys(script.KEPT, "given"), minutes=3.0)
+    assert set(script.remembered(args).values()) == {"given"}  # nothing was begun yet
+    (tmp_path / "step-20" / "training_state.json").write_text("{}")
+    (tmp_path / "settings.json").write_text(json.dumps({"variant": "experts", "seed": 7, "minutes": 9.0}))
+    kept = script.remembered(args)
+    assert (kept["variant"], kept["seed"], kept["lr"], args.minutes) == ("experts", 7, "given", 3.0)

@@ -60,12 +60,16 @@ def fitting_steps(rate: float, ready: float, settings: Settings) -> int:
 class Run:
     """One run in its folder."""
 
-    def __init__(self, folder: Path, settings: Settings, recipe: Recipe, easy: bool, began: float) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, recipe: Recipe, options: dict[str, Any], began: float
+    ) -> None:
+        """``options`` are what the run was begun with, for ``settings.json``; ``began`` is when the process did."""
         self.folder, self.settings, self.recipe, self.began = RunFolder(folder), settings, recipe, began
         self.step, self.steps = 0, settings.steps
         found = self.folder.checkpoints()
-        self.folder.start({"settings": asdict(settings), "recipe": asdict(recipe)}, resume=bool(found))
-        start = found[-1][1] if found else write_start(folder / "start", settings.variant, settings.seed, easy)
+        self.folder.start(options | {"recipe": asdict(recipe)}, resume=bool(found))
+        begun = folder / "start"
+        start = found[-1][1] if found else write_start(begun, settings.variant, settings.seed, options["easy"])
         self.model: GemmaModel = load_pretrained(start, device=settings.device, dtype=settings.dtype, ple="device")
         self.optimizer = build_optimizer(
             self.model, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay

@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,10 @@ import pytest
 from cli_tools import environment
 
 DRIVER = """
-import sys, time
+import os, signal, sys, time
+# a terminal of its own, so that Ctrl-C becomes a signal; runs of tests in the background ignore it
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv.pop(1))
 from cli_tools import FakeModel, parts
 from gemma4_core.generation.stream import Part
@@ -57,17 +59,10 @@ class Terminal:
         command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), *args]
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave if stdout is None else stdout, stderr=slave, env=env,
-            preexec_fn=self._own_terminal,
+            start_new_session=True,
         )
         os.close(slave)
         self.seen = ""
-
-    @staticmethod
-    def _own_terminal() -> None:
-        """A terminal of its own, so that Ctrl-C becomes a signal; runs of tests in the background ignore it."""
-        os.setsid()
-        os.close(os.open(os.ttyname(0), os.O_RDWR))
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
@@ -176,6 +171,7 @@ def test_history_is_kept_for_the_next_time_unless_not_wanted(terminals: list[Ter
     terminal.wait(">>> ")
     terminal.type("\x1b[A\x1b[A\r")
     terminal.wait("you said 'remember me'")
+    terminal.wait(">>> ")
     terminal.type("\x04")
     assert terminal.ended() == 0
     assert "secret" not in (tmp_path / "gemma4" / "chat_history").read_text()
@@ -211,6 +207,7 @@ def test_only_the_answer_goes_to_a_file(terminals: list[Terminal], tmp_path: Pat
     terminal.wait(">>> ")
     terminal.type("/help\r")
     terminal.wait("Ctrl-C stops an answer")
+    terminal.wait(">>> ")
     terminal.type("\x04")
     assert terminal.ended() == 0
     assert (tmp_path / "out.txt").read_text() == "you said 'to a file'\ndone\n"

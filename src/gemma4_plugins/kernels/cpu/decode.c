@@ -25,46 +25,45 @@ static void reset_tickets(Worker *w) {                    // after the last barr
     if (w->thread == 0) for (int i = 0; i < 3; i++) w->s->sync[32 + 16 * i] = 0;
 }
 
-// Logits of all rows; with greedy also the first largest and the logarithm of the sum of exponentials.
+// Logits of all rows; with greedy also the first largest and the logarithm of the sum of exponentials. Blocks are summed
+// up in their order, so that the result does not depend on which thread took which.
 static void head(Worker *w, const float *h, float *scratch) {
     const Step *s = w->s;
-    i64 from, to, best = -1;
-    float *x = scratch, *packed = scratch + s->hidden, top = -1e30f, total = 0;
+    i64 from, to;
+    float *x = scratch, *packed = scratch + s->hidden;
     rms_norm(x, h, s->norm, s->hidden, s->eps);
     Operand o = operand(x, s->hidden, s->embed.type, packed);
     while (claim(w, s->vocab, HEAD_BLOCK, &from, &to)) {
         dot_rows(&s->embed, from, to - from, &o, s->logits + from);
-        float high = -1e30f, shares[HEAD_BLOCK];
+        float top = -1e30f, total = 0, shares[HEAD_BLOCK], *mine = s->partial + from / HEAD_BLOCK * 4;
         if (s->softcap > 0) for (i64 i = from; i < to; i++) s->logits[i] = s->softcap * tangent(s->logits[i] / s->softcap);
         for (i64 j = 0; j < s->suppressed_count; j++)
             if ((i64)s->suppressed[j] >= from && (i64)s->suppressed[j] < to) s->logits[s->suppressed[j]] = -1e30f;
-        for (i64 i = from; i < to; i++) high = s->logits[i] > high ? s->logits[i] : high;
         if (!s->greedy) continue;
-        for (i64 i = from; i < to; i++) if (s->logits[i] == high) {
-            if (high > top || (high == top && i < best)) best = i;
-            break;
-        }
-        if (high > top) { total *= exponential(top - high); top = high; }
+        for (i64 i = from; i < to; i++) top = s->logits[i] > top ? s->logits[i] : top;
+        i64 best = from;
+        while (best < to - 1 && s->logits[best] != top) best++;
         for (i64 i = from; i < to; i++) shares[i - from] = exponential(s->logits[i] - top);
         for (i64 i = 0; i < to - from; i++) total += shares[i];
+        mine[0] = top;
+        mine[1] = total;
+        ((u32 *)mine)[2] = (u32)best;
     }
-    float *mine = s->partial + w->thread * 16;
-    mine[0] = top;
-    mine[1] = total;
-    ((u32 *)mine)[2] = (u32)best;
     barrier(w);
     reset_tickets(w);
     if (w->thread || !s->greedy) return;
-    for (i64 t = 1; t < s->threads; t++) {
-        const float *other = s->partial + t * 16;
-        u32 id = ((const u32 *)other)[2];
-        if (id == (u32)-1) continue;
-        if (best < 0 || other[0] > top || (other[0] == top && (i64)id < best)) best = id;
-        float high = other[0] > top ? other[0] : top;
-        total = total * exponential(top - high) + other[1] * exponential(other[0] - high);
-        top = high;
+    float top = s->partial[0], total = s->partial[1];
+    u32 best = ((const u32 *)s->partial)[2];
+    for (i64 block = 1; block * HEAD_BLOCK < s->vocab; block++) {
+        const float *other = s->partial + block * 4;
+        if (other[0] > top) {
+            total *= exponential(top - other[0]);
+            top = other[0];
+            best = ((const u32 *)other)[2];
+        }
+        total += other[1] * exponential(other[0] - top);
     }
-    *s->token_out = (u32)best;
+    *s->token_out = best;
     *s->logprob_out = -logarithm(total);
 }
 

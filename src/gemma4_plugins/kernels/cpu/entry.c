@@ -47,7 +47,7 @@ typedef struct {
     char *chunk_room;                                     // per thread: a packed block, sums of two panels, an expert's rows
     i64 chunk_room_per_thread, first_shared;
     u32 *token_out;
-    float *logprob_out, *partial;                         // partial: 4 floats a thread
+    float *logprob_out, *partial;                         // partial: 4 floats a block of the head
     u32 *sync;                                            // zeroed once: [0] arrived, [16] generation, [32..48..64] tickets
     i64 suppressed_count;
     const u32 *suppressed;

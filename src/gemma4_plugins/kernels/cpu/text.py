@@ -27,7 +27,7 @@ SOURCES = ("entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decod
 # sizes that the C sources fix
 LARGEST_TOP = 16
 SPLITS = 64
-PANEL, DEPTH = 64, 256
+PANEL, DEPTH, HEAD_BLOCK = 64, 256, 256
 CHUNK = 128
 """Prompt positions per call."""
 
@@ -200,7 +200,7 @@ def fill_step(text: TextDecoder, storage: Storage, arena: Arena, threads: int, p
         setattr(step, name, arena.floats(size))
     step.scratch_per_thread = (3 * config.hidden_size + 2 * largest + 8 * 1024 + 63) // 16 * 16
     step.scratch = arena.floats(threads * step.scratch_per_thread)
-    step.partial, step.sync = arena.floats(threads * 16), arena.floats(96)
+    step.partial, step.sync = arena.floats(-(-config.vocab_size // HEAD_BLOCK) * 4), arena.floats(96)
     return step
 
 

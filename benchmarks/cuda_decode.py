@@ -18,10 +18,10 @@ import numpy as np
 from cuda_models import random_model, use_binaries, with_chunk
 from tinygrad import Tensor
 
-from gemma4_core.config import TextConfig
 from gemma4_core.generation.engine import Chunk
 from gemma4_core.generation.finished import Finished
 from gemma4_core.measure.bandwidth import read_bandwidth
+from gemma4_core.measure.traffic import weight_bytes
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
 from gemma4_core.plugins import registry
@@ -32,17 +32,6 @@ from gemma4_plugins.kernels.cuda.plan import Machine, Plan, make_plan
 from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, step_source
 
 PARTS = ("qkv", "o", "router", "gate_up", "down", "experts", "experts_down", "ple_gate", "ple", "context", "head")
-
-
-def weight_bytes(text: TextConfig, model: GemmaModel) -> int:
-    """Bytes of weights that one token reads: layers, head, and of experts the chosen ones."""
-    total = 0
-    for name, place in model.places.items():
-        size = sum(t.nbytes() for t in place.matrix.parts().values())
-        if "embed_tokens_per_layer" in name:
-            continue
-        total += size * text.top_k_experts // text.num_experts if ".experts." in name else size
-    return int(total)
 
 
 def timed_step(model: GemmaModel, context: int, warps: int, parts: bool) -> cuda_step.CudaStep:
@@ -131,7 +120,7 @@ def main() -> None:
         operations = dataclasses.replace(with_chunk(portable(), 512), decode_step=cuda_step.decode_step)
         preset, _, int8 = name.partition("@")
         model = random_model(preset, operations, int8=int8 == "int8")
-        size = weight_bytes(model.text.config, model)
+        size = weight_bytes(model)
         for context in options.contexts:
             for warps, flight in itertools.product(options.warps, options.flight):
                 plan.FLIGHT = flight

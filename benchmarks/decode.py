@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from bandwidth import measured
 from payload import failed, revision, start
 
 import gemma4_core
+from gemma4_core.checkpoint.atomic import append_line
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.cli.base import GemmaCommand
 from gemma4_core.cli.failures import causes
@@ -57,12 +57,7 @@ class ProgressLog:
         if self.path is None:
             return
         seconds = round(time.perf_counter() - self.began, 3)
-        line = json.dumps({"event": event, "seconds": seconds, **values}) + "\n"
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
+        append_line(Path(self.path), json.dumps({"event": event, "seconds": seconds, **values}))
 
     def token(self, count: int, began: float, first: float) -> None:
         """Note every so many tokens how far and how fast it goes."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from payload import into
 
+from gemma4_core.cli.tables import comma_separated
 from gemma4_core.errors import InputError
 
 KEY = ("size", "format", "device", "beam", "beam_width", "prompt_tokens", "max_new_tokens")
@@ -56,12 +57,8 @@ class Table:
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows.values())
         with into(self.path) as file:
-            file.write(text.getvalue())
+            file.write(comma_separated(list(self.rows.values()), COLUMNS))
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-BYTES_PER_TOKEN = {"E2B": 4.56e9, "E4B": 9.29e9, "26B-A4B": 7.63e9, "31B": 61.4e9}
-"""bf16 weights that a decode step reads."""
+SIZES = ("E2B", "E4B", "26B-A4B", "31B")
 
 
 def run(folder: Path, size: str, device: str, prompt_length: int, new: int) -> dict[str, Any]:
     """Load and generate twice; the second run is the steady one."""
     from gemma4_core import load_pretrained
+    from gemma4_core.measure.traffic import weight_bytes
 
     model = load_pretrained(folder, device=device, modalities=["text"])
     prompt = [2, *(5 + 7 * i % 50000 for i in range(prompt_length - 1))]
@@ -42,14 +42,14 @@ def run(folder: Path, size: str, device: str, prompt_length: int, new: int) -> d
         "first_token_seconds": round(steady.prompt_seconds, 4),
         "prompt_tokens": prompt_length,
         "tokens_per_second": round(steady.generation_tps, 2),
-        "gigabytes_per_second": round(steady.generation_tps * BYTES_PER_TOKEN[size] / 1e9, 1),
+        "gigabytes_per_second": round(steady.generation_tps * weight_bytes(model) / 1e9, 1),
         "peak_memory_gb": round(steady.peak_memory_bytes / 1e9, 2),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=list(BYTES_PER_TOKEN))
+    parser.add_argument("--sizes", nargs="+", default=SIZES)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--root", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--prompt-length", type=int, default=32)

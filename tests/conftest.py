@@ -14,10 +14,10 @@ collect_ignore = [] if packaged_demo() is not None else ["test_demo_model.py"]
 
 @pytest.fixture
 def plain_loops() -> Iterator[None]:
-    """Kernels without optimization: they compile in less than half of the time, and these models are tiny."""
-    from tinygrad.helpers import Context
+    """``quick`` for a whole test."""
+    from training_tools import quick
 
-    with Context(NOOPT=1):
+    with quick():
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,14 @@ import numpy as np
 import pytest
 from reference_data import load_multimodal
 from tinygrad import Tensor
-from training_tools import quick, reference_batch, snapshot, tiny
+from training_tools import reference_batch, snapshot, tiny
 
 from gemma4_core import GemmaTrainingBatch, InputError, build_optimizer, train_step
 from gemma4_core.model import GemmaModel
 from gemma4_core.training import step as step_module
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
 TRAINED = ["*embed_vision.*", "*embed_audio.*", "*vision_tower*layers.0.mlp.up_proj*", "*layers.0.mlp.up_proj.weight"]
-
-
-@pytest.fixture(autouse=True)
-def _quick() -> Iterator[None]:
-    with quick():
-        yield
 
 
 @pytest.fixture(scope="module")

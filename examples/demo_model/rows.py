@@ -13,10 +13,10 @@ from demo_model.texts import Said, pick, random_sentence, random_sum, said
 from gemma4_core import GemmaTrainingBatch
 from gemma4_core.demo.pictures import EVERYTHING, Choices, draw, random_scene
 from gemma4_core.demo.sounds import KEYS, LONGEST, SHORTEST, dial, random_manner, random_number
+from gemma4_core.training.batch import IGNORED
 from gemma4_plugins.modalities.audio.features import MelSettings, log_mel, token_count
 from gemma4_plugins.modalities.vision.preprocess import LEVELS, Grid, cut, soft_tokens
 
-IGNORED = -100
 FRAMES = 256
 """Of a clip, padding included: 64 soft tokens."""
 LEAST_KEYS = 3

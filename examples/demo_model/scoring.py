@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, TinyJit
+from tinygrad import Tensor
 
 from demo_model.rows import Maker, Recipe, Rows
 from gemma4_core.demo.pictures import EVERYTHING
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.layers import matrix
-from gemma4_core.training.captured import Checked, fed, prepare_tables
+from gemma4_core.training.captured import Checked, fed, kept
 from gemma4_core.training.forward import hidden
 from gemma4_core.training.operations import OPERATIONS
 
@@ -37,10 +37,8 @@ class Scorer:
         question and answer tells.
         """
         batch = Checked.of(self.model, rows.batch(self.maker.grid))
-        if batch.shape not in self.graphs:
-            prepare_tables(self.model, batch.ids.shape[1])
-            self.graphs[batch.shape] = TinyJit(self._right)
-        return np.asarray(self.graphs[batch.shape](batch.upload(self.model)).numpy())
+        graph = kept(self.graphs, batch.shape, self._right, self.model, batch)
+        return np.asarray(graph(batch.upload(self.model)).numpy())
 
     def _right(self, inputs: Mapping[str, Tensor]) -> Tensor:
         text, targets = self.model.text, inputs["targets"]

@@ -17,9 +17,9 @@ sys.path.append(str(HERE.parents[2] / "tests"))
 
 
 @pytest.fixture(autouse=True)
-def plain_loops() -> Iterator[None]:
-    """Kernels without optimization: they compile in a third of the time, and these models are tiny."""
-    from tinygrad.helpers import Context
+def prepared_plugin() -> Iterator[None]:
+    """``lora_tools.prepared`` around every test."""
+    from lora_tools import prepared
 
-    with Context(NOOPT=1):
+    with prepared():
         yield

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gemma4_lora import read_adapter
-from lora_tools import HERE, base_folder, prepared, tiny
+from lora_tools import HERE, base_folder, tiny
 from safetensors.numpy import load_file, save_file
 
 from gemma4_core import Gemma4Error
 from gemma4_core.config import load_config
 
 FIRST = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
-
-
-@pytest.fixture(autouse=True)
-def _prepared() -> Iterator[None]:
-    with prepared():
-        yield
 
 
 @pytest.fixture(name="folder")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +12,12 @@ from cli_tools import failure, gemma4
 from click.testing import CliRunner
 from gemma4_lora import Adapters, fuse
 from gemma4_lora.command import fuse_command
-from lora_tools import HERE, base_folder, logits, prepared, stored, stored_logits, tiny
+from lora_tools import HERE, base_folder, logits, stored, stored_logits, tiny
 from reference_data import read_header, relative_error
 from safetensors.numpy import load_file
 
 from gemma4_core import Gemma4Error, save_training_checkpoint
 from gemma4_core.quantize import quantize
-
-
-@pytest.fixture(autouse=True)
-def _prepared() -> Iterator[None]:
-    with prepared():
-        yield
 
 
 @pytest.mark.parametrize("name", ["dense", "moe"])

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gemma4_lora import Adapters, read_adapter, save_adapter
 from gemma4_lora.config import LoraConfig
-from lora_tools import FAMILIES, HERE, base_folder, logits, prepared, stored_logits, tiny
+from lora_tools import FAMILIES, HERE, base_folder, logits, stored_logits, tiny
 from reference_data import load, read_header, relative_error, tensor_shapes, write_safetensors
 from safetensors.numpy import load_file, save_file
 
 from gemma4_core.config import load_config
-
-
-@pytest.fixture(autouse=True)
-def _prepared() -> Iterator[None]:
-    with prepared():
-        yield
 
 
 @pytest.mark.parametrize("name", FAMILIES)

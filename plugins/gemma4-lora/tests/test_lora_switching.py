@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,12 @@ import pytest
 from gemma4_lora import Adapters, fresh_adapter
 from gemma4_lora.files import AdapterFiles, Pair
 from gemma4_lora.names import adaptable
-from lora_tools import HERE, logits, prepared, tiny
+from lora_tools import HERE, logits, tiny
 from reference_data import load
 
 from gemma4_core import Gemma4Error, GemmaModel
 
 IDS = load("dense").ids[1].tolist()[:16]
-
-
-@pytest.fixture(autouse=True)
-def _prepared() -> Iterator[None]:
-    with prepared():
-        yield
 
 
 def another(model: GemmaModel, targets: tuple[str, ...] = ("o_proj", "down_proj")) -> AdapterFiles:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from cli_tools import failure, gemma4
 from gemma4_lora import fuse
-from lora_tools import prepared, tiny
+from lora_tools import tiny
 from train_tools import write_checkpoint, write_lines
 
 from gemma4_core.quantize import quantize
-
-
-@pytest.fixture(autouse=True)
-def _prepared() -> Iterator[None]:
-    with prepared():
-        yield
 
 
 def trained(model: Path, output: Path, *more: Any) -> dict[str, Any]:

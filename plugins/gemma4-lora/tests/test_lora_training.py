@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from gemma4_lora import Adapters, fresh_adapter
 from gemma4_lora.matrices import LoraMatrix, LoraStack, LowRank
 from gemma4_lora.names import adaptable
-from lora_tools import FAMILIES, base_folder, logits, prepared, short_folder, tiny
+from lora_tools import FAMILIES, base_folder, logits, short_folder, tiny
 from reference_data import load, load_multimodal
 from tinygrad import Tensor
 
@@ -32,12 +32,6 @@ from gemma4_core.config import load_config
 from gemma4_core.quantize import quantize
 
 TARGETS = ("*.layers.1.self_attn.q_proj.weight", "*.layers.1.mlp.down_proj.weight")
-
-
-@pytest.fixture(autouse=True)
-def _prepared() -> Iterator[None]:
-    with prepared():
-        yield
 
 
 Folders = dict[tuple[str, bool], Path]

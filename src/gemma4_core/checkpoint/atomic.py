@@ -174,3 +174,15 @@ def write_error(fault: OSError, where: str) -> CheckpointError:
     return CheckpointError(
         f"{where} cannot be written ({reason}), nothing was changed there; check path and permissions"
     )
+
+
+def append_line(path: Path, text: str) -> None:
+    """A line at the end of a file, in one write. Raises CheckpointError."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(handle, text.encode() + b"\n")
+        finally:
+            os.close(handle)
+    except OSError as fault:
+        raise write_error(fault, shown_path(path)) from fault

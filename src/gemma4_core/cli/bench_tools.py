@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,8 @@ import click
 
 from gemma4_core.cli.options import apply, device_options
 from gemma4_core.cli.output import json_text, note, on_terminal, write
+from gemma4_core.cli.plugin_options import PluginValues
+from gemma4_core.cli.request import Loading
 from gemma4_core.cli.tables import comma_separated
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def load(values: dict[str, Any], positions: int = 1) -> GemmaModel:
     where it cannot hold so many positions."""
     if values["model"] is None:
         raise click.UsageError("Missing option '--model-dir' / '--model' / '-m'.")
-    from gemma4_core import loading
     from gemma4_core.checkpoint.hub import resolve_folder
     from gemma4_core.config import read_context
     from gemma4_core.errors import InputError
@@ -55,12 +54,7 @@ def load(values: dict[str, Any], positions: int = 1) -> GemmaModel:
                          "give a smaller --depth, --prompt-tokens or --new-tokens")
     if on_terminal():
         note(f"loading {values['model']}")
-    with contextlib.redirect_stdout(sys.stderr):  # whatever a plugin prints is no part of the report
-        return loading.load_pretrained(
-            values["model"], device=values["device"], format=values["format"], modalities=("text",),
-            dtype=None if values["dtype"] == "auto" else values["dtype"], ple=values["ple"], beam=values["beam"],
-            beam_seconds=values["beam_seconds"],
-        )
+    return Loading.taken_from({**values, "modality": ("text",)}).load(PluginValues())
 
 
 def about(model: GemmaModel) -> dict[str, Any]:

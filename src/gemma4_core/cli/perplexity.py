@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ import click
 from gemma4_core.cli.base import GemmaCommand
 from gemma4_core.cli.options import Whole, device_options, model_option
 from gemma4_core.cli.output import json_text, note, on_terminal, write
+from gemma4_core.cli.plugin_options import PluginValues
+from gemma4_core.cli.request import Loading
 from gemma4_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,16 +127,9 @@ def text_ids(processor: GemmaMultimodalProcessor, text: str, path: str) -> list[
 
 def load(model: str, values: dict[str, Any], check: Callable[[GemmaMultimodalProcessor], None]) -> GemmaModel:
     """A text model; ``check`` runs before its weights are read."""
-    from gemma4_core import loading
-
     if on_terminal():
         note(f"loading {model}")
-    with contextlib.redirect_stdout(sys.stderr):  # whatever a plugin prints is no part of the report
-        return loading.load_pretrained(
-            model, device=values["device"], format=values["format"], tokenizer=values["tokenizer"],
-            modalities=("text",), dtype=None if values["dtype"] == "auto" else values["dtype"], beam=values["beam"],
-            beam_seconds=values["beam_seconds"], check=check,
-        )
+    return Loading.taken_from({**values, "model": model, "modality": ("text",)}).load(PluginValues(), check)
 
 
 def measured(

@@ -1,4 +1,4 @@
-"""What ``generate`` and ``chat`` ask of a model, from what stands on the command line."""
+"""What commands ask of a model, from what stands on the command line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Loading:
         """Take the loading options out of a command's parameters."""
         return cls(**{name: values.pop(name) for name in cls.__dataclass_fields__ if name in values})
 
-    def load(self, plugins: PluginValues, check: Callable[[GemmaMultimodalProcessor], None]) -> GemmaModel:
+    def load(
+        self, plugins: PluginValues, check: Callable[[GemmaMultimodalProcessor], None] | None = None
+    ) -> GemmaModel:
         """Load the model; ``check`` looks at the prompt before weights are read. Raises a Gemma4Error before memory is
         spent where anything does not fit."""
         from gemma4_core import loading

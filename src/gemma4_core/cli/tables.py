@@ -19,10 +19,10 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: int = 0)
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a line of names; what is not known is empty."""
+def comma_separated(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
+    """CSV with a line of names, without ``names`` those of the first row; what is not known is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, names or list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

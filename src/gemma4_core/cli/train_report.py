@@ -10,11 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from gemma4_core.checkpoint.atomic import append_line
 from gemma4_core.cli.failures import escaped
 from gemma4_core.cli.output import human_bytes, note, on_terminal
 from gemma4_core.memory import peak_memory_bytes
 from gemma4_core.training.evaluate import perplexity
-from gemma4_core.training.log import CsvLog, append_line, draw_curve
+from gemma4_core.training.log import CsvLog, draw_curve
 
 if TYPE_CHECKING:
     from gemma4_core.training.data.batches import Batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,7 @@ class Session:
             if self.saved != self.trainer.step:
                 self.save()
         if interrupt.asked:
-            command = f"gemma4 train --output-dir {quoted(self.folder.path)} --resume"
+            command = f"gemma4 train --output-dir {shlex.quote(str(self.folder.path))} --resume"
             note(f"stopped after step {self.trainer.step} of {self.trainer.total}, saved in "
                  f"{self.folder.step(self.saved)}; go on with: {command}")
             raise KeyboardInterrupt
@@ -222,9 +223,3 @@ class Session:
         parts = self.model.stream_generate(asked, max_new_tokens=self.values["sample_tokens"])
         return "".join(part.text for part in parts if part.kind == "text")
 
-
-def quoted(path: Path) -> str:
-    """A path as a shell takes it."""
-    import shlex
-
-    return shlex.quote(str(path))

@@ -101,6 +101,7 @@ class Engine:
     def append_portable(
         self, storage: Storage, at: int, chunk: Chunk, soft_tokens: Tensor | None, every: bool
     ) -> Tensor:
+        """The portable form of ``append``, at position ``at`` of these buffers."""
         count, size = chunk.ids.shape[1], self.model.chunk
         length = -(-count // size) * size
         media, blocked = chunk.soft is not None, self.model.bidirectional
@@ -178,6 +179,7 @@ class Engine:
         return tuple(name for name, is_own in own.items() if is_own)
 
     def portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
+        """The portable form of ``decode_step``."""
         graph = Graph(self._token_function(storage, head=True, sampled=sampled))
 
         def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from gemma4_core.model.ids import media_blocks
 from gemma4_core.processing.arranged import ArrangingTower
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import ModalityTower
+    from gemma4_core.descriptions import ModalityTower, Tower
     from gemma4_core.model.model import GemmaModel
 
 
@@ -49,7 +49,7 @@ class Placed:
     """Row 0's ids with a content hash (negative) at soft positions; equal signatures mean equal K/V. -1 at soft
     positions of a run that is not captured, and so never goes into a cache."""
     times: Mapping[str, MediaTime] = field(default_factory=dict)
-    """What each tower took, by its name."""
+    """What each tower took, by its name; of a run that is captured."""
 
 
 def used_towers(model: GemmaModel, media: Mapping[str, Any]) -> list[ModalityTower]:
@@ -144,14 +144,14 @@ def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, captu
     encoded: list[Tensor] = []
     times: dict[str, MediaTime] = {}
     for spec in model.known_specs:
-        where = placeholders.of(spec)
+        where, features = placeholders.of(spec), _features(spec, media)
         began = time.perf_counter()
-        tokens, marks = _encode(model, spec, media, capture) if spec in used else ([], [])
+        tokens, marks = _encode(model.towers[spec.name], features, capture) if spec in used else ([], [])
         if placeholders.fill(spec, where, np.arange(len(marks)), len(marks)):
-            Device[model.device].synchronize()  # so that the time is the tower's
-            seconds, features = time.perf_counter() - began, _features(spec, media)
-            amount, unit = spec.amount(features) if spec.amount is not None else (len(tokens), "medium")
-            times[spec.name] = MediaTime(seconds, amount, unit)
+            if capture:  # else the towers have yet to run
+                Device[model.device].synchronize()
+                amount, unit = spec.amount(features) if spec.amount is not None else (len(tokens), "medium")
+                times[spec.name] = MediaTime(time.perf_counter() - began, amount, unit)
             signature[where] = marks
             encoded += tokens
     if not encoded:
@@ -206,11 +206,8 @@ def _features(spec: ModalityTower, media: Mapping[str, Any]) -> dict[str, Any]:
     return {name: media[name] for name in spec.keywords if media.get(name) is not None}
 
 
-def _encode(
-    model: GemmaModel, spec: ModalityTower, media: Mapping[str, Any], capture: bool
-) -> tuple[list[Tensor], list[int]]:
+def _encode(tower: Tower, features: Mapping[str, Any], capture: bool) -> tuple[list[Tensor], list[int]]:
     """Soft tokens of each medium, and for each soft token a negative number that stands for its content."""
-    tower, features = model.towers[spec.name], _features(spec, media)
     tokens = tower.encode(features, capture=capture)
     if not capture:
         return tokens, [-1] * sum(int(t.shape[0]) for t in tokens)

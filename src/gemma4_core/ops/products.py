@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.dtype import DType
+
+from gemma4_core.weights import DenseMatrix, Matrix
 
 TILE = 16
 """Fewer rows than this fill no tile of a matrix unit."""
@@ -27,6 +30,19 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if has_tensor_cores(str(a.device), a.dtype):
         return a.matmul(b, dtype=dtypes.float32)
     return a.cast(dtypes.float32).matmul(b.cast(dtypes.float32))
+
+
+def linear(x: Tensor, matrix: Matrix, other: Callable[[Tensor, Matrix], Tensor]) -> Tensor:
+    """``x [n, in]`` times ``matrix [out, in]`` transposed: ``[n, out]`` in x's dtype, operand and result kept.
+
+    On tensor cores where there are some for these rows, which takes a product with nothing fused into it; else by
+    ``other``. Kinds derived from DenseMatrix have products of their own.
+    """
+    x = kept(x)
+    fits = int(x.shape[0]) >= TILE and has_tensor_cores(str(x.device), x.dtype)
+    if fits and type(matrix) is DenseMatrix and x.dtype == matrix.tensor.dtype:
+        return kept(product(x, matrix.tensor.transpose()).cast(x.dtype))
+    return kept(other(x, matrix))
 
 
 def kept(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ CALLABLES: dict[str, tuple[str, ...]] = {
     "transform": ("apply",),
 }
 OPTIONAL_CALLABLES = (
-    "save", "token_ids", "trained_part", "prepare", "operations", "free_memory", "details",
+    "save", "token_ids", "amount", "trained_part", "prepare", "operations", "free_memory", "details",
     "read_bandwidth", "check",
 )
 TEXTS: dict[str, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ from tinygrad.nn.optim import Optimizer as TinygradOptimizer
 
 from gemma4_core.model.media import Laid, encode_laid, lay_out, positions_of_rows
 from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
-from gemma4_core.training.forward import Fed, check_length
+from gemma4_core.training.forward import Fed, check_length, rotation_table
 from gemma4_core.training.loss import mean_loss
 
 if TYPE_CHECKING:
@@ -74,11 +74,6 @@ def capturable(model: GemmaModel, batches: Sequence[Checked]) -> bool:
     return model.ple_host is None and not any(batch.media and batch.laid is None for batch in batches)
 
 
-def prepare_tables(model: GemmaModel, length: int) -> None:
-    """Make what is kept of the rotary tables before a capture, which would take them for results of its own."""
-    model.text.rotation_table(max(512, 1 << (length - 1).bit_length()))
-
-
 def fed(model: GemmaModel, inputs: Mapping[str, Tensor]) -> Fed:
     """What the forward pass starts from, out of what ``Checked.upload`` gives; towers run here."""
     media: dict[str, list[Tensor]] = {}
@@ -108,7 +103,7 @@ def whole_step(
             loss.realize(*changed, *([] if norm is None else [norm]))
             return loss, norm
 
-    graph = kept(optimizer, ("whole", id(model), batch.shape, max_norm, checkpointing), step, model, batch)
+    graph = kept(optimizer.graphs, ("whole", id(model), batch.shape, max_norm, checkpointing), step, model, batch)
     loss, norm = graph(batch.upload(model))
     return own(loss), None if norm is None else own(norm)
 
@@ -142,23 +137,24 @@ def summed_step(
     scalar = lambda value: Tensor([value], dtype=dtypes.float32, device=model.device).clone().realize()  # noqa: E731
     total, targets = scalar(0.0), sum(batch.count for batch in batches)
     for number, batch in enumerate(batches):
-        graph = kept(optimizer, ("add", id(model), batch.shape, checkpointing), add, model, batch)
+        graph = kept(optimizer.graphs, ("add", id(model), batch.shape, checkpointing), add, model, batch)
         loss = graph(scalar(batch.count / targets), scalar(float(number == 0)), batch.upload(model))
         total = (total + loss).realize()
-    norm = kept(optimizer, ("update", id(model), max_norm), update)()
+    norm = kept(optimizer.graphs, ("update", id(model), max_norm), update)()
     return total.reshape(()).detach().realize(), None if norm is None else own(norm)
 
 
 def kept(
-    optimizer: TrainingOptimizer, key: object, function: Callable[..., Any], model: GemmaModel | None = None,
+    graphs: dict[Any, Any], key: object, function: Callable[..., Any], model: GemmaModel | None = None,
     batch: Checked | None = None,
 ) -> Any:
-    """The graph of a key, made where there is none."""
-    if key not in optimizer.graphs:
+    """The graph of a key, made where there is none; one that runs the model's layers is made for a batch."""
+    if key not in graphs:
         if model is not None and batch is not None:
-            prepare_tables(model, batch.ids.shape[1])
-        optimizer.graphs[key] = TinyJit(function)
-    return optimizer.graphs[key]
+            # a capture would take a table that is kept for a result of its own
+            rotation_table(model, batch.ids.shape[1])
+        graphs[key] = TinyJit(function)
+    return graphs[key]
 
 
 def own(result: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from tinygrad import Tensor, TinyJit
+from tinygrad import Tensor
 
 from gemma4_core.training.batch import GemmaTrainingBatch
-from gemma4_core.training.captured import Checked, capturable, graph_loss, prepare_tables
+from gemma4_core.training.captured import Checked, capturable, graph_loss, kept
 from gemma4_core.training.forward import feed
 from gemma4_core.training.loss import mean_loss
 
@@ -37,10 +37,8 @@ class Evaluator:
         if not capturable(self.model, [batch]):
             fed = feed(self.model, batch.ids, batch.media, batch.segments)
             return mean_loss(self.model, fed, Tensor(batch.targets, device=self.model.device)).item()
-        if batch.shape not in self.graphs:
-            prepare_tables(self.model, batch.ids.shape[1])
-            self.graphs[batch.shape] = TinyJit(lambda inputs: graph_loss(self.model, inputs, False).realize())
-        return self.graphs[batch.shape](batch.upload(self.model)).item()
+        loss = lambda inputs: graph_loss(self.model, inputs, False).realize()  # noqa: E731
+        return kept(self.graphs, batch.shape, loss, self.model, batch)(batch.upload(self.model)).item()
 
 
 def perplexity(loss: float) -> float:

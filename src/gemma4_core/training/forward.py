@@ -10,7 +10,7 @@ import numpy as np
 from tinygrad import Tensor, UOp, function
 
 from gemma4_core.errors import InputError
-from gemma4_core.model.layers import matrix
+from gemma4_core.model.layers import Rotation, matrix
 from gemma4_core.model.media import place, positions_of_rows, put_soft
 from gemma4_core.model.spans import FreshSpan
 from gemma4_core.ops.products import kept
@@ -73,10 +73,14 @@ def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:
     if rows is None and model.text.ple_table is not None:
         rows = untaught(padding, matrix(model.text.ple_table).rows(fed.ids))
     inputs = model.text.inputs(fed.ids, h, OPERATIONS, rows)
-    step = max(512, 1 << (length - 1).bit_length())
-    rotation = model.text.rotation(model.text.rotation_table(step), 0, length)
+    rotation = model.text.rotation(rotation_table(model, length), 0, length)
     span = FreshSpan(length, model.device, fed.blocks, fed.segments)
     return model.text.run(inputs, span, rotation, OPERATIONS, wrap=recomputed if checkpointing else remembered)
+
+
+def rotation_table(model: GemmaModel, length: int) -> Rotation:
+    """Angles for rows of this length, kept by the model; few different sizes."""
+    return model.text.rotation_table(max(512, 1 << (length - 1).bit_length()))
 
 
 def spread(soft_tokens: Tensor, soft: Tensor, positions: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -90,15 +89,3 @@ def draw_curve(log: Path, target: Path) -> bool:
     with atomic_file(target) as file:
         file.write(picture.getvalue())
     return True
-
-
-def append_line(path: Path, text: str) -> None:
-    """A line at the end of a file, in one write. Raises CheckpointError."""
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(handle, text.encode() + b"\n")
-        finally:
-            os.close(handle)
-    except OSError as fault:
-        raise write_error(fault, shown_path(path)) from fault

@@ -10,27 +10,19 @@ from dataclasses import replace
 
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.ops import portable
+from gemma4_core.ops import portable, products
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.portable import attention as plain_attention
 from gemma4_core.ops.portable import gelu_tanh
-from gemma4_core.ops.products import TILE, has_tensor_cores, kept, product
-from gemma4_core.weights import DenseMatrix, Matrix
+from gemma4_core.ops.portable import linear as plain_linear
+from gemma4_core.ops.products import kept
+from gemma4_core.weights import Matrix
 
 
 def linear(x: Tensor, matrix: Matrix) -> Tensor:
     """As the portable ``linear``."""
-    rows = kept(x.reshape(-1, x.shape[-1]))  # [..., in] -> [n, in]
-    if type(matrix) is DenseMatrix and rows.dtype == matrix.tensor.dtype and fits(rows):
-        found = product(rows, matrix.tensor.transpose()).cast(x.dtype)
-    else:  # kinds derived from DenseMatrix have products of their own
-        found = matrix.matmul(rows)
-    return kept(found).reshape(*x.shape[:-1], matrix.shape[0])
-
-
-def fits(rows: Tensor) -> bool:
-    """Whether tensor cores take these rows."""
-    return int(rows.shape[0]) >= TILE and has_tensor_cores(str(rows.device), rows.dtype)
+    rows = products.linear(x.reshape(-1, x.shape[-1]), matrix, plain_linear)  # [..., in] -> [n, in]
+    return rows.reshape(*x.shape[:-1], matrix.shape[0])
 
 
 def gated_mlp(x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma4_core.config.files import shown, shown_path
+from gemma4_core.config.files import read_json, shown, shown_path
 from gemma4_core.errors import CheckpointError, InputError
 from gemma4_core.training.batch import IGNORED
-from gemma4_core.training.checkpoint import load_training_checkpoint, save_training_checkpoint
+from gemma4_core.training.checkpoint import RUN_FILE, load_training_checkpoint, save_training_checkpoint
 from gemma4_core.training.data.batches import Batches
 from gemma4_core.training.schedules import constant, cosine, linear
 from gemma4_core.training.step import train_step
@@ -147,9 +147,6 @@ class Trainer:
 
         Raises CheckpointError for a folder that no run was saved in, InputError where data, seed or batches are others.
         """
-        from gemma4_core.config.files import read_json
-        from gemma4_core.training.checkpoint import RUN_FILE
-
         where = shown_path(folder)
         held = read_json(Path(folder) / RUN_FILE, error=CheckpointError).get("training_metadata")
         own = self.state()

@@ -9,8 +9,8 @@ from tinygrad import Tensor
 
 from gemma4_core.ops import Operations, kernels_wanted
 from gemma4_core.ops.portable import MASKED, rms_norm
-from gemma4_core.ops.products import TILE, has_tensor_cores, kept, product
-from gemma4_core.weights import DenseMatrix, Matrix
+from gemma4_core.ops.products import kept, linear, product
+from gemma4_core.weights import Matrix
 
 QUERY_ROWS = 1280
 """Queries attended at once: bounds the scores in memory for large budgets."""
@@ -24,10 +24,7 @@ class Products:
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         """``x [n, in]`` times ``matrix [out, in]`` transposed: ``[n, out]`` in x's dtype."""
-        # a product with nothing fused into it is what gets tensor cores; a kind derived from DenseMatrix has its own
-        if type(matrix) is DenseMatrix and x.shape[0] >= TILE and has_tensor_cores(str(x.device), x.dtype):
-            return kept(product(kept(x), matrix.tensor.transpose()).cast(x.dtype))
-        return kept(self.ops.linear(kept(x), matrix))
+        return linear(x, matrix, self.ops.linear)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         """Attention of every position to all real ones, scale 1, softmax in fp32.

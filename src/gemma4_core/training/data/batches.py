@@ -79,8 +79,8 @@ class Batches:
         return grouped(sorted(rows, key=self._key), self.batch_size)
 
     def steps(self, epochs: int) -> int:
-        """Steps of so many epochs."""
-        return sum(len(self.epoch(number)) for number in range(epochs))
+        """Steps of so many epochs; only packing makes epochs of different lengths."""
+        return sum(map(len, map(self.epoch, range(epochs)))) if self.pack else epochs * len(self.epoch(0))
 
     def _rows(self, order: Sequence[int]) -> list[Row]:
         """Examples as rows; with packing each goes into the first of the last rows that has room for it."""
@@ -105,7 +105,7 @@ class Batches:
         return sum(len(self.items[index].ids) for index in row)
 
     def _key(self, row: Row) -> tuple[bool, int]:
-        """Rows of one key go together: batches with media are not captured, and others by their length."""
+        """Rows of one key go together: those with media apart from text, each by length."""
         return bool(self.items[row[0]].sources), padded_length(self._length(row), self.limit)
 
     def make_length(self, rows: Rows) -> int:

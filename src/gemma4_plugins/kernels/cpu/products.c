@@ -53,7 +53,7 @@ static Operand operand(const float *x, i64 n, i64 type, float *scratch) {
 #define STREAMS 1
 #define AHEAD 0
 #endif
-enum { ROWS = 4, MOST = 256 };                             // blocks are multiples of ROWS, and no larger than MOST
+enum { MOST = 256 };                                       // rows of a block
 
 static void dot_f32(const float *w, i64 n, const float *x, float *out) {
     f32x a = {0}, b = {0};
@@ -165,7 +165,7 @@ static float element(const Matrix *m, i64 row, i64 col) {
 // block starts a stream anew (Zen 5: blocks of 12 KB at 66 % of the read rate, of 48 KB at 93 %, of 192 KB at 100 %).
 static inline i64 block_of(const Matrix *m, i64 rows, i64 threads) {
     i64 least = 1 + 32768 / (m->cols * (m->type == I8 ? 1 : m->type == BF16 ? 2 : 4)), block = rows / (threads * 8);
-    block = ((block < least ? least : block) + ROWS - 1) / ROWS * ROWS;
+    block = block < least ? least : block;
     return block < MOST ? block : MOST;
 }
 

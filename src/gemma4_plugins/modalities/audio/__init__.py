@@ -11,15 +11,15 @@ from gemma4_core.config import expected_audio_tensors
 from gemma4_core.descriptions import Context, MediaProcessor, ModalityTower, Option, Tower, WeightSource
 from gemma4_core.hookspecs import hookimpl
 from gemma4_core.processing.arrays import as_array
-from gemma4_plugins.modalities.audio.processor import BEGIN, END, PLACEHOLDER, AudioProcessor
+from gemma4_plugins.modalities.audio.features import MelSettings
+from gemma4_plugins.modalities.audio.processor import BEGIN, END, KEYWORDS, PLACEHOLDER, AudioProcessor
 
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
     from gemma4_core.model.model import GemmaModel
 
 
-KEYWORDS = ("input_features", "input_features_mask")
-FRAME_SECONDS = 0.01
+FRAME_SECONDS = MelSettings.hop_length / MelSettings.rate
 """From one frame of features to the next, in every released checkpoint."""
 
 

@@ -15,6 +15,7 @@ from gemma4_core.processing.settings import file_values, processor_values
 from gemma4_plugins.modalities.audio.decode import HIGHEST_RATE, LOWEST_RATE, Limits, read_sound
 from gemma4_plugins.modalities.audio.features import MelSettings, log_mel, token_count
 
+KEYWORDS = ("input_features", "input_features_mask")
 PLACEHOLDER = "<|audio|>"
 BEGIN, END = "<|audio>", "<audio|>"
 MAX_TOKENS, MILLISECONDS_PER_TOKEN = 750, 40
@@ -104,5 +105,5 @@ class AudioProcessor:
             mask[index, : len(item.valid)] = item.valid
         counts = [token_count(int(item.valid.sum())) for item in items]
         texts = [BEGIN + PLACEHOLDER * count + END for count in counts]
-        arrays = {"input_features": features, "input_features_mask": mask}
+        arrays = dict(zip(KEYWORDS, (features, mask), strict=True))
         return PreparedMedia(arrays, texts, counts, [item.seconds for item in items])

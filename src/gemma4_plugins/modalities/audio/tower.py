@@ -20,6 +20,7 @@ from gemma4_core.processing.arrays import as_array
 from gemma4_core.processing.captured import Captured, upload
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
+from gemma4_plugins.modalities.audio.processor import KEYWORDS
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clamp
 from gemma4_plugins.modalities.encoding import EncodingTower, rows_of
 from gemma4_plugins.modalities.products import Products, fast_products
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
 
 TOWER, EMBEDDER = "model.audio_tower.", "model.embed_audio."
-KEYWORDS = ("input_features", "input_features_mask")
 LAYER_EPS = 1e-6
 """The norms around attention and feed-forward keep this eps, whatever rms_norm_eps says."""
 SIZES = (16, 64, 128, 256, 384, 512, 768)

@@ -340,6 +340,7 @@ inline void store_packet(uint2* p, unsigned value, unsigned tag) { *p = {value, 
 inline uint4 load_two_packets(const uint2* p) { return {p[0].x, p[0].y, p[1].x, p[1].y}; }
 inline unsigned load_early(const unsigned short* p) { return *p; }
 inline float load_float_early(const float* p) { return *p; }
+inline unsigned load_byte_early(const unsigned char* p) { return *p; }
 inline unsigned load_pair_early(const unsigned short* p) { unsigned v; memcpy(&v, p, 4); return v; }
 inline void copy16(void* to, const void* from) {
   if (((uintptr_t)to | (uintptr_t)from) & 15) { fprintf(stderr, "misaligned copy\n"); abort(); }

@@ -189,12 +189,14 @@ class CheckpointFiles:
         """A realized tensor on a device in the wanted tinygrad dtype.
 
         On tinygrad's CPU device it lies on the mapped file where type and alignment allow; elsewhere bytes are
-        copied piece by piece, so that host memory stays small. Raises DeviceError where the device is full.
+        copied piece by piece, so that host memory stays small. ``dtypes.int8`` takes stored int8 numbers as they are.
+        Raises DeviceError where the device is full.
         """
-        from gemma4_core.checkpoint.upload import map_tensor, upload_tensor
+        from gemma4_core.checkpoint.upload import NAMES, map_tensor, upload_tensor
 
         shard, entry = self._place(name)
-        self._stored(name, entry)
+        if not (entry.dtype == NAMES[dtype] == "I8"):
+            self._stored(name, entry)
         mapped = map_tensor(shard, entry, device, dtype)
         if mapped is not None:
             return mapped

@@ -28,7 +28,9 @@ SYNCHRONIZE_EVERY = 256 << 20
 """Bytes: tinygrad's CUDA device keeps pinned copies of what it was given until it is synchronized."""
 ALIGNMENT = 16
 """Bytes: the widest vector that tinygrad's C renderer loads at once is four floats."""
-NAMES = {dtypes.bfloat16: "BF16", dtypes.float16: "F16", dtypes.float32: "F32"}
+NAMES = {dtypes.bfloat16: "BF16", dtypes.float16: "F16", dtypes.float32: "F32", dtypes.int8: "I8"}
+KINDS = STORED | {"I8": np.int8}
+"""numpy type of the bits; int8 numbers, which are no weights without their scales, are only ever taken as they are."""
 
 
 def on_cpu(device: str) -> bool:
@@ -80,7 +82,7 @@ def upload_tensor(name: str, shard: Shard, entry: Entry, device: str, dtype: Any
 def pieces(shard: Shard, entry: Entry, step: int, wanted: str) -> Iterator[np.ndarray]:
     """A tensor's numbers in pieces of ``step`` as bits of the wanted dtype, in order, while other threads read and
     convert the next ones. A piece is overwritten once the one after it is asked for."""
-    kind, size, count = STORED[entry.dtype], ITEMSIZE[entry.dtype], math.prod(entry.shape)
+    kind, size, count = KINDS[entry.dtype], ITEMSIZE[entry.dtype], math.prod(entry.shape)
     spans = [(first, min(step, count - first)) for first in range(0, count, step)]
     staging = [np.empty(min(step, count), kind) for _ in spans[: READERS + 1]]
 

@@ -114,9 +114,7 @@ class Int8Source:
     def _parts(self, name: str, device: str) -> tuple[Tensor, Tensor]:
         from tinygrad import dtypes
 
-        from gemma4_plugins.formats.int8_upload import upload_int8
-
-        return upload_int8(name, self._bits(name), device), self.files.tensor(name + SCALE, device, dtypes.float32)
+        return self.files.tensor(name, device, dtypes.int8), self.files.tensor(name + SCALE, device, dtypes.float32)
 
 
 def is_scale(name: str, quantised: frozenset[str]) -> bool:

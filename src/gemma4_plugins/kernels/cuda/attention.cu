@@ -19,60 +19,62 @@ struct AttentionMemory {
 };
 
 // One head vector from its packets: normalised, rotated where `norm` is given. Lane l holds the pairs of elements
-// 2l, 2l + 64, …, so that an element and the one it is rotated with are in the same lane.
-template <int D> struct HeadVector {
+// 2l, 2l + 64, … of both halves, so that an element and the one it is rotated with are in the same lane.
+struct HeadVector {
+  static constexpr int MOST = D_MAX / 128, PAIRS = 2 * MOST;  // pairs of a half, of both
   const uint2* from;
   const u16* norm;
-  u32 w[D / 64], c[D / 128], s[D / 128];
-  uint4 raw[D / 64];
+  int half;
+  u32 w[PAIRS], c[MOST], s[MOST];
+  uint4 raw[PAIRS];
 
-  DEVICE void ask(const uint2* packets, const u16* weights, const u16* cos, const u16* sin, int lane) {
-    from = packets + 2 * lane, norm = weights;
+  DEVICE bool has(int i) const { return i % MOST * 64 < half; }
+  DEVICE int at(int i) const { return i % MOST * 64 + i / MOST * half; }
+
+  DEVICE void ask(const uint2* packets, const u16* weights, const u16* cos, const u16* sin, int d, int lane) {
+    from = packets + 2 * lane, norm = weights, half = d / 2;
     if (norm) {
 #pragma unroll
-      for (int i = 0; i < D / 64; i++) w[i] = load_pair_early(norm + 2 * lane + 64 * i);
+      for (int i = 0; i < PAIRS; i++)
+        if (has(i)) w[i] = load_pair_early(norm + 2 * lane + at(i));
 #pragma unroll
-      for (int i = 0; i < D / 128; i++) {
-        c[i] = load_pair_early(cos + 2 * lane + 64 * i);
-        s[i] = load_pair_early(sin + 2 * lane + 64 * i);
-      }
+      for (int i = 0; i < MOST; i++)
+        if (has(i)) c[i] = load_pair_early(cos + 2 * lane + at(i)), s[i] = load_pair_early(sin + 2 * lane + at(i));
     }
 #pragma unroll
-    for (int i = 0; i < D / 64; i++) raw[i] = load_two_packets(from + 64 * i);
+    for (int i = 0; i < PAIRS; i++)
+      if (has(i)) raw[i] = load_two_packets(from + at(i));
   }
   // ask again for what was missing; whether everything is there
   DEVICE bool complete(u32 tag) {
     bool all = true;
 #pragma unroll
-    for (int i = 0; i < D / 64; i++) all = all && raw[i].y == tag && raw[i].w == tag;
-    if (all) return true;
-#pragma unroll
-    for (int i = 0; i < D / 64; i++)
-      if (raw[i].y != tag || raw[i].w != tag) raw[i] = load_two_packets(from + 64 * i);
-    return false;
+    for (int i = 0; i < PAIRS; i++)
+      if (has(i) && (raw[i].y != tag || raw[i].w != tag)) all = false, raw[i] = load_two_packets(from + at(i));
+    return all;
   }
-  DEVICE void finish(float (&v)[D / 64][2]) const {
+  DEVICE void finish(float (&v)[PAIRS][2]) const {
     float squares = 0;
 #pragma unroll
-    for (int i = 0; i < D / 64; i++) {
-      v[i][0] = as_float(raw[i].x), v[i][1] = as_float(raw[i].z);
+    for (int i = 0; i < PAIRS; i++) {
+      v[i][0] = has(i) ? as_float(raw[i].x) : 0.f, v[i][1] = has(i) ? as_float(raw[i].z) : 0.f;
       squares += v[i][0] * v[i][0] + v[i][1] * v[i][1];
     }
-    float r = rsqrtf(warp_sum(squares) / D + EPS);
+    float r = rsqrtf(warp_sum(squares) / (2 * half) + EPS);
 #pragma unroll
-    for (int i = 0; i < D / 64; i++) {
+    for (int i = 0; i < PAIRS; i++) {
       v[i][0] *= norm ? r * low_bf16(w[i]) : r;
       v[i][1] *= norm ? r * high_bf16(w[i]) : r;
     }
     if (!norm) return;
 #pragma unroll
-    for (int i = 0; i < D / 128; i++)
+    for (int i = 0; i < MOST; i++)
 #pragma unroll
       for (int k = 0; k < 2; k++) {
-        float x = v[i][k], y = v[i + D / 128][k];
+        float x = v[i][k], y = v[i + MOST][k];
         float cs = k ? high_bf16(c[i]) : low_bf16(c[i]), sn = k ? high_bf16(s[i]) : low_bf16(s[i]);
         v[i][k] = x * cs - y * sn;
-        v[i + D / 128][k] = y * cs + x * sn;
+        v[i + MOST][k] = y * cs + x * sn;
       }
   }
 };
@@ -82,68 +84,50 @@ struct NewPosition {  // bf16 [D] each, kept in shared memory for the layers tha
 };
 
 struct LayerAttention {
-  bool full, own, key_is_value;
+  bool own, key_is_value;
   const u16 *norm_q, *norm_k, *cos, *sin;
   u8* cache;
   int slots;
 };
 
-// Queries for the scores; and, with the new position, its key and value. A warp awaits the packets of two short
-// vectors at a time.
-template <int D, int KV>
-DEVICE void prepare_heads(const Eater& e, const Arguments& a, const Slice& s, const LayerAttention& layer, const AttentionMemory& m,
+// Queries for the scores; and, with the new position, its key and value. A warp takes a vector at a time.
+DEVICE void prepare_heads(const Eater& e, const Arguments& a, const Heads& n, const Slice& s, const LayerAttention& layer, const AttentionMemory& m,
                           const NewPosition& fresh, u32 tag) {
-  const uint2* qkv = a.scratch + AT_QKV;
-  int jobs = s.heads + (s.index == 0 && layer.own ? 2 : 0);
-  constexpr int EACH = D > 256 ? 1 : 2;  // two wide ones would not fit into registers
-  HeadVector<D> vector[EACH];
-  auto ask = [&](HeadVector<D>& v, int job) {
-    int head = job < s.heads ? s.first_head + job : job == s.heads || layer.key_is_value ? HEADS + s.kv_head : HEADS + KV + s.kv_head;
-    v.ask(qkv + head * D, job < s.heads ? layer.norm_q : job == s.heads ? layer.norm_k : nullptr, layer.cos, layer.sin, e.lane);
-  };
-  auto store = [&](const HeadVector<D>& v, int job) {
-    float x[D / 64][2];
-    v.finish(x);
-    bool value = job > s.heads;
-    u16* to = value ? fresh.value : fresh.key;
-    u16* cached = (u16*)layer.cache + ((u64)((value ? KV : 0) + s.kv_head) * layer.slots + a.position % layer.slots) * D;
-    bool first = s.first_head == s.kv_head * Heads<D, KV>::GROUP;
-#pragma unroll
-    for (int i = 0; i < D / 64; i++) {
-      u32 bits = pack_bf16(x[i][0], x[i][1]);
-      int at = 2 * e.lane + 64 * i;
-      if (job < s.heads) {
-        *(u32*)(m.queries + job * QUERY_STRIDE + operand_offset(at)) = bits;
-      } else {
-        *(u32*)(to + at) = bits;
-        if (first) *(u32*)(cached + at) = bits;
-      }
-    }
-  };
-  for (int job = e.warp; job < jobs; job += EACH * WARPS) {
-    bool two = EACH > 1 && job + WARPS < jobs, done[2] = {false, !two};
-    ask(vector[0], job);
-    if (two) ask(vector[EACH - 1], job + WARPS);
-    for (u32 spins = 0; !done[0] || !done[1]; spins++) {
-      if (!done[0]) done[0] = vector[0].complete(tag);
-      if (!done[1]) done[1] = vector[EACH - 1].complete(tag);
+  const int d = n.d(), jobs = s.heads + (s.index == 0 && layer.own ? 2 : 0);
+#pragma unroll 1
+  for (int job = e.warp; job < jobs; job += WARPS) {
+    const bool query = job < s.heads, value = job > s.heads;
+    int head = query ? s.first_head + job : HEADS + s.kv_head + (value && !layer.key_is_value ? n.keys() : 0);
+    HeadVector vector;
+    vector.ask(a.scratch + AT_QKV + head * d, query ? layer.norm_q : value ? nullptr : layer.norm_k, layer.cos, layer.sin, d, e.lane);
+    for (u32 spins = 0; !vector.complete(tag); spins++) {
       if (spins > SPIN_LIMIT) give_up();
       spin_pause();
     }
     __syncwarp();
-    store(vector[0], job);
-    if (two) store(vector[EACH - 1], job + WARPS);
+    float x[HeadVector::PAIRS][2];
+    vector.finish(x);
+    u8* to = query ? m.queries + job * QUERY_STRIDE + operand_offset(2 * e.lane) : (u8*)((value ? fresh.value : fresh.key) + 2 * e.lane);
+    u16* cached = (u16*)layer.cache + ((u64)((value ? n.keys() : 0) + s.kv_head) * layer.slots + a.position % layer.slots) * d + 2 * e.lane;
+    const bool cache = !query && s.first_head == s.kv_head * n.group();
+#pragma unroll
+    for (int i = 0; i < HeadVector::PAIRS; i++) {
+      if (!vector.has(i)) continue;
+      u32 bits = pack_bf16(x[i][0], x[i][1]);
+      *(u32*)(to + 2 * vector.at(i)) = bits;  // operands, too, lie 128 bytes on for each 64 elements
+      if (cache) *(u32*)(cached + vector.at(i)) = bits;
+    }
   }
 }
 
 // Scores of 16 positions whose key rows this lane addresses at `row`, for 8 heads.
-template <int D> DEVICE void score_tile(const AttentionMemory& m, const u8* row, int lane, int heads, float (&c)[4]) {
+DEVICE void score_tile(const AttentionMemory& m, const u8* row, int d, int lane, int heads, float (&c)[4]) {
   int head = lane >> 2;
   const u8* query = m.queries + (head < heads ? head : 0) * QUERY_STRIDE + (lane & 3) * 16;
   float other[4] = {0, 0, 0, 0};
   c[0] = c[1] = c[2] = c[3] = 0;
 #pragma unroll 4
-  for (int s = 0; s < D / 32; s++) {
+  for (int s = 0; s < d / 32; s++) {
     u32 a0[4], a1[4];
     load_tiles(a0, row + s * 64);
     load_tiles(a1, row + s * 64 + 32);
@@ -155,16 +139,19 @@ template <int D> DEVICE void score_tile(const AttentionMemory& m, const u8* row,
   for (int i = 0; i < 4; i++) c[i] += other[i];
 }
 
-template <int D> DEVICE void score_keys(Eater& e, const AttentionMemory& m, int count, int piece, int heads, const u16* fresh_key) {
+DEVICE void score_keys(Eater& e, const AttentionMemory& m, int d, int count, int piece, int heads, const u16* fresh_key) {
+  const int chunk = (e.lane >> 4) * 16, stride = d * 2 + 16, pair = (e.lane & 3) * 2;
   float c[4];
+#pragma unroll 1
   for (int at = 0; at < count; at += piece) {
     int here = count - at < piece ? count - at : piece;
     mbarrier_wait(e.ring.full + e.ring.stage, e.ring.parity);
+#pragma unroll 1
     for (int tile = 0; tile < here; tile += 16) {
       if (((at + tile) >> 4) % WARPS != e.warp) continue;
       int row = tile + tile_row(e.lane);
-      score_tile<D>(m, e.ring.here() + (row < here ? row : here - 1) * (D * 2 + 16) + (e.lane >> 4) * 16, e.lane, heads, c);
-      float* to = m.scores + (at + tile + (e.lane >> 2)) * 8 + (e.lane & 3) * 2;
+      score_tile(m, e.ring.here() + (row < here ? row : here - 1) * stride + chunk, d, e.lane, heads, c);
+      float* to = m.scores + (at + tile + (e.lane >> 2)) * 8 + pair;
       to[0] = c[0], to[1] = c[1], to[64] = c[2], to[65] = c[3];
     }
     __syncwarp();
@@ -172,34 +159,30 @@ template <int D> DEVICE void score_keys(Eater& e, const AttentionMemory& m, int 
     e.ring.advance();
   }
   if (fresh_key && e.warp == WARPS - 1) {
-    score_tile<D>(m, (const u8*)fresh_key + (e.lane >> 4) * 16, e.lane, heads, c);
-    float* to = m.scores + SPAN * 8 + (e.lane & 3) * 2;
+    score_tile(m, (const u8*)fresh_key + chunk, d, e.lane, heads, c);
+    float* to = m.scores + SPAN * 8 + pair;
     if (e.lane < 4) to[0] = c[0], to[1] = c[1];
   }
 }
 
 // Softmax over the positions at hand, going on from what came before.
 DEVICE void weigh(const Eater& e, const AttentionMemory& m, int count, int heads, bool first, bool with_fresh) {
+#pragma unroll 1
   for (int head = e.warp; head < heads; head += WARPS) {
-    float x[SPAN / 32], top = first ? -1e30f : m.top[head], before = top;
-#pragma unroll
-    for (int i = 0; i < SPAN / 32; i++) {
-      x[i] = -1e30f;
-      if (32 * i < count) {
-        if (e.lane + 32 * i < count) x[i] = m.scores[(e.lane + 32 * i) * 8 + head];
-        top = fmaxf(top, x[i]);
-      }
-    }
-    float fresh = with_fresh ? m.scores[SPAN * 8 + head] : -1e30f;
+    const float before = first ? -1e30f : m.top[head], fresh = with_fresh ? m.scores[SPAN * 8 + head] : -1e30f;
+    float top = before, sum = 0;
+#pragma unroll 2
+    for (int i = e.lane; i < count; i += 32) top = fmaxf(top, m.scores[i * 8 + head]);
+    __syncwarp();
     top = fmaxf(warp_max(top), fresh);
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < SPAN / 32; i++) {
-      if (32 * i >= count) continue;
-      float p = e.lane + 32 * i < count ? exp_fast(x[i] - top) : 0.f;
+    u8* to = m.probabilities + head * PROBABILITY_STRIDE + operand_offset(e.lane);
+#pragma unroll 2
+    for (int i = e.lane; i < ((count + 31) & ~31); i += 32, to += 64) {  // a group of 32 positions: 64 bytes of operand
+      float p = i < count ? exp_fast(m.scores[i * 8 + head] - top) : 0.f;
       sum += p;
-      *(u16*)(m.probabilities + head * PROBABILITY_STRIDE + operand_offset(e.lane + 32 * i)) = to_bf16(p);
+      *(u16*)to = to_bf16(p);
     }
+    __syncwarp();
     sum = warp_sum(sum);
     float shrink = first ? 0.f : exp_fast(before - top), weight = with_fresh ? exp_fast(fresh - top) : 0.f;
     if (e.lane == 0) {
@@ -213,36 +196,37 @@ DEVICE void weigh(const Eater& e, const AttentionMemory& m, int count, int heads
 }
 
 // A warp's tiles of 16 value lanes: sums over positions for 8 heads.
-template <int D> struct Mixed {
-  static constexpr int TILES = (D / 16 + WARPS - 1) / WARPS;
+struct Mixed {
+  static constexpr int TILES = (D_MAX / 16 + WARPS - 1) / WARPS;
   float sums[TILES][4];
 };
 
-template <int D>
-DEVICE void mix_values(Eater& e, const AttentionMemory& m, int count, int piece, int heads, bool first, const u16* fresh_value, Mixed<D>& out) {
+DEVICE void mix_values(Eater& e, const AttentionMemory& m, int width, int count, int piece, int heads, bool first, const u16* fresh_value, Mixed& out) {
   int head = (e.lane & 3) * 2, column = e.lane >> 2;
   float shrink0 = first ? 0.f : m.shrink[head], shrink1 = first ? 0.f : m.shrink[head + 1];
 #pragma unroll
-  for (int k = 0; k < Mixed<D>::TILES; k++) {
+  for (int k = 0; k < Mixed::TILES; k++) {
     out.sums[k][0] *= shrink0, out.sums[k][1] *= shrink1, out.sums[k][2] *= shrink0, out.sums[k][3] *= shrink1;
     int d = (e.warp + k * WARPS) * 16 + column;
-    if (fresh_value && d < D) {
+    if (fresh_value && d < width) {
       float low = low_bf16(fresh_value[d]), high = low_bf16(fresh_value[d + 8]), p0 = m.fresh[head], p1 = m.fresh[head + 1];
       out.sums[k][0] += p0 * low, out.sums[k][1] += p1 * low, out.sums[k][2] += p0 * high, out.sums[k][3] += p1 * high;
     }
   }
   const u8* p = m.probabilities + (column < heads ? column : 0) * PROBABILITY_STRIDE + (e.lane & 3) * 16;
+#pragma unroll 1
   for (int at = 0; at < count; at += piece) {
     int here = count - at < piece ? count - at : piece;
     mbarrier_wait(e.ring.full + e.ring.stage, e.ring.parity);
+#pragma unroll 1
     for (int step = 0; step < here; step += 16) {
       uint2 b = *(const uint2*)(p + ((at + step) >> 5) * 64 + ((at + step) >> 4 & 1) * 8);
       int row = step + (e.lane & 7) + (e.lane >> 4) * 8;
-      const u8* from = e.ring.here() + (row < here ? row : here - 1) * (D * 2 + 16) + ((e.lane >> 3) & 1) * 16;
+      const u8* from = e.ring.here() + (row < here ? row : here - 1) * (width * 2 + 16) + ((e.lane >> 3) & 1) * 16;
 #pragma unroll
-      for (int k = 0; k < Mixed<D>::TILES; k++) {
+      for (int k = 0; k < Mixed::TILES; k++) {
         int tile = e.warp + k * WARPS;
-        if (tile * 16 >= D) continue;
+        if (tile * 16 >= width) continue;
         u32 a[4];
         load_tiles_transposed(a, from + tile * 32);
         multiply(out.sums[k], a, b.x, b.y);
@@ -256,14 +240,14 @@ DEVICE void mix_values(Eater& e, const AttentionMemory& m, int count, int piece,
 
 // This slice's part of the output, normalised by its own sum, as pairs of fp16 (values are unit-norm vectors' means,
 // so that fp16 holds them with more bits than bf16).
-template <int D> DEVICE void publish_part(const Eater& e, const Arguments& a, const AttentionMemory& m, int heads, const Mixed<D>& out, u32 tag) {
+DEVICE void publish_part(const Eater& e, const Arguments& a, const AttentionMemory& m, int width, int heads, const Mixed& out, u32 tag) {
   uint2* part = a.scratch + AT_PART + this_block() * 8 * (D_MAX / 2);
   int head = (e.lane & 3) * 2, column = e.lane >> 2, odd = column & 1;
   float scale0 = head < heads ? 1.f / m.total[head] : 0.f, scale1 = head + 1 < heads ? 1.f / m.total[head + 1] : 0.f;
 #pragma unroll
-  for (int k = 0; k < Mixed<D>::TILES; k++) {
+  for (int k = 0; k < Mixed::TILES; k++) {
     int tile = e.warp + k * WARPS;
-    if (tile * 16 >= D) continue;
+    if (tile * 16 >= width) continue;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       // lanes of even columns send the pair of the first head, lanes of odd columns that of the second
@@ -271,7 +255,7 @@ template <int D> DEVICE void publish_part(const Eater& e, const Arguments& a, co
       float got = __shfl_xor_sync(ALL, odd ? one : two, 4);
       u32 pair = odd ? pack_half(got, two) : pack_half(one, got);
       int h = head + odd, d = tile * 16 + half * 8 + (column & ~1);
-      if (h < heads) store_packet(part + h * (D / 2) + d / 2, pair, tag);
+      if (h < heads) store_packet(part + h * (width / 2) + d / 2, pair, tag);
     }
   }
   uint2* stat = a.scratch + AT_STAT + this_block() * 16;
@@ -281,24 +265,25 @@ template <int D> DEVICE void publish_part(const Eater& e, const Arguments& a, co
   }
 }
 
-template <int D, int KV> DEVICE void attend(Eater& e, const Arguments& a, const LayerAttention& layer, u8* memory, const NewPosition& fresh, u32 tag_in, u32 tag_out) {
-  Slice s = slice_of<D, KV>(layer.full, a.position);
+DEVICE void attend(Eater& e, const Arguments& a, const Heads& n, const Slice& s, const LayerAttention& layer, u8* memory, const NewPosition& fresh, u32 tag_in,
+                   u32 tag_out) {
   if (s.index >= s.slices) return;
   AttentionMemory m(memory);
-  prepare_heads<D, KV>(e, a, s, layer, m, fresh, tag_in);
+  prepare_heads(e, a, n, s, layer, m, fresh, tag_in);
   bar_sync(1, CONSUMERS);
-  Mixed<D> out = {};
-  const int piece = Heads<D, KV>::PIECE;
+  Mixed out = {};
+  const int piece = n.piece(), d = n.d();
+#pragma unroll 1
   for (int base = 0; base == 0 || base < s.count; base += SPAN) {
     int count = s.count - base < SPAN ? s.count - base : SPAN;
     bool first = base == 0, with_fresh = first && s.index == 0;
-    score_keys<D>(e, m, count, piece, s.heads, with_fresh ? fresh.key : nullptr);
+    score_keys(e, m, d, count, piece, s.heads, with_fresh ? fresh.key : nullptr);
     bar_sync(1, CONSUMERS);
     weigh(e, m, count, s.heads, first, with_fresh);
     bar_sync(1, CONSUMERS);
-    mix_values<D>(e, m, count, piece, s.heads, first, with_fresh ? fresh.value : nullptr, out);
+    mix_values(e, m, d, count, piece, s.heads, first, with_fresh ? fresh.value : nullptr, out);
   }
-  publish_part<D>(e, a, m, s.heads, out, tag_out);
+  publish_part(e, a, m, d, s.heads, out, tag_out);
   bar_sync(1, CONSUMERS);  // the memory is the next operand's
 }
 
@@ -321,22 +306,27 @@ struct SlicePart {
 
 // Put the slices together: a warp makes two neighbouring lanes of a head (two such pairs at a time), its lanes look at
 // one slice each.
-template <int D, int KV> DEVICE void combine(const Eater& e, const Arguments& a, bool full, u32 tag_in, u32 tag_out) {
-  typedef Heads<D, KV> N;
-  int slices = slice_of<D, KV>(full, a.position).slices, pairs = HEADS * D / 2;
-  int to = share(pairs, this_block() + 1);
+DEVICE void combine(const Eater& e, const Arguments& a, const Heads& n, int slices, u32 tag_in, u32 tag_out) {
+  const int half = n.d() / 2, pairs = HEADS * half, to = share(pairs, this_block() + 1);
+#pragma unroll 1
   for (int first = share(pairs, this_block()) + e.warp; first < to; first += 2 * WARPS) {
     float top[2] = {-1e30f, -1e30f}, sum[2] = {0, 0}, x[2] = {0, 0}, y[2] = {0, 0};
-    bool two = first + WARPS < to;
+    const bool two = first + WARPS < to;
+    int stat[2], part[2];
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      int pair = first + k * WARPS, head = pair / half, group = head / n.group(), within = head - group * n.group();
+      int sub = within / n.each(), local = within - sub * n.each(), item = group * n.subgroups() + sub;
+      stat[k] = AT_STAT + item * 16 + local * 2;
+      part[k] = AT_PART + item * 8 * (D_MAX / 2) + local * half + pair - head * half;
+    }
+#pragma unroll 1
     for (int s = e.lane; s < slices; s += 32) {
+      const int block = s * n.items();
       SlicePart p[2];
 #pragma unroll
-      for (int k = 0; k < 2; k++) {
-        if (k && !two) continue;
-        int pair = first + k * WARPS, head = pair / (D / 2), within = head % N::GROUP;
-        int block = s * N::ITEMS + head / N::GROUP * N::SUBGROUPS + within / N::EACH, local = within % N::EACH;
-        p[k].ask(a.scratch + AT_STAT + block * 16 + local * 2, a.scratch + AT_PART + block * 8 * (D_MAX / 2) + local * (D / 2) + pair % (D / 2));
-      }
+      for (int k = 0; k < 2; k++)
+        if (k == 0 || two) p[k].ask(a.scratch + stat[k] + block * 16, a.scratch + part[k] + block * 8 * (D_MAX / 2));
       bool done[2] = {false, !two};
       for (u32 spins = 0; !done[0] || !done[1]; spins++) {
         if (!done[0]) done[0] = p[0].complete(tag_in);
@@ -356,11 +346,17 @@ template <int D, int KV> DEVICE void combine(const Eater& e, const Arguments& a,
       }
     }
     __syncwarp();
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-      if (k && !two) continue;
-      float w = exp_fast(top[k] - warp_max(top[k])), total = warp_sum(sum[k] * w), v0 = warp_sum(x[k] * w), v1 = warp_sum(y[k] * w);
+#pragma unroll 1
+    for (int k = 0; k <= (int)two; k++) {
+      float w = exp_fast(top[0] - warp_max(top[0])), total = sum[0] * w, v0 = x[0] * w, v1 = y[0] * w;
+#pragma unroll 1
+      for (int o = 16; o; o >>= 1) {
+        total += __shfl_xor_sync(ALL, total, o);
+        v0 += __shfl_xor_sync(ALL, v0, o);
+        v1 += __shfl_xor_sync(ALL, v1, o);
+      }
       if (e.lane == 0) store_packet(a.scratch + AT_MIXED + first + k * WARPS, pack_bf16(v0 / total, v1 / total), tag_out);
+      top[0] = top[1], sum[0] = sum[1], x[0] = x[1], y[0] = y[1];
     }
   }
 }

@@ -13,6 +13,7 @@ struct Consumer {
   u32 info;
   float ple;               // this thread's element of the layer's per-layer input
   int sums_buffer;
+  u32 never;               // whether the token of this thread's next sum is suppressed
   Best best;
 #ifdef TIMERS
   long long marked;
@@ -20,7 +21,6 @@ struct Consumer {
 
   DEVICE u64 field(int f) const { return __shfl_sync(ALL, layer, f); }
   DEVICE const u16* of_model(int f) const { return (const u16*)__shfl_sync(ALL, model, f); }
-  DEVICE const float* scales(int f) const { return (const float*)__shfl_sync(ALL, layer_scales, f); }
   DEVICE const float* scales_of_model(int f) const { return (const float*)__shfl_sync(ALL, model_scales, f); }
   DEVICE const u16* norm(int f) const { return (const u16*)field(f); }
   DEVICE u8* operand() const { return shared + S_OPERAND; }
@@ -91,28 +91,30 @@ struct Consumer {
       if (mine(i)) h(i) = (h(i) + v[i] * r * weight_at(0, i)) * factor;
   }
 
-  // ---- operands
+  // ---- operands. A thread's elements are CONSUMERS apart, whole groups of the operand's order.
+  static_assert(CONSUMERS % 32 == 0, "an operand's order is one of groups of 32");
   DEVICE static int place(int e) { return INT8 ? operand_offset_bytes(e) : operand_offset(e); }
-  DEVICE void put(u8* to, int e, float v) { *(u16*)(to + place(e)) = to_bf16(v); }
-  DEVICE void put_weighted(u8* to, float factor, int which, bool beside_bf16 = false) {
+  DEVICE static void put(u8* to, int i, float v) { *(u16*)(to + i * CONSUMERS * 2) = to_bf16(v); }
+  DEVICE void put_weighted(u8* to, int at, float factor, int which) {
 #pragma unroll
     for (int i = 0; i < H_PER_THREAD; i++)
-      if (mine(i)) *(u16*)(to + (beside_bf16 ? operand_offset(element(i)) : place(element(i)))) = to_bf16(h(i) * factor * weight_at(which, i));
+      if (mine(i)) put(to + at, i, h(i) * factor * weight_at(which, i));
   }
-  DEVICE void put_normed() { put_weighted(operand(), inverse_rms(), 1); }
   DEVICE void put_plain() {
 #pragma unroll
     for (int i = 0; i < H_PER_THREAD; i++)
-      if (mine(i)) put(operand(), element(i), h(i));
+      if (mine(i)) put(operand() + place(eat.thread), i, h(i));
   }
   // from packets of two bf16
   template <int COUNT> DEVICE void put_some_pairs(int at, int count, u32 tag_in) {
+#pragma unroll 1
     for (int base = eat.thread; base < count; base += COUNT * CONSUMERS) {
       u32 v[COUNT];
       wait_packets<COUNT, (COUNT > 8)>(packets(at) + base, CONSUMERS, count - base, tag_in, v);
+      u8* to = operand() + place(2 * base);
 #pragma unroll
       for (int i = 0; i < COUNT; i++)
-        if (base + i * CONSUMERS < count) *(u32*)(operand() + place(2 * (base + i * CONSUMERS))) = v[i];
+        if (base + i * CONSUMERS < count) *(u32*)(to + i * CONSUMERS * 4) = v[i];
     }
   }
   DEVICE void put_pairs(int at, int count, u32 tag_in) {
@@ -133,17 +135,15 @@ struct Consumer {
 
   DEVICE void start();
   DEVICE void enter_layer();
-  DEVICE void end_layer();
-  template <int D, int KV> DEVICE void attention();
+  DEVICE void attention();
+  DEVICE void add_result(int product);
   DEVICE void receive_ple();
   DEVICE void put_ple();
-  DEVICE void put_branches();
+  DEVICE void put_branches(int product);
   DEVICE void add_mixture(float factor);
-  DEVICE void add_attention();
   DEVICE Job describe(int product);
   DEVICE void make_operand(int product);
   DEVICE void fetch_ahead(int product);
-  DEVICE Scales scales_for(int product) const;
   DEVICE void multiply_job(const Job& job, const Share& part, const Geometry& geometry, int product);
   DEVICE void logit(int id, float sum);
   DEVICE void finish();
@@ -178,41 +178,33 @@ DEVICE void Consumer::enter_layer() {
   ff = (int)field(F_FF);
 }
 
-// End the layer before, if any, and make the next operand from the stream.
-DEVICE void Consumer::end_layer() {
-  if (index > 0) {
-    const u16* scalar = index == LAYERS ? (const u16*)field(F_SCALAR) : last_scalar;
-    float factor = low_bf16(load_early(scalar)), v[H_PER_THREAD];
-    index--;  // what is added was made under the last layer's tags
-    if (EXPERTS) {
-      add_mixture(factor);
-    } else {
-      receive(PLE ? AT_PLE : AT_DOWN, tag(PLE ? P_PLE : P_DOWN), v);
-      add_normed(v, factor);
-    }
-    index++;
-  }
-  put_normed();
+// Add to the stream what this product's operand comes after: attention's result, or the end of the layer before.
+DEVICE void Consumer::add_result(int product) {
+  const bool attended = product != W_QKV && product != W_HEAD;
+  if (!attended && index == 0) return;
+  const u16* scalar = product == W_HEAD ? (const u16*)field(F_SCALAR) : last_scalar;
+  float factor = attended ? 1.f : low_bf16(load_early(scalar)), v[H_PER_THREAD];
+  if (EXPERTS && !attended) return add_mixture(factor);
+  // the last layer's result was made under its own tags
+  constexpr int LAST = PLE ? P_PLE : P_DOWN;
+  receive(attended ? AT_O : PLE ? AT_PLE : AT_DOWN, tag(attended ? P_O : LAST - PHASES), v);
+  add_normed(v, factor);
 }
 
-template <int D, int KV> DEVICE void Consumer::attention() {
-  bool full = info & IS_FULL;
-  const u16* cos = of_model(full ? M_COS_FULL : M_COS_SLIDING) + (u64)a.position * (D / 2);
-  const u16* sin = of_model(full ? M_SIN_FULL : M_SIN_SLIDING) + (u64)a.position * (D / 2);
-  int slots = (int)(u64)of_model(full ? M_SLOTS_FULL : M_SLOTS_SLIDING);
+DEVICE void Consumer::attention() {
+  const Heads n(info);
+  const Slice s(n, a.position);
+  const int d = n.d();
+  const u16* cos = of_model(n.full ? M_COS_FULL : M_COS_SLIDING) + (u64)a.position * (d / 2);
+  const u16* sin = of_model(n.full ? M_SIN_FULL : M_SIN_SLIDING) + (u64)a.position * (d / 2);
+  int slots = (int)(u64)of_model(n.full ? M_SLOTS_FULL : M_SLOTS_SLIDING);
   bool own = info & IS_OWN, one = info & KEY_IS_VALUE;
-  LayerAttention settings = {full, own, one, norm(F_NORM_Q), norm(F_NORM_K), cos, sin, (u8*)field(F_CACHE), slots};
-  u16* kept = (u16*)(shared + S_NEW) + (full ? 2 * D_MAX : 0);
-  attend<D, KV>(eat, a, settings, operand(), {kept, kept + D_MAX}, tag(P_QKV), tag(P_PART));
+  LayerAttention settings = {own, one, norm(F_NORM_Q), norm(F_NORM_K), cos, sin, (u8*)field(F_CACHE), slots};
+  u16* kept = (u16*)(shared + S_NEW) + (n.full ? 2 * D_MAX : 0);
+  attend(eat, a, n, s, settings, operand(), {kept, kept + D_MAX}, tag(P_QKV), tag(P_PART));
   mark(33);
-  combine<D, KV>(eat, a, full, tag(P_PART), tag(P_MIXED));
+  combine(eat, a, n, s.slices, tag(P_PART), tag(P_MIXED));
   mark(34);
-}
-
-DEVICE void Consumer::add_attention() {
-  float v[H_PER_THREAD];
-  receive(AT_O, tag(P_O), v);
-  add_normed(v, 1.f);
 }
 
 // The stream after the feed-forward part; and this layer's per-layer input, whose parts have long been there.
@@ -239,20 +231,20 @@ DEVICE void Consumer::receive_ple() {
   for (int i = 0; i < H_PER_THREAD; i++)
     if (mine(i)) {
       h(i) += v[i] * r * weight_at(0, i);
-      put(operand(), element(i), h(i));
+      put(operand() + place(t), i, h(i));
     }
 }
 
 DEVICE void Consumer::put_ple() {
   int t = eat.thread;
-  if (t < PLE) put(operand(), t, gelu_tanh(as_float(wait_packet(packets(AT_PLE_GATE) + t, tag(P_PLE_GATE)))) * ple);
+  if (t < PLE) put(operand() + place(t), 0, gelu_tanh(as_float(wait_packet(packets(AT_PLE_GATE) + t, tag(P_PLE_GATE)))) * ple);
 }
 
 DEVICE void Consumer::run() {
   model = a.table[eat.lane], model_scales = a.table[32 + eat.lane];
   layer = next = a.table[64 + eat.lane];
   layer_scales = next_scales = a.table[96 + eat.lane];
-  best = {-1e38f, 0.f, 0x7fffffff};
+  best = {-1e38f, 0.f, 0x7fffffff}, never = 0;
 #ifdef TIMERS
   marked = clock64();
   if (eat.thread < 40) ((u32*)(shared + S_TIMERS))[eat.thread] = 0;
@@ -265,8 +257,8 @@ DEVICE void Consumer::run() {
     eat.thread = opaque(eat.thread), eat.warp = eat.thread >> 5, eat.lane = eat.thread & 31;
     if (w.product == W_QKV) enter_layer();
     Job job = describe(w.product);
-    Share part(job.total, job.paired);
-    Geometry geometry(part.count, job.paired, job.row_bytes);
+    Share part(job.of.total, job.of.paired);
+    Geometry geometry(part.count, job.of.paired, job.of.row_bytes);
     make_operand(w.product);
     bar_sync(1, CONSUMERS);
     mark(w.product * 3);

@@ -44,19 +44,20 @@ DEVICE void choose_experts(const uint2* sums, u32 tag, const u16* scale, int lan
   __syncwarp();
 }
 
-// The operands of router, dense branch and experts, all from one norm of the stream.
-DEVICE void Consumer::put_branches() {
+// The normed stream as operand; before the router with its own weights for router, dense branch and experts.
+DEVICE void Consumer::put_branches(int product) {
   float r = inverse_rms();
-  put_weighted(operand(), r, 1);
-  put_weighted(shared + S_ROUTER, r * rsqrtf((float)HIDDEN), 2, true);
-  put_weighted(shared + S_EXPERTS, r, 3);
+  put_weighted(operand(), place(eat.thread), r, 1);
+  if (!EXPERTS || product != W_ROUTER) return;
+  put_weighted(shared + S_ROUTER, operand_offset(eat.thread), r * rsqrtf((float)HIDDEN), 2);  // beside bf16 weights
+  put_weighted(shared + S_EXPERTS, place(eat.thread), r, 3);
 }
 
 // Both branches, each normed, their sum normed once more.
 DEVICE void Consumer::add_mixture(float factor) {
   float dense[H_PER_THREAD], mixed[H_PER_THREAD];
-  receive(AT_DOWN, tag(P_DOWN), dense);
-  receive(AT_EXPERT_DOWN, tag(P_EXPERT_DOWN), mixed);
+  receive(AT_DOWN, tag(P_DOWN - PHASES), dense);  // of the layer before
+  receive(AT_EXPERT_DOWN, tag(P_EXPERT_DOWN - PHASES), mixed);
   float squares[2] = {0, 0};
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++)

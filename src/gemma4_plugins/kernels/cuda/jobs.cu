@@ -26,15 +26,9 @@ struct Best {  // the largest logit, the first token that has it, and the sum of
   }
 };
 
-struct Job {  // a product: its operand and where its results go
+struct Job {  // a product: its sizes, its operand, and where its results go
+  Matrix of;
   const u8* x;
-  int total, row_bytes, segments, to;
-  bool paired;
+  int to;
   u32 tag;
-};
-
-// Where the rows of a product have their scales: of up to three matrices, one below the other, or side by side in pairs.
-struct Scales {
-  const float* base[3];
-  int split[2];
 };

@@ -48,3 +48,8 @@ struct Arguments {
   u32 tag;               // first tag of this launch
   u32 sequence;
 };
+
+struct Matrix {  // a product's rows, and the bytes of a row's segment
+  int total, row_bytes, segments;
+  bool paired;  // rows of two matrices belong together
+};

@@ -31,37 +31,97 @@ struct Share {
   }
 };
 
-// ---- attention's geometry: which keys this block reads
-struct Slice {
-  int item, kv_head, first_head, heads;  // at most 8 query heads of one key-value head
-  int slices, index;                     // slices of this step, and this block's; index >= slices: none
-  int start, count;                      // positions from the cache, oldest first; the new one is slice 0's
-};
-
-template <int D, int KV> struct Heads {
-  static constexpr int GROUP = HEADS / KV, SUBGROUPS = (GROUP + 7) / 8, ITEMS = KV * SUBGROUPS, EACH = GROUP / SUBGROUPS;
+// ---- attention's geometry, numbers of a kind of layer
+template <int D, int KV> struct HeadsOf {
+  static constexpr int WIDTH = D, KEYS = KV, GROUP = HEADS / KV, SUBGROUPS = (GROUP + 7) / 8, ITEMS = KV * SUBGROUPS, EACH = GROUP / SUBGROUPS;
   static constexpr int FITTING = STAGE_BYTES / (D * 2 + 16) / 16 * 16, PIECE = FITTING < 32 ? FITTING : 32;
   static constexpr int MOST = GRID / ITEMS;
 };
+struct Heads {  // the same code serves both kinds: instructions, too, come through a cache that is small
+  bool full;
+  DEVICE explicit Heads(u32 info) : full(info & IS_FULL) {}
+#define OF_KIND(name, NAME) DEVICE int name() const { return full ? HeadsOf<D_FULL, KV_FULL>::NAME : HeadsOf<D_SLIDING, KV_SLIDING>::NAME; }
+  OF_KIND(d, WIDTH)
+  OF_KIND(keys, KEYS)              // key-value heads
+  OF_KIND(group, GROUP)            // query heads of a key-value head,
+  OF_KIND(subgroups, SUBGROUPS)    // in so many parts
+  OF_KIND(each, EACH)              // of so many heads, at most 8
+  OF_KIND(items, ITEMS)            // parts in all
+  OF_KIND(piece, PIECE)            // positions in a stage of the ring
+  OF_KIND(most, MOST)              // slices of positions at most
+#undef OF_KIND
+};
 
-// How many positions are in sight before this one, and the slices that they are cut into.
-template <int D, int KV> DEVICE Slice slice_of(bool full, int position) {
-  typedef Heads<D, KV> N;
-  int held = full || position < WINDOW - 1 ? position : WINDOW - 1;
-  int length = ((held + N::MOST - 1) / N::MOST + 15) & ~15;
-  if (length < N::PIECE) length = N::PIECE;
-  Slice s;
-  s.slices = held ? (held + length - 1) / length : 1;
-  s.item = this_block() % N::ITEMS;
-  s.index = this_block() / N::ITEMS;
-  s.kv_head = s.item / N::SUBGROUPS;
-  s.first_head = s.kv_head * N::GROUP + s.item % N::SUBGROUPS * N::EACH;
-  s.heads = N::EACH;
-  int from = s.index * length, to = from + length < held ? from + length : held;
-  s.start = position - held + from;
-  s.count = to - from;
-  return s;
+struct Slice {
+  int kv_head, first_head, heads;  // at most 8 query heads of one key-value head
+  int slices, index;               // slices of this step, and this block's; index >= slices: none
+  int start, count;                // positions from the cache, oldest first; the new one is slice 0's
+
+  // How many positions are in sight before this one, and the slices that they are cut into.
+  DEVICE Slice(const Heads& n, int position) {
+    int held = n.full || position < WINDOW - 1 ? position : WINDOW - 1;
+    int length = ((held + n.most() - 1) / n.most() + 15) & ~15;
+    if (length < n.piece()) length = n.piece();
+    slices = held ? (held + length - 1) / length : 1;
+    index = this_block() / n.items();
+    int item = this_block() - index * n.items();
+    kv_head = item / n.subgroups();
+    first_head = kv_head * n.group() + (item - kv_head * n.subgroups()) * n.each();
+    heads = n.each();
+    int from = index * length, to = from + length < held ? from + length : held;
+    start = position - held + from;
+    count = to - from;
+  }
+};
+
+// ---- the products' sizes and matrices
+DEVICE Matrix matrix_of(int product, u32 info, int ff) {
+  Heads n(info);
+  const int d = n.d(), keys = n.keys() * d;
+  Matrix m = {HIDDEN, HIDDEN * WEIGHT_BYTES, 1, false};
+  switch (product) {
+    case W_CONTEXT: m.total = LAYERS * PLE; break;
+    case W_QKV: m.total = HEADS * d + (info & IS_OWN ? (info & KEY_IS_VALUE ? keys : 2 * keys) : 0); break;
+    case W_O: m.row_bytes = HEADS * d * WEIGHT_BYTES; break;
+    case W_ROUTER: m.total = EXPERTS, m.row_bytes = HIDDEN * 2; break;  // never int8
+    case W_GATED: m.total = ff, m.paired = true; break;
+    case W_DOWN: m.row_bytes = ff * WEIGHT_BYTES; break;
+    case W_EXPERT: m.total = TOP * EXPERT_FF, m.paired = true; break;
+    case W_EXPERT_DOWN: m.row_bytes = EXPERT_FF * WEIGHT_BYTES, m.segments = TOP; break;
+    case W_PLE_GATE: m.total = PLE; break;
+    case W_PLE: m.row_bytes = PLE * WEIGHT_BYTES; break;
+    default: m.total = VOCAB;
+  }
+  return m;
 }
+// The table's fields of a product's matrices: up to three one below the other, or two side by side.
+struct Fields { int first, second, third; bool of_model; };
+DEVICE Fields fields_of(int product) {
+  Fields f = {F_Q, F_K, F_V, product == W_CONTEXT || product == W_HEAD};
+  switch (product) {
+    case W_CONTEXT: f.first = M_PLE_PROJECTION; break;
+    case W_QKV: break;
+    case W_O: f.first = F_O; break;
+    case W_ROUTER: f.first = F_ROUTER; break;
+    case W_GATED: f.first = F_GATE, f.second = F_UP; break;
+    case W_DOWN: f.first = F_DOWN; break;
+    case W_EXPERT: f.first = F_EXPERT_GATE_UP; break;
+    case W_EXPERT_DOWN: f.first = F_EXPERT_DOWN; break;
+    case W_PLE_GATE: f.first = F_PLE_GATE; break;
+    case W_PLE: f.first = F_PLE_PROJECTION; break;
+    default: f.first = M_EMBEDDING;
+  }
+  return f;
+}
+// Where the second and the third of three matrices begin; beyond all rows where there is one.
+struct Split {
+  int second, third;
+  DEVICE Split(int product, u32 info) {
+    Heads n(info);
+    second = product == W_QKV ? HEADS * n.d() : 1 << 30;
+    third = product == W_QKV ? (HEADS + n.keys()) * n.d() : 1 << 30;
+  }
+};
 
 struct Choice {  // of experts, in shared memory
   int* expert;
@@ -80,62 +140,45 @@ struct Producer {
   DEVICE const u8* field(int f) const { return (const u8*)__shfl_sync(ALL, layer, f); }
   DEVICE const u8* of_model(int f) const { return (const u8*)__shfl_sync(ALL, model, f); }
 
-  template <int D, int KV> DEVICE void keys_values(bool full, const u8* cache) {
-    typedef Heads<D, KV> N;
-    Slice s = slice_of<D, KV>(full, a.position);
+  DEVICE void keys_values(u32 info) {
+    const Heads n(info);
+    const Slice s(n, a.position);
+    const u8* cache = field(F_CACHE);
+    const int slots = (int)(u64)of_model(n.full ? M_SLOTS_FULL : M_SLOTS_SLIDING);
     if (s.index >= s.slices) return;
-    const int slots = (int)(u64)of_model(full ? M_SLOTS_FULL : M_SLOTS_SLIDING);
+    const int row = n.d() * 2, piece = n.piece();
+#pragma unroll 1
     for (int base = 0; base < s.count; base += SPAN) {
       int end = base + SPAN < s.count ? base + SPAN : s.count;
+#pragma unroll 1
       for (int kind = 0; kind < 2; kind++)
-        for (int at = base; at < end; at += N::PIECE) {
-          int count = end - at < N::PIECE ? end - at : N::PIECE;
+#pragma unroll 1
+        for (int at = base; at < end; at += piece) {
+          int count = end - at < piece ? end - at : piece;
           int p = s.start + at + (feed.lane < count ? feed.lane : 0), slot = p % slots;
-          feed.rows(count, D * 2, D * 2 + 16, cache + ((u64)(kind * KV + s.kv_head) * slots + slot) * (D * 2));
+          feed.rows(count, row, row + 16, cache + ((u64)(kind * n.keys() + s.kv_head) * slots + slot) * row);
         }
     }
   }
 
-  // Up to three matrices one below the other.
-  struct Source {
-    const u8 *base[3];
-    int split[2];
-  };
   DEVICE void product(int which) {
     u32 info = (u32)(u64)field(F_INFO);
-    int ff = (int)(u64)field(F_FF), total = HIDDEN, width = HIDDEN * WEIGHT_BYTES, segments = 1;
-    bool paired = false;
-    Source s = {{nullptr, nullptr, nullptr}, {1 << 30, 1 << 30}};
-    int d = info & IS_FULL ? D_FULL : D_SLIDING, keys = info & IS_FULL ? KV_FULL * D_FULL : KV_SLIDING * D_SLIDING;
-    switch (which) {
-      case W_CONTEXT: s.base[0] = of_model(M_PLE_PROJECTION), total = LAYERS * PLE; break;
-      case W_QKV:
-        s = {{field(F_Q), field(F_K), field(F_V)}, {HEADS * d, HEADS * d + keys}};
-        total = HEADS * d + (info & IS_OWN ? (info & KEY_IS_VALUE ? keys : 2 * keys) : 0);
-        break;
-      case W_O: s.base[0] = field(F_O), width = HEADS * d * WEIGHT_BYTES; break;
-      case W_ROUTER: s.base[0] = field(F_ROUTER), total = EXPERTS, width = HIDDEN * 2; break;  // never int8
-      case W_GATED: s.base[0] = field(F_GATE), s.base[1] = field(F_UP), total = ff, paired = true; break;
-      case W_DOWN: s.base[0] = field(F_DOWN), width = ff * WEIGHT_BYTES; break;
-      case W_EXPERT: s.base[0] = field(F_EXPERT_GATE_UP), total = TOP * EXPERT_FF, paired = true; break;
-      case W_EXPERT_DOWN: s.base[0] = field(F_EXPERT_DOWN), width = EXPERT_FF * WEIGHT_BYTES, segments = TOP; break;
-      case W_PLE_GATE: s.base[0] = field(F_PLE_GATE), total = PLE; break;
-      case W_PLE: s.base[0] = field(F_PLE_PROJECTION), width = PLE * WEIGHT_BYTES; break;
-      default: s.base[0] = of_model(M_EMBEDDING), total = VOCAB;
-    }
-    Share part(total, paired);
-    feed.stream(part.count, paired, width, segments, [&](int unit, bool second, int segment) {
+    const Matrix m = matrix_of(which, info, (int)(u64)field(F_FF));
+    const Fields f = fields_of(which);
+    const Split split(which, info);
+    const u64 row = f.of_model ? model : layer;
+    const u8 *first = (const u8*)__shfl_sync(ALL, row, f.first), *other = (const u8*)__shfl_sync(ALL, row, f.second),
+             *third = (const u8*)__shfl_sync(ALL, row, f.third);
+    Share part(m.total, m.paired);
+    feed.stream(part.count, m.paired, m.row_bytes, m.segments, [&](int unit, bool second, int segment) {
       int row = part.first + unit;
-      if (which == W_EXPERT)
-        row = (choice.expert[row / EXPERT_ROWS] * 2 + second) * EXPERT_FF + row % EXPERT_ROWS;
-      else if (which == W_EXPERT_DOWN)
-        row += choice.expert[segment] * HIDDEN;
-      else if (second)
-        return s.base[1] + (u64)row * width;
-      const u8* base = s.base[0];
-      if (row >= s.split[1] && which == W_QKV) base = s.base[2], row -= s.split[1];
-      else if (row >= s.split[0] && which == W_QKV) base = s.base[1], row -= s.split[0];
-      return base + (u64)row * width;
+      const u8* base = first;
+      if (which == W_EXPERT) row = (choice.expert[row / EXPERT_ROWS] * 2 + second) * EXPERT_FF + row % EXPERT_ROWS;
+      else if (which == W_EXPERT_DOWN) row += choice.expert[segment] * HIDDEN;
+      else if (second) base = other;
+      else if (row >= split.third) base = third, row -= split.third;
+      else if (row >= split.second) base = other, row -= split.second;
+      return base + (u64)row * m.row_bytes;
     });
   }
 
@@ -148,11 +191,7 @@ struct Producer {
         layer = next;
         if (w.layer + 1 < LAYERS) next = a.table[(w.layer + 2) * 64 + feed.lane];
       }
-      if (w.product == W_O) {
-        const u8* cache = field(F_CACHE);
-        if ((u32)(u64)field(F_INFO) & IS_FULL) keys_values<D_FULL, KV_FULL>(true, cache);
-        else keys_values<D_SLIDING, KV_SLIDING>(false, cache);
-      }
+      if (w.product == W_O) keys_values((u32)(u64)field(F_INFO));
       if (EXPERTS && w.product == W_EXPERT) {  // the choice is needed now, and not sooner
         choose_experts(a.scratch + AT_ROUTER, a.tag + 1 + w.layer * PHASES + P_ROUTER, (const u16*)field(F_EXPERT_SCALE), feed.lane, choice);
         if (feed.lane == 0) mbarrier_arrive(choice_made);

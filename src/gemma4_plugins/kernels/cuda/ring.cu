@@ -104,22 +104,24 @@ struct Eater {
   int thread, warp, lane, buffer;
 
   // Multiply this block's rows with the operand `x` in shared memory and hand every sum to
-  // `sink(tile, row, valid, sum, scale)`, a call that whole warps make together. A row is `segments` times `row_bytes`.
-  // `scale(tile, row, segment)` says where an int8 row has its scale, which is fetched ahead of the sums.
-  template <bool BYTES, class Scale, class Sink, class Gathered>
-  DEVICE void multiply_rows(const Geometry& g, int row_bytes, int segments, const u8* x, Scale scale, Sink sink, Gathered gathered) {
+  // `sink(tile, row, valid, sum)`, a call that whole warps make together. `ahead(tile, row)` gives the factor of a sum,
+  // and is called long before, so that it can ask memory for it; `scale(tile, row, segment)` says where a part of an
+  // int8 row has its own.
+  template <bool BYTES, class Scale, class Ahead, class Sink, class Gathered>
+  DEVICE void multiply_rows(const Geometry& g, const Matrix& m, const u8* x, Scale scale, Ahead ahead, Sink sink, Gathered gathered) {
     int turn = 0, group = 0;
     float ready = 1.f;
     auto ask = [&](int from) {
       int index = from + thread / 16, row = thread & 15;
-      if (!BYTES || segments > 1 || thread >= GROUP_TILES * 16 || index >= g.tiles) return;
+      if (thread >= GROUP_TILES * 16 || index >= g.tiles) return;
       Tile t = g.tile(index);
-      if (row < 8 ? row < t.low : row - 8 < t.high) ready = load_float_early(scale(t, row, 0));
+      if (row < 8 ? row < t.low : row - 8 < t.high) ready = ahead(t, row);
     };
     ask(0);
+#pragma unroll 1
     for (int index = 0; index < g.tiles; index++) {
       float sums[2];
-      tile_product<BYTES>(g.tile(index), g.piece, row_bytes, segments, x, scale, turn, sums);
+      tile_product<BYTES>(g.tile(index), g.piece, m.row_bytes, m.segments, x, scale, turn, sums);
       float* to = parts + ((buffer * GROUP_TILES + index - group) * WARPS + warp) * 16;
       if ((lane & 3) == 0) {
         to[lane >> 2] = sums[0];

@@ -33,7 +33,7 @@ MIXTURE = SMALL | {
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three multiprocessors with four multiplying warps each, and spans of 32 positions, so that there are several."""
     cuda_emulation.emulate(monkeypatch, blocks=3)
-    monkeypatch.setattr(step, "machine", lambda: plan.Machine(3, 230_000, 4))
+    monkeypatch.setattr(step, "machine", lambda: plan.Machine(3, 230_000, 4, 2))
     monkeypatch.setattr(plan, "SPAN", 32)
     monkeypatch.setattr(cuda_check, "OWN", {"small": SMALL, "mixture": MIXTURE})
 

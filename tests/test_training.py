@@ -10,7 +10,7 @@ import pytest
 from reference_data import load
 from tinygrad import GlobalCounters, Tensor
 from tinygrad.nn.optim import AdamW
-from training_tools import MLP, quick, snapshot, tiny
+from training_tools import MLP, quick, short, snapshot
 
 from gemma4_core import Gemma4Error, GemmaTrainingBatch, build_optimizer, compute_loss, train_step
 from gemma4_core.training import cosine, linear
@@ -26,7 +26,7 @@ def _quick() -> Iterator[None]:
 
 
 def test_labels_are_the_ids_shifted_without_padding_and_media() -> None:
-    model = tiny("e2b")
+    model = short("e2b")
     image, pad = model.config.image_token_id, model.config.pad_token_id
     assert image is not None and image < model.config.text_config.vocab_size
     _, targets = checked(model, GemmaTrainingBatch([5, image, 7, pad, 9]))
@@ -34,7 +34,7 @@ def test_labels_are_the_ids_shifted_without_padding_and_media() -> None:
 
 
 def test_given_labels_are_shifted_and_kept() -> None:
-    _, targets = checked(tiny(), GemmaTrainingBatch(np.array([IDS]), Tensor([[-100, -100, 9, 3]])))
+    _, targets = checked(short(), GemmaTrainingBatch(np.array([IDS]), Tensor([[-100, -100, 9, 3]])))
     assert targets.tolist() == [[-100, 9, 3, -100]]
 
 
@@ -54,12 +54,12 @@ def test_given_labels_are_shifted_and_kept() -> None:
 )
 def test_bad_batches(batch: Any, says: str) -> None:
     with pytest.raises(Gemma4Error) as caught:
-        compute_loss(tiny(), batch)
+        compute_loss(short(), batch)
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_only_chosen_tensors_change_and_generation_sees_it() -> None:
-    model = tiny()
+    model = short()
     before, tokens = snapshot(model), list(model.generate(IDS, max_new_tokens=4, stop_ids=()))
     optimizer = build_optimizer(model, lr=0.5, trainable=[MLP, "*.layers.0.layer_scalar"], frozen="*down_proj*")
     assert {name.rsplit(".", 2)[1] for name in optimizer.named_params} == {"gate_proj", "up_proj"}
@@ -89,20 +89,20 @@ def test_only_chosen_tensors_change_and_generation_sees_it() -> None:
 )
 def test_bad_choices(options: dict[str, Any], says: str) -> None:
     with pytest.raises(Gemma4Error) as caught:
-        build_optimizer(tiny(), **options)
+        build_optimizer(short(), **options)
     assert says in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_accumulated_batches_equal_one_and_clipping_bounds_the_step() -> None:
     rows, results = load("dense").ids[:, :12], []
     for batch in (GemmaTrainingBatch(rows), [GemmaTrainingBatch(row) for row in rows]):
-        model = tiny()
+        model = short()
         optimizer = build_optimizer(model, "sgd", lr=0.1, trainable=MLP)
         loss = train_step(model, optimizer, batch, max_norm=0.01)
         results.append((loss.item(), snapshot(model)))
     (one, joined), (two, separate) = results
     assert one == pytest.approx(two, rel=1e-5)
-    start, moved = snapshot(tiny()), 0.0
+    start, moved = snapshot(short()), 0.0
     for name, value in joined.items():
         np.testing.assert_allclose(value, separate[name], atol=1e-6)
         moved += float(((value - start[name]) ** 2).sum())
@@ -110,7 +110,7 @@ def test_accumulated_batches_equal_one_and_clipping_bounds_the_step() -> None:
 
 
 def test_the_rate_of_captured_steps_can_change() -> None:
-    model = tiny()
+    model = short()
     optimizer = build_optimizer(model, "sgd", lr=0.1, trainable=MLP)
     for _ in range(3):
         train_step(model, optimizer, GemmaTrainingBatch(IDS))
@@ -123,7 +123,7 @@ def test_the_rate_of_captured_steps_can_change() -> None:
 
 
 def test_a_tinygrad_optimizer_over_the_models_tensors() -> None:
-    model = tiny()
+    model = short()
     name = next(n for n in model.named_tensors() if n.endswith("layers.1.mlp.up_proj.weight"))
     optimizer = AdamW([model.named_tensors()[name]], lr=0.01)
     losses = [train_step(model, optimizer, GemmaTrainingBatch(IDS)).item() for _ in range(3)]
@@ -133,7 +133,7 @@ def test_a_tinygrad_optimizer_over_the_models_tensors() -> None:
 
 
 def test_bf16_weights_add_up_small_updates_in_fp32() -> None:
-    model = tiny(dtype="bfloat16")
+    model = short(dtype="bfloat16")
     optimizer = build_optimizer(model, "sgd", lr=1e-3, trainable=MLP)
     masters = [name for name in optimizer.state_dict() if name.startswith("master.")]
     assert len(masters) == 3
@@ -157,7 +157,7 @@ def test_schedules() -> None:
 
 def test_products_are_computed_once() -> None:
     """Fused into a product, what makes its operands is computed for every row or column of the result."""
-    model, ids = tiny(), np.random.default_rng(0).integers(3, 200, (4, 48))
+    model, ids = short(), np.random.default_rng(0).integers(3, 200, (4, 48))
     matrices = [tensor for tensor in model.named_tensors().values() if tensor.ndim >= 2]
     loss = compute_loss(model, GemmaTrainingBatch(ids))
     gradients = [gradient.contiguous() for gradient in loss.gradient(*matrices)]

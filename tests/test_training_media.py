@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from reference_data import load_multimodal
 from tinygrad import Tensor
-from training_tools import reference_batch, snapshot, tiny
+from training_tools import reference_batch, short, snapshot
 
 from gemma4_core import GemmaTrainingBatch, InputError, build_optimizer, train_step
 from gemma4_core.model import GemmaModel
@@ -19,30 +17,25 @@ pytestmark = pytest.mark.usefixtures("plain_loops")
 TRAINED = ["*embed_vision.*", "*embed_audio.*", "*vision_tower*layers.0.mlp.up_proj*", "*layers.0.mlp.up_proj.weight"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return load_multimodal("e2b-mm").folder(tmp_path_factory.mktemp("e2b-mm"))
-
-
-def trained(folder: Path, batches: list[GemmaTrainingBatch]) -> tuple[list[float], dict[str, np.ndarray], int]:
+def trained(batches: list[GemmaTrainingBatch]) -> tuple[list[float], dict[str, np.ndarray], int]:
     """Losses of steps, the weights after them, and the number of graphs."""
-    model = tiny(folder=folder)
+    model = short("e2b-mm")
     optimizer = build_optimizer(model, "sgd", lr=0.05, trainable=TRAINED)
     losses = [train_step(model, optimizer, batch).item() for batch in batches]
     return losses, snapshot(model), len(optimizer.graphs)
 
 
-def test_captured_steps_with_media(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captured_steps_with_media(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = reference_batch("e2b-mm")
     assert {"pixel_values", "input_features"} <= set(batch.media)
     # the third step runs the graph again, with other media than it was captured for
     darker = GemmaTrainingBatch(
         batch.input_ids, batch.labels, **{**batch.media, "pixel_values": np.asarray(batch.pixel_values) * 0.5}
     )
-    losses, weights, graphs = trained(folder, [batch, batch, darker])
+    losses, weights, graphs = trained([batch, batch, darker])
     assert graphs == 1 and losses[0] > losses[1]
     monkeypatch.setattr(step_module, "capturable", lambda model, prepared: False)
-    plain_losses, plain_weights, graphs = trained(folder, [batch, batch, darker])
+    plain_losses, plain_weights, graphs = trained([batch, batch, darker])
     assert graphs == 0
     np.testing.assert_allclose(losses, plain_losses, rtol=1e-5)
     for name, value in weights.items():
@@ -56,8 +49,8 @@ def towers(model: GemmaModel, features: dict[str, Any]) -> dict[str, list[Tensor
     }
 
 
-def test_media_of_different_sizes_do_not_see_each_other(folder: Path) -> None:
-    model = tiny(folder=folder)
+def test_media_of_different_sizes_do_not_see_each_other() -> None:
+    model = short("e2b-mm")
     one = {key: np.asarray(value) for key, value in reference_batch("e2b-mm").media.items()}
     both: dict[str, np.ndarray] = {}
     for key, value in one.items():
@@ -73,8 +66,8 @@ def test_media_of_different_sizes_do_not_see_each_other(folder: Path) -> None:
         np.testing.assert_allclose(found[1].numpy(), alone[0].numpy(), atol=2e-4)
 
 
-def test_media_and_placeholders_must_agree(folder: Path) -> None:
-    model, batch = tiny(folder=folder), reference_batch("e2b-mm")
+def test_media_and_placeholders_must_agree() -> None:
+    model, batch = short("e2b-mm"), reference_batch("e2b-mm")
     optimizer = build_optimizer(model, "sgd", lr=0.1, trainable=TRAINED)
     lacking = {**batch.media, "pixel_values": np.asarray(batch.pixel_values)[:0],
                "image_position_ids": np.asarray(batch.image_position_ids)[:0]}

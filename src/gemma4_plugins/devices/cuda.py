@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from typing import TYPE_CHECKING
 
 from gemma4_core.descriptions import DeviceBackend
@@ -18,15 +17,12 @@ TARGET = "CUDA"
 
 
 def operations() -> Operations:
-    """The portable operations; with ``GEMMA4_KERNELS=cuda`` the kernels of ``gemma4_plugins.kernels.cuda``.
-
-    They are asked for by name until their present form has been checked on a card (``benchmarks/cuda_check.py``).
-    """
+    """The portable operations; from compute capability 8.0 on with the kernels of ``gemma4_plugins.kernels.cuda``."""
     from gemma4_core.ops import portable
     from gemma4_plugins.kernels import cuda
+    from gemma4_plugins.kernels.cuda import launch
 
-    asked = os.environ.get("GEMMA4_KERNELS", "").strip().lower() == "cuda"
-    return cuda.operations() if asked else portable()
+    return cuda.operations() if launch.attribute("COMPUTE_CAPABILITY_MAJOR") >= 8 else portable()
 
 
 def unusable() -> str | None:

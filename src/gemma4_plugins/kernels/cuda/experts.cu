@@ -1,5 +1,5 @@
-// Mixture of experts inside the persistent step. The copying warp itself chooses the experts when it needs to know
-// their rows: until then the ring holds the dense branch, whose rows do not depend on the choice.
+// Mixture of experts inside the persistent step. A copying warp itself chooses the experts when their rows need to be
+// known: until then the ring holds the dense branch, whose rows do not depend on the choice.
 
 constexpr int CHOICE_LANES = EXPERTS ? (EXPERTS + 31) / 32 : 1;
 

@@ -59,7 +59,7 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31;
   if (thread == 0) {
     for (int i = 0; i < STAGES; i++) {
-      mbarrier_init(full + i, BULK ? 1 : 32);
+      mbarrier_init(full + i, BULK ? PRODUCERS : PRODUCERS * 32);
       mbarrier_init(empty + i, WARPS);
     }
     mbarrier_init(choice_made, 1);
@@ -67,8 +67,8 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   }
   __syncthreads();
   Ring ring = {memory + S_RING, full, empty, 0, 0};
-  if (warp == WARPS) {
-    Producer producer = {{ring, ring, lane, 0, stream_policy()}, 0, 0, 0, a, choice, choice_made};
+  if (warp >= WARPS) {
+    Producer producer = {{ring, ring, warp - WARPS, lane, 0, stream_policy()}, 0, 0, 0, a, choice, choice_made};
     producer.run();
   } else {
     Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, choice, choice_made};

@@ -1,4 +1,4 @@
-// One decode step (batch 1) as one persistent kernel: state, tables and the copying warp. See docs/performance.md.
+// One decode step (batch 1) as one persistent kernel: state, tables and the copying warps. See docs/performance.md.
 //
 // Compiled for one model, cache and device: plan.py defines sizes in capitals, places in scratch memory (AT_*, in
 // packets) and in shared memory (S_*, in bytes).
@@ -28,7 +28,7 @@ constexpr int W_LAST = PLE ? W_PLE : EXPERTS ? W_EXPERT_DOWN : W_DOWN;
 enum Phase { P_QKV, P_O, P_ROUTER, P_GATED, P_DOWN, P_EXPERT, P_EXPERT_DOWN, P_PLE_GATE, P_PLE, P_PART, P_MIXED, PHASES };
 
 constexpr bool INT8 = WEIGHT_BYTES == 1;  // all matrices but the router's are int8 with fp32 row scales
-constexpr int CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32;
+constexpr int CONSUMERS = WARPS * 32, THREADS = CONSUMERS + PRODUCERS * 32;
 constexpr int D_MAX = D_SLIDING > D_FULL ? D_SLIDING : D_FULL;
 constexpr int H_PER_THREAD = (HIDDEN + CONSUMERS - 1) / CONSUMERS;
 // packets that a thread asks for at a time where there are many: those of the widest inner layer, if few enough

@@ -1,4 +1,4 @@
-// What each block does of a step, and the warp that copies its weights, keys and values ahead of use.
+// What each block does of a step, and the warps that copy its weights, keys and values ahead of use.
 
 DEVICE int share(int count, int block) { return (int)((u32)count * (u32)block / GRID); }
 
@@ -129,7 +129,7 @@ struct Choice {  // of experts, in shared memory
 };
 DEVICE void choose_experts(const uint2* sums, u32 tag, const u16* scale, int lane, const Choice& out);
 
-// ---- the copying warp walks through the step
+// ---- a copying warp walks through the step
 struct Producer {
   Feeder feed;
   u64 model, layer, next;  // this lane's field of the table rows: the model's, the layer's, the next layer's
@@ -155,7 +155,7 @@ struct Producer {
 #pragma unroll 1
         for (int at = base; at < end; at += piece) {
           int count = end - at < piece ? end - at : piece;
-          int p = s.start + at + (feed.lane < count ? feed.lane : 0), slot = p % slots;
+          int p = s.start + at + (feed.slot() < count ? feed.slot() : 0), slot = p % slots;
           feed.rows(count, row, row + 16, cache + ((u64)(kind * n.keys() + s.kv_head) * slots + slot) * row);
         }
     }
@@ -193,8 +193,12 @@ struct Producer {
       }
       if (w.product == W_O) keys_values((u32)(u64)field(F_INFO));
       if (EXPERTS && w.product == W_EXPERT) {  // the choice is needed now, and not sooner
-        choose_experts(a.scratch + AT_ROUTER, a.tag + 1 + w.layer * PHASES + P_ROUTER, (const u16*)field(F_EXPERT_SCALE), feed.lane, choice);
-        if (feed.lane == 0) mbarrier_arrive(choice_made);
+        if (feed.warp == 0) {
+          choose_experts(a.scratch + AT_ROUTER, a.tag + 1 + w.layer * PHASES + P_ROUTER, (const u16*)field(F_EXPERT_SCALE), feed.lane, choice);
+          if (feed.lane == 0) mbarrier_arrive(choice_made);
+        } else {
+          mbarrier_wait(choice_made, w.layer & 1);
+        }
       }
       product(w.product);
     }

@@ -1,4 +1,4 @@
-// Weights stream through a ring of shared-memory stages: one warp copies ahead through all products of the step, since
+// Weights stream through a ring of shared-memory stages: some warps copy ahead through all products of the step, since
 // weights do not depend on activations; the other warps multiply what has arrived.
 //
 // A stage holds up to 16 rows (two groups of 8 for the matrix unit) of a piece of columns, each row 16 bytes longer
@@ -46,12 +46,16 @@ struct Ring {
   DEVICE u8* here() const { return data + stage * STAGE_BYTES; }
 };
 
-// ---- the copying warp. Every lane brings one row. At most FLIGHT stages are on their way at a time: more would not
+// ---- the copying warps. Every lane brings one row; a warp can only start one copy after the other, some 60 cycles each,
+// so that one alone would not keep up with memory. At most FLIGHT stages are on their way at a time: more would not
 // come sooner, and every other load of the multiprocessor, packets above all, would queue behind them.
 struct Feeder {
   Ring ring, landing;  // where the next copy goes, and the oldest one that has not been seen to arrive
-  int lane, flying;
+  int warp, lane, flying;
   u64 policy;
+
+  // this lane's row of a stage
+  DEVICE int slot() const { return lane * PRODUCERS + warp; }
 
   DEVICE void rows(int count, u32 bytes, u32 stride, const u8* source) {
     mbarrier_wait(ring.empty + ring.stage, ring.parity ^ 1);
@@ -62,16 +66,17 @@ struct Feeder {
       landing.advance();
     }
     u64* full = ring.full + ring.stage;
+    const int mine = (count - warp + PRODUCERS - 1) / PRODUCERS;  // a warp without a row still says so
 #if BULK
-    if (lane == 0) expect_bytes(full, bytes * count);
+    if (lane == 0) expect_bytes(full, bytes * mine);
     __syncwarp();
-    if (lane < count) bulk_copy(ring.here() + lane * stride, source, bytes, full, policy);
+    if (lane < mine) bulk_copy(ring.here() + slot() * stride, source, bytes, full, policy);
 #else
-    u8* to = ring.here();
     int pieces = bytes / 16;
-    for (int row = 0; row < count; row++) {
+    for (int row = 0; row < mine; row++) {
       const u8* from = (const u8*)__shfl_sync(ALL, (u64)source, row);
-      for (int i = lane; i < pieces; i += 32) copy16(to + row * stride + i * 16, from + i * 16);
+      u8* to = ring.here() + (row * PRODUCERS + warp) * stride;
+      for (int i = lane; i < pieces; i += 32) copy16(to + i * 16, from + i * 16);
     }
     arrive_when_copied(full);
 #endif
@@ -83,7 +88,7 @@ struct Feeder {
     Geometry g(count, paired, row_bytes);
     for (int index = 0; index < g.tiles; index++) {
       Tile t = g.tile(index);
-      int rows_here = t.low + t.high, mine = lane < rows_here ? lane : 0;
+      int rows_here = t.low + t.high, mine = slot() < rows_here ? slot() : 0;
       bool second = paired && mine >= t.low;
       int unit = t.first + (second ? mine - t.low : mine);
       for (int segment = 0; segment < segments; segment++) {

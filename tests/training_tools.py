@@ -27,7 +27,7 @@ def quick() -> Iterator[None]:
 
 
 def short(name: str = "dense", **options: Any) -> GemmaModel:
-    """``tiny`` with two layers: what is captured is ready in a fifth of the time."""
+    """A two-layer model in fp32 on the CPU."""
     return tiny(folder=short_folder(name), **options)
 
 

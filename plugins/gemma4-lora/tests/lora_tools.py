@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +9,10 @@ from typing import Any
 
 import gemma4_lora
 import numpy as np
-from reference_data import DATA, draw, load, load_multimodal, read_header, write_safetensors
+from reference_data import DATA, load, load_multimodal, read_header
 from tinygrad.helpers import Context
 
 from gemma4_core import GemmaModel, load_pretrained, registry
-from gemma4_core.config import (
-    expected_audio_tensors,
-    expected_text_tensors,
-    expected_vision_tensors,
-    parse_config,
-)
 
 HERE = Path(__file__).parent / "reference"
 FAMILIES = ("dense", "moe", "e2b-mm")
@@ -43,27 +36,6 @@ def prepared() -> Iterator[None]:
 def base_folder(name: str) -> Path:
     """The checkpoint that an adapter of ``reference`` was made for."""
     return DATA / ("multimodal" if name.endswith("-mm") else "text") / name
-
-
-def short_folder(name: str, folder: Path) -> Path:
-    """A model like a reference one with two text layers and one in each tower: its graphs compile in a third of the
-    time."""
-    config = json.loads((base_folder(name) / "config.json").read_text())
-    text = config["text_config"]
-    full = text["layer_types"].index("full_attention")
-    own = (text.get("per_layer_config") or {}).get(str(full))
-    text |= {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0,
-             "per_layer_config": {"1": own} if own else None}
-    for tower in ("vision_config", "audio_config"):
-        if config[tower]:
-            config[tower]["num_hidden_layers"] = 1
-    parsed = parse_config(config)
-    shapes = expected_text_tensors(parsed) | expected_vision_tensors(parsed) | expected_audio_tensors(parsed)
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = {name: draw(name, shape, 0) for name, shape in shapes.items()}
-    write_safetensors(folder / "model.safetensors", weights, "F32")
-    return folder
 
 
 def tiny(name: str = "dense", folder: Path | None = None, **options: Any) -> GemmaModel:

@@ -11,8 +11,9 @@ import pytest
 from gemma4_lora import Adapters, fresh_adapter
 from gemma4_lora.matrices import LoraMatrix, LoraStack, LowRank
 from gemma4_lora.names import adaptable
-from lora_tools import FAMILIES, base_folder, logits, short_folder, tiny
+from lora_tools import FAMILIES, base_folder, logits, tiny
 from reference_data import load, load_multimodal
+from short_models import short_folder
 from tinygrad import Tensor
 
 from gemma4_core import (
@@ -41,7 +42,7 @@ Folders = dict[tuple[str, bool], Path]
 @pytest.fixture(name="folders", scope="module")
 def folders_fixture(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("short")
-    plain = {name: short_folder(name, root / name) for name in FAMILIES}
+    plain = {name: short_folder(name) for name in FAMILIES}
     packed = {(name, True): quantize(plain[name], root / f"{name}-int8") for name in ("dense", "moe")}
     return packed | {(name, False): folder for name, folder in plain.items()}
 

@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--contexts", nargs="+", type=int, default=[512])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warps", nargs="+", type=int, default=[Machine(1, 1).warps])
-    parser.add_argument("--flight", nargs="+", type=int, default=[plan.FLIGHT], help="stages of the ring on their way")
+    parser.add_argument("--flight", nargs="+", type=int, default=[plan.FLIGHT], help="bytes on their way to a block")
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--prompts", nargs="*", type=int, default=[])
     parser.add_argument("--binaries", help="folder of kernels compiled beforehand, see cuda_models.use_binaries")
@@ -127,7 +127,7 @@ def main() -> None:
                 step = timed_step(model, context, warps, options.parts)
                 seconds = statistics.median(times := measure(step, context, options.steps))
                 print(
-                    f"{name} context {context} warps {warps}: {seconds * 1e3:.3f} ms {1 / seconds:.1f} tok/s "
+                    f"{name} context {context} warps {warps} flight {flight}: {seconds * 1e3:.3f} ms {1 / seconds:.1f} tok/s "
                     f"({1 / max(times):.1f} to {1 / min(times):.1f}), {size / seconds / 1e12:.2f} TB/s, "
                     f"{100 * size / seconds / rate:.0f} % of read",
                     flush=True,

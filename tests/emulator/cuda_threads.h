@@ -306,6 +306,9 @@ inline unsigned as_bits(float f) { unsigned v; memcpy(&v, &f, 4); return v; }
 inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   multiply_any<float, 16>(c, a, b0, b1, [](unsigned v, int i) { return as_float(i ? v & 0xffff0000u : v << 16); });
 }
+inline void multiply(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  multiply_any<int, 32>(c, a, b0, b1, [](unsigned v, int i) { return (int)(signed char)(v >> 8 * i); });
+}
 // ---- the warpgroup matrix unit: every thread computes its own sums from shared memory
 inline uint64_t matrix_operand(const unsigned char* tile, int at) {
   if ((uintptr_t)tile & 1023) { fprintf(stderr, "misaligned matrix operand\n"); abort(); }

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
     from gemma4_core.training.optimizer import TrainingOptimizer
 
+PARTS = 128
+"""Pieces of a tensor whose squares are summed side by side."""
+TOGETHER = 16
+"""Tensors that one kernel reads; some devices allow no more than 31."""
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -97,11 +102,10 @@ def whole_step(
     def step(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         with TinygradContext(TRAINING=1):
             loss = graph_loss(model, inputs, checkpointing)
-            norm = set_gradients(optimizer, loss.gradient(*optimizer.params), max_norm)
-            changed = optimizer.inner.schedule_step()
-            optimizer.zero_grad()
-            loss.realize(*changed, *([] if norm is None else [norm]))
-            return loss, norm
+            gradients = loss.gradient(*optimizer.params)
+            # the update is scheduled apart: for each tensor that is written tinygrad looks through all that leads there
+            loss.realize(*(g for g in gradients if reached(g)))
+            return loss, update(optimizer, gradients, max_norm)
 
     graph = kept(optimizer.graphs, ("whole", id(model), batch.shape, max_norm, checkpointing), step, model, batch)
     loss, norm = graph(batch.upload(model))
@@ -117,22 +121,22 @@ def summed_step(
     def add(share: Tensor, first: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         with TinygradContext(TRAINING=1):
             loss = graph_loss(model, inputs, checkpointing) * share.reshape(())
+            gradients = loss.gradient(*optimizer.params)
+            # as in a whole step
+            loss.realize(*(g for g in gradients if reached(g)))
             changed = []
-            for index, gradient in enumerate(loss.gradient(*optimizer.params)):
+            for index, gradient in enumerate(gradients):
                 if reached(gradient):
                     held = sum_of(optimizer, index)
                     held.assign((first > 0).where(0.0, held) + gradient.cast(dtypes.float32))
                     changed.append(held)
-            return loss.realize(*changed)
+            Tensor.realize(*changed)
+            return loss
 
-    def update() -> Tensor | None:
+    def finish() -> Tensor | None:
         with TinygradContext(TRAINING=1):
             sums = [optimizer.sums.get(index) for index in range(len(optimizer.params))]
-            norm = set_gradients(optimizer, sums, max_norm)
-            changed = optimizer.inner.schedule_step()
-            optimizer.zero_grad()
-            Tensor.realize(*changed, *([] if norm is None else [norm]))
-            return norm
+            return update(optimizer, sums, max_norm)
 
     scalar = lambda value: Tensor([value], dtype=dtypes.float32, device=model.device).clone().realize()  # noqa: E731
     total, targets = scalar(0.0), sum(batch.count for batch in batches)
@@ -140,7 +144,7 @@ def summed_step(
         graph = kept(optimizer.graphs, ("add", id(model), batch.shape, checkpointing), add, model, batch)
         loss = graph(scalar(batch.count / targets), scalar(float(number == 0)), batch.upload(model))
         total = (total + loss).realize()
-    norm = kept(optimizer.graphs, ("update", id(model), max_norm), update)()
+    norm = kept(optimizer.graphs, ("update", id(model), max_norm), finish)()
     return total.reshape(()).detach().realize(), None if norm is None else own(norm)
 
 
@@ -154,6 +158,8 @@ def kept(
             # a capture would take a table that is kept for a result of its own
             rotation_table(model, batch.ids.shape[1])
         graphs[key] = TinyJit(function)
+        # captured by the first call: tinygrad would run one uncaptured, scheduling all of it twice
+        graphs[key].cnt = 1
     return graphs[key]
 
 
@@ -176,6 +182,38 @@ def reached(gradient: Tensor | None) -> bool:
     return gradient is not None and gradient.uop.device is not None
 
 
+def update(
+    optimizer: TrainingOptimizer, gradients: Sequence[Tensor | None], max_norm: float | None
+) -> Tensor | None:
+    """Limit realized gradients to a global norm, where one is given, and take the step; the norm before."""
+    norm = set_gradients(optimizer, gradients, max_norm)
+    changed = optimizer.inner.schedule_step()
+    optimizer.zero_grad()
+    Tensor.realize(*changed)
+    return norm
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The root of the sum of all squares, an fp32 scalar.
+
+    In kernels that many tensors have in common, and without one that reads them all: first ``PARTS`` sums of each
+    tensor, which are then added ``TOGETHER`` at a time.
+    """
+    parts = [partial_squares(tensor) for tensor in tensors]
+    while len(parts) > 1:
+        groups = [parts[first : first + TOGETHER] for first in range(0, len(parts), TOGETHER)]
+        parts = [sum(group[1:], group[0]).contiguous() for group in groups]
+    return parts[0].sum().sqrt().contiguous()
+
+
+def partial_squares(tensor: Tensor) -> Tensor:
+    """Sums of squares of ``PARTS`` pieces of a tensor: fp32 ``[PARTS]``."""
+    flat = tensor.flatten()
+    filled = flat.pad(((0, -int(flat.shape[0]) % PARTS),))
+    # [n] -> [PARTS, n / PARTS] -> [PARTS]
+    return filled.reshape(PARTS, -1).cast(dtypes.float32).square().sum(1).contiguous()
+
+
 def set_gradients(
     optimizer: TrainingOptimizer, gradients: Sequence[Tensor | None], max_norm: float | None
 ) -> Tensor | None:
@@ -187,8 +225,9 @@ def set_gradients(
     found = [g for g in gradients if g is not None and reached(g)]
     norm = factor = None
     if max_norm is not None:
-        norm = Tensor.stack(*(g.cast(dtypes.float32).square().sum() for g in found)).sum().sqrt()
-        factor = (max_norm / norm.maximum(1e-12)).minimum(1.0)
+        norm = global_norm(found)
+        factor = (max_norm / norm.maximum(1e-12)).minimum(1.0).contiguous()
+        Tensor.realize(norm, factor)
     for param, gradient in zip(optimizer.params, gradients, strict=True):
         if gradient is None or not reached(gradient):
             param.grad = param.zeros_like().contiguous() if needed else None

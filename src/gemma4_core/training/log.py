@@ -83,7 +83,8 @@ def draw_curve(log: Path, target: Path) -> bool:
             axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
     axes.set(xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
     with atomic_file(target) as file:

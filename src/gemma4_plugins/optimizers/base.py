@@ -24,9 +24,11 @@ class NamedOptimizer(ABC):
         device = next(iter(self.params.values())).device
         self.lr = Tensor([lr], dtype=dtypes.float32, device=device).contiguous().realize()
         self.weight_decay = weight_decay
-        self.order = {name: index for index, name in enumerate(self.params)}
-        self.steps = Tensor.zeros(len(self.params), dtype=dtypes.float32, device=device).contiguous().realize()
-        """Steps that each tensor has taken."""
+        self.steps = {
+            name: Tensor.zeros(1, dtype=dtypes.float32, device=device).contiguous() for name in self.params
+        }
+        """Steps that each tensor has taken; a buffer each, so that tensors of one shape have their kernels in common."""
+        Tensor.realize(*self.steps.values())
         self.masters = {
             name: p.detach().cast(dtypes.float32).contiguous().realize()
             for name, p in self.params.items() if p.dtype != dtypes.float32
@@ -51,16 +53,13 @@ class NamedOptimizer(ABC):
     def schedule_step(self) -> list[Tensor]:
         """The step as lazy assignments: what must be realized for it to happen."""
         active = {name: p for name, p in self.params.items() if p.grad is not None}
-        taken = Tensor([float(name in active) for name in self.params], dtype=dtypes.float32, device=self.lr.device)
-        self.steps.assign(self.steps + taken)
-        changed = [self.steps]
+        changed: list[Tensor] = []
         for name, param in active.items():
             assert param.grad is not None
             held = self.masters.get(name, param)
-            index = self.order[name]
-            value, kept = self.update(
-                name, held.detach(), param.grad.cast(dtypes.float32), self.steps[index : index + 1]
-            )
+            step = self.steps[name].assign(self.steps[name] + 1)
+            changed.append(step)
+            value, kept = self.update(name, held.detach(), param.grad.cast(dtypes.float32), step)
             for slot, tensor in kept.items():
                 self.kept[f"{slot}.{name}"].assign(tensor)
                 changed.append(self.kept[f"{slot}.{name}"])
@@ -87,7 +86,8 @@ class NamedOptimizer(ABC):
     def state_dict(self) -> dict[str, Tensor]:
         """Learning rate, step counts, slots and masters by flat name."""
         masters = {f"master.{name}": tensor for name, tensor in self.masters.items()}
-        return {"lr": self.lr, "steps": self.steps, **self.kept, **masters}
+        steps = {f"steps.{name}": tensor for name, tensor in self.steps.items()}
+        return {"lr": self.lr, **steps, **self.kept, **masters}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state in place. Raises InputError where tensors are missing."""

@@ -13,6 +13,7 @@ struct Consumer {
   u32 info;
   float ple;               // this thread's element of the layer's per-layer input
   int sums_buffer;
+  float unit, expert_unit; // what the int8 operands are counted in
   u32 never;               // whether the token of this thread's next sum is suppressed
   Best best;
 #ifdef TIMERS
@@ -63,6 +64,16 @@ struct Consumer {
     for (int o = WARPS / 2; o; o >>= 1) v += __shfl_xor_sync(ALL, v, o), w += __shfl_xor_sync(ALL, w, o);
     return make_float2(v, w);
   }
+  DEVICE float block_max(float v) {
+    float* to = (float*)(shared + S_SUMS) + sums_buffer * WARPS * 2;
+    sums_buffer ^= 1;
+    v = warp_max(v);
+    if (eat.lane == 0) to[eat.warp] = v;
+    bar_sync(1, CONSUMERS);
+    v = to[eat.lane & (WARPS - 1)];
+    for (int o = WARPS / 2; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(ALL, v, o));
+    return v;
+  }
   DEVICE float inverse_rms(const float (&v)[H_PER_THREAD]) {
     float s = 0;
 #pragma unroll
@@ -91,35 +102,80 @@ struct Consumer {
       if (mine(i)) h(i) = (h(i) + v[i] * r * weight_at(0, i)) * factor;
   }
 
-  // ---- operands. A thread's elements are CONSUMERS apart, whole groups of the operand's order.
-  static_assert(CONSUMERS % 32 == 0, "an operand's order is one of groups of 32");
-  DEVICE static int place(int e) { return INT8 ? operand_offset_bytes(e) : operand_offset(e); }
-  DEVICE static void put(u8* to, int i, float v) { *(u16*)(to + i * CONSUMERS * 2) = to_bf16(v); }
-  DEVICE void put_weighted(u8* to, int at, float factor, int which) {
-#pragma unroll
-    for (int i = 0; i < H_PER_THREAD; i++)
-      if (mine(i)) put(to + at, i, h(i) * factor * weight_at(which, i));
-  }
-  DEVICE void put_plain() {
-#pragma unroll
-    for (int i = 0; i < H_PER_THREAD; i++)
-      if (mine(i)) put(operand() + place(eat.thread), i, h(i));
-  }
-  // from packets of two bf16
-  template <int COUNT> DEVICE void put_some_pairs(int at, int count, u32 tag_in) {
-#pragma unroll 1
-    for (int base = eat.thread; base < count; base += COUNT * CONSUMERS) {
-      u32 v[COUNT];
-      wait_packets<COUNT, (COUNT > 8)>(packets(at) + base, CONSUMERS, count - base, tag_in, v);
-      u8* to = operand() + place(2 * base);
-#pragma unroll
-      for (int i = 0; i < COUNT; i++)
-        if (base + i * CONSUMERS < count) *(u32*)(to + i * CONSUMERS * 4) = v[i];
+  // ---- operands: bf16, or beside int8 weights two digits of each element and the unit that they count. A thread's
+  // elements are CONSUMERS apart, whole groups of the operand's order.
+  static_assert(CONSUMERS % 64 == 0, "an operand's order is one of groups of 32 or 64");
+  DEVICE static int place(int e) { return INT8 ? digit_offset(e) : operand_offset(e); }
+  DEVICE static void put(u8* to, int i, float v, float units) {
+    to += i * CONSUMERS * 2;
+    if (INT8) {
+      int q = digits_of(v, units);
+      to[0] = high_digit(q), to[64] = low_digit(q);
+    } else {
+      *(u16*)to = to_bf16(v);
     }
   }
+  DEVICE static void put_pair(u8* to, int i, u32 pair, float units) {
+    to += i * CONSUMERS * 4;
+    if (INT8) {
+      int p = digits_of(low_bf16(pair), units), q = digits_of(high_bf16(pair), units);
+      *(u16*)to = (u16)(high_digit(p) | high_digit(q) << 8);
+      *(u16*)(to + 64) = (u16)(low_digit(p) | low_digit(q) << 8);
+    } else {
+      *(u32*)to = pair;
+    }
+  }
+  // a vector's unit from the largest of all threads' elements; their inverse is what digits are made with
+  DEVICE static float unit_of(float top) { return fmaxf(top, 1e-20f) / MOST_DIGITS; }
+  DEVICE void put_vector(u8* to, float& counted_in, const float (&v)[H_PER_THREAD]) {
+    if (INT8) {
+      float top = 0;
+#pragma unroll
+      for (int i = 0; i < H_PER_THREAD; i++) top = mine(i) ? fmaxf(top, fabsf(v[i])) : top;
+      counted_in = unit_of(block_max(top));
+    }
+    const float units = 1.f / counted_in;
+#pragma unroll
+    for (int i = 0; i < H_PER_THREAD; i++)
+      if (mine(i)) put(to + place(eat.thread), i, v[i], units);
+  }
+  DEVICE void put_stream() {
+    float v[H_PER_THREAD];
+#pragma unroll
+    for (int i = 0; i < H_PER_THREAD; i++) v[i] = mine(i) ? h(i) : 0.f;
+    put_vector(operand(), unit, v);
+  }
+  DEVICE void put_normed(u8* to, float& counted_in, float factor, int which) {
+    float v[H_PER_THREAD];
+#pragma unroll
+    for (int i = 0; i < H_PER_THREAD; i++) v[i] = mine(i) ? h(i) * factor * weight_at(which, i) : 0.f;
+    put_vector(to, counted_in, v);
+  }
+  // from packets of two bf16
+  template <int COUNT, int TIMES> DEVICE void put_some_pairs(int at, int count, u32 tag_in) {
+    u32 v[TIMES][COUNT];
+    float top = 0;
+#pragma unroll
+    for (int r = 0; r < TIMES; r++) {
+      int base = eat.thread + r * COUNT * CONSUMERS;
+      wait_packets<COUNT, (COUNT > 8)>(packets(at) + base, CONSUMERS, count - base, tag_in, v[r]);
+      if (INT8)
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+          if (base + i * CONSUMERS < count) top = fmaxf(top, fmaxf(fabsf(low_bf16(v[r][i])), fabsf(high_bf16(v[r][i]))));
+    }
+    if (INT8) unit = unit_of(block_max(top));
+    u8* to = operand() + place(2 * eat.thread);
+    const float units = 1.f / unit;
+#pragma unroll
+    for (int r = 0; r < TIMES; r++)
+#pragma unroll
+      for (int i = 0; i < COUNT; i++)
+        if (eat.thread + (r * COUNT + i) * CONSUMERS < count) put_pair(to, r * COUNT + i, v[r][i], units);
+  }
   DEVICE void put_pairs(int at, int count, u32 tag_in) {
-    if (count <= 8 * CONSUMERS) put_some_pairs<8>(at, count, tag_in);
-    else put_some_pairs<MANY_PAIRS>(at, count, tag_in);
+    if (count <= 8 * CONSUMERS) put_some_pairs<8, 1>(at, count, tag_in);
+    else put_some_pairs<MANY_PAIRS, ROUNDS>(at, count, tag_in);
   }
 
   // ---- where the time goes, for benchmarks: cycles of thread 0, summed by part of the step
@@ -229,22 +285,22 @@ DEVICE void Consumer::receive_ple() {
   ple = (made * rsqrtf(sums.y / (PLE ? PLE : 1) + EPS) * weight + token) * 0.70710678f;
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++)
-    if (mine(i)) {
-      h(i) += v[i] * r * weight_at(0, i);
-      put(operand() + place(t), i, h(i));
-    }
+    if (mine(i)) h(i) += v[i] * r * weight_at(0, i);
+  put_stream();
 }
 
 DEVICE void Consumer::put_ple() {
   int t = eat.thread;
-  if (t < PLE) put(operand() + place(t), 0, gelu_tanh(as_float(wait_packet(packets(AT_PLE_GATE) + t, tag(P_PLE_GATE)))) * ple);
+  float v = t < PLE ? gelu_tanh(as_float(wait_packet(packets(AT_PLE_GATE) + t, tag(P_PLE_GATE)))) * ple : 0.f;
+  if (INT8) unit = unit_of(block_max(fabsf(v)));
+  if (t < PLE) put(operand() + place(t), 0, v, 1.f / unit);
 }
 
 DEVICE void Consumer::run() {
   model = a.table[eat.lane], model_scales = a.table[32 + eat.lane];
   layer = next = a.table[64 + eat.lane];
   layer_scales = next_scales = a.table[96 + eat.lane];
-  best = {-1e38f, 0.f, 0x7fffffff}, never = 0;
+  best = {-1e38f, 0.f, 0x7fffffff}, never = 0, unit = expert_unit = 1.f;
 #ifdef TIMERS
   marked = clock64();
   if (eat.thread < 40) ((u32*)(shared + S_TIMERS))[eat.thread] = 0;

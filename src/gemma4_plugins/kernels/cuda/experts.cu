@@ -47,10 +47,14 @@ DEVICE void choose_experts(const uint2* sums, u32 tag, const u16* scale, int lan
 // The normed stream as operand; before the router with its own weights for router, dense branch and experts.
 DEVICE void Consumer::put_branches(int product) {
   float r = inverse_rms();
-  put_weighted(operand(), place(eat.thread), r, 1);
+  put_normed(operand(), unit, r, 1);
   if (!EXPERTS || product != W_ROUTER) return;
-  put_weighted(shared + S_ROUTER, operand_offset(eat.thread), r * rsqrtf((float)HIDDEN), 2);  // beside bf16 weights
-  put_weighted(shared + S_EXPERTS, place(eat.thread), r, 3);
+  put_normed(shared + S_EXPERTS, expert_unit, r, 3);
+  u8* router = shared + S_ROUTER + operand_offset(eat.thread);  // always bf16
+  float factor = r * rsqrtf((float)HIDDEN);
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++)
+    if (mine(i)) *(u16*)(router + i * CONSUMERS * 2) = to_bf16(h(i) * factor * weight_at(2, i));
 }
 
 // Both branches, each normed, their sum normed once more.

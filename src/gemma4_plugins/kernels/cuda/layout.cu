@@ -31,8 +31,10 @@ constexpr bool INT8 = WEIGHT_BYTES == 1;  // all matrices but the router's are i
 constexpr int CONSUMERS = WARPS * 32, THREADS = CONSUMERS + PRODUCERS * 32;
 constexpr int D_MAX = D_SLIDING > D_FULL ? D_SLIDING : D_FULL;
 constexpr int H_PER_THREAD = (HIDDEN + CONSUMERS - 1) / CONSUMERS;
-// packets that a thread asks for at a time where there are many: those of the widest inner layer, if few enough
-constexpr int PAIRS_EACH = (FF_MAX / 2 + CONSUMERS - 1) / CONSUMERS, MANY_PAIRS = PAIRS_EACH < 24 ? PAIRS_EACH : (PAIRS_EACH + 1) / 2;
+// packets of an operand made of pairs that a thread asks for at a time where there are many: all, if few enough
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+constexpr int PAIRS = larger(FF_MAX, larger(HEADS * D_MAX, TOP * EXPERT_FF)) / 2, PAIRS_EACH = (PAIRS + CONSUMERS - 1) / CONSUMERS;
+constexpr int ROUNDS = (PAIRS_EACH + 23) / 24, MANY_PAIRS = (PAIRS_EACH + ROUNDS - 1) / ROUNDS;
 constexpr int EXPERT_ROWS = EXPERT_FF ? EXPERT_FF : 1;
 
 struct Arguments {

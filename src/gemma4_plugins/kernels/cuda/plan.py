@@ -18,8 +18,8 @@ STAGE_BYTES = 16896
 MOST_STAGES, LEAST_STAGES = 12, 3
 SPAN = 256
 """Positions whose scores are held in shared memory at a time."""
-FLIGHT = 4
-"""Stages on their way from memory at a time: what bandwidth times latency asks for, and little more."""
+FLIGHT = 3 * STAGE_BYTES
+"""Bytes on their way from memory at a time: what bandwidth times latency asks for, and little more."""
 GROUP_TILES = 4
 """Tiles of 16 rows between two reductions over warps."""
 PHASES = 11

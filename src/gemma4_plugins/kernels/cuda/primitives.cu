@@ -95,6 +95,11 @@ DEVICE void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+DEVICE void multiply(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 // ---- packets: a value and the tag of the phase that made it travel in one 8-byte access, so a reader polls the value
 // itself and no barrier is needed
@@ -178,6 +183,12 @@ DEVICE float warp_sum(float v) {
   for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(ALL, v, o);
   return v;
 }
+// Numbers of a vector as two signed digits to the base of 256: 16 bits of its largest, more than bf16 has.
+constexpr float MOST_DIGITS = 32512.f;
+DEVICE int digits_of(float v, float units) { return round_int(v * units); }
+DEVICE u8 low_digit(int q) { return (u8)q; }
+DEVICE u8 high_digit(int q) { return (u8)((q - (int)(signed char)q) >> 8); }
+
 DEVICE float warp_max(float v) {
   for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(ALL, v, o));
   return v;

@@ -22,7 +22,7 @@ DEVICE Job Consumer::describe(int product) {
 DEVICE void Consumer::make_operand(int product) {
   int pairs = 0, pairs_at = 0, pairs_phase = 0;
   switch (product) {
-    case W_CONTEXT: put_plain(); break;
+    case W_CONTEXT: put_stream(); break;
     case W_O:
       attention();
       pairs = HEADS * Heads(info).d() / 2, pairs_at = AT_MIXED, pairs_phase = P_MIXED;
@@ -110,6 +110,7 @@ DEVICE void Consumer::multiply_job(const Job& job, const Share& part, const Geom
     }
   };
   auto gathered = [&] { mark(product * 3 + 1); };
-  if (INT8 && product != W_ROUTER) eat.multiply_rows<INT8>(geometry, job.of, job.x, scale, ahead, sink, gathered);
-  else if (!INT8 || EXPERTS) eat.multiply_rows<false>(geometry, job.of, job.x, scale, ahead, sink, gathered);
+  const float counted_in = EXPERTS && product == W_EXPERT ? expert_unit : unit;
+  if (INT8 && product != W_ROUTER) eat.multiply_rows<INT8>(geometry, job.of, job.x, counted_in, scale, ahead, sink, gathered);
+  else if (!INT8 || EXPERTS) eat.multiply_rows<false>(geometry, job.of, job.x, 1.f, scale, ahead, sink, gathered);
 }

@@ -47,8 +47,8 @@ struct Ring {
 };
 
 // ---- the copying warps. Every lane brings one row; a warp can only start one copy after the other, some 60 cycles each,
-// so that one alone would not keep up with memory. At most FLIGHT stages are on their way at a time: more would not
-// come sooner, and every other load of the multiprocessor, packets above all, would queue behind them.
+// so that one alone would not keep up with memory. About FLIGHT bytes are on their way at a time: more would not come
+// sooner, and every other load of the multiprocessor, packets above all, would queue behind them.
 struct Feeder {
   Ring ring, landing;  // where the next copy goes, and the oldest one that has not been seen to arrive
   int warp, lane, flying;
@@ -59,12 +59,11 @@ struct Feeder {
 
   DEVICE void rows(int count, u32 bytes, u32 stride, const u8* source) {
     mbarrier_wait(ring.empty + ring.stage, ring.parity ^ 1);
-    if (flying < FLIGHT) {
-      flying++;
-    } else {
+    for (; flying && (flying == STAGES || (flying + 1) * (int)bytes * count > FLIGHT); flying--) {
       mbarrier_wait(landing.full + landing.stage, landing.parity);
       landing.advance();
     }
+    flying++;
     u64* full = ring.full + ring.stage;
     const int mine = (count - warp + PRODUCERS - 1) / PRODUCERS;  // a warp without a row still says so
 #if BULK
@@ -103,6 +102,16 @@ struct Feeder {
 // ---- the multiplying warps
 DEVICE int tile_row(int lane) { return (lane & 7) + ((lane >> 3) & 1) * 8; }
 
+// A row's sum from two neighbouring columns of the matrix unit.
+template <bool BYTES> struct Sum {
+  typedef float Type;
+  DEVICE static float of(float first, float) { return first; }
+};
+template <> struct Sum<true> {  // of high and of low digits
+  typedef int Type;
+  DEVICE static float of(int high, int low) { return (float)high * 256.f + (float)low; }
+};
+
 struct Eater {
   Ring ring;
   float* parts;  // [2][GROUP_TILES][WARPS][16]: two buffers, so that one barrier between uses is enough
@@ -111,9 +120,9 @@ struct Eater {
   // Multiply this block's rows with the operand `x` in shared memory and hand every sum to
   // `sink(tile, row, valid, sum)`, a call that whole warps make together. `ahead(tile, row)` gives the factor of a sum,
   // and is called long before, so that it can ask memory for it; `scale(tile, row, segment)` says where a part of an
-  // int8 row has its own.
+  // int8 row has its own; `unit` is what an int8 operand is counted in.
   template <bool BYTES, class Scale, class Ahead, class Sink, class Gathered>
-  DEVICE void multiply_rows(const Geometry& g, const Matrix& m, const u8* x, Scale scale, Ahead ahead, Sink sink, Gathered gathered) {
+  DEVICE void multiply_rows(const Geometry& g, const Matrix& m, const u8* x, float unit, Scale scale, Ahead ahead, Sink sink, Gathered gathered) {
     int turn = 0, group = 0;
     float ready = 1.f;
     auto ask = [&](int from) {
@@ -126,7 +135,7 @@ struct Eater {
 #pragma unroll 1
     for (int index = 0; index < g.tiles; index++) {
       float sums[2];
-      tile_product<BYTES>(g.tile(index), g.piece, m.row_bytes, m.segments, x, scale, turn, sums);
+      tile_product<BYTES>(g.tile(index), g.piece, m.row_bytes, m.segments, x, unit, scale, turn, sums);
       float* to = parts + ((buffer * GROUP_TILES + index - group) * WARPS + warp) * 16;
       if ((lane & 3) == 0) {
         to[lane >> 2] = sums[0];
@@ -143,17 +152,21 @@ struct Eater {
     }
   }
 
-  // This warp's share of the columns. Segments of int8 rows have scales of their own.
+  // This warp's share of the columns. Segments of int8 rows have scales of their own; `unit` is what one step of an int8
+  // operand's numbers stands for.
   template <bool BYTES, class Scale>
-  DEVICE void tile_product(const Tile& t, int piece, int row_bytes, int segments, const u8* x, Scale scale, int& turn, float (&total)[2]) {
+  DEVICE void tile_product(const Tile& t, int piece, int row_bytes, int segments, const u8* x, float unit, Scale scale, int& turn, float (&total)[2]) {
     int row = tile_row(lane), slot = row < 8 ? row : t.low + row - 8;
     if (slot >= t.low + t.high || (row < 8 && row >= t.low)) slot = 0;
     int offset = slot * (piece + 16) + (lane >> 4) * 16;
-    const u8* operand = x + (lane & 3) * 16;  // every column of the matrix unit gets the same vector
+    // bf16: every column of the matrix unit gets the same vector; int8: even ones its high digits, odd ones its low digits
+    const u8* operand = x + (lane & 3) * 16 + (BYTES ? (lane >> 2 & 1) * 64 : 0);
+    constexpr int WIDTH = BYTES ? 2 : 1;  // bytes of operand for a byte of a row
     const int own = lane >> 2;
     total[0] = total[1] = 0;
-    for (int segment = 0; segment < segments; segment++, operand += row_bytes * (BYTES ? 2 : 1)) {
-      float sums[4] = {0, 0, 0, 0}, low_scale = 1.f, high_scale = 1.f;
+    for (int segment = 0; segment < segments; segment++, operand += row_bytes * WIDTH) {
+      typename Sum<BYTES>::Type sums[4] = {0, 0, 0, 0}, others[4] = {0, 0, 0, 0};
+      float low_scale = 1.f, high_scale = 1.f;
       if (BYTES && segments > 1) {
         if (own < t.low) low_scale = load_float_early(scale(t, own, segment));
         if (own < t.high) high_scale = load_float_early(scale(t, own + 8, segment));
@@ -161,39 +174,24 @@ struct Eater {
       for (int at = 0; at < row_bytes; at += piece) {
         int steps = (row_bytes - at < piece ? row_bytes - at : piece) / 64;
         mbarrier_wait(ring.full + ring.stage, ring.parity);
-        const u8 *tile = ring.here() + offset, *b = operand + at * (BYTES ? 2 : 1);
+        const u8 *tile = ring.here() + offset, *b = operand + at * WIDTH;
         for (int s = (warp + turn) & (WARPS - 1); s < steps; s += WARPS) {
           u32 a0[4], a1[4];
           load_tiles(a0, tile + s * 64);
           load_tiles(a1, tile + s * 64 + 32);
-          if (BYTES) {
-            uint4 v = *(const uint4*)(b + s * 128), w = *(const uint4*)(b + s * 128 + 64);
-            multiply_bytes(sums, a0[0], a0[1], v.x, v.y);
-            multiply_bytes(sums, a0[2], a0[3], v.z, v.w);
-            multiply_bytes(sums, a1[0], a1[1], w.x, w.y);
-            multiply_bytes(sums, a1[2], a1[3], w.z, w.w);
-          } else {
-            uint4 v = *(const uint4*)(b + s * 64);
-            multiply(sums, a0, v.x, v.y);
-            multiply(sums, a1, v.z, v.w);
-          }
+          uint4 v = *(const uint4*)(b + s * 64 * WIDTH);
+          multiply(sums, a0, v.x, v.y);
+          multiply(others, a1, v.z, v.w);
         }
         turn -= steps;  // the next piece starts at the warp after the last busy one
         __syncwarp();
         if (lane == 0) mbarrier_arrive(ring.empty + ring.stage);
         ring.advance();
       }
-      total[0] += sums[0] * low_scale;
-      total[1] += sums[2] * high_scale;
+      total[0] += Sum<BYTES>::of(sums[0] + others[0], sums[1] + others[1]) * low_scale;
+      total[1] += Sum<BYTES>::of(sums[2] + others[2], sums[3] + others[3]) * high_scale;
     }
-  }
-
-  // 16 columns of an int8 tile, four neighbours to a lane, become a bf16 tile: every int8 number is exact in bf16.
-  DEVICE static void multiply_bytes(float (&sums)[4], u32 low, u32 high, u32 b0, u32 b1) {
-    u32 a[4];
-    widen(low, a[0], a[2]);
-    widen(high, a[1], a[3]);
-    multiply(sums, a, b0, b1);
+    if (BYTES) total[0] *= unit, total[1] *= unit;
   }
 
   template <class Sink> DEVICE void reduce(const Geometry& g, int from, int to, float scale, Sink sink) {
@@ -212,13 +210,13 @@ struct Eater {
 };
 
 // Where element e of a vector stands in the operand: the 4 lanes of a column read 16 bytes each for two steps of the
-// matrix unit, so groups of 32 elements are interleaved by lane; beside int8 weights, whose tiles hold four neighbours
-// to a lane, by fours.
+// matrix unit, so groups of 32 elements are interleaved by lane.
 DEVICE int operand_offset(int e) {
   int g = e >> 5, r = e & 31;
   return g * 64 + ((r & 7) >> 1) * 16 + (r >> 4) * 8 + ((r >> 3) & 1) * 4 + (r & 1) * 2;
 }
-DEVICE int operand_offset_bytes(int e) {
-  int g = e >> 5, r = e & 31;
-  return g * 64 + ((r & 15) >> 2) * 16 + (r >> 4) * 8 + ((r >> 1) & 1) * 4 + (r & 1) * 2;
+// Where its high digit stands beside int8 weights, whose groups are of 64 elements; the low one is 64 bytes on.
+DEVICE int digit_offset(int e) {
+  int g = e >> 6, r = e & 63;
+  return g * 128 + (r >> 2 & 3) * 16 + (r >> 4) * 4 + (r & 3);
 }

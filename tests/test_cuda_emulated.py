@@ -30,7 +30,7 @@ MIXTURE = SMALL | {
 
 
 @pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+def emulated(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three multiprocessors with four multiplying warps each, and spans of 32 positions, so that there are several."""
     cuda_emulation.emulate(monkeypatch, blocks=3)
     monkeypatch.setattr(step, "machine", lambda: plan.Machine(3, 230_000, 4, 2))
@@ -38,9 +38,12 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_check, "OWN", {"small": SMALL, "mixture": MIXTURE})
 
 
-@pytest.mark.parametrize("name", ["small", "mixture@int8"])
-def test_steps_and_prompts_are_as_near_to_the_truth_as_the_portable_form(name: str, emulated: None) -> None:
-    assert cuda_check.check(name, [0, 130], [40])
+@pytest.mark.parametrize(("name", "joined"), [("small", 2), ("mixture@int8", 0)])
+def test_steps_and_prompts_are_as_near_to_the_truth_as_the_portable_form(
+    name: str, joined: int, emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "JOINED", joined)  # both ways of putting slices of positions together
+    assert cuda_check.check(name, [0, 100 if joined else 130], [40])
 
 
 def test_int8_numbers_become_bf16(emulated: None) -> None:

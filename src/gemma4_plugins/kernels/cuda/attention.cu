@@ -287,6 +287,61 @@ DEVICE void attend(Eater& e, const Arguments& a, const Heads& n, const Slice& s,
   bar_sync(1, CONSUMERS);  // the memory is the next operand's
 }
 
+// Of a few slices: each one's share of each head, for `join`; fp32 [HEADS][JOINED].
+DEVICE void weigh_slices(const Eater& e, const Arguments& a, const Heads& n, int slices, float* shares, u32 tag) {
+  constexpr int EACH = JOINED ? JOINED : 1;  // a power of two, so that a head's lanes are in one warp
+#pragma unroll 1
+  for (int i = e.thread; i < ((HEADS * EACH + 31) & ~31); i += CONSUMERS) {
+    int s = i % EACH, head = i / EACH, group = head / n.group(), within = head - group * n.group(), sub = within / n.each();
+    float top = -1e30f, total = 0;
+    if (s < slices && head < HEADS) {
+      const uint2* stat = a.scratch + AT_STAT + (s * n.items() + group * n.subgroups() + sub) * 16 + (within - sub * n.each()) * 2;
+      top = as_float(wait_packet(stat, tag)), total = as_float(wait_packet(stat + 1, tag));
+    }
+    __syncwarp();
+    float most = top;
+    for (int o = EACH / 2; o; o >>= 1) most = fmaxf(most, __shfl_xor_sync(ALL, most, o));
+    float share = exp_fast(top - most) * total, sum = share;
+    for (int o = EACH / 2; o; o >>= 1) sum += __shfl_xor_sync(ALL, sum, o);
+    if (head < HEADS) shares[i] = share / sum;
+  }
+}
+
+// A thread's pairs of output lanes, CONSUMERS apart, from all slices; bf16 twice each.
+DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices, const float* shares, u32 tag, u32 (&out)[JOINED_PAIRS]) {
+  constexpr int EACH = JOINED ? JOINED : 1;
+  const int half = n.d() / 2, pairs = HEADS * half, apart = n.items() * 8 * (D_MAX / 2);
+  const uint2* part[JOINED_PAIRS];
+  uint2 v[JOINED_PAIRS][EACH];
+#pragma unroll
+  for (int k = 0; k < JOINED_PAIRS; k++) {
+    int pair = e.thread + k * CONSUMERS, head = pair / half, group = head / n.group(), within = head - group * n.group(), sub = within / n.each();
+    part[k] = a.scratch + AT_PART + (group * n.subgroups() + sub) * 8 * (D_MAX / 2) + (within - sub * n.each()) * half + pair - head * half;
+#pragma unroll
+    for (int s = 0; s < EACH; s++) v[k][s] = pair < pairs && s < slices ? load_packet(part[k] + s * apart) : make_uint2(0, tag);
+  }
+  for (u32 spins = 0;; spins++) {
+    bool all = true;
+#pragma unroll
+    for (int k = 0; k < JOINED_PAIRS; k++)
+#pragma unroll
+      for (int s = 0; s < EACH; s++)
+        if (v[k][s].y != tag) all = false, v[k][s] = load_packet(part[k] + s * apart);
+    if (all) break;
+    if (spins > SPIN_LIMIT) give_up();
+    spin_pause();
+  }
+#pragma unroll
+  for (int k = 0; k < JOINED_PAIRS; k++) {
+    int pair = e.thread + k * CONSUMERS;
+    const float* share = shares + (pair < pairs ? pair / half : 0) * EACH;
+    float x = 0, y = 0;
+#pragma unroll
+    for (int s = 0; s < EACH; s++) x += share[s] * half_to_float((u16)v[k][s].x), y += share[s] * half_to_float((u16)(v[k][s].x >> 16));
+    out[k] = pack_bf16(x, y);
+  }
+}
+
 // One slice's share of a pair of output lanes.
 struct SlicePart {
   const uint2 *stat, *part;
@@ -304,7 +359,7 @@ struct SlicePart {
   }
 };
 
-// Put the slices together: a warp makes two neighbouring lanes of a head (two such pairs at a time), its lanes look at
+// Of many slices: put them together, a block its share of the result. A warp makes two neighbouring lanes of a head (two such pairs at a time), its lanes look at
 // one slice each.
 DEVICE void combine(const Eater& e, const Arguments& a, const Heads& n, int slices, u32 tag_in, u32 tag_out) {
   const int half = n.d() / 2, pairs = HEADS * half, to = share(pairs, this_block() + 1);

@@ -154,17 +154,24 @@ struct Consumer {
   // from packets of two bf16
   template <int COUNT, int TIMES> DEVICE void put_some_pairs(int at, int count, u32 tag_in) {
     u32 v[TIMES][COUNT];
-    float top = 0;
 #pragma unroll
     for (int r = 0; r < TIMES; r++) {
       int base = eat.thread + r * COUNT * CONSUMERS;
       wait_packets<COUNT, (COUNT > 8)>(packets(at) + base, CONSUMERS, count - base, tag_in, v[r]);
-      if (INT8)
+    }
+    put_taken(v, count);
+  }
+  // this thread's of `count` pairs, which are CONSUMERS apart
+  template <int COUNT, int TIMES> DEVICE void put_taken(const u32 (&v)[TIMES][COUNT], int count) {
+    if (INT8) {
+      float top = 0;
+#pragma unroll
+      for (int r = 0; r < TIMES; r++)
 #pragma unroll
         for (int i = 0; i < COUNT; i++)
-          if (base + i * CONSUMERS < count) top = fmaxf(top, fmaxf(fabsf(low_bf16(v[r][i])), fabsf(high_bf16(v[r][i]))));
+          if (eat.thread + (r * COUNT + i) * CONSUMERS < count) top = fmaxf(top, fmaxf(fabsf(low_bf16(v[r][i])), fabsf(high_bf16(v[r][i]))));
+      unit = unit_of(block_max(top));
     }
-    if (INT8) unit = unit_of(block_max(top));
     u8* to = operand() + place(2 * eat.thread);
     const float units = 1.f / unit;
 #pragma unroll
@@ -191,7 +198,7 @@ struct Consumer {
 
   DEVICE void start();
   DEVICE void enter_layer();
-  DEVICE void attention();
+  DEVICE bool attention();
   DEVICE void add_result(int product);
   DEVICE void receive_ple();
   DEVICE void put_ple();
@@ -247,7 +254,8 @@ DEVICE void Consumer::add_result(int product) {
   add_normed(v, factor);
 }
 
-DEVICE void Consumer::attention() {
+// Whether the operand of what follows is made, and not only the pairs that it is made of.
+DEVICE bool Consumer::attention() {
   const Heads n(info);
   const Slice s(n, a.position);
   const int d = n.d();
@@ -259,8 +267,18 @@ DEVICE void Consumer::attention() {
   u16* kept = (u16*)(shared + S_NEW) + (n.full ? 2 * D_MAX : 0);
   attend(eat, a, n, s, settings, operand(), {kept, kept + D_MAX}, tag(P_QKV), tag(P_PART));
   mark(33);
-  combine(eat, a, n, s.slices, tag(P_PART), tag(P_MIXED));
+  if (s.few) {
+    float* shares = (float*)(shared + S_SHARES);
+    u32 v[1][JOINED_PAIRS];
+    weigh_slices(eat, a, n, s.slices, shares, tag(P_PART));
+    bar_sync(1, CONSUMERS);
+    join(eat, a, n, s.slices, shares, tag(P_PART), v[0]);
+    put_taken(v, HEADS * d / 2);
+  } else {
+    combine(eat, a, n, s.slices, tag(P_PART), tag(P_MIXED));
+  }
   mark(34);
+  return s.few;
 }
 
 // The stream after the feed-forward part; and this layer's per-layer input, whose parts have long been there.

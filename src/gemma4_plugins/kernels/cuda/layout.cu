@@ -27,12 +27,14 @@ constexpr int W_LAST = PLE ? W_PLE : EXPERTS ? W_EXPERT_DOWN : W_DOWN;
 // Results that travel; a tag names launch, layer and phase.
 enum Phase { P_QKV, P_O, P_ROUTER, P_GATED, P_DOWN, P_EXPERT, P_EXPERT_DOWN, P_PLE_GATE, P_PLE, P_PART, P_MIXED, PHASES };
 
+// slices of the cached positions that every block puts together for itself, where it has at most so many pairs a thread
+constexpr int JOINED_PAIRS = 4;
 constexpr bool INT8 = WEIGHT_BYTES == 1;  // all matrices but the router's are int8 with fp32 row scales
 constexpr int CONSUMERS = WARPS * 32, THREADS = CONSUMERS + PRODUCERS * 32;
 constexpr int D_MAX = D_SLIDING > D_FULL ? D_SLIDING : D_FULL;
 constexpr int H_PER_THREAD = (HIDDEN + CONSUMERS - 1) / CONSUMERS;
 // packets of an operand made of pairs that a thread asks for at a time where there are many: all, if few enough
-constexpr int larger(int a, int b) { return a > b ? a : b; }
+DEVICE constexpr int larger(int a, int b) { return a > b ? a : b; }
 constexpr int PAIRS = larger(FF_MAX, larger(HEADS * D_MAX, TOP * EXPERT_FF)) / 2, PAIRS_EACH = (PAIRS + CONSUMERS - 1) / CONSUMERS;
 constexpr int ROUNDS = (PAIRS_EACH + 23) / 24, MANY_PAIRS = (PAIRS_EACH + ROUNDS - 1) / ROUNDS;
 constexpr int EXPERT_ROWS = EXPERT_FF ? EXPERT_FF : 1;

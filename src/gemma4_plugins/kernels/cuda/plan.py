@@ -20,6 +20,9 @@ SPAN = 256
 """Positions whose scores are held in shared memory at a time."""
 FLIGHT = 3 * STAGE_BYTES
 """Bytes on their way from memory at a time: what bandwidth times latency asks for, and little more."""
+JOINED = 8
+"""Slices of cached positions at most that every block puts together for itself, a power of two or 0: one hop between
+blocks less than sharing that out, for more to read."""
 GROUP_TILES = 4
 """Tiles of 16 rows between two reductions over warps."""
 PHASES = 11
@@ -109,7 +112,7 @@ def make_plan(text: TextConfig, machine: Machine, int8: bool = False, timers: bo
         return None
     constants = model_constants(text) | {
         "GRID": blocks, "WARPS": machine.warps, "PRODUCERS": machine.producers, "STAGE_BYTES": STAGE_BYTES,
-        "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "HISTORY": HISTORY,
+        "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED": JOINED, "HISTORY": HISTORY,
         "WEIGHT_BYTES": 1 if int8 else 2,
         **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip
@@ -185,7 +188,7 @@ def shared(c: dict[str, int | float], stages: int) -> dict[str, int]:
         "S_ROUTER": row if k["EXPERTS"] else 0, "S_EXPERTS": row if k["EXPERTS"] else 0, "S_STREAM": 2 * row,
         **{f"S_NORM_{i}": row for i in range(4 if k["EXPERTS"] else 2)},
         "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 4 * k["WARPS"] * 4,
-        "S_CHOSEN": 128, "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * stages + 1) * 8,
+        "S_SHARES": k["HEADS"] * k["JOINED"] * 4, "S_CHOSEN": 128, "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * stages + 1) * 8,
     }  # fmt: skip
     places = running(sizes, 128, "SHARED_BYTES")
     return places | {"QUERY_STRIDE": query, "PROBABILITY_STRIDE": chance, "NORM_BYTES": -(-row // 128) * 128}

@@ -55,13 +55,18 @@ struct Heads {  // the same code serves both kinds: instructions, too, come thro
 struct Slice {
   int kv_head, first_head, heads;  // at most 8 query heads of one key-value head
   int slices, index;               // slices of this step, and this block's; index >= slices: none
+  bool few = false;                // so few that every block puts them together for itself
   int start, count;                // positions from the cache, oldest first; the new one is slice 0's
 
   // How many positions are in sight before this one, and the slices that they are cut into.
   DEVICE Slice(const Heads& n, int position) {
     int held = n.full || position < WINDOW - 1 ? position : WINDOW - 1;
-    int length = ((held + n.most() - 1) / n.most() + 15) & ~15;
-    if (length < n.piece()) length = n.piece();
+    int most = n.most(), length = larger(((held + most - 1) / most + 15) & ~15, n.piece());
+    if (JOINED) {
+      int longer = larger(((held + JOINED - 1) / (JOINED ? JOINED : 1) + 15) & ~15, n.piece());
+      few = HEADS * n.d() / 2 <= JOINED_PAIRS * CONSUMERS && longer <= 2 * n.piece() && longer * most >= held;
+      if (few) length = longer;
+    }
     slices = held ? (held + length - 1) / length : 1;
     index = this_block() / n.items();
     int item = this_block() - index * n.items();

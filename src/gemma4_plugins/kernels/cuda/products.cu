@@ -24,8 +24,7 @@ DEVICE void Consumer::make_operand(int product) {
   switch (product) {
     case W_CONTEXT: put_stream(); break;
     case W_O:
-      attention();
-      pairs = HEADS * Heads(info).d() / 2, pairs_at = AT_MIXED, pairs_phase = P_MIXED;
+      if (!attention()) pairs = HEADS * Heads(info).d() / 2, pairs_at = AT_MIXED, pairs_phase = P_MIXED;
       break;
     case W_DOWN: pairs = ff / 2, pairs_at = AT_GATED, pairs_phase = P_GATED; break;
     case W_EXPERT:

@@ -91,10 +91,16 @@ def parts_of(plan: Plan, step: cuda_step.CudaStep, layers: int) -> str:
         wait, rows, out = (mean[3 * i + k] / share for k in range(3))
         if wait + rows + out > 0:
             lines.append(f"    {name:13s} {wait:7.2f} {rows:7.2f} {out:7.2f}")
-    attend, combine, end = mean[33] / layers, mean[34] / layers, mean[35]
-    return "\n".join(
-        [*lines, f"    attention {attend:.2f}, combining {combine:.2f} (per layer, before o), end {end:.2f}"]
-    )
+    attend, combine, end = (mean[33] + mean[36:40].sum()) / layers, mean[34] / layers, mean[35]
+    lines.append(f"    attention {attend:.2f}, joining slices {combine:.2f} (per layer, before o), end {end:.2f}")
+    busy = raw[raw[:, 36] > 0] / clock / layers  # blocks that attend in some layers; slowest first
+    busy = busy[np.argsort(-busy[:, 36])][:8]
+    means = busy.mean(0)
+    lines.append("    of the eight busiest: " + ", ".join(
+        f"{what} {means[i]:.2f}" for what, i in
+        (("queries", 36), ("scores", 37), ("weights", 38), ("values", 39), ("publishing", 33))
+    ))
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -127,9 +133,9 @@ def main() -> None:
                 step = timed_step(model, context, warps, options.parts)
                 seconds = statistics.median(times := measure(step, context, options.steps))
                 print(
-                    f"{name} context {context} warps {warps} flight {flight}: {seconds * 1e3:.3f} ms {1 / seconds:.1f} tok/s "
-                    f"({1 / max(times):.1f} to {1 / min(times):.1f}), {size / seconds / 1e12:.2f} TB/s, "
-                    f"{100 * size / seconds / rate:.0f} % of read",
+                    f"{name} context {context} warps {warps} flight {flight}: {seconds * 1e3:.3f} ms "
+                    f"{1 / seconds:.1f} tok/s ({1 / max(times):.1f} to {1 / min(times):.1f}), "
+                    f"{size / seconds / 1e12:.2f} TB/s, {100 * size / seconds / rate:.0f} % of read",
                     flush=True,
                 )
                 if options.parts:

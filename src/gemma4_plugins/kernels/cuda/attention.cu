@@ -265,12 +265,14 @@ DEVICE void publish_part(const Eater& e, const Arguments& a, const AttentionMemo
   }
 }
 
+template <class Mark>
 DEVICE void attend(Eater& e, const Arguments& a, const Heads& n, const Slice& s, const LayerAttention& layer, u8* memory, const NewPosition& fresh, u32 tag_in,
-                   u32 tag_out) {
+                   u32 tag_out, Mark mark) {
   if (s.index >= s.slices) return;
   AttentionMemory m(memory);
   prepare_heads(e, a, n, s, layer, m, fresh, tag_in);
   bar_sync(1, CONSUMERS);
+  mark(36);
   Mixed out = {};
   const int piece = n.piece(), d = n.d();
 #pragma unroll 1
@@ -279,9 +281,12 @@ DEVICE void attend(Eater& e, const Arguments& a, const Heads& n, const Slice& s,
     bool first = base == 0, with_fresh = first && s.index == 0;
     score_keys(e, m, d, count, piece, s.heads, with_fresh ? fresh.key : nullptr);
     bar_sync(1, CONSUMERS);
+    mark(37);
     weigh(e, m, count, s.heads, first, with_fresh);
     bar_sync(1, CONSUMERS);
+    mark(38);
     mix_values(e, m, d, count, piece, s.heads, first, with_fresh ? fresh.value : nullptr, out);
+    mark(39);
   }
   publish_part(e, a, m, d, s.heads, out, tag_out);
   bar_sync(1, CONSUMERS);  // the memory is the next operand's

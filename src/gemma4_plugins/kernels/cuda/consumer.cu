@@ -265,7 +265,7 @@ DEVICE bool Consumer::attention() {
   bool own = info & IS_OWN, one = info & KEY_IS_VALUE;
   LayerAttention settings = {own, one, norm(F_NORM_Q), norm(F_NORM_K), cos, sin, (u8*)field(F_CACHE), slots};
   u16* kept = (u16*)(shared + S_NEW) + (n.full ? 2 * D_MAX : 0);
-  attend(eat, a, n, s, settings, operand(), {kept, kept + D_MAX}, tag(P_QKV), tag(P_PART));
+  attend(eat, a, n, s, settings, operand(), {kept, kept + D_MAX}, tag(P_QKV), tag(P_PART), [&](int part) { mark(part); });
   mark(33);
   if (s.few) {
     float* shares = (float*)(shared + S_SHARES);

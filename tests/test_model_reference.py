@@ -29,6 +29,7 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.usefixtures("plain_loops")
 def test_full_forward_of_a_batch_of_two(family: str) -> None:
     reference = load(family)
     logits, cache = model(family).forward_ids(reference.ids.tolist())
@@ -43,6 +44,7 @@ def test_cached_runs_equal_the_full_forward(family: str, steps: list[int]) -> No
     assert relative_error(logits, load(family).logits[0]) < TOLERANCE
 
 
+@pytest.mark.usefixtures("plain_loops")
 def test_portable_cached_runs_and_greedy_tokens(family: str) -> None:
     reference, portable = load(family), model(family, "portable")
     assert portable.operations.decode_step is None
@@ -64,6 +66,7 @@ def cached_logits(model: GemmaModel, ids: list[int], steps: list[int]) -> np.nda
     return np.concatenate(parts)
 
 
+@pytest.mark.usefixtures("plain_loops")
 def test_cached_batch_of_two() -> None:
     family = "e2b"
     reference = load(family)

@@ -118,7 +118,7 @@ def summed_step(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of several batches added up in fp32, then one update: a graph per shape, and one for the update."""
 
-    def add(share: Tensor, first: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def add(share: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         with TinygradContext(TRAINING=1):
             loss = graph_loss(model, inputs, checkpointing) * share.reshape(())
             gradients = loss.gradient(*optimizer.params)
@@ -128,7 +128,7 @@ def summed_step(
             for index, gradient in enumerate(gradients):
                 if reached(gradient):
                     held = sum_of(optimizer, index)
-                    held.assign((first > 0).where(0.0, held) + gradient.cast(dtypes.float32))
+                    held.assign(held + gradient.cast(dtypes.float32))
                     changed.append(held)
             Tensor.realize(*changed)
             return loss
@@ -136,15 +136,17 @@ def summed_step(
     def finish() -> Tensor | None:
         with TinygradContext(TRAINING=1):
             sums = [optimizer.sums.get(index) for index in range(len(optimizer.params))]
-            return update(optimizer, sums, max_norm)
+            norm = update(optimizer, sums, max_norm)
+            Tensor.realize(*(held.assign(held.zeros_like()) for held in optimizer.sums.values()))
+            return norm
 
     scalar = lambda value: Tensor([value], dtype=dtypes.float32, device=model.device).clone().realize()  # noqa: E731
     total, targets = scalar(0.0), sum(batch.count for batch in batches)
-    for number, batch in enumerate(batches):
+    for batch in batches:
         graph = kept(optimizer.graphs, ("add", id(model), batch.shape, checkpointing), add, model, batch)
-        loss = graph(scalar(batch.count / targets), scalar(float(number == 0)), batch.upload(model))
+        loss = graph(scalar(batch.count / targets), batch.upload(model))
         total = (total + loss).realize()
-    norm = kept(optimizer.graphs, ("update", id(model), max_norm), finish)()
+    norm = kept(optimizer.graphs, ("update", id(model), max_norm, tuple(optimizer.sums)), finish)()
     return total.reshape(()).detach().realize(), None if norm is None else own(norm)
 
 
@@ -169,11 +171,13 @@ def own(result: Tensor) -> Tensor:
 
 
 def sum_of(optimizer: TrainingOptimizer, index: int) -> Tensor:
-    """Where the gradients of a parameter are added up: fp32, of its shape."""
+    """Where the gradients of a parameter are added up: fp32, of its shape, zero between steps."""
     if index not in optimizer.sums:
         param = optimizer.params[index]
         zeros = Tensor.zeros(*param.shape, dtype=dtypes.float32, device=param.device)
-        optimizer.sums[index] = zeros.contiguous().realize()
+        # made once, not with each run of the graph that is being captured
+        with TinygradContext(CAPTURING=0):
+            optimizer.sums[index] = zeros.contiguous().realize()
     return optimizer.sums[index]
 
 

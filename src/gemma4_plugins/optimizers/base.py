@@ -27,7 +27,7 @@ class NamedOptimizer(ABC):
         self.steps = {
             name: Tensor.zeros(1, dtype=dtypes.float32, device=device).contiguous() for name in self.params
         }
-        """Steps that each tensor has taken; a buffer each, so that tensors of one shape have their kernels in common."""
+        """Steps that each tensor has taken; a buffer each, so that tensors of one shape share their kernels."""
         Tensor.realize(*self.steps.values())
         self.masters = {
             name: p.detach().cast(dtypes.float32).contiguous().realize()

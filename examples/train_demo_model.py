@@ -98,4 +98,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # tinygrad reads these once. Sums over the rows of a batch are split sooner than it would by itself: gradients of
+    # small matrices have few elements, and would leave most of a GPU idle. Its compiling processes live longer.
+    os.environ.setdefault("REDUCEOP_SPLIT_THRESHOLD", "4096")
+    os.environ.setdefault("BEAM_MAX_TASKS_PER_CHILD", "1000")
     main()

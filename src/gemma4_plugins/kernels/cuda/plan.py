@@ -20,9 +20,9 @@ SPAN = 256
 """Positions whose scores are held in shared memory at a time."""
 FLIGHT = 3 * STAGE_BYTES
 """Bytes on their way from memory at a time: what bandwidth times latency asks for, and little more."""
-JOINED = 8
+JOINED = {"bf16": 8, "int8": 0}
 """Slices of cached positions at most that every block puts together for itself, a power of two or 0: one hop between
-blocks less than sharing that out, for more to read."""
+blocks less than sharing that out, for more to read; by the weights' type, since int8 ones leave less time to hide it."""
 GROUP_TILES = 4
 """Tiles of 16 rows between two reductions over warps."""
 PHASES = 11
@@ -112,7 +112,7 @@ def make_plan(text: TextConfig, machine: Machine, int8: bool = False, timers: bo
         return None
     constants = model_constants(text) | {
         "GRID": blocks, "WARPS": machine.warps, "PRODUCERS": machine.producers, "STAGE_BYTES": STAGE_BYTES,
-        "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED": JOINED, "HISTORY": HISTORY,
+        "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED": JOINED["int8" if int8 else "bf16"], "HISTORY": HISTORY,
         "WEIGHT_BYTES": 1 if int8 else 2,
         **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip

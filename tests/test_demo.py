@@ -18,6 +18,7 @@ import gemma4_core.demo as demo
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.errors import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reference_data import load
 from tinygrad import Tensor
-from training_tools import quick
+from training_tools import quick, short
 
 from gemma4_core import DenseMatrix, InputError, Matrix, ModelTransform, Option, hookimpl, load_pretrained, registry
 from gemma4_core.model import GemmaModel
@@ -54,7 +54,7 @@ class Derived(DenseMatrix):
 
 @pytest.fixture(name="model")
 def model_fixture() -> GemmaModel:
-    return load_pretrained(load("dense").folder, device="cpu", dtype="float32")
+    return short("dense")
 
 
 def tokens(model: GemmaModel, cache: Any = None) -> list[int]:

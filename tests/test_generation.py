@@ -19,6 +19,7 @@ from gemma4_core.generation.tokens import Generation, Sampling, prepare, run
 from gemma4_core.model import GemmaModel
 from gemma4_core.ops.sampling import SamplingState, sample
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
 NEW = 12
 
 

@@ -25,6 +25,7 @@ from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.cli.generate import generate_command
 from gemma4_core.demo import demo_config, write_demo_checkpoint
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "origin.md").read_text(encoding="utf-8")
 

@@ -30,7 +30,7 @@ MIXTURE = SMALL | {
 
 
 @pytest.fixture
-def emulated(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def emulated(cpu: str, plain_loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three multiprocessors with four multiplying warps each, and spans of 32 positions, so that there are several."""
     cuda_emulation.emulate(monkeypatch, blocks=3)
     monkeypatch.setattr(step, "machine", lambda: plan.Machine(3, 230_000, 4, 2))

@@ -112,6 +112,7 @@ def test_wrong_tinygrad_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------------ a checkpoint
 
 
+@pytest.mark.usefixtures("plain_loops")
 def test_sound_checkpoint(quick: doctor.Report, tiny: Path) -> None:
     ran = run("--model-dir", str(tiny), "--device", "cpu", "--json")
     assert (ran.exit_code, ran.stderr) == (0, "")

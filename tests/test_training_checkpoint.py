@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from reference_data import load, load_multimodal
 from safetensors import safe_open
-from training_tools import MLP, quick, snapshot, tiny
+from training_tools import MLP, quick, short, snapshot
 
 from gemma4_core import (
     Gemma4Error,
@@ -44,14 +44,14 @@ def equal(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_three_and_three_steps_are_six(tmp_path: Path, dtype: str) -> None:
-    model = tiny(dtype=dtype)
+    model = short(dtype=dtype)
     optimizer = build_optimizer(model, lr=0.01, weight_decay=0.1, trainable=MLP)
     losses = []
     for step in range(6):
         if step == 3:
             save_training_checkpoint(model, tmp_path / "run", optimizer, {"step": 3, "seen": [1, 2]})
         losses.append(train_step(model, optimizer, BATCH).item())
-    fresh = tiny(dtype=dtype)
+    fresh = short(dtype=dtype)
     other = build_optimizer(fresh, lr=1.0, weight_decay=0.1, trainable=MLP)
     train_step(fresh, other, BATCH)  # a captured step, which must see what is loaded
     assert load_training_checkpoint(tmp_path / "run", fresh, other) == {"step": 3, "seen": [1, 2]}
@@ -97,7 +97,7 @@ def test_a_table_that_is_off_the_device_is_saved(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    model = tiny()
+    model = short()
     optimizer = build_optimizer(model, trainable=MLP)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
@@ -118,7 +118,7 @@ def test_errors(tmp_path: Path) -> None:
         with pytest.raises(Gemma4Error, match="does not fit this"):
             load_training_checkpoint(tmp_path / "full", model, build_optimizer(model, kind, trainable=patterns))
     with pytest.raises(Gemma4Error, match="full"):
-        load_training_checkpoint(tmp_path / "full", tiny("e2b"))
+        load_training_checkpoint(tmp_path / "full", short("e2b"))
     (tmp_path / "full/training_state.safetensors").write_bytes(b"short")
     with pytest.raises(Gemma4Error, match=r"training_state\.safetensors"):
         load_training_checkpoint(tmp_path / "full", model, optimizer)

@@ -37,6 +37,12 @@ POSITION_LIMIT = 1 << 20
 """Upper bound of the symbolic position; no context is longer."""
 
 
+def first_position(storage: Storage, position: int) -> UOp:
+    """Where a call begins, as graphs take it. tinygrad plans memory for the largest value: a chunk's scores for as many
+    positions as the buffers hold, not for the longest context that there could be."""
+    return UOp.variable("start", 0, storage.capacity).bind(position)
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Positions to append in one go: ids ``[B, n]`` with the pad id where soft tokens stand, and what replaces them."""
@@ -119,7 +125,7 @@ class Engine:
         if blocked:
             marks = np.full(chunk.ids.shape, -1, np.int32) if chunk.blocks is None else chunk.blocks
             inputs.append(self._upload(pad(marks, -1)))
-        start = UOp.variable("start", 0, POSITION_LIMIT).bind(at)
+        start = first_position(storage, at)
         valid = UOp.variable("valid", 1, length).bind(count)
         hidden = graph(*inputs, start, valid)
         return hidden[:, :count] if every else hidden
@@ -159,7 +165,7 @@ class Engine:
         """Append one position ``ids [B, 1]`` and return its final hidden state ``[B, 1, H]``."""
         if "hidden" not in storage.graphs:
             storage.graphs["hidden"] = Graph(self._token_function(storage, head=False))
-        start = UOp.variable("start", 0, POSITION_LIMIT).bind(at)
+        start = first_position(storage, at)
         return storage.graphs["hidden"](*self._token_inputs(self._upload(ids), ids), start)  # type: ignore[operator]
 
     def decode_step(self, storage: Storage, state: SamplingState | None) -> DecodeStep:
@@ -183,7 +189,7 @@ class Engine:
         graph = Graph(self._token_function(storage, head=True, sampled=sampled))
 
         def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
-            start = UOp.variable("start", 0, POSITION_LIMIT).bind(position)
+            start = first_position(storage, position)
             ids = token.numpy() if self.model.ple_host is not None else None
             extra = [state.params, state.seed, state.seen] if state is not None else []
             return graph(*self._token_inputs(token, ids), *extra, start)

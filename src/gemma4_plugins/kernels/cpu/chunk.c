@@ -24,7 +24,7 @@ static void multiply(Worker *w, const Chunk *c, const Matrix *m, const Rows *x, 
     i64 ticket, end;
     while (claim(w, (m->rows + PANEL - 1) / PANEL, 1, &ticket, &end)) {
         i64 from = ticket * PANEL, width = m->rows - from < PANEL ? m->rows - from : PANEL;
-        panel(m, from, x, c->packed, c->sums);
+        panel(m, from, from + PANEL * w->s->threads, x, c->packed, c->sums);
         for (i64 r = 0; r < c->count; r++) for (i64 n = 0; n < width; n++) out[r * m->rows + from + n] = c->sums[r * PANEL + n];
     }
     barrier(w);
@@ -36,8 +36,9 @@ static void multiply_gated(Worker *w, const Chunk *c, const Matrix *gate, const 
     float *second = c->sums + c->count * PANEL;
     while (claim(w, (n + PANEL - 1) / PANEL, 1, &ticket, &end)) {
         i64 from = ticket * PANEL, width = n - from < PANEL ? n - from : PANEL;
-        panel(gate, from, x, c->packed, c->sums);
-        panel(up, from, x, c->packed, second);
+        i64 next = from + PANEL * w->s->threads;
+        panel(gate, from, next, x, c->packed, c->sums);
+        panel(up, from, next, x, c->packed, second);
         for (i64 r = 0; r < c->count; r++)
             for (i64 i = 0; i < width; i++) out[r * n + from + i] = gelu(c->sums[r * PANEL + i]) * second[r * PANEL + i];
     }
@@ -57,17 +58,19 @@ static void add_rows(Worker *w, const Chunk *c, const float *x, const float *wei
     barrier(w);
 }
 
-static void chunk_attention(Worker *w, const Layer *l, const Call *call, const Chunk *c) {
+// Keys and values of the chunk into the cache, and unless `keys_only` the queries, normed and rotated, into c->wide.
+static void chunk_heads(Worker *w, const Layer *l, const Call *call, const Chunk *c, int keys_only) {
     const Step *s = w->s;
     i64 d = l->head_dim, width = s->heads * d, kv_width = l->kv_heads * d, own = l->k.data ? l->kv_heads : 0, ticket, end;
-    float *q = c->wide, *k = q + c->count * width, *v = k + c->count * kv_width, *mixed = c->other;
+    i64 jobs = own + (keys_only ? 0 : s->heads);
+    float *q = c->wide, *k = q + c->count * width, *v = k + c->count * kv_width;
     Rows x = ready_rows(w, c, c->h, s->hidden, l->in_norm, 1, l->q.type);
-    multiply(w, c, &l->q, &x, q);
+    if (!keys_only) multiply(w, c, &l->q, &x, q);
     if (l->k.data) multiply(w, c, &l->k, &x, k);
     if (l->v.data) multiply(w, c, &l->v, &x, v);
-    while (claim(w, c->count * (own + s->heads), 8, &ticket, &end))
+    while (claim(w, c->count * jobs, 8, &ticket, &end))
         for (i64 at = ticket; at < end; at++) {
-            i64 row = at / (own + s->heads), head = at % (own + s->heads), position = call->start + row;
+            i64 row = at / jobs, head = at % jobs, position = call->start + row;
             if (head < own) {
                 float *key = k + row * kv_width + head * d;
                 place_kv(s, l, position, head, key, l->v.data ? v + row * kv_width + head * d : key, c->sums);
@@ -78,9 +81,22 @@ static void chunk_attention(Worker *w, const Layer *l, const Call *call, const C
             rotate(line, l->cos + position * (d / 2), l->sin + position * (d / 2), d);
         }
     barrier(w);
-    while (claim(w, c->count * l->kv_heads, 1, &ticket, &end)) {
-        i64 row = ticket / l->kv_heads, kv = ticket % l->kv_heads, position = call->start + row, group = s->heads / l->kv_heads;
-        i64 first = l->window && position + 1 > l->window ? position + 1 - l->window : 0;
+}
+
+static void chunk_attention(Worker *w, const Layer *l, const Call *call, const Chunk *c) {
+    const Step *s = w->s;
+    i64 d = l->head_dim, width = s->heads * d, ticket, end;
+    float *q = c->wide, *mixed = c->other;
+    chunk_heads(w, l, call, c, 0);
+    i64 each = attended_rows(s, l), blocks = (c->count + each - 1) / each;
+    while (claim(w, blocks * l->kv_heads, 1, &ticket, &end)) {
+        // late rows see the most: they go first, so that no thread is left with them alone
+        i64 row = (blocks - 1 - ticket / l->kv_heads) * each, kv = ticket % l->kv_heads, group = s->heads / l->kv_heads;
+        if (each > 1) {
+            attend_rows(s, l, call->start + row, kv, c->count - row < each ? c->count - row : each, q + row * width, mixed + row * width, c->sums, c->packed);
+            continue;
+        }
+        i64 position = call->start + row, first = l->window && position + 1 > l->window ? position + 1 - l->window : 0;
         for (i64 g = 0; g < group; g += GROUP) {
             int heads = (int)(group - g < GROUP ? group - g : GROUP);
             i64 head = kv * group + g;
@@ -88,7 +104,7 @@ static void chunk_attention(Worker *w, const Layer *l, const Call *call, const C
         }
     }
     barrier(w);
-    x = ready_rows(w, c, mixed, width, 0, 0, l->o.type);
+    Rows x = ready_rows(w, c, mixed, width, 0, 0, l->o.type);
     multiply(w, c, &l->o, &x, c->x);
     add_rows(w, c, c->x, l->attn_norm, 1.0f);
 }
@@ -120,8 +136,8 @@ static void run_expert(Worker *w, const Layer *l, const Chunk *c, const Rows *x,
     for (i64 i = 0; i < taken * inner * (down_pairs ? 2 : 4); i++) hidden[i] = 0;
     for (i64 from = 0; from < ff; from += PANEL) {
         i64 width = ff - from < PANEL ? ff - from : PANEL;
-        panel(&gate, from, &mine, c->packed, c->sums);
-        panel(&up, from, &mine, c->packed, second);
+        panel(&gate, from, from + PANEL, &mine, c->packed, c->sums);
+        panel(&up, from, from + PANEL, &mine, c->packed, second);
         for (i64 r = 0; r < taken; r++) for (i64 i = 0; i < width; i++) {
             float y = gelu(c->sums[r * PANEL + i]) * second[r * PANEL + i];
             if (down_pairs) ((u16 *)hidden)[r * inner + from + i] = to_bf16(y);
@@ -130,7 +146,7 @@ static void run_expert(Worker *w, const Layer *l, const Chunk *c, const Rows *x,
     }
     for (i64 from = 0; from < n; from += PANEL) {
         i64 width = n - from < PANEL ? n - from : PANEL;
-        panel(&down, from, &then, c->packed, c->sums);
+        panel(&down, from, from + PANEL, &then, c->packed, c->sums);
         for (i64 r = 0; r < taken; r++) for (i64 i = 0; i < width; i++) slots[where[r] * n + from + i] = c->sums[r * PANEL + i];
     }
 }
@@ -244,7 +260,9 @@ static void run_chunk(Worker *w, const Call *call) {
                (u32 *)(s->chunk_room + w->thread * s->chunk_room_per_thread), 0, call->count};
     c.sums = (float *)(c.packed + DEPTH * PANEL);
     chunk_embed(w, call, &c);
-    for (; layer < (call->every ? s->layer_count : s->first_shared); layer++) chunk_layer(w, layer, call, &c);
+    // a prompt is there for its keys and values: the last layer that makes any, and all after it, run for its last row
+    for (; layer < (call->every ? s->layer_count : s->first_shared - 1); layer++) chunk_layer(w, layer, call, &c);
+    if (!call->every) chunk_heads(w, s->layers + layer, call, &c, 1);
     if (call->every) {
         while (claim(w, call->count, 8, &a, &b)) for (i64 r = a; r < b; r++) rms_norm(call->hidden + r * n, c.h + r * n, s->norm, n, s->eps);
     } else if (call->wanted) {

@@ -62,12 +62,17 @@ static inline u32x words(const Matrix *m, i64 row, i64 col, int pairs) {
     i64 left = m->cols - col, at = row * m->cols + col;
     if (pairs) {
         if (m->type == BF16 && left >= 32) return *(const u32x *)((const u16 *)m->data + at);
+        if (m->type == I8 && left >= 32) {                 // int8 values are exact in bf16
+            i32x both = (i32x)__builtin_convertvector(*(const u16x *)((const i8 *)m->data + at), u32x);
+            u32x low = (u32x)__builtin_convertvector((both << 24) >> 24, f32x), high = (u32x)__builtin_convertvector((both << 16) >> 24, f32x);
+            return low >> 16 | (high & 0xffff0000u);
+        }
         for (int i = 0; i < 16; i++) {
             u32 low = 0, high = 0;
             if (m->type == BF16) {
                 low = 2 * i < left ? ((const u16 *)m->data)[at + 2 * i] : 0;
                 high = 2 * i + 1 < left ? ((const u16 *)m->data)[at + 2 * i + 1] : 0;
-            } else {                                       // int8 values are exact in bf16
+            } else {
                 low = 2 * i < left ? to_bf16(((const i8 *)m->data)[at + 2 * i]) : 0;
                 high = 2 * i + 1 < left ? to_bf16(((const i8 *)m->data)[at + 2 * i + 1]) : 0;
             }
@@ -132,8 +137,17 @@ static inline __attribute__((always_inline)) void tile(const u32 *packed, i64 co
         for (int j = 0; j < 4; j++) *(f32x *)(out + r * PANEL + j * LANES) = acc[r][j];
 }
 
-static void tiles(const u32 *packed, i64 count, const Rows *x, i64 word, float *sums, int first) {
+// Bytes of weight rows that will be packed next, brought into the cache bit by bit beside the work at hand.
+typedef struct { const char *from; i64 stride, bytes; int rows; } Ahead;
+
+static inline void bring(const Ahead *a, i64 part, i64 parts) {
+    i64 lines = a->bytes / 64, all = lines * a->rows;
+    for (i64 i = all * part / parts; i < all * (part + 1) / parts; i++) __builtin_prefetch(a->from + i / lines * a->stride + i % lines * 64, 0, 2);
+}
+
+static void tiles(const u32 *packed, i64 count, const Rows *x, i64 word, float *sums, int first, const Ahead *ahead) {
     for (i64 r = 0; r < x->rows; r += TILE) {
+        if (ahead) bring(ahead, r / TILE, (x->rows + TILE - 1) / TILE);
         float *out = sums + r * PANEL;
         int rows = (int)(x->rows - r < TILE ? x->rows - r : TILE);
         if (rows == TILE) {
@@ -146,13 +160,23 @@ static void tiles(const u32 *packed, i64 count, const Rows *x, i64 word, float *
     }
 }
 
-// All rows of x against weight rows [from, from + PANEL): sums[row][PANEL]. packed: DEPTH * PANEL words.
-static void panel(const Matrix *m, i64 from, const Rows *x, u32 *packed, float *sums) {
+// Where the block after this one lies: further columns of the same rows, else the first ones of rows to come.
+static inline Ahead after(const Matrix *m, i64 from, i64 col, i64 step, i64 next) {
+    i64 item = m->type == F32 ? 4 : m->type == BF16 ? 2 : 1;
+    if (col + step >= m->cols) from = next, col = 0; else col += step;
+    i64 rows = m->rows - from < PANEL ? m->rows - from : PANEL, cols = m->cols - col < step ? m->cols - col : step;
+    return (Ahead){(const char *)m->data + (from * m->cols + col) * item, m->cols * item, cols * item, rows > 0 ? (int)rows : 0};
+}
+
+// All rows of x against weight rows [from, from + PANEL): sums[row][PANEL]. packed: DEPTH * PANEL words. `next` are the
+// rows that this thread will probably have after these.
+static void panel(const Matrix *m, i64 from, i64 next, const Rows *x, u32 *packed, float *sums) {
     i64 end = from + PANEL < m->rows ? from + PANEL : m->rows, all = x->pairs ? x->stride / 2 : (m->cols + 15) & ~15LL;
     for (i64 word = 0; word < all; word += DEPTH) {
-        i64 count = all - word < DEPTH ? all - word : DEPTH;
-        pack(m, from, end, word * (x->pairs ? 2 : 1), count, x->pairs, packed);
-        tiles(packed, count, x, word, sums, word == 0);
+        i64 count = all - word < DEPTH ? all - word : DEPTH, each = x->pairs ? 2 : 1;
+        Ahead ahead = after(m, from, word * each, DEPTH * each, next);
+        pack(m, from, end, word * each, count, x->pairs, packed);
+        tiles(packed, count, x, word, sums, word == 0, &ahead);
     }
     if (m->scale) for (i64 r = 0; r < x->rows; r++) for (i64 n = from; n < end; n++) sums[r * PANEL + n - from] *= m->scale[n];
 }

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from gemma4_core.model.cache import Storage
     from gemma4_core.model.model import GemmaModel
 
-SOURCES = ("entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c", "panels.c", "chunk.c")
+SOURCES = ("entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c", "panels.c", "rows.c", "chunk.c")
 # sizes that the C sources fix
 LARGEST_TOP = 16
 SPLITS = 64
-PANEL, DEPTH, HEAD_BLOCK = 64, 256, 256
-CHUNK = 128
+PANEL, DEPTH, HEAD_BLOCK, SLOTS, ATTENDED = 64, 256, 256, 64, 120
+CHUNK = 256
 """Prompt positions per call."""
 
 
@@ -136,7 +136,8 @@ def fill_chunk_buffers(step: CStep, text: TextDecoder, arena: Arena, count: int)
     step.chunk_wide, step.chunk_other = arena.floats(count * wide), arena.floats(count * max(heads, hidden))
     step.chunk_ple = arena.floats(count * len(config.layers) * config.hidden_size_per_layer_input)
     step.chunk_ready = arena.floats(count * pad(max(hidden, heads, width)))
-    sums = max(2 * count * PANEL, hidden, max(layer.head_dim for layer in config.layers))
+    widest = max(layer.head_dim for layer in config.layers)
+    sums = max(2 * count * PANEL, hidden, ATTENDED * (2 * widest + 2 * SLOTS + 4))
     expert = count * (top + pad(hidden) + pad(inner)) if top else 0
     step.chunk_room_per_thread = 4 * ((DEPTH * PANEL + sums + expert + 31) // 16 * 16)
     step.chunk_room = arena.floats(step.threads * step.chunk_room_per_thread // 4)

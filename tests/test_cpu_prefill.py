@@ -1,0 +1,56 @@
+"""Prompts through the processor's own chunks against the portable form, with heads wide enough for whole panels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma4_core import load_pretrained
+from gemma4_core.checkpoint import write_random_checkpoint
+from gemma4_core.text.tiny import TINY_TEXT_IDS
+
+CONFIG = {
+    "model_type": "gemma4_text", **TINY_TEXT_IDS, "vocab_size": 512, "vocab_size_per_layer_input": 512,
+    "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 1,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "num_global_key_value_heads": 1,
+    "head_dim": 64, "global_head_dim": 128, "sliding_window": 70, "hidden_size_per_layer_input": 16,
+    "max_position_embeddings": 2048, "final_logit_softcapping": 30.0,
+}  # fmt: skip
+IDS = [2, *((7919 * i + 3) % 500 + 5 for i in range(330))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("wide") / "model", CONFIG, 3)
+
+
+def logits_of(folder: Path, dtype: str, pieces: tuple[int, ...]) -> np.ndarray:
+    """Logits of all positions, the prompt given in pieces."""
+    model = load_pretrained(folder, device="cpu", dtype=dtype)
+    cache, found, at = model.make_cache(), [], 0
+    for piece in pieces:
+        found.append(model.forward_ids([IDS[at : at + piece]], cache=cache)[0].numpy()[0])
+        at += piece
+    return np.concatenate(found)
+
+
+@pytest.mark.usefixtures("plain_loops")
+@pytest.mark.parametrize("pieces", [(331,), (3, 301, 27)])
+def test_chunks_are_as_near_to_the_truth_as_the_portable_form(
+    folder: Path, pieces: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, exact = logits_of(folder, "bfloat16", pieces), logits_of(folder, "float32", pieces)
+    model = load_pretrained(folder, device="cpu")
+    first = next(iter(model.stream_generate(prompt_tokens=IDS, max_new_tokens=1, stop_ids=())))
+    monkeypatch.setenv("GEMMA4_KERNELS", "portable")
+    plain, truth = logits_of(folder, "bfloat16", pieces), logits_of(folder, "float32", pieces)
+    distance = lambda x: float(np.linalg.norm(x - truth) / np.linalg.norm(truth - truth.mean()))  # noqa: E731
+    assert distance(exact) < 1e-4
+    assert distance(ours) < 1.25 * distance(plain)
+    # a prompt alone runs its last own layer, and all after it, for one position
+    assert first.token == int(ours[-1].argmax())
+    shares = ours[-1] - ours[-1].max()
+    assert first.logprob == pytest.approx(float(-np.log(np.exp(shares).sum())), abs=0.02)

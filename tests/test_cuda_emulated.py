@@ -9,8 +9,10 @@ from typing import Any
 import cuda_emulation
 import numpy as np
 import pytest
+from tinygrad import Tensor
 
 from gemma4_core.errors import DeviceError
+from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.kernels.cuda import plan, step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -45,6 +47,24 @@ def test_steps_and_prompts_are_as_near_to_the_truth_as_the_portable_form(
     # both ways of putting slices of positions together
     monkeypatch.setattr(plan, "JOINED", dict.fromkeys(plan.JOINED, joined))
     assert cuda_check.check(name, [0, 100 if joined else 130], [40])
+
+
+def test_drawn_tokens_are_read_like_greedy_ones(emulated: None) -> None:
+    model = cuda_check.model_of("small")
+    storage = cuda_check.filled(model, 40)
+    drawing = step.decode_step(model.engine, storage, True)
+    assert isinstance(drawing, step.CudaStep) and drawing.ahead == step.AHEAD
+    upload = lambda array: Tensor(array, device="CPU").contiguous().realize()  # noqa: E731
+    arrays = (np.array([1, 8, 0.9, 0, 1.1], np.float32), np.array([3], np.uint32), np.zeros((1, 192), np.bool_))
+    ours, theirs = (SamplingState(*map(upload, arrays)) for _ in range(2))
+    first = drawing(upload(np.array([[7]], np.int32)), 20, ours)
+    second = drawing(first[0], 21, ours)  # queued before the first is read
+    assert drawing.logits is not None
+    theirs.seen.assign(upload(np.arange(192)[None] == first.read()[0])).realize()  # type: ignore[attr-defined]
+    expected = model.engine.choose(drawing.logits, 22, theirs)
+    token, logprob = second.read()  # type: ignore[attr-defined]
+    assert token == expected[0].item() and logprob == pytest.approx(expected[1].item(), abs=1e-4)
+    assert (ours.seen.numpy() == theirs.seen.numpy()).all()
 
 
 def test_int8_numbers_become_bf16(emulated: None) -> None:

@@ -362,7 +362,7 @@ inline void copies_done() {
   copies_finish(0);
   emulator::current->groups.emplace_back();
 }
-inline int atomicAdd(int* p, int v) { int old = *p; *p += v; return old; }
+template <class T> inline T atomicAdd(T* p, T v) { T old = *p; *p += v; return old; }
 inline unsigned bf16_bits(float f) {
   unsigned v = as_bits(f);
   return f != f ? 0x7fffu : (v + 0x7fff + (v >> 16 & 1)) >> 16;

@@ -41,6 +41,11 @@ def wide_source() -> str:
     return "".join(source_file(name) for name in WIDE_FILES)
 
 
+def choose_source(constants: Mapping[str, int | float]) -> str:
+    """The kernel that draws a token."""
+    return defines(constants) + source_file("choose")
+
+
 def expand_source() -> str:
     """The kernel that turns int8 numbers into bf16."""
     return device_source(source_file("expand"))

@@ -13,6 +13,7 @@ from tinygrad import Tensor, dtypes
 from gemma4_core.errors import DeviceError
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.kernels.cuda import launch
+from gemma4_plugins.kernels.cuda.choose import Chooser
 from gemma4_plugins.kernels.cuda.plan import HISTORY, Machine, Plan, make_plan, unsupported
 from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, expand_source, step_source
 from gemma4_plugins.kernels.cuda.table import address_table, storage_of
@@ -107,7 +108,9 @@ class CudaStep:
     def __init__(self, engine: Engine, storage: Storage, plan: Plan, kernel: launch.Kernel, sampled: bool) -> None:
         model = engine.model
         self.engine, self.plan, self.kernel, self.sampled = engine, plan, kernel, sampled
-        self.ahead = 0 if sampled or model.ple_host is not None else AHEAD
+        drawn = sampled and Chooser.serves(engine.vocab)
+        self.chooser = Chooser(engine.vocab, model.device, model.suppressed) if drawn else None
+        self.ahead = 0 if (sampled and not drawn) or model.ple_host is not None else AHEAD
         rotation = model.text.rotation_table(storage.capacity + model.chunk)
         # what the table points to must stay, whatever becomes of the model
         self.kept: list[Any] = [storage.layers, rotation, [model.suppressed, *held_tensors(model)]]
@@ -131,8 +134,11 @@ class CudaStep:
         if self.sampled and state is not None:
             assert self.logits is not None
             self._launch(token, position, None, self.logits)
-            return self.engine.choose(self.logits, position + 1, state)
-        self._launch(token, position, outputs, None)
+            if self.chooser is None:
+                return self.engine.choose(self.logits, position + 1, state)
+            self.chooser.launch(self.logits, position + 1, state, outputs, self.history.address, self.sequence)
+        else:
+            self._launch(token, position, outputs, None)
         issued = Issued(outputs)
         issued.step, issued.sequence = self, self.sequence
         return issued

@@ -23,13 +23,24 @@ from tinygrad import Tensor
 from gemma4_plugins.kernels.cuda import launch
 
 HEADER = Path(__file__).parent / "emulator" / "cuda_threads.h"
-FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-w", *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"))
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-w", *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"))
 
 
-def host_compiler() -> list[str]:
-    """A C++ compiler: one on the path, or the ``ziglang`` package's."""
+def build(source: Path, library: Path) -> None:
+    """A shared library of a C++ file, by a compiler on the path or the ``ziglang`` package's.
+
+    The latter would first build its C++ library for a minute: what this needs of it stands in the header, and what is
+    needed of C is in this process already.
+    """
     found = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
-    return [found] if found else [sys.executable, "-m", "ziglang", "c++"]
+    if found:
+        subprocess.run([found, *FLAGS, "-shared", str(source), "-o", str(library)], check=True)
+        return
+    zig, unit = [sys.executable, "-m", "ziglang"], library.with_suffix(".o")
+    alone = ("-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics")
+    subprocess.run([*zig, "c++", *FLAGS, *alone, "-c", str(source), "-o", str(unit)], check=True)
+    subprocess.run([*zig, "cc", "-shared", "-nostdlib", str(unit), "-o", str(library)], check=True)
+    unit.unlink()
 
 
 KERNEL = re.compile(r"(?:\bKERNEL\([^)]*\)|__global__\s+void)\s+(\w+)\s*\(([^)]*)\)\s*{")
@@ -56,7 +67,7 @@ def compiled(source: str) -> ctypes.CDLL:
     if not library.exists():
         (folder / f"{key}.cpp").write_text(text, encoding="utf-8")
         partial = folder / f"{key}.{os.getpid()}.so"
-        subprocess.run([*host_compiler(), *FLAGS, str(folder / f"{key}.cpp"), "-o", str(partial)], check=True)
+        build(folder / f"{key}.cpp", partial)
         partial.replace(library)
     return ctypes.CDLL(str(library))
 

@@ -13,6 +13,13 @@
 #include <ucontext.h>
 #include <vector>
 
+#ifdef _LIBCPP_VERSION  // compiled without linking that library
+void* operator new(size_t size) { return malloc(size); }
+void operator delete(void* p) noexcept { free(p); }
+void operator delete(void* p, size_t) noexcept { free(p); }
+void std::__libcpp_verbose_abort(const char*, ...) noexcept { abort(); }
+#endif
+
 #define EMULATED 1
 #define BULK 1
 #define DEVICE inline

@@ -2,8 +2,9 @@
 // gemma4_core.ops.sampling has them. A thread keeps its scores in registers. The two thresholds are found digit by digit
 // of the scores' bits, from histograms that all blocks add to, with a barrier after each; all blocks must be resident.
 
-constexpr int CHOOSERS = 256, DIGITS = 256, ROUNDS_EACH = 4, HISTOGRAMS = 2 * ROUNDS_EACH;
+constexpr int DIGITS = 256, ROUNDS_EACH = 4, HISTOGRAMS = 2 * ROUNDS_EACH;
 constexpr int SCORES_EACH = (VOCAB + GRID * CHOOSERS - 1) / (GRID * CHOOSERS);
+static_assert(SCORES_EACH <= 32, "a bit for each score of a thread");
 constexpr float EXCLUDED = -1e30f, ONE = 1073741824.f;  // weights are counted in 2^-30, so that their sums have no order
 
 struct Partial {  // of one block
@@ -54,6 +55,7 @@ struct Room {  // a block's shared memory
   u32 digit;
   u64 rest;
 };
+static_assert(sizeof(Room) == ROOM_BYTES && sizeof(Board) == BOARD_BYTES, "choose.py makes this memory");
 
 template <class Merge> DEVICE float over_block(float v, float* room, Merge merge) {
   for (int o = 16; o; o >>= 1) v = merge(v, __shfl_xor_sync(ALL, v, o));
@@ -97,14 +99,14 @@ KERNEL(256) choose_token(const float* logits, const u8* suppressed, const float*
   const u32 start = mix(*seed + (u32)position * 0x9e3779b1u);
   auto larger_of = [](float a, float b) { return fmaxf(a, b); };
   auto added = [](float a, float b) { return a + b; };
+  auto given = [&](int id) { return suppressed && suppressed[id] ? EXCLUDED : logits[id]; };
   float score[SCORES_EACH], scaled[SCORES_EACH], top = EXCLUDED, highest = -3e38f, sum = 0;
   u32 key[SCORES_EACH], kept = 0, turn = 0;
-  static_assert(SCORES_EACH <= 32, "a bit for each score of a thread");
-#pragma unroll
+  #pragma unroll
   for (int i = 0; i < SCORES_EACH; i++) {
     int id = (i * GRID + block) * CHOOSERS + t;
     if (id >= VOCAB) continue;
-    float v = suppressed && suppressed[id] ? EXCLUDED : logits[id];
+    float v = given(id);
     score[i] = !seen[id] ? v : v > 0 ? v / penalty : v * penalty;
     scaled[i] = score[i] / (temperature > 0 ? temperature : 1.f);
     key[i] = ordered(scaled[i]);
@@ -115,7 +117,7 @@ KERNEL(256) choose_token(const float* logits, const u8* suppressed, const float*
 #pragma unroll
   for (int i = 0; i < SCORES_EACH; i++) {
     int id = (i * GRID + block) * CHOOSERS + t;
-    if (id < VOCAB) sum += expf((suppressed && suppressed[id] ? EXCLUDED : logits[id]) - top);
+    if (id < VOCAB) sum += expf(given(id) - top);
   }
   sum = over_block(sum, room->values, added);
   if (t == 0) all->parts[block].top = top, all->parts[block].sum = sum, all->parts[block].highest = highest;
@@ -163,7 +165,7 @@ KERNEL(256) choose_token(const float* logits, const u8* suppressed, const float*
     int id = (i * GRID + block) * CHOOSERS + t;
     if (!(kept >> i & 1) || expf(scaled[i] - highest) < min_p) continue;
     float value = temperature > 0 ? scaled[i] + noise(start, id) : score[i];
-    if (value > best || (value == best && id < which)) best = value, which = id, logit = suppressed && suppressed[id] ? EXCLUDED : logits[id];
+    if (value > best || (value == best && id < which)) best = value, which = id, logit = given(id);
   }
   auto better = [&](float v, int id, float l) {
     if (v > best || (v == best && id < which)) best = v, which = id, logit = l;
@@ -193,8 +195,5 @@ KERNEL(256) choose_token(const float* logits, const u8* suppressed, const float*
   for (int b = 0; b < GRID; b++) sum += parts[b].sum * expf(parts[b].top - top);
   float chosen = logit - top - logf(sum);
   *token = which, *logprob = chosen, seen[which] = 1;
-  volatile u32* slot = (volatile u32*)history + (sequence & (HISTORY - 1)) * 4;
-  slot[0] = (u32)which, slot[1] = as_bits(chosen);
-  fence_system();
-  slot[2] = sequence;
+  tell_host(history, sequence, which, chosen);
 }

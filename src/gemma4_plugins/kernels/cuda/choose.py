@@ -16,16 +16,22 @@ if TYPE_CHECKING:
     from gemma4_core.ops.sampling import SamplingState
 
 THREADS, SCORES_EACH = 256, 32
-"""As ``choose.cu`` has them; a thread keeps at most so many scores."""
+"""Threads of a block, and the scores that one keeps at most."""
 ROOM_BYTES = 2 * 256 * 8 + 3 * 8 * 4 + 16
-BOARD_BYTES, PART_BYTES = 8 * 256 * 8 + 8, 24
+"""A block's shared memory."""
+
+
+def board_bytes(blocks: int) -> int:
+    """The memory that blocks share: eight histograms, a counter, a part for each block."""
+    return 8 * 256 * 8 + 8 + blocks * 24
 
 
 @lru_cache(8)
 def compiled(vocabulary: int, blocks: int) -> launch.Kernel:
     """The kernel for so many tokens; kept."""
-    source = device_source(choose_source({"VOCAB": vocabulary, "GRID": blocks, "HISTORY": HISTORY}))
-    return launch.Kernel(source, "choose_token", THREADS, ROOM_BYTES)
+    constants = {"VOCAB": vocabulary, "GRID": blocks, "HISTORY": HISTORY, "CHOOSERS": THREADS,
+                 "ROOM_BYTES": ROOM_BYTES, "BOARD_BYTES": board_bytes(blocks)}  # fmt: skip
+    return launch.Kernel(device_source(choose_source(constants)), "choose_token", THREADS, ROOM_BYTES)
 
 
 class Chooser:
@@ -34,8 +40,7 @@ class Chooser:
     def __init__(self, vocabulary: int, device: str, suppressed: Tensor | None) -> None:
         self.blocks = launch.attribute("MULTIPROCESSOR_COUNT")
         self.kernel, self.suppressed = compiled(vocabulary, self.blocks), suppressed
-        size = BOARD_BYTES + self.blocks * PART_BYTES
-        self.board = Tensor.zeros(-(-size // 4), dtype=dtypes.uint32, device=device).contiguous().realize()
+        self.board = Tensor.zeros(board_bytes(self.blocks) // 4, dtype=dtypes.uint32, device=device).contiguous().realize()
 
     @staticmethod
     def serves(vocabulary: int) -> bool:

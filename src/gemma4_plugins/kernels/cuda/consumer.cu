@@ -40,39 +40,38 @@ struct Consumer {
     for (int i = eat.thread * 8; i < HIDDEN; i += CONSUMERS * 8) copy16(weights(which) + i, from + i);
   }
 
-  // ---- sums over the block's threads; alternating buffers make one barrier enough
-  DEVICE float block_sum(float v) {
-    copies_done();  // of norm weights: they are read only after the barrier below
-    float* to = (float*)(shared + S_SUMS) + sums_buffer * WARPS * 2;
-    sums_buffer ^= 1;
-    v = warp_sum(v);
+  // ---- one number of all the block's threads; alternating buffers make one barrier enough
+  template <class Merge> DEVICE float over_block(float v, Merge merge) {
+    float* to = next_sums();
+    for (int o = 16; o; o >>= 1) v = merge(v, __shfl_xor_sync(ALL, v, o));
     if (eat.lane == 0) to[eat.warp] = v;
     bar_sync(1, CONSUMERS);
     v = to[eat.lane & (WARPS - 1)];
-    for (int o = WARPS / 2; o; o >>= 1) v += __shfl_xor_sync(ALL, v, o);
+    for (int o = WARPS / 2; o; o >>= 1) v = merge(v, __shfl_xor_sync(ALL, v, o));
     return v;
+  }
+  DEVICE float* next_sums() {
+    float* to = (float*)(shared + S_SUMS) + sums_buffer * WARPS * 2;
+    sums_buffer ^= 1;
+    return to;
+  }
+  DEVICE float block_max(float v) {
+    return over_block(v, [](float a, float b) { return fmaxf(a, b); });
+  }
+  DEVICE float block_sum(float v) {
+    copies_done();  // of norm weights: they are read only after the barrier below
+    return over_block(v, [](float a, float b) { return a + b; });
   }
   // two at once; the second one's warp sums stand behind the first one's
   DEVICE float2 block_sums(float v, float w) {
     copies_done();
-    float* to = (float*)(shared + S_SUMS) + sums_buffer * WARPS * 2;
-    sums_buffer ^= 1;
+    float* to = next_sums();
     v = warp_sum(v), w = warp_sum(w);
     if (eat.lane == 0) to[eat.warp] = v, to[WARPS + eat.warp] = w;
     bar_sync(1, CONSUMERS);
     v = to[eat.lane & (WARPS - 1)], w = to[WARPS + (eat.lane & (WARPS - 1))];
     for (int o = WARPS / 2; o; o >>= 1) v += __shfl_xor_sync(ALL, v, o), w += __shfl_xor_sync(ALL, w, o);
     return make_float2(v, w);
-  }
-  DEVICE float block_max(float v) {
-    float* to = (float*)(shared + S_SUMS) + sums_buffer * WARPS * 2;
-    sums_buffer ^= 1;
-    v = warp_max(v);
-    if (eat.lane == 0) to[eat.warp] = v;
-    bar_sync(1, CONSUMERS);
-    v = to[eat.lane & (WARPS - 1)];
-    for (int o = WARPS / 2; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(ALL, v, o));
-    return v;
   }
   DEVICE float inverse_rms(const float (&v)[H_PER_THREAD]) {
     float s = 0;

@@ -20,13 +20,7 @@ DEVICE void announce(const Arguments& a, int lane, u32 tag) {
   float logprob = -logf(best.sum);
   *a.next = best.token;
   *a.logprob = logprob;
-  if (a.history) {
-    volatile u32* slot = a.history + (a.sequence & (HISTORY - 1)) * 4;
-    slot[0] = (u32)best.token;
-    slot[1] = as_bits(logprob);
-    fence_system();
-    slot[2] = a.sequence;
-  }
+  if (a.history) tell_host(a.history, a.sequence, best.token, logprob);
 }
 
 DEVICE void Consumer::finish() {

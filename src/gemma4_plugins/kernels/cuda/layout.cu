@@ -47,7 +47,7 @@ struct Arguments {
   float* logprob;
   float* logits;         // [VOCAB] fp32; null where they are not wanted
   const u16* ple_rows;   // the token's row of the per-layer table where that is not on the device, else null
-  volatile u32* history; // host memory: (id, log-probability, sequence, 0) at slot sequence % HISTORY; null if unused
+  volatile u32* history; // see history.cu; null if unused
   int position;
   u32 tag;               // first tag of this launch
   u32 sequence;

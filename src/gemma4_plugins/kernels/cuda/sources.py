@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gemma4_plugins.kernels.cuda.plan import Plan
 
-STEP_FILES = ("layout", "ring", "producer", "attention", "jobs", "consumer", "products", "experts", "head")
+STEP_FILES = ("history", "layout", "ring", "producer", "attention", "jobs", "consumer", "products", "experts", "head")
 ENTRY = "decode_step"
 CHUNK_FILES = ("expand", "product", "gemm", "rows", "chunk_attention")
 WIDE_FILES = ("wgmma", "product", "gemm_wide")
@@ -43,7 +43,7 @@ def wide_source() -> str:
 
 def choose_source(constants: Mapping[str, int | float]) -> str:
     """The kernel that draws a token."""
-    return defines(constants) + source_file("choose")
+    return defines(constants) + source_file("history") + source_file("choose")
 
 
 def expand_source() -> str:

@@ -67,7 +67,7 @@ def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep |
     resident at once."""
     model = engine.model
     kind = served(model, storage)
-    if kind is None or (kind == "int8" and not widens()):
+    if kind is None or (kind == "int8" and not widens()):  # prompts, which end in this step, are widened
         return None
     plan = make_plan(model.text.config, machine(), kind == "int8")
     if plan is None:

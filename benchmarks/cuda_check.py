@@ -37,7 +37,8 @@ TINY = {
 UNSHARED = TINY | {
     "num_hidden_layers": 3, "layer_types": ["sliding_attention"] * 2 + ["full_attention"], "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "use_double_wide_mlp": False,
-    "num_attention_heads": 8, "num_key_value_heads": 2, "num_global_key_value_heads": 1,
+    "use_bidirectional_attention": "vision", "num_attention_heads": 8, "num_key_value_heads": 2,
+    "num_global_key_value_heads": 1,
 }  # fmt: skip
 OWN = {
     "tiny": TINY, "tiny-odd": UNSHARED | {"intermediate_size": 160}, "tiny-dense": UNSHARED,
@@ -120,19 +121,21 @@ def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: 
 
 
 def check_rows(name: str, model: GemmaModel, truth_model: GemmaModel, length: int) -> bool:
-    """Every row's hidden state of a chunk in which some positions are soft tokens, which begins behind others."""
+    """Every row's hidden state of a chunk in which some positions are soft tokens, which begins behind others: two
+    pictures, whose tokens see each other where the model has it so."""
     vocabulary, before = model.config.text_config.vocab_size, 5
     ids = (np.arange(before + length, dtype=np.int32)[None] * 7919 + 3) % vocabulary
     soft = np.full((1, length), -1, np.int32)
-    soft[0, 2:6] = np.arange(4)
-    ids[0, before + 2 : before + 6] = 0
-    media = np.random.default_rng(1).standard_normal((4, model.config.text_config.hidden_size)).astype(np.float32)
+    soft[0, 2:16] = np.arange(14)
+    ids[0, before + 2 : before + 16] = 0
+    blocks = np.where(soft >= 0, soft // 10, -1).astype(np.int32) if model.bidirectional else None
+    media = np.random.default_rng(1).standard_normal((14, model.config.text_config.hidden_size)).astype(np.float32)
     found = []
     for served, own in ((model, True), (model, False), (truth_model, False)):
         storage = filled(served, before + length + 8)
         step = cuda_prefill.prefill(served.engine, storage) if own else None
         given = Tensor(media, device=launch.DEVICE).cast(served.dtype).contiguous().realize()
-        for start, chunk in ((0, Chunk(ids[:, :before])), (before, Chunk(ids[:, before:], soft))):
+        for start, chunk in ((0, Chunk(ids[:, :before])), (before, Chunk(ids[:, before:], soft, blocks))):
             if step is not None:
                 hidden = step(chunk, start, given, True, True)
             else:

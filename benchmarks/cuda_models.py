@@ -19,6 +19,7 @@ from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, DenseStack, Weight
 from gemma4_plugins.formats.int8_weights import Int8Matrix, Int8Stack
 from gemma4_plugins.kernels.cuda import launch
+from gemma4_plugins.modalities.vision import gemma4_modality_towers
 
 FILL = """
 extern "C" __global__ void fill(unsigned short* p, unsigned long long n, float scale, float offset, unsigned seed) {
@@ -118,7 +119,16 @@ def random_model(
             held = DenseMatrix if len(shape) == 2 else DenseStack
             places[name] = Weight(name, held(tensor, dtypes.bfloat16))
     generation = GenerationConfig(eos_token_ids=(), pad_token_id=0, bos_token_id=2)
-    return GemmaModel(Context(config=config), launch.DEVICE, dtypes.bfloat16, operations, places, tensors, generation)
+    return seeing_both_ways(
+        GemmaModel(Context(config=config), launch.DEVICE, dtypes.bfloat16, operations, places, tensors, generation)
+    )
+
+
+def seeing_both_ways(model: GemmaModel) -> GemmaModel:
+    """The model with the description of a tower whose tokens see each other, where its config has it so; no tower."""
+    if model.config.vision_bidirectional:
+        model.tower_specs.extend(gemma4_modality_towers())
+    return model
 
 
 def shortened(raw: dict[str, Any], layers: int) -> dict[str, Any]:
@@ -144,8 +154,8 @@ def in_fp32(model: GemmaModel, operations: Operations) -> GemmaModel:
             dense = wide(held.parts()[""])
         places[name] = Weight(name, (DenseMatrix if len(held.shape) == 2 else DenseStack)(dense, dtypes.float32))
     tensors = {name: wide(t) for name, t in model.tensors.items()}
-    return GemmaModel(
-        model.context, launch.DEVICE, dtypes.float32, operations, places, tensors, model.generation_config
+    return seeing_both_ways(
+        GemmaModel(model.context, launch.DEVICE, dtypes.float32, operations, places, tensors, model.generation_config)
     )
 
 

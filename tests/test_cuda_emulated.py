@@ -27,7 +27,7 @@ MIXTURE = SMALL | {
     "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0,
     "num_key_value_heads": 2, "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0,
     "attention_k_eq_v": True, "use_double_wide_mlp": False, "enable_moe_block": True, "num_experts": 6,
-    "top_k_experts": 6, "moe_intermediate_size": 64,
+    "top_k_experts": 6, "moe_intermediate_size": 64, "use_bidirectional_attention": "vision",
 }  # fmt: skip
 
 

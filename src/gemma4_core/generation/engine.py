@@ -55,6 +55,11 @@ class Chunk:
     signature: Sequence[int] = ()
     """What the cache records of row 0: ids, and content hashes at soft positions."""
 
+    @property
+    def sees_both_ways(self) -> bool:
+        """Whether tokens of a media block see those behind them."""
+        return self.blocks is not None and bool((self.blocks >= 0).any())
+
 
 class Graph:
     """A function captured at its first call: TinyJit without the eager trial call, since every buffer that it touches
@@ -90,7 +95,8 @@ class Engine:
         or what the device made of it. Without ``wanted`` only keys and values matter."""
         batch, count = chunk.ids.shape
         storage = cache.reserve(self.model, batch, cache.length + count)
-        step = None if chunk.blocks is not None and (chunk.blocks >= 0).any() else self._own_prefill(storage)
+        most = self.model.operations.prefill_both_ways if chunk.sees_both_ways else count
+        step = self._own_prefill(storage) if count <= most else None
         if step is not None:
             hidden = step(chunk, cache.length, soft_tokens, every, wanted)
         elif every and count == 1 and chunk.soft is None:

@@ -52,6 +52,15 @@ def bound(blocks: np.ndarray | None, position: int) -> bool:
     return bool(((blocks[:, position] >= 0) & (blocks[:, position] == blocks[:, position - 1])).any())
 
 
+def block_ends(blocks: np.ndarray) -> np.ndarray:
+    """For each position of ``blocks [n]`` the index of the last one of its media block, its own where it has none."""
+    ends = np.arange(len(blocks))
+    for index in range(len(blocks) - 2, -1, -1):
+        if blocks[index] >= 0 and blocks[index] == blocks[index + 1]:
+            ends[index] = ends[index + 1]
+    return ends
+
+
 def split(count: int, size: int, blocks: np.ndarray | None) -> list[tuple[int, int]]:
     """Cut ``count`` positions into runs of at most ``size``; a media block is never cut, whatever its length."""
     runs, start = [], 0

@@ -53,6 +53,8 @@ class Operations:
     """The most steps that such a decode step lets the host queue before the first of them is read."""
     prefill: Callable[[Engine, Storage], ChunkStep | None] | None = None
     """Chunks of a prompt taken over likewise. It may be asked for each chunk: keep what is made per storage."""
+    prefill_both_ways: int = 0
+    """The longest chunk that it takes in which tokens of a media block see those behind them."""
 
 
 def kernels_wanted() -> bool:

@@ -20,5 +20,6 @@ def operations() -> Operations:
     from gemma4_plugins.kernels.cuda.step import AHEAD, decode_step
 
     return replace(
-        portable(), name="cuda", prefill_chunk=CHUNK, decode_step=decode_step, run_ahead=AHEAD, prefill=prefill
+        portable(), name="cuda", prefill_chunk=CHUNK, decode_step=decode_step, run_ahead=AHEAD, prefill=prefill,
+        prefill_both_ways=CHUNK,
     )

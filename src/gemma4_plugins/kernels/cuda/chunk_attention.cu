@@ -1,4 +1,5 @@
-// Attention of a chunk against the cache, which already holds the chunk's own keys and values. A block takes 64 rows: the
+// Attention of a chunk against the cache, which already holds the chunk's own keys and values. Tokens of a picture may see
+// those behind them: `until` has the last position that each position of the chunk sees, or is null. A block takes 64 rows: the
 // query heads of one key head for some neighbouring positions, so that each key read serves them all. Warps 0-3 and 4-7
 // take 16 rows each; the two warps of a row group share the keys for the scores and the value lanes for the mixing.
 
@@ -98,7 +99,8 @@ template <int D> struct ChunkAttention {
 };
 
 template <int D, int KV>
-DEVICE void attend_chunk(const u16* queries, const u16* cache, u16* out, int slots, int start, int count, int window) {
+DEVICE void attend_chunk(const u16* queries, const u16* cache, u16* out, int slots, int start, int count, int window,
+                         const int* until) {
   typedef ChunkShape<D> S;
   constexpr int GROUP = HEADS / KV;
   SHARED_MEMORY(memory);
@@ -117,10 +119,15 @@ DEVICE void attend_chunk(const u16* queries, const u16* cache, u16* out, int slo
            queries + ((u64)(r / GROUP) * HEADS + head * GROUP + r % GROUP) * D + i % (D / 8) * 8);
   }
   const u16 *keys = cache + (u64)head * slots * D, *values = cache + (u64)(KV + head) * slots * D;
-  int oldest = start + first_row / GROUP, end = start + last_row / GROUP + 1;
+  int oldest = start + first_row / GROUP, newest = last_row / GROUP, end = (until ? until[newest] : start + newest) + 1;
   int first = window && oldest - window + 1 > 0 ? oldest - window + 1 : 0;
   if (!window) first = 0;
-  int mine[2] = {start + (first_row + c.rows + (c.lane >> 2)) / GROUP, start + (first_row + c.rows + (c.lane >> 2) + 8) / GROUP};
+  int mine[2], seen[2];  // positions of this thread's rows, and the last that they see
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    int r = first_row + c.rows + (c.lane >> 2) + 8 * h, at = (r < last_row ? r : last_row) / GROUP;
+    mine[h] = start + at, seen[h] = until ? until[at] : start + at;
+  }
   c.copy_keys(S::KEY, keys, slots, first, end);
   for (; first < end; first += S::KEYS) {
     copies_wait<0>();
@@ -133,7 +140,7 @@ DEVICE void attend_chunk(const u16* queries, const u16* cache, u16* out, int slo
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         int p = first + c.half * (S::KEYS / 2) + j * 8 + (c.lane & 3) * 2 + (i & 1), q = mine[i >> 1];
-        if (p > q || (window && p <= q - window)) s[j][i] = -1e30f;
+        if (p > seen[i >> 1] || (window && p <= q - window)) s[j][i] = -1e30f;
       }
     c.weigh(s);
     copies_wait<0>();
@@ -163,9 +170,10 @@ DEVICE void attend_chunk(const u16* queries, const u16* cache, u16* out, int slo
     for (int j = 0; j < S::VALUE_TILES; j++) *(u32*)(to + j * 8) = pack_bf16(c.sums[j][2 * h] * scale, c.sums[j][2 * h + 1] * scale);
   }
 }
-KERNEL(256) attend_sliding(const u16* queries, const u16* cache, u16* out, int slots, int start, int count, int window) {
-  attend_chunk<D_SLIDING, KV_SLIDING>(queries, cache, out, slots, start, count, window);
+KERNEL(256) attend_sliding(const u16* queries, const u16* cache, u16* out, int slots, int start, int count, int window,
+                           const int* until) {
+  attend_chunk<D_SLIDING, KV_SLIDING>(queries, cache, out, slots, start, count, window, until);
 }
-KERNEL(256) attend_full(const u16* queries, const u16* cache, u16* out, int slots, int start, int count, int window) {
-  attend_chunk<D_FULL, KV_FULL>(queries, cache, out, slots, start, count, window);
+KERNEL(256) attend_full(const u16* queries, const u16* cache, u16* out, int slots, int start, int count) {
+  attend_chunk<D_FULL, KV_FULL>(queries, cache, out, slots, start, count, 0, nullptr);
 }

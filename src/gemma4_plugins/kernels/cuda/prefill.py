@@ -15,6 +15,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.generation.finished import Finished
+from gemma4_core.model.ids import block_ends
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
 from gemma4_core.weights import Weight
 from gemma4_plugins.kernels.cuda.chunk import CHUNK, Buffers, Experts, Kernels, fits, passing
@@ -51,6 +52,8 @@ class Piece:
     start: int
     count: int
     every: bool
+    until: Tensor | None = None
+    """int32: the last position that each one sees on sliding layers, where tokens of a picture see each other."""
 
 
 class CudaPrefill:
@@ -77,7 +80,7 @@ class CudaPrefill:
         hidden = []
         for at in range(0, body, CHUNK):
             here = slice(at, min(at + CHUNK, body))
-            piece = Piece(start + at, here.stop - at, as_row)
+            piece = Piece(start + at, here.stop - at, as_row, self._until(chunk, start))
             self._piece(piece, ids[here], None if soft is None else soft[here], soft_tokens)
             if as_row:
                 hidden.append(self.b.x[: piece.count].unsqueeze(0).clone().realize())
@@ -91,6 +94,12 @@ class CudaPrefill:
     def _upload(self, array: np.ndarray) -> Tensor:
         tensor = Tensor(np.ascontiguousarray(array, np.int32), device=self.model.device)
         return tensor.contiguous().realize()
+
+    def _until(self, chunk: Chunk, start: int) -> Tensor | None:
+        """See ``Piece``; chunks with such tokens are one piece (``Operations.prefill_both_ways``)."""
+        if chunk.blocks is None or not chunk.sees_both_ways:
+            return None
+        return self._upload(start + block_ends(chunk.blocks[0]))
 
     def _last(self, piece: Piece) -> int:
         """Layers that run."""
@@ -112,7 +121,7 @@ class CudaPrefill:
             add = self._layer(layer, piece)
         if piece.every:
             self._norm(count, add, text.norm)
-        self.kept = (tokens, marks, media, rows)
+        self.kept = (tokens, marks, media, rows, piece.until)
 
     def _norm(self, count: int, add: Addition, before: Tensor | None) -> None:
         b = self.b
@@ -186,8 +195,9 @@ class CudaPrefill:
                  *self.rotation.of(config), b.queries, cache, slots, piece.start)  # fmt: skip
         if not keys_only:
             rows = count * (self.text.num_attention_heads // config.num_key_value_heads)
-            self.run(f"attend_{kind}", -(-rows // 64), b.queries, cache, b.mixed, slots, piece.start, count,
-                     config.window or 0, height=config.num_key_value_heads)  # fmt: skip
+            sliding = [] if config.is_full else [config.window, passing(piece.until)]
+            self.run(f"attend_{kind}", -(-rows // 64), b.queries, cache, b.mixed, slots, piece.start, count, *sliding,
+                     height=config.num_key_value_heads)  # fmt: skip
 
     def _dense(self, layer: DecoderLayer, count: int) -> int:
         b, ff, width, hidden = self.b, layer.feed_forward, layer.config.intermediate_size, self.text.hidden_size

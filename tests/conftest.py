@@ -7,13 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from gemma4_core.checkpoint.hub import packaged_demo
 
 # the test processes fill the cores; tinygrad would start compile processes besides, and anew after 16 kernels each
 os.environ.setdefault("PARALLEL", "0")
 
-# these ask the trained model, so there are none until the package holds it
-collect_ignore = [] if packaged_demo() is not None else ["test_demo_model.py"]
 
 
 @pytest.fixture

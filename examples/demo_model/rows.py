@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from demo_model.questions import PICTURE_QUESTIONS, SOUND_QUESTIONS
 from demo_model.texts import Said, pick, random_sentence, random_sum, said
 from gemma4_core import GemmaTrainingBatch
-from gemma4_core.demo.pictures import EVERYTHING, Choices, draw, random_scene
+from gemma4_core.demo.pictures import COLOURS, EVERYTHING, SHAPES, SIZES, Choices, draw, random_scene
 from gemma4_core.demo.sounds import KEYS, LONGEST, SHORTEST, dial, random_manner, random_number
 from gemma4_core.training.batch import IGNORED
 from gemma4_plugins.modalities.audio.features import MelSettings, log_mel, token_count
@@ -21,6 +21,9 @@ FRAMES = 256
 """Of a clip, padding included: 64 soft tokens."""
 LEAST_KEYS = 3
 """Training also hears numbers shorter than those that are scored."""
+MISREAD = 0.25
+"""Share of the words for size, colour and shape for which training puts another into what the model has said so far. It
+learns what is in the picture then, and not which words it has never seen beside each other."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,9 @@ class Recipe:
     """How many rows of each kind a batch has, and how hard they are."""
 
     sentences: int = 24
-    sums: int = 96
+    sums: int = 120
     pictures: int = 112
-    sounds: int = 88
+    sounds: int = 64
     width: int = 96
     """Tokens of a row."""
     digits: int = 3
@@ -87,6 +90,8 @@ class Maker:
         self.recipe, self.grid = recipe, grid
         self.encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
         self.settings = MelSettings()
+        groups = [[self.encode(f" {word}")[0] for word in words] for words in (SIZES, COLOURS, SHAPES)]
+        self.alternatives = {number: group for group in groups for number in group}
 
     def turn(self, item: Said) -> tuple[list[int], list[int]]:
         """Ids and labels: of a conversation the answer and the end of its turn are learnt, of a text all."""
@@ -107,7 +112,7 @@ class Maker:
         for _ in range(r.sums):
             self._pack(rows, "sum", lambda: said(rng, random_sum(rng, scored, r.digits)), single=scored)
         for _ in range(r.pictures):
-            self._picture(rows, rng, new)
+            self._picture(rows, rng, scored, new)
         for _ in range(r.sounds):
             self._sound(rows, rng, r.shortest if scored else min(LEAST_KEYS, r.shortest))
         return rows
@@ -137,7 +142,7 @@ class Maker:
         self._put(rows, len(rows.kinds), 0, 0, ids, labels)
         rows.kinds.append(kind)
 
-    def _picture(self, rows: Rows, rng: np.random.Generator, new: bool) -> None:
+    def _picture(self, rows: Rows, rng: np.random.Generator, scored: bool, new: bool) -> None:
         scene = random_scene(rng, new, self.recipe.choices)
         width = int(rng.integers(128, 225))
         height = int(np.clip(width * rng.uniform(0.8, 1.25), 128, 224))
@@ -146,6 +151,15 @@ class Maker:
         rows.positions.append(patches.positions())
         soft = "<|image>" + "<|image|>" * soft_tokens(patches, self.grid) + "<image|>"
         self._medium(rows, "picture", pick(rng, PICTURE_QUESTIONS).replace("<|image|>", soft), str(scene))
+        if not scored:
+            self._misread(rows, rng)
+
+    def _misread(self, rows: Rows, rng: np.random.Generator) -> None:
+        """Put other words of their kind for some of the newest row's answer into its ids; labels stay."""
+        ids, learnt = rows.ids[len(rows.kinds) - 1], rows.labels[len(rows.kinds) - 1] != IGNORED
+        for place in np.flatnonzero(learnt & (rng.random(len(ids)) < MISREAD)):
+            if (group := self.alternatives.get(int(ids[place]))) is not None:
+                ids[place] = group[int(rng.integers(len(group)))]
 
     def _sound(self, rows: Rows, rng: np.random.Generator, shortest: int) -> None:
         number = random_number(rng, shortest, self.recipe.longest, self.recipe.keys)

@@ -54,7 +54,7 @@ def fitting_steps(rate: float, ready: float, settings: Settings) -> int:
     """Steps that all runs together have time for, at ``rate`` steps per second, each ready after ``ready`` seconds."""
     runs = max(1, int(settings.total_minutes / settings.minutes))
     usable = runs * max(30.0, settings.minutes * 60 - ready - SAVING_SECONDS)
-    return settings.warmup + int(rate * usable * 0.97)
+    return max(settings.warmup + 1, int(rate * usable * 0.97))
 
 
 class Run:

@@ -24,8 +24,12 @@ SHAPES = ("circle", "square", "triangle", "star", "cross")
 SIZES: dict[str, tuple[float, float]] = {"small": (0.085, 0.11), "large": (0.18, 0.22)}
 """Radius of a shape, as a share of the picture's shorter side."""
 RELATIONS = ("left of", "right of", "above", "below")
-HELD_OUT = (("purple", "circle"), ("blue", "cross"), ("yellow", "triangle"), ("green", "star"))
-"""Colours and shapes that no training picture puts together."""
+HELD_OUT = (
+    ("large", "purple", "circle"), ("small", "blue", "cross"), ("large", "yellow", "triangle"),
+    ("small", "red", "square"), ("large", "green", "star"), ("small", "white", "triangle"), ("large", "black", "cross"),
+    ("small", "orange", "star"),
+)
+"""Things that no training picture shows."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Shape:
 
     @property
     def held_out(self) -> bool:
-        return (self.colour, self.shape) in HELD_OUT
+        return (self.size, self.colour, self.shape) in HELD_OUT
 
     def __str__(self) -> str:
         return f"a {self.size} {self.colour} {self.shape}"
@@ -74,13 +78,12 @@ EVERYTHING = Choices()
 
 
 def random_scene(rng: np.random.Generator, held_out: bool = False, choices: Choices = EVERYTHING) -> Scene:
-    """A scene of which no shape is a held-out combination, or with ``held_out`` at least one is."""
+    """A scene that shows nothing of ``HELD_OUT``, or with ``held_out`` at least one such thing."""
     while True:
         pick = lambda options: str(options[int(rng.integers(len(options)))])  # noqa: E731
         one, two = (Shape(pick(tuple(SIZES)), pick(choices.colours), pick(choices.shapes)) for _ in range(2))
         if held_out:
-            colour, shape = HELD_OUT[int(rng.integers(len(HELD_OUT)))]
-            one = Shape(one.size, colour, shape)
+            one = Shape(*HELD_OUT[int(rng.integers(len(HELD_OUT)))])
         if one.size != two.size:
             first, second = (one, two) if one.size == "large" else (two, one)
             relation = pick(choices.relations)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-
 # the test processes fill the cores; tinygrad would start compile processes besides, and anew after 16 kernels each
 os.environ.setdefault("PARALLEL", "0")
 

@@ -67,6 +67,22 @@ def test_drawn_tokens_are_read_like_greedy_ones(emulated: None) -> None:
     assert (ours.seen.numpy() == theirs.seen.numpy()).all()
 
 
+def test_the_token_after_a_prompt_is_drawn_by_the_kernel(emulated: None) -> None:
+    model = cuda_check.model_of("small")
+    greedy = step.decode_step(model.engine, cuda_check.filled(model, 40), False)
+    assert isinstance(greedy, step.CudaStep)
+    upload = lambda array: Tensor(array, device="CPU").contiguous().realize()  # noqa: E731
+    arrays = (np.array([1, 8, 0.9, 0, 1.1], np.float32), np.array([5], np.uint32), np.zeros((1, 192), np.bool_))
+    ours, theirs = (SamplingState(*map(upload, arrays)) for _ in range(2))
+    finished = greedy.finish(upload(np.array([[7]], np.int32)), 20)
+    expected = model.engine.choose(finished.logits, 21, theirs)
+    token, logprob = finished.choose(model.engine, 21, ours)
+    assert greedy.chooser is not None
+    assert token.item() == expected[0].item() and logprob.item() == pytest.approx(expected[1].item(), abs=1e-4)
+    assert (ours.seen.numpy() == theirs.seen.numpy()).all() and ours.seen.numpy().sum() == 1
+    assert finished.choose(model.engine, 21, None)[0].item() == finished.logits.numpy().argmax()
+
+
 def test_int8_numbers_become_bf16(emulated: None) -> None:
     assert step.widens()
 

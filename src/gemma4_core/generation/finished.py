@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,11 @@ class Finished:
     logits: Tensor
     token: Tensor
     logprob: Tensor
+    draw: Callable[[int, SamplingState], tuple[Tensor, Tensor]] | None = None
+    """The device's own way to draw the token at a position from these logits; None: the engine's graph does."""
 
     def choose(self, engine: Engine, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
-        """The greedy choice, or a sampled one by the engine's sampling graph."""
-        return (self.token, self.logprob) if state is None else engine.choose(self.logits, position, state)
+        """The greedy choice, or a sampled one."""
+        if state is None:
+            return self.token, self.logprob
+        return engine.choose(self.logits, position, state) if self.draw is None else self.draw(position, state)

@@ -11,6 +11,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.errors import DeviceError
+from gemma4_core.generation.finished import Finished
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.kernels.cuda import launch
 from gemma4_plugins.kernels.cuda.choose import Chooser
@@ -143,12 +144,24 @@ class CudaStep:
         issued.step, issued.sequence = self, self.sequence
         return issued
 
-    def finish(self, token: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Run a prompt's last token: logits, their first best id, and its log-probability."""
+    def finish(self, token: Tensor, position: int) -> Finished:
+        """Run a prompt's last token."""
         if self.logits is None:
             self.logits = self._zeros(1, self.engine.vocab, dtype=dtypes.float32)
         self._launch(token, position, self.outputs[0], self.logits)
-        return self.logits, *self.outputs[0]
+        return Finished(self.logits, *self.outputs[0], self.draw)
+
+    def draw(self, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
+        """The token at a position, drawn from the logits that are there."""
+        assert self.logits is not None
+        if not Chooser.serves(self.engine.vocab):
+            return self.engine.choose(self.logits, position, state)
+        if self.chooser is None:
+            self.chooser = Chooser(self.engine.vocab, self.engine.model.device, self.engine.model.suppressed)
+        self.sequence = self.sequence + 1 & 0xFFFFFFFF
+        outputs = self.outputs[self.sequence % len(self.outputs)]
+        self.chooser.launch(self.logits, position, state, outputs, self.history.address, self.sequence)
+        return outputs
 
     def _launch(
         self, token: Tensor, position: int, outputs: tuple[Tensor, Tensor] | None, logits: Tensor | None

@@ -8,9 +8,11 @@ of Gemma 4 in llama.cpp's sources, since random checkpoints have none.
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 SOURCES = Path(os.environ["LLAMA_CPP"])
@@ -30,6 +32,21 @@ def set_vocab(model) -> None:
             model.gguf_writer.add_key_value(key, field.contents(), kind, **inner)
 
 
+def with_tokenizer(folder: Path, target: Path) -> None:
+    """Links to the checkpoint's files, and a tokenizer.json that says no more than how many tokens there are: to that
+    the converter cuts the embedding."""
+    for path in folder.resolve().iterdir():
+        (target / path.name).symlink_to(path)
+    text = json.loads((folder / "config.json").read_text("utf-8"))
+    count = text.get("text_config", text)["vocab_size"]
+    vocab = {str(number): number for number in range(count)}
+    (target / "tokenizer.json").unlink(missing_ok=True)
+    (target / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": []}))
+
+
 get_model_class("Gemma4ForCausalLM").set_vocab = set_vocab
 sys.argv[0] = str(SOURCES / "convert_hf_to_gguf.py")
-runpy.run_path(sys.argv[0], run_name="__main__")
+with tempfile.TemporaryDirectory() as linked:
+    with_tokenizer(Path(sys.argv[1]), Path(linked))
+    sys.argv[1] = linked
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -58,7 +58,10 @@ model, taken = get_model_class("Gemma4ForCausalLM")(), []
 model.gguf_writer = Some(add_key_value=lambda *a, **k: taken.append([a[0], a[1], a[2].name, *map(str, k)]))
 model.set_vocab()
 out = sys.argv[sys.argv.index("--outfile") + 1]
-Path(out).write_text(json.dumps([taken, sys.argv[1:]]))
+folder = Path(sys.argv[1])
+tokens = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+seen = [tokens, str((folder / "config.json").resolve().parent)]
+Path(out).write_text(json.dumps([taken, seen, sys.argv[1:]]))
 """,
 }
 
@@ -142,10 +145,12 @@ def test_gguf_is_converted_with_the_vocabulary_of_the_sources(
     test = module.Test(model, tmp_path, "cpu", ("bf16",), 8, 2, 1)
     tools = module.Tools(sys.executable, str(peers["bench"]), peers["sources"])
     file = module.gguf(test, tools, "q8_0")
-    taken, arguments = json.loads(file.read_text())
+    taken, seen, arguments = json.loads(file.read_text())
     scores = ["tokenizer.ggml.scores", [1, 2], "ARRAY", "sub_type"]
     assert taken == [["tokenizer.ggml.model", "gemma", "STRING"], scores]
-    assert arguments[0] == str(model) and arguments[-2:] == ["--outtype", "q8_0"]
+    config = json.loads((model / "config.json").read_text())
+    assert seen == [config.get("text_config", config)["vocab_size"], str(model.resolve())]
+    assert arguments[-2:] == ["--outtype", "q8_0"] and not Path(arguments[0]).exists()
     stamp = file.stat().st_mtime_ns
     assert module.gguf(test, tools, "q8_0") == file and file.stat().st_mtime_ns == stamp
     (peers["sources"] / "conversion.py").write_text("raise ImportError('too old')")

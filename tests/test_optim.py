@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 from tinygrad.helpers import Context
 from tinygrad.nn.optim import LAMB, Muon
 
 from gemma4_core import DeviceSettings, Gemma4Error, registry
 from gemma4_core.devices import activate
+from gemma4_plugins.optimizers.rounding import at_random
 
 RNG = np.random.default_rng(3)
 START = {
@@ -104,12 +105,48 @@ def test_muon_leaves_vectors_to_adamw_and_takes_each_expert_alone() -> None:
     np.testing.assert_allclose(found[stack][1], param.numpy(), rtol=1e-3, atol=1e-4)
 
 
+def test_compact_adamw_adds_small_updates_up_and_keeps_16_bits() -> None:
+    rng = np.random.default_rng(0)
+    start = rng.uniform(1, 2, (64, 64)).astype(np.float32)
+    gradient = rng.choice([-1.0, 1.0], (64, 64)).astype(np.float32)
+    moved = {}
+    for compact in (False, True):
+        param = Tensor(start).cast(dtypes.bfloat16).clone().realize()
+        before = param.float().numpy()
+        # a step is a thirtieth of what bfloat16 can tell apart there
+        build = registry.optimizers["adamw"].build
+        optimizer = build({MATRIX: param}, lr=2**-7 / 30, weight_decay=0.0, compact=compact)
+        kept = {name: t for name, t in optimizer.state_dict().items() if t.shape == param.shape}
+        assert {t.dtype for t in kept.values()} == {dtypes.bfloat16 if compact else dtypes.float32}
+        assert len(kept) == (2 if compact else 3)  # both moments, and the master
+        for _ in range(60):
+            with Context(TRAINING=1):
+                param.grad = Tensor(gradient)
+                optimizer.step()
+        moved[compact] = -(param.float().numpy() - before) * gradient
+    for values in moved.values():
+        np.testing.assert_allclose(values.mean(), 60 * 2**-7 / 30, rtol=0.05)
+    assert moved[True].std() < 3 * 2**-7
+
+
+def test_rounding_at_random() -> None:
+    value = np.full(20_000, 1 + 2**-9, np.float32)  # a quarter of the way to the next number
+    first, again, later = (at_random(Tensor(value), Tensor([float(step)]), 0).float().numpy() for step in (1, 1, 2))
+    assert set(np.unique(first)) == {1.0, np.float32(1 + 2**-7)} and 0.23 < (first > 1).mean() < 0.27
+    assert np.array_equal(first, again) and not np.array_equal(first, later)
+    other = at_random(Tensor(value), Tensor([1.0]), 1).float().numpy()
+    assert abs(np.corrcoef(first, other)[0, 1]) < 0.03 and abs(np.corrcoef(first, later)[0, 1]) < 0.03
+    odd = at_random(Tensor([np.inf, -np.inf, np.nan, 0.0, -1.5]), Tensor([3.0]), 0).float().numpy()
+    np.testing.assert_array_equal(odd, np.array([np.inf, -np.inf, np.nan, 0.0, -1.5], np.float32))
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
         ("adamw", {"betas": (0.9,)}, "(0.9,)"),
         ("adamw", {"betas": (0.9, 1.0)}, "1.0"),
         ("adamw", {"eps": -1}, "eps -1"),
+        ("adamw", {"compact": 1}, "compact 1"),
         ("sgd", {"momentum": 1.5}, "1.5"),
         ("muon", {"ns_steps": 0}, "ns_steps 0"),
         ("lamb", {"momentum": 0.9}, "unknown option momentum"),

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 
 def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **options: Any) -> Adam:
-    """Options: ``betas`` (0.9, 0.999), ``eps`` 1e-8."""
-    from gemma4_plugins.optimizers.base import Adam, no_more, number, pair
+    """Options: ``betas`` (0.9, 0.999), ``eps`` 1e-8, ``compact`` False: 8 bytes for a bfloat16 weight and its gradient
+    in place of 16."""
+    from gemma4_plugins.optimizers.base import Adam, flag, no_more, number, pair
 
     betas, eps = pair(options, "adamw"), number(options, "eps", 1e-8, 0, 1, "adamw")
-    no_more(options, "adamw", "betas, eps")
-    return Adam(named_params, lr, weight_decay, betas, eps)
+    compact = flag(options, "compact", "adamw")
+    no_more(options, "adamw", "betas, eps, compact")
+    return Adam(named_params, lr, weight_decay, betas, eps, compact)
 
 
 @hookimpl

@@ -10,6 +10,7 @@ from typing import Any
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.errors import InputError
+from gemma4_plugins.optimizers.rounding import at_random
 
 
 class NamedOptimizer(ABC):
@@ -19,7 +20,10 @@ class NamedOptimizer(ABC):
     from fp32 masters, so that small updates add up.
     """
 
-    def __init__(self, named_params: Mapping[str, Tensor], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, named_params: Mapping[str, Tensor], lr: float, weight_decay: float, compact: bool = False
+    ) -> None:
+        """``compact`` keeps no masters of bfloat16 weights, and their slots in bfloat16; both are rounded at random."""
         self.params = dict(named_params)
         device = next(iter(self.params.values())).device
         self.lr = Tensor([lr], dtype=dtypes.float32, device=device).contiguous().realize()
@@ -31,10 +35,14 @@ class NamedOptimizer(ABC):
         Tensor.realize(*self.steps.values())
         self.masters = {
             name: p.detach().cast(dtypes.float32).contiguous().realize()
-            for name, p in self.params.items() if p.dtype != dtypes.float32
+            for name, p in self.params.items()
+            if p.dtype != dtypes.float32 and not (compact and p.dtype == dtypes.bfloat16)
         }
         self.kept = {
-            f"{slot}.{name}": Tensor.zeros(*p.shape, dtype=dtypes.float32, device=p.device).contiguous().realize()
+            f"{slot}.{name}": Tensor.zeros(
+                *p.shape, dtype=dtypes.bfloat16 if compact and p.dtype == dtypes.bfloat16 else dtypes.float32,
+                device=p.device,
+            ).contiguous().realize()
             for name, p in self.params.items() for slot in self.slots(name, p)
         }
 
@@ -59,20 +67,22 @@ class NamedOptimizer(ABC):
             held = self.masters.get(name, param)
             step = self.steps[name].assign(self.steps[name] + 1)
             changed.append(step)
-            value, kept = self.update(name, held.detach(), param.grad.cast(dtypes.float32), step)
-            for slot, tensor in kept.items():
-                self.kept[f"{slot}.{name}"].assign(tensor)
-                changed.append(self.kept[f"{slot}.{name}"])
-            held.assign(value)
-            changed.append(held)
+            value, kept = self.update(
+                name, held.detach().cast(dtypes.float32), param.grad.cast(dtypes.float32), step
+            )
+            for salt, (target, tensor) in enumerate(
+                [(held, value), *((self.kept[f"{slot}.{name}"], t) for slot, t in kept.items())]
+            ):
+                rounded = at_random(tensor, step, salt) if target.dtype == dtypes.bfloat16 else tensor
+                changed.append(target.assign(rounded))
             if held is not param:
                 param.assign(held.cast(param.dtype))
                 changed.append(param)
         return changed
 
     def slot(self, slot: str, name: str) -> Tensor:
-        """What is kept for a tensor under this name."""
-        return self.kept[f"{slot}.{name}"]
+        """What is kept for a tensor under this name, fp32."""
+        return self.kept[f"{slot}.{name}"].cast(dtypes.float32)
 
     def step(self) -> None:
         """Update all tensors that have a gradient."""
@@ -103,10 +113,11 @@ class Adam(NamedOptimizer):
     """AdamW's moments and update, which other optimizers here build on or fall back to."""
 
     def __init__(
-        self, named_params: Mapping[str, Tensor], lr: float, weight_decay: float, betas: tuple[float, float], eps: float
-    ) -> None:
+        self, named_params: Mapping[str, Tensor], lr: float, weight_decay: float, betas: tuple[float, float],
+        eps: float, compact: bool = False,
+    ) -> None:  # fmt: skip
         self.betas, self.eps = betas, eps
-        super().__init__(named_params, lr, weight_decay)
+        super().__init__(named_params, lr, weight_decay, compact)
 
     def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
         return ("m", "v")
@@ -140,6 +151,14 @@ def pair(options: dict[str, Any], name: str) -> tuple[float, float]:
     if not fine or not all(isinstance(beta, int | float) and 0 < beta < 1 for beta in value):
         raise InputError(f"optimizer {name}: betas {value!r} are not two numbers between 0 and 1")
     return float(value[0]), float(value[1])
+
+
+def flag(options: dict[str, Any], key: str, name: str) -> bool:
+    """Take an option that is true or false; false where it is not given. Raises InputError."""
+    value = options.pop(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"optimizer {name}: {key} {value!r} is neither true nor false")
+    return value
 
 
 def no_more(options: dict[str, Any], name: str, known: str) -> None:

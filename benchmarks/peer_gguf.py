@@ -36,11 +36,11 @@ def with_tokenizer(folder: Path, target: Path) -> None:
     """Links to the checkpoint's files, and a tokenizer.json that says no more than how many tokens there are: to that
     the converter cuts the embedding."""
     for path in folder.resolve().iterdir():
-        (target / path.name).symlink_to(path)
+        if path.name != "tokenizer.json":
+            (target / path.name).symlink_to(path)
     text = json.loads((folder / "config.json").read_text("utf-8"))
     count = text.get("text_config", text)["vocab_size"]
     vocab = {str(number): number for number in range(count)}
-    (target / "tokenizer.json").unlink(missing_ok=True)
     (target / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": []}))
 
 

@@ -11,7 +11,6 @@ import pytest
 os.environ.setdefault("PARALLEL", "0")
 
 
-
 @pytest.fixture
 def plain_loops() -> Iterator[None]:
     """``quick`` for a whole test."""

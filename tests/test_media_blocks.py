@@ -18,7 +18,7 @@ from gemma4_core.ops import portable
     [([-1, -1, -1], [0, 1, 2]), ([0, 0, -1, 1, 1, 1], [1, 1, 2, 5, 5, 5]), ([0, 1, 1], [0, 2, 2]), ([], [])],
 )
 def test_block_ends(blocks: list[int], ends: list[int]) -> None:
-    assert block_ends(np.array(blocks, np.int32)).tolist() == ends
+    assert block_ends(np.array([blocks], np.int32)).tolist() == ends
 
 
 def test_a_block_is_never_cut() -> None:

@@ -156,7 +156,8 @@ class Maker:
 
     def _misread(self, rows: Rows, rng: np.random.Generator) -> None:
         """Put other words of their kind for some of the newest row's answer into its ids; labels stay."""
-        ids, learnt = rows.ids[len(rows.kinds) - 1], rows.labels[len(rows.kinds) - 1] != IGNORED
+        newest = len(rows.kinds) - 1
+        ids, learnt = rows.ids[newest], rows.labels[newest] != IGNORED
         for place in np.flatnonzero(learnt & (rng.random(len(ids)) < MISREAD)):
             if (group := self.alternatives.get(int(ids[place]))) is not None:
                 ids[place] = group[int(rng.integers(len(group)))]

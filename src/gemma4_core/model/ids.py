@@ -53,11 +53,11 @@ def bound(blocks: np.ndarray | None, position: int) -> bool:
 
 
 def block_ends(blocks: np.ndarray) -> np.ndarray:
-    """For each position of ``blocks [n]`` the index of the last one of its media block, its own where it has none."""
-    ends = np.arange(len(blocks))
-    for index in range(len(blocks) - 2, -1, -1):
-        if blocks[index] >= 0 and blocks[index] == blocks[index + 1]:
-            ends[index] = ends[index + 1]
+    """For each position of ``blocks [1, n]`` the index of the last one of its media block, its own outside of one."""
+    ends = np.arange(blocks.shape[1])
+    for index in range(len(ends) - 1, 0, -1):
+        if bound(blocks, index):
+            ends[index - 1] = ends[index]
     return ends
 
 

@@ -28,14 +28,15 @@ class SamplingState:
     seen: Tensor
 
 
+def mix(h: Tensor) -> Tensor:
+    """uint32 of which every bit depends on every bit of uint32 ``h``: MurmurHash3's finaliser (fmix32)."""
+    h = (h ^ (h >> 16)) * 0x85EBCA6B
+    h = (h ^ (h >> 13)) * 0xC2B2AE35
+    return h ^ (h >> 16)
+
+
 def hashed_uniform(seed: Tensor, position: int | UOp, size: int) -> Tensor:
-    """Numbers in (0, 1), fp32 ``[1, size]``, by two rounds of an integer finaliser (MurmurHash3's fmix32)."""
-
-    def mix(h: Tensor) -> Tensor:
-        h = (h ^ (h >> 16)) * 0x85EBCA6B
-        h = (h ^ (h >> 13)) * 0xC2B2AE35
-        return h ^ (h >> 16)
-
+    """Numbers in (0, 1), fp32 ``[1, size]``, by two rounds of an integer finaliser."""
     start = mix(
         seed + (Tensor.zeros(1, dtype=dtypes.int32, device=seed.device) + position).cast(dtypes.uint32) * 0x9E3779B1
     )

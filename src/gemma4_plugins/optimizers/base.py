@@ -26,6 +26,7 @@ class NamedOptimizer(ABC):
         """``compact`` keeps no masters of bfloat16 weights, and their slots in bfloat16; both are rounded at random."""
         self.params = dict(named_params)
         device = next(iter(self.params.values())).device
+        held_as = lambda p: p.dtype if compact and p.dtype == dtypes.bfloat16 else dtypes.float32  # noqa: E731
         self.lr = Tensor([lr], dtype=dtypes.float32, device=device).contiguous().realize()
         self.weight_decay = weight_decay
         self.steps = {
@@ -35,20 +36,16 @@ class NamedOptimizer(ABC):
         Tensor.realize(*self.steps.values())
         self.masters = {
             name: p.detach().cast(dtypes.float32).contiguous().realize()
-            for name, p in self.params.items()
-            if p.dtype != dtypes.float32 and not (compact and p.dtype == dtypes.bfloat16)
+            for name, p in self.params.items() if p.dtype != held_as(p)
         }
         self.kept = {
-            f"{slot}.{name}": Tensor.zeros(
-                *p.shape, dtype=dtypes.bfloat16 if compact and p.dtype == dtypes.bfloat16 else dtypes.float32,
-                device=p.device,
-            ).contiguous().realize()
+            f"{slot}.{name}": Tensor.zeros(*p.shape, dtype=held_as(p), device=p.device).contiguous().realize()
             for name, p in self.params.items() for slot in self.slots(name, p)
         }
 
     @abstractmethod
     def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
-        """What is kept for a tensor, such as ``("m", "v")``: fp32 tensors of its shape, zero at first."""
+        """What is kept for a tensor, such as ``("m", "v")``: tensors of its shape, zero at first."""
 
     @abstractmethod
     def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,6 +6,8 @@ import math
 
 from tinygrad import Tensor, dtypes
 
+from gemma4_core.ops.sampling import mix
+
 LOW, EXPONENT = 0xFFFF, 0x7F800000
 """Bits of an fp32 number that bfloat16 has no room for, and those of its exponent."""
 
@@ -15,10 +17,7 @@ def at_random(value: Tensor, step: Tensor, salt: int) -> Tensor:
     same one every time. Infinities and NaN stay what they are."""
     index = Tensor.arange(math.prod(value.shape), dtype=dtypes.uint32).to(value.device).reshape(value.shape)
     x = index * 0x9E3779B9 + step.cast(dtypes.uint32) * 0x85EBCA6B + (salt * 0xC2B2AE35 & 0xFFFFFFFF)
-    # the finaliser of MurmurHash3 (Appleby, public domain): every bit of the input reaches every bit of the output
-    x = (x ^ (x >> 16)) * 0x85EBCA6B
-    x = (x ^ (x >> 13)) * 0xC2B2AE35
-    noise = (x ^ (x >> 16)) & LOW
+    noise = mix(x) & LOW
     bits = value.contiguous().bitcast(dtypes.uint32)
     finite = (bits & EXPONENT) != EXPONENT
     rounded = finite.where((bits + noise) & (0xFFFFFFFF - LOW), bits).bitcast(dtypes.float32)

@@ -99,7 +99,7 @@ class CudaPrefill:
         """See ``Piece``; chunks with such tokens are one piece (``Operations.prefill_both_ways``)."""
         if chunk.blocks is None or not chunk.sees_both_ways:
             return None
-        return self._upload(start + block_ends(chunk.blocks[0]))
+        return self._upload(start + block_ends(chunk.blocks))
 
     def _last(self, piece: Piece) -> int:
         """Layers that run."""

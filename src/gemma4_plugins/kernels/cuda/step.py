@@ -130,8 +130,7 @@ class CudaStep:
         return Tensor.zeros(*shape, dtype=dtype, device=self.engine.model.device).contiguous().realize()
 
     def __call__(self, token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
-        self.sequence = self.sequence + 1 & 0xFFFFFFFF
-        outputs = self.outputs[self.sequence % len(self.outputs)]
+        outputs = self._next_outputs()
         if self.sampled and state is not None:
             assert self.logits is not None
             self._launch(token, position, None, self.logits)
@@ -144,6 +143,11 @@ class CudaStep:
         issued.step, issued.sequence = self, self.sequence
         return issued
 
+    def _next_outputs(self) -> tuple[Tensor, Tensor]:
+        """Count on, and where the token of that number goes."""
+        self.sequence = self.sequence + 1 & 0xFFFFFFFF
+        return self.outputs[self.sequence % len(self.outputs)]
+
     def finish(self, token: Tensor, position: int) -> Finished:
         """Run a prompt's last token."""
         if self.logits is None:
@@ -154,12 +158,11 @@ class CudaStep:
     def draw(self, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
         """The token at a position, drawn from the logits that are there."""
         assert self.logits is not None
-        if not Chooser.serves(self.engine.vocab):
-            return self.engine.choose(self.logits, position, state)
         if self.chooser is None:
+            if not Chooser.serves(self.engine.vocab):
+                return self.engine.choose(self.logits, position, state)
             self.chooser = Chooser(self.engine.vocab, self.engine.model.device, self.engine.model.suppressed)
-        self.sequence = self.sequence + 1 & 0xFFFFFFFF
-        outputs = self.outputs[self.sequence % len(self.outputs)]
+        outputs = self._next_outputs()
         self.chooser.launch(self.logits, position, state, outputs, self.history.address, self.sequence)
         return outputs
 

@@ -1,6 +1,6 @@
 """Speed and memory of a whole fine-tuning step on a GPU, with random weights made there.
 
-    python benchmarks/training.py [--size E2B] [--lengths 1024 4096] [--optimizer adamw] [--checkpointing]
+    python benchmarks/training.py [--size E2B] [--lengths 1024 4096] [--optimizer adamw] [--compact] [--checkpointing]
 
 Prints for each length the seconds until the second step is done (its graph is captured in the first), then tokens per
 second, the median of the later steps, and the device's memory in use. A step is loss, gradients of every weight, their
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 from cuda_models import random_model
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="only so many of the first layers")
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096])
     parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--compact", action="store_true", help="adamw without masters, its slots in bfloat16")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--checkpointing", action="store_true")
     options = parser.parse_args()
@@ -36,7 +38,8 @@ def main() -> None:
     assert backend.free_memory is not None
     before = backend.free_memory()
     model = random_model(options.size, portable(), options.layers)
-    optimizer = build_optimizer(model, options.optimizer, lr=1e-5)
+    compact: dict[str, Any] = {"compact": True} if options.compact else {}
+    optimizer = build_optimizer(model, options.optimizer, lr=1e-5, **compact)
     print(optimizer.summary, flush=True)
     rng = np.random.default_rng(0)
     for length in options.lengths:

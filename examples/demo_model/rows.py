@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from demo_model.nameless import made_nameless
 from demo_model.questions import PICTURE_QUESTIONS, SOUND_QUESTIONS
 from demo_model.texts import Said, pick, random_sentence, random_sum, said
 from gemma4_core import GemmaTrainingBatch
-from gemma4_core.demo.pictures import COLOURS, EVERYTHING, SHAPES, SIZES, Choices, draw, random_scene
+from gemma4_core.demo.pictures import COLOURS, EVERYTHING, SHAPES, SIZES, Choices, draw, random_look, random_scene
 from gemma4_core.demo.sounds import KEYS, LONGEST, SHORTEST, dial, random_manner, random_number
 from gemma4_core.training.batch import IGNORED
 from gemma4_plugins.modalities.audio.features import MelSettings, log_mel, token_count
@@ -31,8 +32,8 @@ class Recipe:
     """How many rows of each kind a batch has, and how hard they are."""
 
     sentences: int = 24
-    sums: int = 120
-    pictures: int = 112
+    sums: int = 104
+    pictures: int = 128
     sounds: int = 64
     width: int = 96
     """Tokens of a row."""
@@ -144,23 +145,35 @@ class Maker:
 
     def _picture(self, rows: Rows, rng: np.random.Generator, scored: bool, new: bool) -> None:
         scene = random_scene(rng, new, self.recipe.choices)
+        looks = [random_look(shape, rng) for shape in (scene.first, scene.second)]
+        without: list[str | None] = [None, None]
+        if not scored:
+            for index, look in enumerate(looks):
+                looks[index], without[index] = made_nameless(look, rng)
         width = int(rng.integers(128, 225))
         height = int(np.clip(width * rng.uniform(0.8, 1.25), 128, 224))
-        patches = cut(np.asarray(draw(scene, rng, width, height)), self.grid, "picture")
+        patches = cut(np.asarray(draw(scene, rng, width, height, looks)), self.grid, "picture")
         rows.pixels.append(patches.pixels)
         rows.positions.append(patches.positions())
         soft = "<|image>" + "<|image|>" * soft_tokens(patches, self.grid) + "<image|>"
         self._medium(rows, "picture", pick(rng, PICTURE_QUESTIONS).replace("<|image|>", soft), str(scene))
         if not scored:
-            self._misread(rows, rng)
+            self._misread(rows, rng, without)
 
-    def _misread(self, rows: Rows, rng: np.random.Generator) -> None:
-        """Put other words of their kind for some of the newest row's answer into its ids; labels stay."""
+    def _misread(self, rows: Rows, rng: np.random.Generator, without: Sequence[str | None]) -> None:
+        """Put other words of their kind for some of the newest row's answer into its ids, and for the trait that each
+        shape has no word ``without``, which is not learnt."""
         newest = len(rows.kinds) - 1
-        ids, learnt = rows.ids[newest], rows.labels[newest] != IGNORED
-        for place in np.flatnonzero(learnt & (rng.random(len(ids)) < MISREAD)):
-            if (group := self.alternatives.get(int(ids[place]))) is not None:
+        ids, labels = rows.ids[newest], rows.labels[newest]
+        described = [place for place in np.flatnonzero(labels != IGNORED) if int(ids[place]) in self.alternatives]
+        traits = [(shape, trait) for shape in range(2) for trait in ("size", "colour", "shape")]
+        for place, (shape, trait) in zip(described, traits, strict=True):
+            nameless = without[shape] == trait
+            if nameless or rng.random() < MISREAD:
+                group = self.alternatives[int(ids[place])]
                 ids[place] = group[int(rng.integers(len(group)))]
+            if nameless:
+                labels[place] = IGNORED
 
     def _sound(self, rows: Rows, rng: np.random.Generator, shortest: int) -> None:
         number = random_number(rng, shortest, self.recipe.longest, self.recipe.keys)

@@ -7,6 +7,7 @@ of two equal ones the left or the upper one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
     from PIL.ImageDraw import ImageDraw as PILDraw
+
+    Outline = Callable[[PILDraw, float, float, float, tuple[int, ...]], None]
+    """Fills a shape: centre and radius in pixels, RGB."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 30, 35), "orange": (245, 140, 20), "yellow": (245, 225, 40), "green": (30, 150, 55),
@@ -95,20 +99,36 @@ def random_scene(rng: np.random.Generator, held_out: bool = False, choices: Choi
             return scene
 
 
-def draw(scene: Scene, rng: np.random.Generator, width: int = 256, height: int = 256) -> PILImage:
+@dataclass(frozen=True)
+class Look:
+    """How a shape of a scene is drawn."""
+
+    radius: float
+    """Share of the picture's shorter side."""
+    colour: tuple[int, ...]
+    outline: Outline
+
+
+def random_look(shape: Shape, rng: np.random.Generator) -> Look:
+    """One that its three words describe."""
+    tint = rng.integers(-14, 15, 3)
+    colour = tuple(int(c) for c in np.clip(np.array(COLOURS[shape.colour]) + tint, 0, 255))
+    return Look(rng.uniform(*SIZES[shape.size]), colour, OUTLINES[shape.shape])
+
+
+def draw(
+    scene: Scene, rng: np.random.Generator, width: int = 256, height: int = 256, looks: list[Look] | None = None
+) -> PILImage:
     """The scene as an RGB picture: a grey or tinted background with a gradient, jittered places, sizes and colours,
-    noise."""
+    noise. ``looks`` of both shapes, by default those that the scene's words describe."""
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(background(rng, width, height))
     canvas = ImageDraw.Draw(image)
-    side = min(width, height)
-    radii = [side * rng.uniform(*SIZES[shape.size]) for shape in (scene.first, scene.second)]
-    for shape, radius, (x, y) in zip((scene.first, scene.second), radii, places(scene, radii, rng, width, height),
-                                     strict=True):
-        tint = rng.integers(-14, 15, 3)
-        colour = tuple(int(c) for c in np.clip(np.array(COLOURS[shape.colour]) + tint, 0, 255))
-        OUTLINES[shape.shape](canvas, x, y, radius, colour)
+    looks = looks or [random_look(shape, rng) for shape in (scene.first, scene.second)]
+    radii = [min(width, height) * look.radius for look in looks]
+    for look, radius, (x, y) in zip(looks, radii, places(scene, radii, rng, width, height), strict=True):
+        look.outline(canvas, x, y, radius, look.colour)
     noise = int(rng.integers(0, 16))
     pixels = np.asarray(image, np.int16) + rng.integers(-noise, noise + 1, (height, width, 3), np.int16)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
@@ -150,27 +170,24 @@ def corners(x: float, y: float, radii: list[float], turn: float) -> list[tuple[f
     return [(x + r * math.sin(a), y - r * math.cos(a)) for r, a in zip(radii, angles, strict=True)]
 
 
-Colour = tuple[int, ...]
-
-
-def circle(canvas: PILDraw, x: float, y: float, radius: float, colour: Colour) -> None:
+def circle(canvas: PILDraw, x: float, y: float, radius: float, colour: tuple[int, ...]) -> None:
     canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
 
-def square(canvas: PILDraw, x: float, y: float, radius: float, colour: Colour) -> None:
+def square(canvas: PILDraw, x: float, y: float, radius: float, colour: tuple[int, ...]) -> None:
     half = radius * 0.88
     canvas.rectangle((x - half, y - half, x + half, y + half), fill=colour)
 
 
-def triangle(canvas: PILDraw, x: float, y: float, radius: float, colour: Colour) -> None:
+def triangle(canvas: PILDraw, x: float, y: float, radius: float, colour: tuple[int, ...]) -> None:
     canvas.polygon(corners(x, y + radius * 0.2, [radius * 1.15] * 3, 0.0), fill=colour)
 
 
-def star(canvas: PILDraw, x: float, y: float, radius: float, colour: Colour) -> None:
+def star(canvas: PILDraw, x: float, y: float, radius: float, colour: tuple[int, ...]) -> None:
     canvas.polygon(corners(x, y, [radius * 1.1, radius * 0.45] * 5, 0.0), fill=colour)
 
 
-def cross(canvas: PILDraw, x: float, y: float, radius: float, colour: Colour) -> None:
+def cross(canvas: PILDraw, x: float, y: float, radius: float, colour: tuple[int, ...]) -> None:
     thin = radius * 0.32
     canvas.rectangle((x - thin, y - radius, x + thin, y + radius), fill=colour)
     canvas.rectangle((x - radius, y - thin, x + radius, y + thin), fill=colour)

@@ -91,7 +91,11 @@ class TextDecoder:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Scaled rows of the embedding table: ids ``[B, T]`` to ``[B, T, H]``."""
-        return matrix(self.embedding).rows(ids).cast(self.dtype) * rounded(self.config.hidden_size**0.5, self.dtype)
+        return self.scaled(matrix(self.embedding).rows(ids))
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Rows of the embedding table as the stream begins with them."""
+        return rows.cast(self.dtype) * rounded(self.config.hidden_size**0.5, self.dtype)
 
     def inputs(self, ids: Tensor, h: Tensor, ops: Operations, ple_rows: Tensor | None = None) -> Inputs:
         """Per-layer inputs for the stream ``h [B, T, H]``. ``ids`` hold the pad id where a soft token stands.

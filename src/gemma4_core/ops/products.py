@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
-from tinygrad import Device, Tensor, dtypes
+from tinygrad import Device, Tensor, UOp, dtypes
 from tinygrad.dtype import DType
+from tinygrad.uop import Ops
 
 from gemma4_core.weights import DenseMatrix, Matrix
 
@@ -51,4 +53,18 @@ def kept(x: Tensor) -> Tensor:
     For operands and results of products that are differentiated: fused into a product, what makes an operand would be
     computed anew for every row or column of the result.
     """
-    return x.contiguous_backward().contiguous()
+    return gradient_kept(x).contiguous()
+
+
+def gradient_kept(x: Tensor) -> Tensor:
+    """``x``, whose gradient from this one use is in memory.
+
+    Equal nodes of tinygrad's graph are one node. Several products of the same ``x`` would share a plain
+    ``contiguous_backward``, and their gradients would be one kernel with a loop for each, which no tensor core runs.
+    """
+    use = uses[x.uop] = uses.get(x.uop, -1) + 1
+    return Tensor(x.uop.alu(Ops.CONTIGUOUS_BACKWARD, arg=use))
+
+
+uses: WeakKeyDictionary[UOp, int] = WeakKeyDictionary()
+"""How often a gradient was kept, by the node that it is of."""

@@ -15,6 +15,7 @@ from gemma4_core.model.media import place, positions_of_rows, put_soft
 from gemma4_core.model.spans import FreshSpan
 from gemma4_core.ops.products import kept
 from gemma4_core.training.operations import OPERATIONS
+from gemma4_core.training.tables import learnt_rows
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -66,12 +67,12 @@ def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:
     """Final hidden states ``[B, T, H]``. ``checkpointing`` recomputes each layer in the backward pass."""
     length = int(fed.ids.shape[1])
     padding = (fed.ids == model.config.pad_token_id).unsqueeze(-1)
-    h = untaught(padding, model.text.embed(fed.ids))
+    h = untaught(padding, model.text.scaled(learnt_rows(matrix(model.text.embedding), fed.ids)))
     if fed.soft is not None and fed.soft_tokens is not None and fed.positions is not None:
         h = put_soft(h, spread(fed.soft_tokens, fed.soft, fed.positions), fed.soft >= 0)
     rows = fed.ple_rows
     if rows is None and model.text.ple_table is not None:
-        rows = untaught(padding, matrix(model.text.ple_table).rows(fed.ids))
+        rows = untaught(padding, learnt_rows(matrix(model.text.ple_table), fed.ids))
     inputs = model.text.inputs(fed.ids, h, OPERATIONS, rows)
     rotation = model.text.rotation(rotation_table(model, length), 0, length)
     span = FreshSpan(length, model.device, fed.blocks, fed.segments)

@@ -84,11 +84,11 @@ def in_pieces(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None, pi
 
     @function(precompile=True, allow_implicit=True, grad_fxn=gradient)
     def whole(row_pieces: list[Tensor], target_pieces: list[Tensor], head: Matrix) -> Tensor:
-        total = summed(row_pieces[0], target_pieces[0], head, cap)
+        total = summed(row_pieces[0], target_pieces[0], head, cap).contiguous()
         for piece, labels in zip(row_pieces[1:], target_pieces[1:], strict=True):
             # adds nothing, and makes a piece wait for the one before it, whose logits are free by then
             after = (total != total).where(total, 0.0).cast(piece.dtype)
-            total = total + summed(piece + after, labels, head, cap)
+            total = (total + summed(piece + after, labels, head, cap)).contiguous()
         return total
 
     return whole(row_pieces, target_pieces, head)

@@ -15,7 +15,7 @@ from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.portable import attention as plain_attention
 from gemma4_core.ops.portable import gelu_tanh
 from gemma4_core.ops.portable import linear as plain_linear
-from gemma4_core.ops.products import kept
+from gemma4_core.ops.products import gradient_kept, kept
 from gemma4_core.weights import Matrix
 
 
@@ -32,8 +32,16 @@ def gated_mlp(x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
 
 
 def attention(q: Tensor, kv: KeyValues) -> Tensor:
-    """As the portable ``attention``."""
-    return kept(plain_attention(kept(q), replace(kv, k=kept(kv.k), v=kept(kv.v))))
+    """As the portable ``attention``; the gradients of keys and values are products for each head, added afterwards."""
+    heads = q.shape[2]
+
+    def for_each_head(x: Tensor) -> Tensor:
+        batch, groups, length, size = x.shape
+        # [B, kv heads, S, D] -> [B, kv heads, 1, S, D] -> [B, kv heads, group, S, D] -> [B, heads, S, D]
+        spread = kept(x).unsqueeze(2).expand(batch, groups, heads // groups, length, size)
+        return gradient_kept(spread.reshape(batch, heads, length, size))
+
+    return kept(plain_attention(kept(q), replace(kv, k=for_each_head(kv.k), v=for_each_head(kv.v))))
 
 
 def logits(h: Tensor, head: Matrix, softcap: float | None) -> Tensor:

@@ -48,15 +48,22 @@ class NamedOptimizer(ABC):
         """What is kept for a tensor, such as ``("m", "v")``: tensors of its shape, zero at first."""
 
     @abstractmethod
-    def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The new value, and the new content of the slots. All fp32; ``step [1]`` counts from 1."""
+    def moments(self, name: str, value: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+        """The new content of the slots. All fp32."""
+
+    @abstractmethod
+    def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
+        """The new value, with the slots as ``moments`` left them. All fp32; ``step [1]`` counts from 1."""
 
     def decay(self, value: Tensor) -> float:
         """The weight decay of a tensor: matrices decay, norms and scalars do not."""
         return self.weight_decay if value.ndim >= 2 else 0.0
 
     def schedule_step(self) -> list[Tensor]:
-        """The step as lazy assignments: what must be realized for it to happen."""
+        """The step as lazy assignments: what must be realized for it to happen.
+
+        Slots are written first and read back for the value: one pass over memory for each, and nothing in between.
+        """
         active = {name: p for name, p in self.params.items() if p.grad is not None}
         changed: list[Tensor] = []
         for name, param in active.items():
@@ -64,14 +71,11 @@ class NamedOptimizer(ABC):
             held = self.masters.get(name, param)
             step = self.steps[name].assign(self.steps[name] + 1)
             changed.append(step)
-            value, kept = self.update(
-                name, held.detach().cast(dtypes.float32), param.grad.cast(dtypes.float32), step
-            )
-            for salt, (target, tensor) in enumerate(
-                [(held, value), *((self.kept[f"{slot}.{name}"], t) for slot, t in kept.items())]
-            ):
-                rounded = at_random(tensor, step, salt) if target.dtype == dtypes.bfloat16 else tensor
-                changed.append(target.assign(rounded))
+            value, gradient = held.detach().cast(dtypes.float32), param.grad.cast(dtypes.float32)
+            moments = self.moments(name, value, gradient)
+            for salt, (slot, moment) in enumerate(moments.items(), 1):
+                changed.append(assigned(self.kept[f"{slot}.{name}"], moment, step, salt))
+            changed.append(assigned(held, self.update(name, value, gradient, step), step, 0))
             if held is not param:
                 param.assign(held.cast(param.dtype))
                 changed.append(param)
@@ -119,18 +123,25 @@ class Adam(NamedOptimizer):
     def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
         return ("m", "v")
 
-    def direction(self, name: str, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The bias-corrected first moment over the root of the second, and both moments as they are now."""
+    def moments(self, name: str, value: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         one, two = self.betas
         m = one * self.slot("m", name) + (1 - one) * gradient
-        v = two * self.slot("v", name) + (1 - two) * gradient.square()
-        unbiased = lambda moment, beta: moment / (1 - (step * math.log(beta)).exp())  # noqa: E731
-        return unbiased(m, one) / (unbiased(v, two).sqrt() + self.eps), {"m": m, "v": v}
+        return {"m": m, "v": two * self.slot("v", name) + (1 - two) * gradient.square()}
 
-    def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def direction(self, name: str, step: Tensor) -> Tensor:
+        """The bias-corrected first moment over the root of the second."""
+        one, two = self.betas
+        unbiased = lambda slot, beta: self.slot(slot, name) / (1 - (step * math.log(beta)).exp())  # noqa: E731
+        return unbiased("m", one) / (unbiased("v", two).sqrt() + self.eps)
+
+    def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
         """AdamW with decoupled decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
-        direction, kept = self.direction(name, gradient, step)
-        return value - self.lr * (direction + self.decay(value) * value), kept
+        return value - self.lr * (self.direction(name, step) + self.decay(value) * value)
+
+
+def assigned(target: Tensor, value: Tensor, step: Tensor, salt: int) -> Tensor:
+    """``target`` with fp32 ``value`` assigned, rounded at random where it is bfloat16."""
+    return target.assign(at_random(value, step, salt) if target.dtype == dtypes.bfloat16 else value)
 
 
 def number(options: dict[str, Any], key: str, default: float, low: float, high: float, name: str) -> float:
@@ -150,9 +161,9 @@ def pair(options: dict[str, Any], name: str) -> tuple[float, float]:
     return float(value[0]), float(value[1])
 
 
-def flag(options: dict[str, Any], key: str, name: str) -> bool:
-    """Take an option that is true or false; false where it is not given. Raises InputError."""
-    value = options.pop(key, False)
+def flag(options: dict[str, Any], key: str, name: str, default: bool = False) -> bool:
+    """Take an option that is true or false. Raises InputError."""
+    value = options.pop(key, default)
     if not isinstance(value, bool):
         raise InputError(f"optimizer {name}: {key} {value!r} is neither true nor false")
     return value

@@ -23,12 +23,11 @@ def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **
     class Lamb(Adam):
         """You et al. 2020, arXiv:1904.00962."""
 
-        def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            direction, kept = self.direction(name, gradient, step)
-            moved = (direction + self.decay(value) * value).contiguous()
+        def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
+            moved = (self.direction(name, step) + self.decay(value) * value).contiguous()
             size, length = value.square().sum().sqrt(), moved.square().sum().sqrt()
             ratio = ((size > 0) & (length > 0)).where(size / length.maximum(1e-30), 1.0)
-            return value - self.lr * ratio * moved, kept
+            return value - self.lr * ratio * moved
 
     return Lamb(named_params, lr, weight_decay, betas, eps)
 

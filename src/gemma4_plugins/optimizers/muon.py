@@ -25,10 +25,10 @@ def orthogonal(name: str, param: Tensor) -> bool:
 def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **options: Any) -> Adam:
     """Options: ``momentum`` 0.95, ``nesterov`` True, ``ns_steps`` 5; ``betas`` and ``eps`` of AdamW for the rest."""
     from gemma4_core.errors import InputError
-    from gemma4_plugins.optimizers.base import Adam, no_more, number, pair
+    from gemma4_plugins.optimizers.base import Adam, flag, no_more, number, pair
 
     momentum = number(options, "momentum", 0.95, 0, 1, "muon")
-    nesterov, steps = bool(options.pop("nesterov", True)), options.pop("ns_steps", 5)
+    nesterov, steps = flag(options, "nesterov", "muon", True), options.pop("ns_steps", 5)
     betas, eps = pair(options, "muon"), number(options, "eps", 1e-8, 0, 1, "muon")
     no_more(options, "muon", "momentum, nesterov, ns_steps, betas, eps")
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 20:
@@ -40,13 +40,18 @@ def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **
         def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
             return ("momentum",) if orthogonal(name, param) else super().slots(name, param)
 
-        def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def moments(self, name: str, value: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+            if not orthogonal(name, value):
+                return super().moments(name, value, gradient)
+            return {"momentum": momentum * self.slot("momentum", name) + gradient}
+
+        def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
             if not orthogonal(name, value):
                 return super().update(name, value, gradient, step)
-            velocity = (momentum * self.slot("momentum", name) + gradient).contiguous()
+            velocity = self.slot("momentum", name)
             moved = gradient + momentum * velocity if nesterov else velocity
             direction = moved.contiguous().newton_schulz(steps, COEFFICIENTS)
-            return value - self.lr * (direction + self.decay(value) * value), {"momentum": velocity}
+            return value - self.lr * (direction + self.decay(value) * value)
 
     return Muon(named_params, lr, weight_decay, betas, eps)
 

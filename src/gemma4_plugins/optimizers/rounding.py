@@ -18,7 +18,7 @@ def at_random(value: Tensor, step: Tensor, salt: int) -> Tensor:
     index = Tensor.arange(math.prod(value.shape), dtype=dtypes.uint32).to(value.device).reshape(value.shape)
     x = index * 0x9E3779B9 + step.cast(dtypes.uint32) * 0x85EBCA6B + (salt * 0xC2B2AE35 & 0xFFFFFFFF)
     noise = mix(x) & LOW
-    bits = value.contiguous().bitcast(dtypes.uint32)
+    bits = value.bitcast(dtypes.uint32)
     finite = (bits & EXPONENT) != EXPONENT
     rounded = finite.where((bits + noise) & (0xFFFFFFFF - LOW), bits).bitcast(dtypes.float32)
     return rounded.cast(dtypes.bfloat16)

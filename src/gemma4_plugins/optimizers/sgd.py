@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **options: Any) -> NamedOptimizer:
     """Options: ``momentum`` 0, ``nesterov`` False."""
-    from gemma4_plugins.optimizers.base import NamedOptimizer, no_more, number
+    from gemma4_plugins.optimizers.base import NamedOptimizer, flag, no_more, number
 
     momentum = number(options, "momentum", 0.0, 0, 1, "sgd")
-    nesterov = bool(options.pop("nesterov", False))
+    nesterov = flag(options, "nesterov", "sgd")
     no_more(options, "sgd", "momentum, nesterov")
 
     class Sgd(NamedOptimizer):
@@ -27,13 +27,21 @@ def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **
         def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
             return ("momentum",) if momentum else ()
 
-        def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            gradient = gradient + self.decay(value) * value if self.decay(value) else gradient
+        def decayed(self, value: Tensor, gradient: Tensor) -> Tensor:
+            """The gradient of the loss with the decay's penalty."""
+            return gradient + self.decay(value) * value if self.decay(value) else gradient
+
+        def moments(self, name: str, value: Tensor, gradient: Tensor) -> dict[str, Tensor]:
             if not momentum:
-                return value - self.lr * gradient, {}
-            velocity = momentum * self.slot("momentum", name) + gradient
-            moved = gradient + momentum * velocity if nesterov else velocity
-            return value - self.lr * moved, {"momentum": velocity}
+                return {}
+            return {"momentum": momentum * self.slot("momentum", name) + self.decayed(value, gradient)}
+
+        def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
+            if not momentum:
+                return value - self.lr * self.decayed(value, gradient)
+            velocity = self.slot("momentum", name)
+            moved = self.decayed(value, gradient) + momentum * velocity if nesterov else velocity
+            return value - self.lr * moved
 
     return Sgd(named_params, lr, weight_decay)
 

@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
     defaults = Settings()
     for name, kind in (("variant", str), ("seed", int), ("steps", int), ("lr", float), ("warmup", int),
                        ("optimizer", str), ("dtype", str), ("device", str), ("minutes", float),
-                       ("total_minutes", float)):
+                       ("total_minutes", float), ("weights", Path)):
         parser.add_argument("--" + name.replace("_", "-"), type=kind, default=getattr(defaults, name))
     return parser.parse_args()
 

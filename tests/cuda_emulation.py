@@ -43,7 +43,7 @@ def build(source: Path, library: Path) -> None:
     unit.unlink()
 
 
-KERNEL = re.compile(r"(?:\bKERNEL\([^)]*\)|__global__\s+void)\s+(\w+)\s*\(([^)]*)\)\s*{")
+KERNEL = re.compile(r"(?:\bKERNELS?\([^)]*\)|__global__\s+void)\s+(\w+)\s*\(([^)]*)\)\s*{")
 
 
 def entry(name: str, parameters: str) -> str:

@@ -11,8 +11,8 @@ from tinygrad.dtype import DType
 
 from gemma4_core.ops import portable
 from gemma4_core.weights import DenseMatrix
+from gemma4_plugins.kernels.cuda import matmul as cuda_matmul
 from gemma4_plugins.modalities import cpu as cpu_kernels
-from gemma4_plugins.modalities import cuda as cuda_kernels
 from gemma4_plugins.modalities.products import Products, fast_products
 
 random = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_large_scores_do_not_overflow(cpu: str) -> None:
 
 
 def test_which_form_is_taken(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cpu_kernels.usable(cpu) and not cuda_kernels.usable(cpu)
+    assert cpu_kernels.usable(cpu) and not cuda_matmul.usable(cpu)
     assert type(fast_products(portable(), cpu)) is cpu_kernels.CpuProducts
     assert type(fast_products(portable(), "PYTHON")) is Products
     monkeypatch.setenv("GEMMA4_KERNELS", "portable")

@@ -44,6 +44,8 @@ class Settings:
     optimizer: str = "adamw"
     dtype: str = "bfloat16"
     device: str = "auto"
+    weights: Path | None = None
+    """Folder of a model of the variant to begin with, in place of random weights."""
     processes: int = 12
     minutes: float = 9.0
     """Of one run, from the start of the process."""
@@ -69,7 +71,8 @@ class Run:
         found = self.folder.checkpoints()
         self.folder.start(options | {"recipe": asdict(recipe)}, resume=bool(found))
         begun = folder / "start"
-        start = found[-1][1] if found else write_start(begun, settings.variant, settings.seed, options["easy"])
+        new = lambda: settings.weights or write_start(begun, settings.variant, settings.seed, options["easy"])  # noqa: E731
+        start = found[-1][1] if found else new()
         self.model: GemmaModel = load_pretrained(start, device=settings.device, dtype=settings.dtype, ple="device")
         self.optimizer = build_optimizer(
             self.model, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay

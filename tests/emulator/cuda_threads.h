@@ -26,7 +26,9 @@ void std::__libcpp_verbose_abort(const char*, ...) noexcept { abort(); }
 #define __global__
 #define __launch_bounds__(...)
 #define KERNEL(threads) extern "C" void
+#define KERNELS(threads, resident) KERNEL(threads)
 #define SHARED_MEMORY(name) unsigned char* name = emulator::current->block->shared
+#define BLOCK_MEMORY(name, bytes) SHARED_MEMORY(name)
 
 // aligned as on the device: compile with -fsanitize=alignment to find accesses that would fault there
 struct alignas(8) uint2 { unsigned x, y; };
@@ -355,6 +357,10 @@ inline unsigned load_pair_early(const unsigned short* p) { unsigned v; memcpy(&v
 inline void copy16(void* to, const void* from) {
   if (((uintptr_t)to | (uintptr_t)from) & 15) { fprintf(stderr, "misaligned copy\n"); abort(); }
   emulator::current->groups.back().push_back({to, from, 16, nullptr});
+}
+inline void copy16_or_zeros(void* to, const void* from, bool real) {
+  static const unsigned char zeros[16] __attribute__((aligned(16))) = {};
+  copy16(to, real ? from : zeros);
 }
 inline void copies_commit() { emulator::current->groups.emplace_back(); }
 inline void copies_finish(size_t left) {

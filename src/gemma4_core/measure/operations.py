@@ -22,6 +22,7 @@ from gemma4_core.model import GemmaModel
 from gemma4_core.model.layers import DenseFeedForward, ExpertFeedForward, matrix, stack
 from gemma4_core.ops import Operations, portable
 from gemma4_core.ops.attention import KeyValues
+from gemma4_core.training.multiply import made
 from gemma4_core.weights import Matrix
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 SETTINGS = ("name", "prefill_chunk", "prefill_both_ways", "run_ahead")
 NAMES = tuple(field.name for field in dataclasses.fields(Operations) if field.name not in SETTINGS)
 """The operations, whole steps and chunks among them."""
+TRAINED_ROWS = 128
 PORTABLE_CHUNK = portable().prefill_chunk
 
 
@@ -165,6 +167,18 @@ class Cases:
         nbytes = sum(map(stored_bytes, pairs[0])) * len(np.unique(chosen)) // count
         shape = f"{self.rows} x {self.text.hidden_size}, {top} of {count}"
         yield self.case("experts", shape, nbytes, [(x, ids, share, *pair) for pair in pairs])
+
+    def of_matmul(self) -> Iterator[Case]:
+        """What training makes of a matrix: the product, and the gradients of its operands."""
+        out, inner = matrix(self.model.text.layers[0].feed_forward.gate).shape
+        x, slope, weight = self.normal(TRAINED_ROWS, inner), self.normal(TRAINED_ROWS, out), self.normal(out, inner)
+        own = self.model.operations.matmul
+        for form, a, b in (("nt", x, weight), ("nn", slope, weight), ("tn", slope, x)):
+            brought = own is not None and own(a, b, form, False) is not None
+            graph = lambda kind, a=a, b=b, form=form: Graph(lambda: [made(kind, a, b, form).realize()])  # noqa: E731
+            shape = f"{form} {list(a.shape)} {list(b.shape)}"
+            nbytes = int(a.nbytes() + b.nbytes())
+            yield Case("matmul", shape, nbytes, 1, graph(own) if brought else None, graph(lambda *_: None))
 
     def of_logits(self) -> Iterator[Case]:
         """The head."""

@@ -45,6 +45,10 @@ class Operations:
     """``h [..., H]`` times the tied head, soft-capped: fp32 ``[..., V]``."""
     sample: Callable[..., tuple[Tensor, Tensor]]
     """See ``gemma4_core.ops.sampling.sample``: token ids and log-probabilities."""
+    matmul: Callable[[Tensor, Tensor, str, bool], Tensor | None] | None = None
+    """Products for training: ``a @ b.T`` (form "nt"), ``a @ b`` ("nn") or ``a.T @ b`` ("tn") of the last two axes, in
+    a's dtype, or in fp32 where the flag says so, accumulated in fp32. Where ``a`` holds more matrices than ``b``, each
+    of b's serves as many in a row. Not differentiable itself. None for what it does not serve."""
     prefill_chunk: int = 32
     """Positions per prefill chunk that suits this device."""
     decode_step: Callable[[Engine, Storage, bool], DecodeStep | None] | None = None

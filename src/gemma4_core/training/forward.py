@@ -14,7 +14,7 @@ from gemma4_core.model.layers import Rotation, matrix
 from gemma4_core.model.media import place, positions_of_rows, put_soft
 from gemma4_core.model.spans import FreshSpan
 from gemma4_core.ops.products import kept
-from gemma4_core.training.operations import OPERATIONS
+from gemma4_core.training.operations import training_operations
 from gemma4_core.training.tables import learnt_rows
 
 if TYPE_CHECKING:
@@ -73,10 +73,11 @@ def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:
     rows = fed.ple_rows
     if rows is None and model.text.ple_table is not None:
         rows = untaught(padding, learnt_rows(matrix(model.text.ple_table), fed.ids))
-    inputs = model.text.inputs(fed.ids, h, OPERATIONS, rows)
+    operations = training_operations(model.operations.matmul)
+    inputs = model.text.inputs(fed.ids, h, operations, rows)
     rotation = model.text.rotation(rotation_table(model, length), 0, length)
     span = FreshSpan(length, model.device, fed.blocks, fed.segments)
-    return model.text.run(inputs, span, rotation, OPERATIONS, wrap=recomputed if checkpointing else remembered)
+    return model.text.run(inputs, span, rotation, operations, wrap=recomputed if checkpointing else remembered)
 
 
 def rotation_table(model: GemmaModel, length: int) -> Rotation:

@@ -10,14 +10,15 @@ from tinygrad.nn.state import get_state_dict
 from gemma4_core.model.layers import matrix
 from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
 from gemma4_core.training.forward import Fed, feed, hidden
-from gemma4_core.training.operations import OPERATIONS
+from gemma4_core.training.operations import training_operations
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
+    from gemma4_core.ops import Operations
     from gemma4_core.weights import Matrix
 
-PIECE = 1 << 25
-"""Logits held at once: 128 MiB in fp32."""
+PIECE = 1 << 26
+"""Logits held at once: 256 MiB in fp32."""
 
 
 def compute_loss(model: GemmaModel, batch: GemmaTrainingBatch, *, checkpointing: bool = False) -> Tensor:
@@ -38,20 +39,26 @@ def mean_loss(model: GemmaModel, fed: Fed, targets: Tensor, checkpointing: bool 
     rows = h.reshape(-1, h.shape[-1])  # [B, T, H] -> [B * T, H]
     flat = targets.reshape(-1)
     head, cap = matrix(model.text.embedding), model.config.text_config.final_logit_softcapping
+    operations = training_operations(model.operations.matmul)
     pieces = max(1, -(-int(rows.shape[0]) * head.shape[0] // PIECE))
-    total = summed(rows, flat, head, cap) if pieces == 1 else in_pieces(rows, flat, head, cap, pieces)
+    if pieces == 1:
+        total = summed(rows, flat, head, cap, operations)
+    else:
+        total = in_pieces(rows, flat, head, cap, operations, pieces)
     return total / (flat >= 0).sum().cast(dtypes.float32)
 
 
-def summed(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None) -> Tensor:
+def summed(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None, operations: Operations) -> Tensor:
     """The sum of the cross entropies of ``rows [n, H]`` against ``targets [n]``."""
-    logits = OPERATIONS.logits(rows, head, cap)  # [n, V] fp32
+    logits = operations.logits(rows, head, cap)  # [n, V] fp32
     here = Tensor.arange(head.shape[0], dtype=dtypes.int32).unsqueeze(0) == targets.unsqueeze(1)
     each = logits.logsumexp(-1) - here.where(logits, 0.0).sum(-1)
     return (targets >= 0).where(each, 0.0).sum()
 
 
-def in_pieces(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None, pieces: int) -> Tensor:
+def in_pieces(
+    rows: Tensor, targets: Tensor, head: Matrix, cap: float | None, operations: Operations, pieces: int
+) -> Tensor:
     """As ``summed``, with the logits of one piece at a time in memory, forward and backward.
 
     Each piece is a compiled function of its own, so that its buffers are free when it ends; the gradient of the head
@@ -67,7 +74,7 @@ def in_pieces(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None, pi
     def backward(
         seed: Tensor, sums: list[Tensor], rows: Tensor, targets: Tensor, head: Matrix, weights: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        grads = (summed(rows, targets, head, cap) * seed).gradient(rows, *weights)
+        grads = (summed(rows, targets, head, cap, operations) * seed).gradient(rows, *weights)
         return grads[0], *(s + g.cast(s.dtype) for s, g in zip(sums, grads[1:], strict=True))
 
     def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
@@ -84,11 +91,11 @@ def in_pieces(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None, pi
 
     @function(precompile=True, allow_implicit=True, grad_fxn=gradient)
     def whole(row_pieces: list[Tensor], target_pieces: list[Tensor], head: Matrix) -> Tensor:
-        total = summed(row_pieces[0], target_pieces[0], head, cap).contiguous()
+        total = summed(row_pieces[0], target_pieces[0], head, cap, operations).contiguous()
         for piece, labels in zip(row_pieces[1:], target_pieces[1:], strict=True):
             # adds nothing, and makes a piece wait for the one before it, whose logits are free by then
             after = (total != total).where(total, 0.0).cast(piece.dtype)
-            total = (total + summed(piece + after, labels, head, cap)).contiguous()
+            total = (total + summed(piece + after, labels, head, cap, operations)).contiguous()
         return total
 
     return whole(row_pieces, target_pieces, head)

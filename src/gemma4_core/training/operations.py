@@ -1,56 +1,84 @@
 """The operations that training differentiates: the portable forms, with what products read and give kept in memory.
 
 tinygrad fuses what makes an operand into the product, and so computes it anew for every row or column of the result; in
-a backward pass that is several times the product itself, and no work for tensor cores.
+a backward pass that is several times the product itself, and no work for tensor cores. A device that has products of
+its own (``Operations.matmul``) makes those of whole matrices.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.ops import portable, products
+from gemma4_core.ops import Operations, portable, products
 from gemma4_core.ops.attention import KeyValues
-from gemma4_core.ops.portable import attention as plain_attention
-from gemma4_core.ops.portable import gelu_tanh
+from gemma4_core.ops.portable import MASKED, gelu_tanh
 from gemma4_core.ops.portable import linear as plain_linear
 from gemma4_core.ops.products import gradient_kept, kept
-from gemma4_core.weights import Matrix
+from gemma4_core.training.multiply import Multiply, multiplied
+from gemma4_core.weights import DenseMatrix, Matrix
 
 
-def linear(x: Tensor, matrix: Matrix) -> Tensor:
-    """As the portable ``linear``."""
-    rows = products.linear(x.reshape(-1, x.shape[-1]), matrix, plain_linear)  # [..., in] -> [n, in]
-    return rows.reshape(*x.shape[:-1], matrix.shape[0])
+@lru_cache
+def training_operations(matmul: Multiply | None) -> Operations:
+    """Operations that have gradients; a device's own may not. ``matmul`` is the device's, if it has one."""
+    own = Differentiable(matmul)
+    return replace(
+        portable(), name="training", linear=own.linear, gated_mlp=own.gated_mlp, attention=own.attention,
+        logits=own.logits,
+    )
 
 
-def gated_mlp(x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
-    """As the portable ``gated_mlp``."""
-    x = kept(x)
-    return linear(gelu_tanh(linear(x, gate)) * linear(x, up), down)
+class Differentiable:
+    """The operations over one device's products."""
 
+    def __init__(self, matmul: Multiply | None) -> None:
+        self.matmul = matmul
 
-def attention(q: Tensor, kv: KeyValues) -> Tensor:
-    """As the portable ``attention``; the gradients of keys and values are products for each head, added afterwards."""
-    heads = q.shape[2]
+    def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """As the portable ``linear``."""
+        flat = x.reshape(-1, x.shape[-1])  # [..., in] -> [n, in]
+        rows = None
+        if type(matrix) is DenseMatrix:
+            rows = multiplied(self.matmul, flat, matrix.tensor, "nt")
+        if rows is None:
+            rows = products.linear(flat, matrix, plain_linear)
+        return rows.reshape(*x.shape[:-1], matrix.shape[0])
 
-    def for_each_head(x: Tensor) -> Tensor:
+    def gated_mlp(self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
+        """As the portable ``gated_mlp``."""
+        x = kept(x)
+        return self.linear(gelu_tanh(self.linear(x, gate)) * self.linear(x, up), down)
+
+    def attention(self, q: Tensor, kv: KeyValues) -> Tensor:
+        """As the portable ``attention``; the gradients of keys and values are a product for each head, then added."""
+        batch, length, heads, size = q.shape
+        groups = kv.k.shape[1]
+        # [B, T, heads, D] -> [B, kv heads, heads per kv head, T, D]
+        grouped = kept(q.reshape(batch, length, groups, heads // groups, size).permute(0, 2, 3, 1, 4))
+        keys, values = kept(kv.k), kept(kv.v)
+        scores = multiplied(self.matmul, grouped, keys, "nt", wide=True)
+        if scores is None:
+            each = self.for_each_head(keys, heads // groups)
+            scores = kept(products.product(grouped, each.transpose(-1, -2)))
+        if kv.mask is not None:
+            scores = kv.mask.where(scores, MASKED)  # [B, kv heads, group, T, S]
+        weights = kept(scores.softmax(-1).cast(q.dtype))
+        mixed = multiplied(self.matmul, weights, values, "nn")
+        if mixed is None:
+            mixed = kept(products.product(weights, self.for_each_head(values, heads // groups)).cast(q.dtype))
+        # [B, kv heads, group, T, D] -> [B, T, heads, D]
+        return mixed.permute(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+
+    @staticmethod
+    def for_each_head(x: Tensor, group: int) -> Tensor:
+        """``x [B, kv heads, S, D]`` for each of the heads that share it: ``[B, kv heads, group, S, D]``."""
         batch, groups, length, size = x.shape
-        # [B, kv heads, S, D] -> [B, kv heads, 1, S, D] -> [B, kv heads, group, S, D] -> [B, heads, S, D]
-        spread = kept(x).unsqueeze(2).expand(batch, groups, heads // groups, length, size)
-        return gradient_kept(spread.reshape(batch, heads, length, size))
+        return gradient_kept(x.unsqueeze(2).expand(batch, groups, group, length, size))
 
-    return kept(plain_attention(kept(q), replace(kv, k=for_each_head(kv.k), v=for_each_head(kv.v))))
-
-
-def logits(h: Tensor, head: Matrix, softcap: float | None) -> Tensor:
-    """As the portable ``logits``."""
-    raw = linear(h, head).cast(dtypes.float32)
-    return raw if softcap is None else (raw / softcap).tanh() * softcap
-
-
-OPERATIONS = replace(
-    portable(), name="training", linear=linear, gated_mlp=gated_mlp, attention=attention, logits=logits
-)
-"""Operations that have gradients; a device's own may not."""
+    def logits(self, h: Tensor, head: Matrix, softcap: float | None) -> Tensor:
+        """As the portable ``logits``."""
+        raw = self.linear(h, head).cast(dtypes.float32)
+        return raw if softcap is None else (raw / softcap).tanh() * softcap

@@ -56,9 +56,10 @@ class Products:
 def fast_products(ops: Operations, device: str) -> Products:
     """The best form that a device has, for use without gradients; ``GEMMA4_KERNELS=portable`` allows none."""
     if kernels_wanted():
+        from gemma4_plugins.kernels.cuda.matmul import usable
         from gemma4_plugins.modalities import cpu, cuda
 
-        if cuda.usable(device):
+        if usable(device):
             return cuda.CudaProducts(ops, device)
         if cpu.usable(device):
             return cpu.CpuProducts(ops, device)

@@ -16,10 +16,11 @@ def operations() -> Operations:
     if not kernels_wanted():
         return portable()
     from gemma4_plugins.kernels.cuda.chunk import CHUNK
+    from gemma4_plugins.kernels.cuda.matmul import matmul
     from gemma4_plugins.kernels.cuda.prefill import prefill
     from gemma4_plugins.kernels.cuda.step import AHEAD, decode_step
 
     return replace(
         portable(), name="cuda", prefill_chunk=CHUNK, decode_step=decode_step, run_ahead=AHEAD, prefill=prefill,
-        prefill_both_ways=CHUNK,
+        prefill_both_ways=CHUNK, matmul=matmul,
     )

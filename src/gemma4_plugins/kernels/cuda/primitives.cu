@@ -11,7 +11,9 @@ constexpr u32 SPIN_LIMIT = 1u << 23;  // polls before a wait is given up: some s
 #ifndef EMULATED
 #define DEVICE __device__ __forceinline__
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+#define KERNELS(threads, resident) extern "C" __global__ void __launch_bounds__(threads, resident)
 #define SHARED_MEMORY(name) extern __shared__ __align__(1024) u8 name[]
+#define BLOCK_MEMORY(name, bytes) __shared__ __align__(1024) u8 name[bytes]  // as tinygrad launches: 48 KB at most
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // Values that the compiler must not carry, with all that follows from them, through a loop: registers are few.
@@ -61,6 +63,10 @@ DEVICE u64 stream_policy() {
 }
 DEVICE void copy16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+DEVICE void copy16_or_zeros(void* to, const void* from, bool real) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(real ? 16 : 0)
+               : "memory");
 }
 DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }

@@ -15,7 +15,7 @@ from tinygrad import Device, Tensor, dtypes
 from gemma4_core import machine
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, Matrix
-from gemma4_plugins.modalities.launching import launch
+from gemma4_plugins.kernels.launching import launch
 from gemma4_plugins.modalities.products import Products
 
 LARGEST_HEAD = 256

@@ -15,31 +15,18 @@ from tinygrad import Device, Tensor, dtypes
 from gemma4_core.ops import Operations
 from gemma4_core.ops.portable import rms_norm
 from gemma4_core.weights import DenseMatrix, Matrix
-from gemma4_plugins.modalities.launching import launch
+from gemma4_plugins.kernels.cuda.matmul import matmul
+from gemma4_plugins.kernels.launching import launch
 from gemma4_plugins.modalities.products import Products
 
-LEAST_ARCH = 80
-"""Ampere: the first with bf16 matrix units and asynchronous copies."""
-FULL_CARD = 132
-"""Blocks below which smaller tiles are taken, so that every multiprocessor has one."""
 LARGEST_HEAD = 80
 """Two tiles of keys and of values of this size fill the shared memory that needs no permission."""
-LARGE, SMALL = (128, 128, 2, 4), (64, 64, 2, 2)
-"""Rows and columns of a tile, and of its grid of warps."""
 
 
 @lru_cache
 def _source(name: str) -> str:
     folder = Path(__file__).parent
     return (folder / "matrix.cu").read_text() + (folder / name).read_text()
-
-
-def usable(device: str) -> bool:
-    """Whether this is an NVIDIA GPU that the kernels were written for."""
-    if not device.startswith("CUDA"):
-        return False
-    arch = str(Device[device].renderer.target.arch)
-    return arch.startswith("sm_") and arch[3:].rstrip("af").isdigit() and int(arch[3:].rstrip("af")) >= LEAST_ARCH
 
 
 class CudaProducts(Products):
@@ -50,20 +37,8 @@ class CudaProducts(Products):
         self.target = Device[device].renderer.target
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
-        rows, inner = (int(n) for n in x.shape)
-        width = matrix.shape[0]
-        known = type(matrix) is DenseMatrix and self._fits(x) and self._fits(matrix.tensor)
-        if not known or inner % 8 or width % 2:
-            return super().linear(x, matrix)
-        assert isinstance(matrix, DenseMatrix)
-        blocks = lambda tile: -(-width // tile[1]) * -(-rows // tile[0])  # noqa: E731
-        tile = LARGE if blocks(LARGE) >= FULL_CARD // 2 else SMALL
-        constants = {"M": rows, "N": width, "K": inner} | dict(
-            zip(("TILE_M", "TILE_N", "WARPS_M", "WARPS_N"), tile, strict=True)
-        )
-        grid = (-(-width // tile[1]), -(-rows // tile[0]), 1)
-        threads, operations = 32 * tile[2] * tile[3], 2 * rows * width * inner
-        return self._launch("linear", constants, (rows, width), (x, matrix.tensor), grid, threads, operations)
+        made = matmul(x, matrix.tensor, "nt") if type(matrix) is DenseMatrix else None
+        return super().linear(x, matrix) if made is None else made
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         count, heads, size = (int(n) for n in q.shape)

@@ -1,0 +1,80 @@
+"""The products of training on an NVIDIA GPU: equality with fp32, and speed, beside tinygrad's own kernel.
+
+    python benchmarks/cuda_matmul.py [--rows 1024] [--portable]
+
+For each product of an E2B layer, forward ("nt") and backward ("nn", "tn"), and of its attention: the largest error as a
+share of the largest value, then TFLOP/s of the kernel and of the portable form. Ends with a non-zero status where an
+error is beyond bfloat16's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+
+import numpy as np
+from tinygrad import Tensor, TinyJit, dtypes
+
+from gemma4_core.descriptions import DeviceSettings
+from gemma4_core.devices import activate
+from gemma4_core.training.multiply import made
+from gemma4_plugins.kernels.cuda.launch import wait
+from gemma4_plugins.kernels.cuda.matmul import matmul
+
+LIMIT = 1 / 128
+"""Half of a bfloat16's last place is 1/512 of its value; sums differ by more where their terms cancel."""
+
+
+def shapes(rows: int) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Form, a and b."""
+    found: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+    for width, inner in ((2048, 1536), (256, 1536), (6144, 1536), (1536, 6144), (1536, 12288)):
+        found += [
+            ("nt", (rows, inner), (width, inner)), ("nn", (rows, width), (width, inner)),
+            ("tn", (rows, width), (rows, inner)),
+        ]
+    return [
+        *found, ("nt", (1, 1, 8, rows, 256), (1, 1, rows, 256)), ("nn", (1, 1, 8, rows, rows), (1, 1, rows, 256)),
+        ("tn", (1, 1, 8, rows, rows), (1, 1, 8, rows, 256)), ("tn", (30720, 192), (30720, 192)),
+    ]
+
+
+def seconds(graph: TinyJit, a: Tensor, b: Tensor) -> float:
+    """The median of ten runs."""
+    times = []
+    for _ in range(13):
+        began = time.perf_counter()
+        graph(a, b)
+        wait()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[3:])
+
+
+def main() -> None:
+    """Check and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--portable", action="store_true", help="time tinygrad's own kernels too")
+    options = parser.parse_args()
+    activate("cuda", DeviceSettings())
+    rng, good = np.random.default_rng(0), True
+    for form, first, second in shapes(options.rows):
+        draw = lambda shape: Tensor(rng.standard_normal(shape, np.float32)).cast(dtypes.bfloat16).contiguous()  # noqa: E731
+        a, b = (draw(shape).realize() for shape in (first, second))
+        own = TinyJit(lambda a, b, form=form: made(matmul, a, b, form).realize())
+        plain = TinyJit(lambda a, b, form=form: made(lambda *_: None, a, b, form).contiguous().realize())
+        found, truth = own(a, b).float().numpy(), made(lambda *_: None, a.float(), b.float(), form, True).numpy()
+        error = float(np.abs(found - truth).max() / np.abs(truth).max())
+        inner = first[-2] if form == "tn" else first[-1]
+        work = 2 * truth.size * inner / 1e12
+        line = f"{form} {list(first)} {list(second)}: error {error:.1e}, {work / seconds(own, a, b):.0f} TFLOP/s"
+        print(line + (f", portable {work / seconds(plain, a, b):.0f}" if options.portable else ""), flush=True)
+        good = good and error < LIMIT
+    print("good" if good else "WRONG")
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()

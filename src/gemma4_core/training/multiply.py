@@ -1,0 +1,50 @@
+"""A device's products of matrices, with gradients that are such products again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tinygrad import Tensor, UOp, function
+
+from gemma4_core.ops.products import product
+
+Multiply = Callable[[Tensor, Tensor, str, bool], "Tensor | None"]
+"""``Operations.matmul``."""
+
+
+def multiplied(matmul: Multiply | None, a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor | None:
+    """``a @ b.T`` (form "nt") or ``a @ b`` ("nn") by the device, differentiable; None where it does not serve that.
+
+    ``a [..., group, M, K]``, or ``[M, K]``, and ``b [..., N, K]`` or ``[..., K, N]``: ``[..., group, M, N]`` in a's
+    dtype, or in fp32 if ``wide``. Operands, result and gradients are in memory.
+    """
+    if matmul is None or matmul(a, b, form, wide) is None:
+        return None
+
+    def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
+        out = Tensor(seed).cast(a.dtype).contiguous()
+        to_a = made(matmul, out, b, "nn" if form == "nt" else "nt")
+        to_b = made(matmul, out, a, "tn") if form == "nt" else made(matmul, a, out, "tn")
+        if to_b.ndim > b.ndim:
+            to_b = to_b.sum(-3)  # [..., group, ·, ·] -> [..., ·, ·]
+        found = {a.uop: to_a.cast(a.dtype).contiguous().uop, b.uop: to_b.cast(b.dtype).contiguous().uop}
+        return tuple(found.get(arg) for arg in call.src[1:])
+
+    @function(grad_fxn=gradient, allow_implicit=True)
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        return made(matmul, a, b, form, wide)
+
+    a, b = a.contiguous(), b.contiguous()
+    return run(a, b)
+
+
+def made(matmul: Multiply, a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor:
+    """A product by the device, or by tinygrad where that does not serve it."""
+    own = matmul(a, b, form, wide)
+    if own is not None:
+        return own
+    shared = b if b.ndim == a.ndim else b.unsqueeze(-3)
+    left = a.transpose(-1, -2) if form == "tn" else a
+    right = shared.transpose(-1, -2) if form == "nt" else shared
+    found = product(left, right)
+    return found if wide else found.cast(a.dtype)

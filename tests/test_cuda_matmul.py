@@ -1,0 +1,118 @@
+"""The products that training takes from a GPU: the kernel on the host, and gradients through any such product."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import numpy as np
+import pytest
+from cuda_emulation import compiled
+from tinygrad import Tensor, dtypes
+
+from gemma4_core.ops.attention import KeyValues
+from gemma4_core.training.multiply import made, multiplied
+from gemma4_core.training.operations import training_operations
+from gemma4_core.weights import DenseMatrix
+from gemma4_plugins.kernels.cuda import matmul as cuda
+from gemma4_plugins.kernels.cuda.sources import device_source
+
+random = np.random.default_rng(0)
+
+
+def bf16(values: np.ndarray) -> np.ndarray:
+    """Bits of the nearest bfloat16."""
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def wide(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def expected(a: np.ndarray, b: np.ndarray, form: str) -> np.ndarray:
+    """In float64; ``b`` as often as ``a`` has more matrices."""
+    b = np.repeat(b, len(a) // len(b), 0)
+    left = a.swapaxes(1, 2) if form == "tn" else a
+    return left @ (b.swapaxes(1, 2) if form == "nt" else b)
+
+
+@pytest.mark.parametrize("form", cuda.FORMS)
+@pytest.mark.parametrize("tile", [cuda.LARGE, cuda.SMALL], ids=["large", "small"])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "count", "group", "floats"),
+    [(72, 136, 40, 1, 1, False), (8, 16, 200, 6, 3, True), (136, 8, 32, 2, 2, False), (128, 128, 96, 1, 1, True)],
+)
+def test_kernel(
+    form: str, tile: tuple[int, int, int, int], m: int, n: int, k: int, count: int, group: int, floats: bool
+) -> None:
+    down = cuda.FORMS[form]
+    a = bf16(random.standard_normal((count, k, m) if down[0] else (count, m, k)))
+    b = bf16(random.standard_normal((count // group, k, n) if down[1] else (count // group, n, k)))
+    name, source = cuda.kernel({"M": m, "N": n, "K": k, "GROUP": group, "WIDE": int(floats)}, form, tile)
+    out = np.full((count, m, n), 7, np.float32 if floats else np.uint16)
+    grid = map(ctypes.c_int, (-(-n // tile[1]), -(-m // tile[0]), count, 32 * tile[2] * tile[3]))
+    buffers = [ctypes.c_void_p(array.ctypes.data) for array in (out, a, b)]
+    compiled(device_source(source)).launch_NAME(*grid, ctypes.c_size_t(49152), *buffers)
+    assert name.startswith(f"matmul_{form}_{m}_{n}_{k}")
+    found, truth = (out if floats else wide(out)), expected(wide(a), wide(b), form)
+    assert np.abs(found - truth).max() < (1e-4 if floats else 0.008 * np.abs(truth).max())
+
+
+def test_tiles_and_pieces_fill_a_card() -> None:
+    assert cuda.tile_of(1024, 6144, 1) == cuda.LARGE and cuda.tile_of(1024, 256, 1) == cuda.SMALL
+    for m, n, k in [(192, 192, 30720), (256, 1536, 1024), (12288, 1536, 4096), (64, 64, 100)]:
+        pieces = cuda.cuts("tn", m, n, k)
+        blocks = -(-m // 64) * -(-n // 64) * pieces
+        assert k % pieces == 0 and cuda.cuts("nt", m, n, k) == 1
+        assert blocks >= cuda.FULL_CARD or (k // pieces < 2 * cuda.LEAST_DEPTH or k // pieces % 2)
+
+
+def on_host(a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor | None:
+    """Stands in for a device's product: serves what the kernel does."""
+    if a.shape[-1] % 8 or b.shape[-1] % 8:
+        return None
+    return made(lambda *_: None, a, b, form, wide)
+
+
+def gradients(matmul: object, form: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    a, b = (Tensor(rng.standard_normal(shape, np.float32)).realize() for shape in shapes)
+    found = multiplied(matmul, a, b, form, True)  # type: ignore[arg-type]
+    if found is None:
+        right = b if b.ndim == a.ndim else b.unsqueeze(-3)
+        found = a @ (right.transpose(-1, -2) if form == "nt" else right)
+    weight = Tensor(rng.standard_normal(found.shape, np.float32))
+    slopes = (found * weight).sum().gradient(a, b)
+    return [found.numpy(), *(g.numpy() for g in slopes)]
+
+
+@pytest.mark.parametrize(
+    ("form", "shapes"),
+    [
+        ("nt", ((16, 8), (24, 8))), ("nn", ((16, 24), (24, 8))), ("nt", ((2, 1, 4, 16, 8), (2, 1, 24, 8))),
+        ("nn", ((2, 2, 2, 16, 24), (2, 2, 24, 8))), ("nt", ((12, 8), (20, 8))), ("nn", ((12, 24), (24, 40))),
+    ],
+)
+def test_gradients(cpu: str, form: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    assert on_host(Tensor.zeros(*shapes[0]), Tensor.zeros(*shapes[1]), form) is not None
+    for found, truth in zip(gradients(on_host, form, shapes), gradients(None, form, shapes), strict=True):
+        assert np.abs(truth).max() > 0 and np.abs(found - truth).max() < 1e-5 * np.abs(truth).max()
+
+
+def test_operations_over_a_device(cpu: str) -> None:
+    rng = np.random.default_rng(2)
+    draw = lambda *shape: Tensor(rng.standard_normal(shape, np.float32)).realize()  # noqa: E731
+    x, gate, up, down = draw(2, 8, 16), draw(24, 16), draw(24, 16), draw(16, 24)
+    q, k, v = draw(2, 8, 4, 16), draw(2, 2, 8, 16), draw(2, 2, 8, 16)
+    mask = Tensor(np.tril(np.ones((8, 8), np.bool_)))
+    results = []
+    for matmul in (None, on_host):
+        operations = training_operations(matmul)
+        mixed = operations.gated_mlp(x, *(DenseMatrix(w, dtypes.float32) for w in (gate, up, down)))
+        attended = operations.attention(q, KeyValues(k, v, mask))
+        loss = (mixed.square().sum() + attended.square().sum()) / math.prod(x.shape)
+        slopes = loss.gradient(x, gate, up, down, q, k, v)
+        results.append([loss.numpy(), *(g.numpy() for g in slopes)])
+    for found, truth in zip(*results, strict=True):
+        assert np.abs(truth).max() > 0 and np.abs(found - truth).max() < 1e-4 * np.abs(truth).max()

@@ -9,6 +9,9 @@ import pytest
 
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
+from gemma4_core.generation.engine import Chunk, Engine
+from gemma4_core.model import GemmaModel
+from gemma4_core.model.ids import split
 from gemma4_core.text.tiny import TINY_TEXT_IDS
 
 CONFIG = {
@@ -54,3 +57,32 @@ def test_chunks_are_as_near_to_the_truth_as_the_portable_form(
     assert first.token == int(ours[-1].argmax())
     shares = ours[-1] - ours[-1].max()
     assert first.logprob == pytest.approx(float(-np.log(np.exp(shares).sum())), abs=0.02)
+
+
+def hidden_with_blocks(folder: Path, dtype: str) -> np.ndarray:
+    """Hidden states of all rows; two blocks, one longer than window and chunk, see themselves both ways."""
+    model = load_pretrained(folder, device="cpu", dtype=dtype)
+    blocks = np.full((1, len(IDS)), -1, np.int32)
+    blocks[:, 20:35], blocks[:, 36:320] = 0, 1
+    cache, found = model.make_cache(), []
+    for start, stop in split(len(IDS), 256, blocks):
+        chunk = Chunk(np.array([IDS[start:stop]], np.int32), None, blocks[:, start:stop], IDS[start:stop])
+        found.append(model.engine.append(cache, chunk, every=True).numpy()[0])
+    assert [len(piece) for piece in found] == [36, 284, 11]
+    return np.concatenate(found)
+
+
+@pytest.mark.usefixtures("plain_loops")
+def test_blocks_that_see_both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GemmaModel, "bidirectional", True)
+    taken: list[int] = []
+    monkeypatch.setattr(Engine, "append_portable", lambda *given: taken.append(1))
+    ours, exact = hidden_with_blocks(folder, "bfloat16"), hidden_with_blocks(folder, "float32")
+    assert not taken
+    monkeypatch.undo()
+    monkeypatch.setattr(GemmaModel, "bidirectional", True)
+    monkeypatch.setenv("GEMMA4_KERNELS", "portable")
+    plain, truth = hidden_with_blocks(folder, "bfloat16"), hidden_with_blocks(folder, "float32")
+    distance = lambda x: float(np.linalg.norm(x - truth) / np.linalg.norm(truth))  # noqa: E731
+    assert distance(exact) < 1e-4
+    assert distance(ours) < 1.25 * distance(plain)

@@ -1,6 +1,6 @@
 """What the trained models know, asked through the command line from real PNG and WAV files. None of it was trained on.
 
-``demo`` is the packaged model; ``data/experts`` is its variant of the large family, with experts, K=V layers and pictures
+The packaged model, and ``data/experts``, its variant of the large family: experts, K=V layers, and pictures
 whose tokens see each other.
 """
 

@@ -1,6 +1,6 @@
 """The K/V cache: storage only. Which keys a query sees is decided in ``spans``; layers pass K/V on as values.
 
-Sliding layers keep a ring of one window plus one prefill chunk: slot j holds the newest position p with
+Sliding layers keep a ring of one window plus the longest prefill chunk: slot j holds the newest position p with
 p mod ring = j. The slack of one chunk lets the newest positions be taken back (a shorter common prefix) without losing
 keys that still lie in a window. Full layers keep a buffer that grows in steps. Layers that share another layer's K/V
 keep nothing. The number of tokens held is apart from where they are written.
@@ -57,7 +57,7 @@ def allocate(model: GemmaModel, batch: int, capacity: int) -> Storage:
             layers.append(None)
             continue
         # a padded chunk may write beyond the last valid position of a full layer
-        slots = capacity + model.chunk if layer.window is None else layer.window + model.chunk
+        slots = capacity + model.chunk if layer.window is None else layer.window + model.longest_chunk
         shape = (2, batch, layer.num_key_value_heads, slots, layer.head_dim)
         layers.append(Tensor.zeros(*shape, dtype=model.dtype, device=model.device).contiguous().realize())
     return Storage(batch, capacity, layers, revision=model.graphs_revision)

@@ -118,6 +118,12 @@ class GemmaModel:
         return self.config.vision_bidirectional and any(spec.bidirectional for spec in self.tower_specs)
 
     @property
+    def longest_chunk(self) -> int:
+        """Positions of the longest chunk that the device takes in one go; one with a media block may be longer."""
+        own = self.operations.prefill_both_ways if self.bidirectional else 0
+        return max(self.chunk, min(own, self.max_context))
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an answer: generation_config's, else the config's."""
         return self.generation_config.eos_token_ids

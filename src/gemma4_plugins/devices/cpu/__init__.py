@@ -58,9 +58,12 @@ def operations() -> Operations:
 
     if not kernels_wanted():
         return portable()
-    from gemma4_plugins.kernels.cpu.text import CHUNK, decode_step, prefill
+    from gemma4_plugins.kernels.cpu.text import CHUNK, PICTURE, decode_step, prefill
 
-    return replace(portable(), name="cpu", decode_step=decode_step, prefill=prefill, prefill_chunk=CHUNK)
+    return replace(
+        portable(), name="cpu", decode_step=decode_step, prefill=prefill, prefill_chunk=CHUNK,
+        prefill_both_ways=PICTURE,
+    )
 
 
 def read_bandwidth() -> float | None:

@@ -87,20 +87,21 @@ static void chunk_attention(Worker *w, const Layer *l, const Call *call, const C
     const Step *s = w->s;
     i64 d = l->head_dim, width = s->heads * d, ticket, end;
     float *q = c->wide, *mixed = c->other;
+    const int *until = l->window ? call->until : 0;       // full layers are causal even inside a picture
     chunk_heads(w, l, call, c, 0);
     i64 each = attended_rows(s, l), blocks = (c->count + each - 1) / each;
     while (claim(w, blocks * l->kv_heads, 1, &ticket, &end)) {
         // late rows see the most: they go first, so that no thread is left with them alone
         i64 row = (blocks - 1 - ticket / l->kv_heads) * each, kv = ticket % l->kv_heads, group = s->heads / l->kv_heads;
         if (each > 1) {
-            attend_rows(s, l, call->start + row, kv, c->count - row < each ? c->count - row : each, q + row * width, mixed + row * width, c->sums, c->packed);
+            attend_rows(s, l, call->start + row, until ? until + row : 0, kv, c->count - row < each ? c->count - row : each, q + row * width, mixed + row * width, c->sums, c->packed);
             continue;
         }
         i64 position = call->start + row, first = l->window && position + 1 > l->window ? position + 1 - l->window : 0;
         for (i64 g = 0; g < group; g += GROUP) {
             int heads = (int)(group - g < GROUP ? group - g : GROUP);
             i64 head = kv * group + g;
-            attend_range(s, l, kv, first, position + 1, heads, q + row * width + head * d, mixed + row * width + head * d);
+            attend_range(s, l, kv, first, (until ? until[row] : position) + 1, heads, q + row * width + head * d, mixed + row * width + head * d);
         }
     }
     barrier(w);

@@ -58,6 +58,7 @@ typedef struct {
     i64 start, count, every;                              // positions start .. start + count - 1; every: all rows are wanted
     i64 wanted;                                           // 0: only keys and values are wanted (an inner chunk)
     const u32 *ids;
+    const int *until;                                     // [count] the last position that each row sees on sliding layers, or 0: its own
     const float *soft;                                    // [count][hidden] rows that replace embeddings, or 0
     const u8 *is_soft;                                    // [count]
     float *hidden;                                        // [count][hidden], with every

@@ -46,14 +46,15 @@ static void soften(float *score, i64 low, i64 high, Soft *soft, u16 *weight) {
     soft->top = best;
 }
 
-// `count` positions from `start` on, all heads of one key-value head: q and mixed point to the first one's rows
-// [position][heads][d]. room: ATTENDED * (2 d + 2 SLOTS + 4) floats; packed: DEPTH * PANEL words.
-static void attend_rows(const Step *s, const Layer *l, i64 start, i64 kv, i64 count, const float *q, float *mixed, float *room, u32 *packed) {
+// `count` positions from `start` on, each up to `until` where that is given, all heads of one key-value head: q and mixed
+// point to the first one's rows [position][heads][d]. room: ATTENDED * (2 d + 2 SLOTS + 4) floats; packed: DEPTH * PANEL words.
+static void attend_rows(const Step *s, const Layer *l, i64 start, const int *until, i64 kv, i64 count, const float *q, float *mixed, float *room, u32 *packed) {
     i64 d = l->head_dim, width = s->heads * d, group = s->heads / l->kv_heads, rows = count * group, stride = row_stride(d);
     i64 first = l->window && start + 1 > l->window ? start + 1 - l->window : 0, last = start + count, base = kv * l->slots * d, where[SLOTS];
     float *scores = room, *out = scores + ATTENDED * SLOTS;
     Soft *soft = (Soft *)(out + rows * d);
     u16 *queries = (u16 *)(soft + rows + (-rows & 15)), *weights = queries + rows * stride;
+    if (until) for (i64 i = 0; i < count; i++) last = until[i] + 1 > last ? until[i] + 1 : last;
     for (i64 r = 0; r < rows; r++) {
         ready_row(queries + r * stride, q + r / group * width + (kv * group + r % group) * d, d, 1);
         soft[r] = (Soft){-1e30f, 0, 0};
@@ -64,7 +65,7 @@ static void attend_rows(const Step *s, const Layer *l, i64 start, i64 kv, i64 co
         pack_keys((const u16 *)l->keys, where, here, d, packed);
         tiles(packed, d / 2, &(Rows){queries, rows, stride, 1}, 0, scores, 1, 0);
         for (i64 r = 0; r < rows; r++) {
-            i64 position = start + r / group, low = l->window ? position + 1 - l->window - at : 0, high = position + 1 - at;
+            i64 position = start + r / group, low = l->window ? position + 1 - l->window - at : 0, high = (until ? until[r / group] : position) + 1 - at;
             soften(scores + r * SLOTS, low > 0 ? low : 0, high < here ? high : here, soft + r, weights + r * SLOTS);
         }
         for (i64 lane = 0; lane < d; lane += PANEL) {

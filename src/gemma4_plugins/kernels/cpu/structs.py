@@ -90,7 +90,7 @@ class CCall(ctypes.Structure):
 
     _fields_ = [
         *((name, INTEGER) for name in ("decode", "start", "count", "every", "wanted")),
-        *((name, POINTER) for name in ("ids", "soft", "is_soft", "hidden")),
+        *((name, POINTER) for name in ("ids", "until", "soft", "is_soft", "hidden")),
     ]
 
 

@@ -12,6 +12,7 @@ from gemma4_core import machine
 from gemma4_core.config import TextConfig
 from gemma4_core.generation.finished import Finished
 from gemma4_core.model.decoder import TextDecoder, rounded
+from gemma4_core.model.ids import block_ends
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.devices.cpu.threads import runner
@@ -30,6 +31,8 @@ SPLITS = 64
 PANEL, DEPTH, HEAD_BLOCK, SLOTS, ATTENDED = 64, 256, 256, 64, 120
 CHUNK = 256
 """Prompt positions per call."""
+PICTURE = 1152
+"""Positions of a call with tokens of a picture that see those behind them: the largest picture has 1120, and its ends."""
 
 
 def kernels(engine: Engine, storage: Storage) -> CpuText | None:
@@ -83,8 +86,8 @@ class CpuText:
         empty = lambda *shape, dtype: Tensor.zeros(*shape, dtype=dtype, device=model.device).contiguous().realize()  # noqa: E731
         self.token, self.logprob = empty(1, 1, dtype=dtypes.int32), empty(1, 1, dtype=dtypes.float32)
         self.logits = empty(1, engine.vocab, dtype=dtypes.float32)
-        self.step = fill_step(model.text, storage, self.arena, self.threads, storage.capacity + model.chunk)
-        fill_chunk_buffers(self.step, model.text, self.arena, model.chunk)
+        self.step = fill_step(model.text, storage, self.arena, self.threads, storage.capacity + model.longest_chunk)
+        fill_chunk_buffers(self.step, model.text, self.arena, model.longest_chunk)
         self.step.token_out, self.step.logprob_out = address(self.token), address(self.logprob)
         self.step.logits = address(self.logits)
         suppressed = np.array(model.generation_config.suppress_tokens, np.uint32)
@@ -114,6 +117,9 @@ class CpuText:
         hidden = np.empty((1, count, hidden_size), np.float32) if every else None
         if hidden is not None:
             fields["hidden"] = hidden.ctypes.data
+        if chunk.blocks is not None and chunk.sees_both_ways:
+            until = np.ascontiguousarray(start + block_ends(chunk.blocks), np.int32)
+            fields["until"] = until.ctypes.data
         if chunk.soft is not None and soft_tokens is not None:
             rows = soft_tokens.cast(dtypes.float32).numpy()[np.maximum(chunk.soft[0], 0)]
             marks = np.ascontiguousarray(chunk.soft[0] >= 0, np.uint8)

@@ -193,7 +193,10 @@ def update(
     norm = set_gradients(optimizer, gradients, max_norm)
     changed = optimizer.inner.schedule_step()
     optimizer.zero_grad()
-    Tensor.realize(*changed)
+    # tinygrad makes what reads more than three buffers in one of its own and copies it, unless its fusing goes further
+    further = 3 if getattr(optimizer.inner, "elementwise", False) else 0
+    with TinygradContext(PCONTIG=further):
+        Tensor.realize(*changed)
     return norm
 
 

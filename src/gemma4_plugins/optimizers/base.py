@@ -20,6 +20,9 @@ class NamedOptimizer(ABC):
     from fp32 masters, so that small updates add up.
     """
 
+    elementwise = True
+    """Whether each new number depends on numbers at its own place alone, so that all can be written in place."""
+
     def __init__(
         self, named_params: Mapping[str, Tensor], lr: float, weight_decay: float, compact: bool = False
     ) -> None:

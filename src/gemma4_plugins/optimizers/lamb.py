@@ -23,6 +23,8 @@ def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **
     class Lamb(Adam):
         """You et al. 2020, arXiv:1904.00962."""
 
+        elementwise = False
+
         def update(self, name: str, value: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
             moved = (self.direction(name, step) + self.decay(value) * value).contiguous()
             size, length = value.square().sum().sqrt(), moved.square().sum().sqrt()

@@ -37,6 +37,8 @@ def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **
     class Muon(Adam):
         """As tinygrad 0.14 ``nn.optim.Muon``; each matrix of an expert stack on its own."""
 
+        elementwise = False
+
         def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
             return ("momentum",) if orthogonal(name, param) else super().slots(name, param)
 

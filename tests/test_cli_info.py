@@ -77,7 +77,7 @@ def test_the_cache_formula_is_what_a_cache_takes() -> None:
     activate("cpu", DeviceSettings())
 
     class Model:
-        config, chunk, device, graphs_revision = preset_config("tiny-e2b"), 32, "CPU", 0
+        config, chunk, longest_chunk, device, graphs_revision = preset_config("tiny-e2b"), 32, 32, "CPU", 0
         from tinygrad import dtypes
 
         dtype = dtypes.bfloat16

@@ -60,6 +60,8 @@ class Option:
     metavar: str | None = None
     choices: tuple[Any, ...] = ()
     """The values that it takes, where they are few; another one is a usage error."""
+    training: bool = False
+    """Whether ``train`` alone takes it."""
 
     @property
     def keyword(self) -> str:

@@ -33,6 +33,8 @@ class PluginParam:
     default: Any = None
     media_keyword: str | None = None
     """The argument of ``stream_generate`` for an option that takes media."""
+    training: bool = False
+    """See ``Option``."""
 
 
 @dataclass
@@ -90,7 +92,8 @@ def _joined(claims: list[tuple[str, Option, ModalityTower | None]]) -> PluginPar
     param = make_param(option, tower is not None)
     if len(claims) > 1:
         param.help = f"Claimed by {' and by '.join(owners)}."
-    return PluginParam(param, owners, option.keyword, option.default, tower.media_keyword if tower else None)
+    return PluginParam(param, owners, option.keyword, option.default, tower.media_keyword if tower else None,
+                       all(option.training for _, option, _ in claims))
 
 
 def make_param(option: Option, media: bool = False) -> click.Option:
@@ -113,10 +116,15 @@ def make_param(option: Option, media: bool = False) -> click.Option:
 class PluginOptionsCommand(GemmaCommand):
     """A command that takes the options of plugins; its callback gets them as ``plugin_values``."""
 
+    trains = False
+    """Whether it takes the options that are for training."""
+
     def plugin_params(self, ctx: click.Context) -> dict[str, PluginParam]:
         """The options of plugins by parameter name, asked for once per run."""
         if KEY not in ctx.meta:
-            ctx.meta[KEY] = collect({flag for param in self.params for flag in param.opts + param.secondary_opts})
+            taken = {flag for param in self.params for flag in param.opts + param.secondary_opts}
+            known = collect(taken).items()
+            ctx.meta[KEY] = {name: param for name, param in known if self.trains or not param.training}
         return ctx.meta[KEY]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:

@@ -29,6 +29,8 @@ class TrainCommand(PluginOptionsCommand):
     """A command whose options may also stand in a config file or in the folder of the run that goes on; what is typed
     wins, then the config file. Options that take media are left out: media stand in the data."""
 
+    trains = True
+
     def plugin_params(self, ctx: click.Context) -> dict[str, PluginParam]:
         return {name: known for name, known in super().plugin_params(ctx).items() if known.media_keyword is None}
 

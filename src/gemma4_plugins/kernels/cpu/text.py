@@ -32,7 +32,7 @@ PANEL, DEPTH, HEAD_BLOCK, SLOTS, ATTENDED = 64, 256, 256, 64, 120
 CHUNK = 256
 """Prompt positions per call."""
 PICTURE = 1152
-"""Positions of a call with tokens of a picture that see those behind them: the largest picture has 1120, and its ends."""
+"""Positions of a call with tokens of a picture that see those behind them: the largest picture has 1120."""
 
 
 def kernels(engine: Engine, storage: Storage) -> CpuText | None:

@@ -120,8 +120,9 @@ def test_three_and_three_steps_are_six(place: Place, tmp_path: Path) -> None:
         assert "not what the run began with" in failure("train", "-o", twice, "--resume", "--steps", 9, option, value)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_says_how_to_go_on(
-    place: Place, straight: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, place: Place, straight: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, step = tmp_path / "run", train_report.Reporter.step
     more = ["--validation", "0.2", "--eval-every", 3, "--schedule", "cosine", "--warmup", 2]
@@ -129,7 +130,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     def interrupted(self: Any, report: Any, validation: Any) -> None:
         step(self, report, validation)
         if report.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(train_report.Reporter, "step", interrupted)
     monkeypatch.setattr("gemma4_core.cli.train_run.HINT", None)  # it goes past what the test runner captures

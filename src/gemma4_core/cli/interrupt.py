@@ -17,22 +17,20 @@ class Interrupt:
     signals, it does nothing.
     """
 
-    def __init__(self, hint: str | None = None) -> None:
+    def __init__(self, hint: str | None = None, numbers: tuple[int, ...] = (signal.SIGINT,)) -> None:
+        """``hint`` is what to say on stderr at the first one; ``numbers`` are the signals that count as Ctrl-C."""
         self.asked = False
-        self.hint = hint
-        """What to say on stderr at the first Ctrl-C."""
-        self._before: Any = None
-        self._installed = False
+        self.hint, self.numbers = hint, numbers
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
-            self._installed = True
+            self._before = {number: signal.signal(number, self._on_signal) for number in self.numbers}
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

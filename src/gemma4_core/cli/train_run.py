@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,8 @@ class Session:
     def run(self) -> None:
         """Learn to the end, or until Ctrl-C, which is saved too and then goes on as KeyboardInterrupt."""
         reporter = Reporter(self.trainer, self.folder)
-        with Interrupt(HINT) as interrupt, reporter:
+        # a job that is told to end by its scheduler is saved as well
+        with Interrupt(HINT, (signal.SIGINT, signal.SIGTERM)) as interrupt, reporter:
             for report in self.trainer:
                 self.after(report, reporter, interrupt)
                 if interrupt.asked:

@@ -15,7 +15,7 @@ from gemma4_core.model import GemmaModel
 from gemma4_core.model.layers import matrix
 from gemma4_core.training.captured import Checked, fed, kept
 from gemma4_core.training.forward import hidden
-from gemma4_core.training.operations import training_operations
+from gemma4_core.training.operations import operations_of
 
 SCORE_SEED = 1_000_003
 """Added to the seed of training: other pictures, sounds and texts."""
@@ -43,7 +43,7 @@ class Scorer:
     def _right(self, inputs: Mapping[str, Tensor]) -> Tensor:
         text, targets = self.model.text, inputs["targets"]
         h = hidden(self.model, fed(self.model, inputs))
-        operations = training_operations(self.model.operations.matmul)
+        operations = operations_of(self.model)
         logits = operations.logits(h, matrix(text.embedding), text.config.final_logit_softcapping)
         wrong = (logits.argmax(-1) != targets) & (targets >= 0)  # [B, T]
         return (wrong.sum(1) == 0).contiguous().realize()

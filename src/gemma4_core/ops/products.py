@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from tinygrad import Device, Tensor, UOp, dtypes
 from tinygrad.dtype import DType
+from tinygrad.helpers import Context as TinygradContext
 from tinygrad.uop import Ops
 
 from gemma4_core.weights import DenseMatrix, Matrix
@@ -19,7 +20,9 @@ TILE = 16
 @lru_cache
 def has_tensor_cores(device: str, dtype: DType) -> bool:
     """Whether tinygrad's code generator multiplies matrices of this type in hardware there, with fp32 accumulation."""
-    cores = getattr(Device[device].renderer, "tensor_cores", ()) or ()
+    # layers that training recomputes are traced with devices locked
+    with TinygradContext(ALLOW_DEVICE_USAGE=1):
+        cores = getattr(Device[device].renderer, "tensor_cores", ()) or ()
     return any(core.dtype_in == dtype and core.dtype_out == dtypes.float32 for core in cores)
 
 

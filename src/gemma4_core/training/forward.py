@@ -14,7 +14,7 @@ from gemma4_core.model.layers import Rotation, matrix
 from gemma4_core.model.media import place, positions_of_rows, put_soft
 from gemma4_core.model.spans import FreshSpan
 from gemma4_core.ops.products import kept
-from gemma4_core.training.operations import training_operations
+from gemma4_core.training.operations import operations_of
 from gemma4_core.training.tables import learnt_rows
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:
     rows = fed.ple_rows
     if rows is None and model.text.ple_table is not None:
         rows = untaught(padding, learnt_rows(matrix(model.text.ple_table), fed.ids))
-    operations = training_operations(model.operations.matmul)
+    operations = operations_of(model, checkpointing)
     inputs = model.text.inputs(fed.ids, h, operations, rows)
     rotation = model.text.rotation(rotation_table(model, length), 0, length)
     span = FreshSpan(length, model.device, fed.blocks, fed.segments)

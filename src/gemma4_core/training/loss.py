@@ -10,7 +10,7 @@ from tinygrad.nn.state import get_state_dict
 from gemma4_core.model.layers import matrix
 from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
 from gemma4_core.training.forward import Fed, feed, hidden
-from gemma4_core.training.operations import training_operations
+from gemma4_core.training.operations import operations_of
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -39,7 +39,7 @@ def mean_loss(model: GemmaModel, fed: Fed, targets: Tensor, checkpointing: bool 
     rows = h.reshape(-1, h.shape[-1])  # [B, T, H] -> [B * T, H]
     flat = targets.reshape(-1)
     head, cap = matrix(model.text.embedding), model.config.text_config.final_logit_softcapping
-    operations = training_operations(model.operations.matmul)
+    operations = operations_of(model, checkpointing)
     pieces = max(1, -(-int(rows.shape[0]) * head.shape[0] // PIECE))
     if pieces == 1:
         total = summed(rows, flat, head, cap, operations)

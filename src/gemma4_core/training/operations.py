@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from tinygrad import Tensor, dtypes
 
@@ -19,6 +20,18 @@ from gemma4_core.ops.portable import linear as plain_linear
 from gemma4_core.ops.products import gradient_kept, kept
 from gemma4_core.training.multiply import Multiply, multiplied
 from gemma4_core.weights import DenseMatrix, Matrix
+
+if TYPE_CHECKING:
+    from gemma4_core.model.model import GemmaModel
+
+
+def operations_of(model: GemmaModel, checkpointing: bool = False) -> Operations:
+    """The operations that a model is trained with.
+
+    With ``checkpointing`` without the device's products: the buffers of such kernels are arguments of a layer that is
+    traced, and would live from its first run until it is computed again, which is what checkpointing is to avoid.
+    """
+    return training_operations(None if checkpointing else model.operations.matmul)
 
 
 @lru_cache

@@ -1,5 +1,6 @@
 // out[M][N] = a[M][K] @ w[N][K]^T with fp32 sums. A job is a block of rows by WIDE columns; jobs are dealt to PARTS cores.
-// Weights are turned and widened slice by slice, then tiles of ROWS rows run over them from registers.
+// Weights are turned slice by slice, and widened where the processor does not multiply pairs of bf16; then tiles of ROWS
+// rows run over them from registers.
 enum { BLOCK = 128 * ROWS, DEPTH = 256 };
 
 void NAME(item *restrict out, const item *restrict a, const item *restrict w, const int core_id) {
@@ -7,8 +8,24 @@ void NAME(item *restrict out, const item *restrict a, const item *restrict w, co
   for (i64 job = core_id; job < panels * blocks; job += PARTS) {
     const i64 n0 = job % panels * WIDE, m0 = job / panels * BLOCK;
     const i64 columns = N - n0 < WIDE ? N - n0 : WIDE, rows = M - m0 < BLOCK ? M - m0 : BLOCK;
-    float sums[BLOCK * WIDE], packed[DEPTH * WIDE], left[ROWS * DEPTH];
+    float sums[BLOCK * WIDE];
     for (i64 i = 0; i < (rows + ROWS - 1) / ROWS * ROWS * WIDE; i += LANES) *(vec *)(sums + i) = (vec){0};
+#if PAIRS && K % 2 == 0
+    u32 packed[DEPTH / 2 * WIDE];
+    for (i64 k0 = 0; k0 < K; k0 += DEPTH) {
+      const i64 pairs = (K - k0 < DEPTH ? K - k0 : DEPTH) / 2;
+      for (i64 n = 0; n < WIDE; n++) {
+        const item *row = w + (n0 + (n < columns ? n : 0)) * K + k0;
+        for (i64 k = 0; k < pairs; k++) __builtin_memcpy(packed + k * WIDE + n, row + 2 * k, 4);
+      }
+      for (i64 m = 0; m < rows; m += ROWS) {
+        const item *left[ROWS];
+        for (i64 r = 0; r < ROWS; r++) left[r] = a + (m0 + (m + r < rows ? m + r : m)) * K + k0;
+        multiply_pairs(sums + m * WIDE, left, packed, pairs);
+      }
+    }
+#else
+    float packed[DEPTH * WIDE], left[ROWS * DEPTH];
     for (i64 k0 = 0; k0 < K; k0 += DEPTH) {
       const i64 depth = K - k0 < DEPTH ? K - k0 : DEPTH;
       for (i64 n = 0; n < WIDE; n++)
@@ -19,6 +36,7 @@ void NAME(item *restrict out, const item *restrict a, const item *restrict w, co
         multiply(sums + m * WIDE, WIDE, left, DEPTH, packed, WIDE, depth, VECTORS);
       }
     }
+#endif
     for (i64 m = 0; m < rows; m++)
       for (i64 n = 0; n < columns; n++) out[(m0 + m) * N + n0 + n] = put(sums[m * WIDE + n]);
   }

@@ -46,6 +46,34 @@ INLINE void multiply(float *c, i64 c_pitch, const float *a, i64 a_pitch, const f
     for (int v = 0; v < vectors; v++) *(vec *)(c + r * c_pitch + v * LANES) = sums[r][v];
 }
 
+#if BF16 && defined(__AVX512BF16__)
+#define PAIRS 1
+typedef u32 uvec __attribute__((vector_size(LANES * 4), aligned(4)));
+
+// c[ROWS][WIDE] += a · b, where each 32 bits hold two bf16 neighbours along depth: rows of a by address, b[pair][WIDE]
+INLINE void multiply_pairs(float *c, const item *const *a, const u32 *b, i64 pairs) {
+  vec sums[ROWS][VECTORS];
+  for (int r = 0; r < ROWS; r++)
+    for (int v = 0; v < VECTORS; v++) sums[r][v] = *(const vec *)(c + r * WIDE + v * LANES);
+  for (i64 k = 0; k < pairs; k++) {
+    uvec x[VECTORS];
+    for (int v = 0; v < VECTORS; v++) x[v] = *(const uvec *)(b + k * WIDE + v * LANES);
+#pragma clang loop unroll(full)
+    for (int r = 0; r < ROWS; r++) {
+      u32 both;
+      __builtin_memcpy(&both, a[r] + 2 * k, 4);
+      uvec y = (uvec){0} + both;
+#pragma clang loop unroll(full)
+      for (int v = 0; v < VECTORS; v++) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums[r][v]) : "v"(x[v]), "v"(y));
+    }
+  }
+  for (int r = 0; r < ROWS; r++)
+    for (int v = 0; v < VECTORS; v++) *(vec *)(c + r * WIDE + v * LANES) = sums[r][v];
+}
+#else
+#define PAIRS 0
+#endif
+
 // e^x for x <= 0: 2^n times a polynomial; relative error below 2e-7
 INLINE vec exponential(vec x) {
   const vec zero = {0};

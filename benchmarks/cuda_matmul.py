@@ -10,17 +10,16 @@ error is beyond bfloat16's.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
+from functools import partial
 
 import numpy as np
 from tinygrad import Tensor, TinyJit, dtypes
 
 from gemma4_core.descriptions import DeviceSettings
 from gemma4_core.devices import activate
+from gemma4_core.measure.timing import median_seconds
 from gemma4_core.training.multiply import made
-from gemma4_plugins.kernels.cuda.launch import wait
 from gemma4_plugins.kernels.cuda.matmul import matmul
 
 LIMIT = 1 / 128
@@ -41,36 +40,26 @@ def shapes(rows: int) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     ]
 
 
-def seconds(graph: TinyJit, a: Tensor, b: Tensor) -> float:
-    """The median of ten runs."""
-    times = []
-    for _ in range(13):
-        began = time.perf_counter()
-        graph(a, b)
-        wait()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[3:])
-
-
 def main() -> None:
     """Check and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--portable", action="store_true", help="time tinygrad's own kernels too")
     options = parser.parse_args()
-    activate("cuda", DeviceSettings())
+    _, device = activate("cuda", DeviceSettings())
     rng, good = np.random.default_rng(0), True
     for form, first, second in shapes(options.rows):
         draw = lambda shape: Tensor(rng.standard_normal(shape, np.float32)).cast(dtypes.bfloat16).contiguous()  # noqa: E731
         a, b = (draw(shape).realize() for shape in (first, second))
         own = TinyJit(lambda a, b, form=form: made(matmul, a, b, form).realize())
-        plain = TinyJit(lambda a, b, form=form: made(lambda *_: None, a, b, form).contiguous().realize())
-        found, truth = own(a, b).float().numpy(), made(lambda *_: None, a.float(), b.float(), form, True).numpy()
+        plain = TinyJit(lambda a, b, form=form: made(None, a, b, form).contiguous().realize())
+        found, truth = own(a, b).float().numpy(), made(None, a.float(), b.float(), form, True).numpy()
         error = float(np.abs(found - truth).max() / np.abs(truth).max())
         inner = first[-2] if form == "tn" else first[-1]
         work = 2 * truth.size * inner / 1e12
-        line = f"{form} {list(first)} {list(second)}: error {error:.1e}, {work / seconds(own, a, b):.0f} TFLOP/s"
-        print(line + (f", portable {work / seconds(plain, a, b):.0f}" if options.portable else ""), flush=True)
+        speeds = [work / median_seconds(partial(graph, a, b), device) for graph in (own, plain)[: 1 + options.portable]]
+        line = f"{form} {list(first)} {list(second)}: error {error:.1e}, {speeds[0]:.0f} TFLOP/s"
+        print(line + "".join(f", portable {speed:.0f}" for speed in speeds[1:]), flush=True)
         good = good and error < LIMIT
     print("good" if good else "WRONG")
     sys.exit(0 if good else 1)

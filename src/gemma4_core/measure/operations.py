@@ -178,7 +178,7 @@ class Cases:
             graph = lambda kind, a=a, b=b, form=form: Graph(lambda: [made(kind, a, b, form).realize()])  # noqa: E731
             shape = f"{form} {list(a.shape)} {list(b.shape)}"
             nbytes = int(a.nbytes() + b.nbytes())
-            yield Case("matmul", shape, nbytes, 1, graph(own) if brought else None, graph(lambda *_: None))
+            yield Case("matmul", shape, nbytes, 1, graph(own) if brought else None, graph(None))
 
     def of_logits(self) -> Iterator[Case]:
         """The head."""

@@ -38,9 +38,9 @@ def multiplied(matmul: Multiply | None, a: Tensor, b: Tensor, form: str, wide: b
     return run(a, b)
 
 
-def made(matmul: Multiply, a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor:
-    """A product by the device, or by tinygrad where that does not serve it."""
-    own = matmul(a, b, form, wide)
+def made(matmul: Multiply | None, a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor:
+    """A product by the device, or by tinygrad where that has none or does not serve it."""
+    own = None if matmul is None else matmul(a, b, form, wide)
     if own is not None:
         return own
     shared = b if b.ndim == a.ndim else b.unsqueeze(-3)

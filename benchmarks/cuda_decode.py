@@ -61,14 +61,14 @@ def measure(step: cuda_step.CudaStep, context: int, steps: int) -> list[float]:
     return times[1:]
 
 
-def measure_prompt(model: GemmaModel, length: int) -> list[float]:
-    """Seconds of five prefills of a prompt, its first token included."""
+def measure_prompt(model: GemmaModel, length: int, runs: int) -> tuple[list[float], int]:
+    """Seconds of prefills of a prompt, the first token included, and bytes of its keys and values."""
     ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
     storage = model.pool.take(model, 1, length + 8)
     step = cuda_prefill.prefill(model.engine, storage)
     assert step is not None, "the chunk kernels do not serve this model here"
     times = []
-    for _ in range(6):
+    for _ in range(runs + 1):
         launch.wait()
         began = time.perf_counter()
         for start in range(0, length, model.chunk):
@@ -76,7 +76,7 @@ def measure_prompt(model: GemmaModel, length: int) -> list[float]:
         assert isinstance(done, Finished)
         done.token.item()
         times.append(time.perf_counter() - began)
-    return times[1:]
+    return times[1:], sum(held.nbytes() for held in storage.layers if held is not None)
 
 
 def parts_of(plan: Plan, step: cuda_step.CudaStep, layers: int) -> str:
@@ -113,7 +113,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warps", nargs="+", type=int, default=[Machine(1, 1).warps])
     parser.add_argument("--flight", nargs="+", type=int, default=[plan.FLIGHT], help="bytes on their way to a block")
+    parser.add_argument("--pieces", nargs="+", type=int, default=[0], help="instead of plan.PIECES")
     parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--runs", type=int, default=5, help="of a prompt")
     parser.add_argument("--prompts", nargs="*", type=int, default=[])
     parser.add_argument("--binaries", help="folder of kernels compiled beforehand, see cuda_models.use_binaries")
     options = parser.parse_args()
@@ -128,12 +130,12 @@ def main() -> None:
         model = random_model(preset, operations, int8=int8 == "int8")
         size = weight_bytes(model)
         for context in options.contexts:
-            for warps, flight in itertools.product(options.warps, options.flight):
-                plan.FLIGHT = flight
+            for warps, flight, piece in itertools.product(options.warps, options.flight, options.pieces):
+                plan.FLIGHT, plan.PIECES = flight, (piece,) if piece else plan.PIECES
                 step = timed_step(model, context, warps, options.parts)
                 seconds = statistics.median(times := measure(step, context, options.steps))
                 print(
-                    f"{name} context {context} warps {warps} flight {flight}: {seconds * 1e3:.3f} ms "
+                    f"{name} context {context} warps {warps} flight {flight} piece {piece}: {seconds * 1e3:.3f} ms "
                     f"{1 / seconds:.1f} tok/s ({1 / max(times):.1f} to {1 / min(times):.1f}), "
                     f"{size / seconds / 1e12:.2f} TB/s, {100 * size / seconds / rate:.0f} % of read",
                     flush=True,
@@ -142,10 +144,11 @@ def main() -> None:
                     print(parts_of(step.plan, step, model.text.config.num_hidden_layers), flush=True)
                 del step
         for length in options.prompts:
-            seconds = statistics.median(times := measure_prompt(model, length))
+            times, held = measure_prompt(model, length, options.runs)
+            seconds = statistics.median(times)
             print(
                 f"{name} prompt of {length}: {seconds * 1e3:.1f} ms, {length / seconds:.0f} tok/s "
-                f"({length / max(times):.0f} to {length / min(times):.0f})",
+                f"({length / max(times):.0f} to {length / min(times):.0f}), {held / 1e6:.0f} MB of keys and values",
                 flush=True,
             )
         del model

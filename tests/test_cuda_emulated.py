@@ -17,6 +17,7 @@ from gemma4_plugins.kernels.cuda import plan, step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import cuda_check
+import cuda_soak
 
 SMALL = cuda_check.TINY | {
     "vocab_size": 192, "vocab_size_per_layer_input": 192, "hidden_size": 64, "intermediate_size": 64,
@@ -30,6 +31,12 @@ MIXTURE = SMALL | {
     "top_k_experts": 6, "moe_intermediate_size": 64, "use_bidirectional_attention": "vision",
 }  # fmt: skip
 
+WIDE = SMALL | {
+    "vocab_size": 96, "vocab_size_per_layer_input": 96, "hidden_size": 768, "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0,
+}  # fmt: skip
+"""Rows of 1536 bytes: stages larger than the least."""
+
 
 @pytest.fixture
 def emulated(cpu: str, plain_loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +44,7 @@ def emulated(cpu: str, plain_loops: None, monkeypatch: pytest.MonkeyPatch) -> No
     cuda_emulation.emulate(monkeypatch, blocks=3)
     monkeypatch.setattr(step, "machine", lambda: plan.Machine(3, 230_000, 4, 2))
     monkeypatch.setattr(plan, "SPAN", 32)
-    monkeypatch.setattr(cuda_check, "OWN", {"small": SMALL, "mixture": MIXTURE})
+    monkeypatch.setattr(cuda_check, "OWN", {"small": SMALL, "mixture": MIXTURE, "wide": WIDE})
 
 
 @pytest.mark.parametrize(("name", "joined"), [("small", 2), ("mixture@int8", 0)])
@@ -47,6 +54,22 @@ def test_steps_and_prompts_are_as_near_to_the_truth_as_the_portable_form(
     # both ways of putting slices of positions together
     monkeypatch.setattr(plan, "JOINED", dict.fromkeys(plan.JOINED, joined))
     assert cuda_check.check(name, [0, 100 if joined else 130], [40])
+
+
+def test_stages_as_large_as_a_row_have_the_same_results(emulated: None) -> None:
+    model = cuda_check.model_of("wide")
+    made = plan.make_plan(model.text.config, step.machine())
+    assert made is not None and made.constants["STAGE_BYTES"] == 16 * (1536 + 16)
+    assert cuda_check.check("wide", [20], [])
+
+
+@pytest.mark.parametrize("portably", [False, True])
+def test_a_soak_compares_its_cache_with_single_operations(
+    portably: bool, emulated: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cuda_soak.soak("small", 40, portably) and "40 tokens" in capsys.readouterr().out
+    monkeypatch.setattr(cuda_soak, "distances", lambda *_: [1e-3, 1e-3, 1e-3, 3e-3])
+    assert not cuda_soak.soak("small", 8, portably)
 
 
 def test_drawn_tokens_are_read_like_greedy_ones(emulated: None) -> None:

@@ -26,7 +26,16 @@ def test_official_sizes_fit_hopper(name: str, int8: bool) -> None:
     assert plan.unsupported(config, int8) is None
     made = plan.make_plan(config, HOPPER, int8)
     assert made is not None and made.blocks == 132 and made.shared_bytes <= HOPPER.shared_bytes
-    assert made.constants["STAGES"] >= 6 and made.constants["WEIGHT_BYTES"] == (1 if int8 else 2)
+    assert made.constants["STAGES"] >= plan.ENOUGH_STAGES and made.constants["WEIGHT_BYTES"] == (1 if int8 else 2)
+
+
+def test_stages_hold_rows_in_pieces_of_nearly_equal_size() -> None:
+    assert plan.stage_bytes(3072, 1536) == plan.stage_bytes(1536, 1536) == 16 * 1552
+    assert plan.stage_bytes(5632, 1536) == 16 * (1408 + 16)  # four pieces
+    assert plan.stage_bytes(128, 1536) == plan.LEAST_STAGE
+    large, small = (plan.make_plan(text("E2B"), machine) for machine in (HOPPER, ADA))
+    assert large is not None and large.constants["STAGE_BYTES"] == 16 * 1552
+    assert small is not None and small.constants["STAGE_BYTES"] == plan.LEAST_STAGE  # more of them
 
 
 def test_smaller_devices_get_a_shorter_ring_or_none() -> None:
@@ -45,7 +54,7 @@ def test_places_do_not_overlap(name: str) -> None:
     for prefix, align, total in (("S_", 128, made.shared_bytes), ("AT_", 16, made.scratch_packets)):
         places = [v for k, v in made.constants.items() if k.startswith(prefix)]
         assert places == sorted(places) and all(v % align == 0 for v in places) and places[-1] <= total
-    ring = made.constants["STAGES"] * plan.STAGE_BYTES
+    ring = made.constants["STAGES"] * made.constants["STAGE_BYTES"]
     assert made.constants["S_OPERAND"] >= ring
     assert made.constants["S_STREAM"] + 4 * text(name).hidden_size <= made.constants["S_NORM_0"]
 

@@ -13,12 +13,15 @@ from tinygrad import dtypes
 from gemma4_core.config import LayerConfig, TextConfig
 from gemma4_core.model.decoder import rounded
 
-STAGE_BYTES = 16896
-"""One stage of the ring: 16 rows of 512 bf16, 32 keys of 256, or 16 keys of 512, each row 16 bytes longer."""
-MOST_STAGES, LEAST_STAGES = 12, 3
+PIECES: tuple[int, ...] = (1536, 1024)
+"""Bytes of a row at most in one stage of the ring, the first that leaves enough stages. A copy takes some 55 cycles of its
+multiprocessor whatever its size, in which memory brings 1 KB."""
+LEAST_STAGE = 16896
+"""Bytes that a stage has at least: 16 rows of 512 bf16, 32 keys of 256, or 16 keys of 512, each row 16 bytes longer."""
+MOST_STAGES, ENOUGH_STAGES, LEAST_STAGES = 12, 5, 3
 SPAN = 256
 """Positions whose scores are held in shared memory at a time."""
-FLIGHT = 3 * STAGE_BYTES
+FLIGHT = 50688
 """Bytes on their way from memory at a time: what bandwidth times latency asks for, and little more."""
 JOINED = {"bf16": 8, "int8": 0}
 """Slices of cached positions at most that every block puts together for itself, a power of two or 0: one hop between
@@ -111,20 +114,31 @@ def make_plan(text: TextConfig, machine: Machine, int8: bool = False, timers: bo
     if blocks < max(items(text, sliding), items(text, full)):
         return None
     constants = model_constants(text) | {
-        "GRID": blocks, "WARPS": machine.warps, "PRODUCERS": machine.producers, "STAGE_BYTES": STAGE_BYTES,
+        "GRID": blocks, "WARPS": machine.warps, "PRODUCERS": machine.producers,
         "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED": JOINED["int8" if int8 else "bf16"], "HISTORY": HISTORY,
         "WEIGHT_BYTES": 1 if int8 else 2,
         **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip
     packets = scratch(constants)
-    fixed = shared(constants, 0)
-    stages = min((machine.shared_bytes - fixed.pop("SHARED_BYTES")) // (STAGE_BYTES + 16), MOST_STAGES)
+    row = text.hidden_size * (1 if int8 else 2)
+    for most in PIECES:
+        constants["STAGE_BYTES"] = stage_bytes(row, most)
+        room = machine.shared_bytes - shared(constants, 0)["SHARED_BYTES"]
+        stages = min(room // (int(constants["STAGE_BYTES"]) + 16), MOST_STAGES)
+        if stages >= ENOUGH_STAGES:
+            break
     if stages < LEAST_STAGES:
         return None
     places = shared(constants, stages)
     total = places.pop("SHARED_BYTES")
     size = packets.pop("SCRATCH_PACKETS")
     return Plan(constants | {"STAGES": stages} | packets | places, size, total)
+
+
+def stage_bytes(row: int, most: int) -> int:
+    """Bytes of a stage for 16 rows of ``row`` bytes in pieces of at most ``most``, as the kernel cuts them."""
+    pieces = -(-row // most)
+    return max(16 * (-(-row // pieces // 64) * 64 + 16), LEAST_STAGE)
 
 
 def model_constants(text: TextConfig) -> dict[str, int | float]:
@@ -184,7 +198,7 @@ def shared(c: dict[str, int | float], stages: int) -> dict[str, int]:
     attention = 8 * query + (SPAN + 1) * 32 + 8 * chance + 4 * 32
     vectors = (k["HIDDEN"], k["HEADS"] * widest, k["FF_MAX"], k["TOP"] * k["EXPERT_FF"])
     sizes = {
-        "S_RING": stages * STAGE_BYTES, "S_OPERAND": max(*(2 * n for n in vectors), attention),
+        "S_RING": stages * k["STAGE_BYTES"], "S_OPERAND": max(*(2 * n for n in vectors), attention),
         "S_ROUTER": row if k["EXPERTS"] else 0, "S_EXPERTS": row if k["EXPERTS"] else 0, "S_STREAM": 2 * row,
         **{f"S_NORM_{i}": row for i in range(4 if k["EXPERTS"] else 2)},
         "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 4 * k["WARPS"] * 4,

@@ -18,7 +18,7 @@ from reference_data import load
 from training_tools import quick
 
 from gemma4_core import load_pretrained
-from gemma4_core.cli.bench import bench_report
+from gemma4_core.cli.bench import bench_report, times_line
 from gemma4_core.cli.bench_ops import ops_command
 from gemma4_core.cli.bench_ops import row as ops_row
 from gemma4_core.measure import operations, speed
@@ -62,6 +62,7 @@ def test_json() -> None:
     assert found["kernels_for"] == {"prefill": "cpu", "decode": "cpu"} and "threads" in found["device_details"]
     assert min(found[key] for key in ("load_seconds", "first_token_seconds", "peak_memory_bytes")) > 0
     assert found["first_prompt_tokens"] == 20
+    assert found["kernels_per_token"] == 1  # one C call
 
 
 def test_tables() -> None:
@@ -85,6 +86,18 @@ def test_whose_kernels_run_is_told(moe: GemmaModel, monkeypatch: pytest.MonkeyPa
     assert plain.engine.taken_over(plain.make_cache().reserve(plain, 1, 8)) == ()
     found = bench_report(plain, speed.Speed([speed.Result(7, 0, 0, (3.0, 5.0))]))
     assert found["kernels_for"] == {"prefill": "portable", "decode": "portable"} and found["score"] == 4.0
+
+
+def test_portable_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMA4_KERNELS", "portable")
+    plain = load_pretrained(E2B, device="cpu")
+    found = bench_report(plain, speed.measure(plain, speed.Asked((), (2,), (0,), 1)))
+    layers = plain.config.text_config.num_hidden_layers
+    assert layers < found["kernels_per_token"] < 60 * layers
+    assert found["kernels_per_layer"] == found["kernels_per_token"] / layers
+    assert f"{found['kernels_per_token']:,} kernels a token" in times_line(found)
+    none = bench_report(plain, speed.measure(plain, speed.Asked((2,), (), (0,), 1)))
+    assert none["kernels_per_token"] is None and none["kernels_per_layer"] is None
 
 
 def test_faults() -> None:

@@ -73,6 +73,8 @@ def bench_report(model: GemmaModel, found: Speed) -> dict[str, Any]:
     return same | {
         "kernels_for": {part: model.operations.name if part in found.taken_over else "portable"
                         for part in ("prefill", "decode")},
+        "kernels_per_token": found.step_kernels or None,
+        "kernels_per_layer": found.step_kernels / model.config.text_config.num_hidden_layers or None,
         "load_seconds": model.load_seconds,
         "first_token_seconds": found.first_token_seconds,
         "first_prompt_tokens": found.first_prompt_tokens,
@@ -120,9 +122,11 @@ def table(report: dict[str, Any]) -> str:
 
 
 def times_line(report: dict[str, Any]) -> str:
-    """Load, first token and memory in words."""
+    """Load, first token, launches and memory in words."""
+    kernels = report["kernels_per_token"] or 0
+    launched = f"{kernels:,} kernels a token ({report['kernels_per_layer']:.1f} a layer), " if kernels > 1 else ""
     return (
         f"loaded in {report['load_seconds']:.2f} s, first token {report['first_token_seconds']:.2f} s later (prompt of "
         f"{report['first_prompt_tokens']}, with all that is compiled and captured for it), "
-        f"peak memory {human_bytes(report['peak_memory_bytes'])}"
+        f"{launched}peak memory {human_bytes(report['peak_memory_bytes'])}"
     )

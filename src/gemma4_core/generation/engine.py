@@ -72,6 +72,11 @@ class Graph:
     def __call__(self, *args: Any) -> Any:
         return self.jit(*args)
 
+    @property
+    def kernels(self) -> int:
+        """Kernels of a replay; 0 before the first call."""
+        return len(self.jit.captured.linear.src) if self.jit.captured is not None else 0
+
 
 class Engine:
     """Runs chunks and steps for one model."""
@@ -190,9 +195,16 @@ class Engine:
         own = {"decode": storage.graphs["own", "decode", False], "prefill": self._own_prefill(storage) is not None}
         return tuple(name for name, is_own in own.items() if is_own)
 
+    def step_kernels(self, storage: Storage) -> int:
+        """Kernels that a greedy step launches: 1 where it is the device's own, else those of the captured graph, 0
+        before that has run."""
+        graph = storage.graphs.get(("decode graph", False))
+        return graph.kernels if isinstance(graph, Graph) else int("decode" in self.taken_over(storage))
+
     def portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
         """The portable form of ``decode_step``."""
         graph = Graph(self._token_function(storage, head=True, sampled=sampled))
+        storage.graphs["decode graph", sampled] = graph
 
         def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
             start = first_position(storage, position)

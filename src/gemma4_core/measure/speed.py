@@ -82,6 +82,8 @@ class Speed:
     first_prompt_tokens: int = 0
     taken_over: tuple[str, ...] = ()
     """Which of ``decode`` and ``prefill`` the device did its own way."""
+    step_kernels: int = 0
+    """Kernels that a token of an answer launches; 0 where no answer was asked for."""
     peak_memory_bytes: int = 0
 
 
@@ -101,6 +103,7 @@ def measure(model: GemmaModel, asked: Asked, tell: Callable[[str], Any] = lambda
             found.first_token_seconds, found.first_prompt_tokens = seconds, length
         found.taken_over = model.engine.taken_over(bench.cache.storage)
         found.results += bench.results(tell)
+        found.step_kernels = model.engine.step_kernels(bench.cache.storage) if asked.answers else 0
         found.peak_memory_bytes = max(found.peak_memory_bytes, peak_memory_bytes(model.device))
     return found
 

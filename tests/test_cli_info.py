@@ -169,16 +169,6 @@ def test_what_download_refuses(hub: list[dict[str, Any]], monkeypatch: pytest.Mo
 # ---------------------------------------------------------------------------------------------------- demo
 
 
-def test_the_demo_says_what_it_is_and_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemma4_core.demo.packaged_demo", lambda: None)
-    ran = gemma4("demo", "--keep", tmp_path / "kept", "--max-new-tokens", 6)
-    assert (ran.code, ran.err) == (0, ""), ran
-    for words in ("random weights", "makes no sense", "308 k parameters", "again        6 tokens at", "the same answer",
-                  "gemma4 doctor", "gemma4 download", str(tmp_path / "kept")):
-        assert words in ran.out
-    assert load_config(tmp_path / "kept").text_config.vocab_size == 512
-
-
 def test_what_the_demo_refuses(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     assert str(tmp_path) in failure("demo", "--keep", tmp_path)

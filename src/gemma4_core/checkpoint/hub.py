@@ -38,10 +38,9 @@ def repository(name: str) -> str | None:
     return name if HUB_NAME.fullmatch(name) and ".." not in name else None
 
 
-def packaged_demo() -> Path | None:
-    """The folder of the trained demo model inside the package, None where it is not packaged."""
-    folder = Path(str(files("gemma4_core") / "data" / DEMO))
-    return folder if (folder / "config.json").is_file() else None
+def packaged_demo() -> Path:
+    """The folder of the trained demo model inside the package."""
+    return Path(str(files("gemma4_core") / "data" / DEMO))
 
 
 def resolve_folder(name: str | Path) -> Path:
@@ -58,8 +57,8 @@ def resolve_folder(name: str | Path) -> Path:
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise CheckpointError(f"{shown_path(text)} cannot be opened as a checkpoint folder: {reason}") from fault
-    if text.lower() == DEMO and (packaged := packaged_demo()) is not None:
-        return packaged
+    if text.lower() == DEMO:
+        return packaged_demo()
     hub_name = repository(text)
     aliases = ", ".join(REPOSITORIES)
     if hub_name is None:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma4_core.cli.demo import about
 from gemma4_core.cli.failures import escaped
-from gemma4_core.cli.output import show_all
+from gemma4_core.cli.output import human_bytes, human_count, show_all
 from gemma4_core.demo import copy_demo, draw_picture, record_sound
 
 if TYPE_CHECKING:
@@ -77,7 +76,17 @@ def speed(model: GemmaModel, tokens: int) -> str:
     return f"speed     {values['generated_tokens']} tokens at {values['generation_tps']:.1f} tokens/s"
 
 
-def show_trained(
+def about(model: GemmaModel, folder: Path) -> list[str]:
+    """What the model is, in lines."""
+    nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    parameters = sum(int(t.numel()) for t in model.named_tensors().values())
+    return [
+        f"model     {model!r}",
+        f"          {human_count(parameters)} parameters, {human_bytes(nbytes)}, loaded in {model.load_seconds:.2f} s",
+    ]
+
+
+def show(
     packaged: Path, options: dict[str, Any], tokens: int, seed: int | None, keep: Path | None
 ) -> list[str]:
     """Let the trained model show what it can; in lines. Picture and sound stay where the user can open them."""

@@ -1,5 +1,4 @@
-"""What ``gemma4 demo`` shows: a trained tiny model where the package holds one, else a random one of the same kind;
-pictures and sounds to put before it."""
+"""What ``gemma4 demo`` shows: a tiny trained model, pictures and sounds for it; and a random one like it."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class FreshSpan(Span):
         if self.segments is not None:
             same = self.segments.unsqueeze(2) == self.segments.unsqueeze(1)  # [B, T, T]
             mask = mask & same.unsqueeze(1).unsqueeze(1)  # [B, 1, 1, T, T]
-        return KeyValues(k, v, mask, window=layer.window)
+        return KeyValues(k, v, mask, window=layer.window, band=layer.window if self.blocks is None else None)
 
 
 def ring_positions(slots: int, last: int | UOp, device: str) -> Tensor:

@@ -14,7 +14,8 @@ class KeyValues:
     ``k`` and ``v`` are ``[B, kv heads, S, D]``. ``mask`` is bool ``[T, S]`` or ``[B, 1, 1, T, S]``, True where a query
     may look; None where every key is visible to every query. The other fields say where the tensors come from, for
     operations that read the cache in place: ``storage [2, B, kv heads, slots, D]`` after this call's write, the
-    absolute position ``start`` of the first query, and the ring's ``window`` (None for full layers).
+    absolute position ``start`` of the first query, and the ring's ``window`` (None for full layers). Where ``band`` is
+    given, the first query is at the first key, and every query sees at most so many keys, itself the last.
     """
 
     k: Tensor
@@ -23,6 +24,7 @@ class KeyValues:
     storage: Tensor | None = None
     start: int | UOp = 0
     window: int | None = None
+    band: int | None = None
 
     def last_row(self, row: int | UOp) -> KeyValues:
         """The same keys as one query at ``row`` of the call sees them."""

@@ -18,6 +18,7 @@ from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.portable import MASKED, gelu_tanh
 from gemma4_core.ops.portable import linear as plain_linear
 from gemma4_core.ops.products import gradient_kept, kept
+from gemma4_core.training.band import WORTH, in_a_row, keys_of_blocks, mask_of_blocks, queries_in_blocks
 from gemma4_core.training.multiply import Multiply, multiplied
 from gemma4_core.weights import DenseMatrix, Matrix
 
@@ -66,30 +67,39 @@ class Differentiable:
         return self.linear(gelu_tanh(self.linear(x, gate)) * self.linear(x, up), down)
 
     def attention(self, q: Tensor, kv: KeyValues) -> Tensor:
-        """As the portable ``attention``; the gradients of keys and values are a product for each head, then added."""
+        """As the portable ``attention``; in blocks where queries see few of many keys."""
         batch, length, heads, size = q.shape
         groups = kv.k.shape[1]
         # [B, T, heads, D] -> [B, kv heads, heads per kv head, T, D]
-        grouped = kept(q.reshape(batch, length, groups, heads // groups, size).permute(0, 2, 3, 1, 4))
-        keys, values = kept(kv.k), kept(kv.v)
-        scores = multiplied(self.matmul, grouped, keys, "nt", wide=True)
-        if scores is None:
-            each = self.for_each_head(keys, heads // groups)
-            scores = kept(products.product(grouped, each.transpose(-1, -2)))
-        if kv.mask is not None:
-            scores = kv.mask.where(scores, MASKED)  # [B, kv heads, group, T, S]
-        weights = kept(scores.softmax(-1).cast(q.dtype))
-        mixed = multiplied(self.matmul, weights, values, "nn")
-        if mixed is None:
-            mixed = kept(products.product(weights, self.for_each_head(values, heads // groups)).cast(q.dtype))
+        grouped = q.reshape(batch, length, groups, heads // groups, size).permute(0, 2, 3, 1, 4)
+        if kv.band is not None and kv.mask is not None and length >= WORTH * kv.band:
+            keys, values = (keys_of_blocks(x, kv.band) for x in (kv.k, kv.v))
+            queries, mask = queries_in_blocks(grouped, kv.band), mask_of_blocks(kv.mask, kv.band)
+            mixed = in_a_row(self.attended(queries, keys, values, mask), length)
+        else:
+            mixed = self.attended(grouped, kv.k, kv.v, kv.mask)
         # [B, kv heads, group, T, D] -> [B, T, heads, D]
         return mixed.permute(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
 
+    def attended(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """``[..., group, T, D]`` of queries ``[..., group, T, D]``, keys and values ``[..., S, D]``; the gradients of
+        keys and values are a product for each head, then added."""
+        q, keys, values = kept(q), kept(keys), kept(values)
+        scores = multiplied(self.matmul, q, keys, "nt", wide=True)
+        if scores is None:
+            scores = kept(products.product(q, self.for_each_head(keys, q.shape[-3]).transpose(-1, -2)))
+        if mask is not None:
+            scores = mask.where(scores, MASKED)  # [..., group, T, S]
+        weights = kept(scores.softmax(-1).cast(q.dtype))
+        mixed = multiplied(self.matmul, weights, values, "nn")
+        if mixed is None:
+            mixed = kept(products.product(weights, self.for_each_head(values, q.shape[-3])).cast(q.dtype))
+        return mixed
+
     @staticmethod
     def for_each_head(x: Tensor, group: int) -> Tensor:
-        """``x [B, kv heads, S, D]`` for each of the heads that share it: ``[B, kv heads, group, S, D]``."""
-        batch, groups, length, size = x.shape
-        return gradient_kept(x.unsqueeze(2).expand(batch, groups, group, length, size))
+        """``x [..., S, D]`` for each of the heads that share it: ``[..., group, S, D]``."""
+        return gradient_kept(x.unsqueeze(-3).expand(*x.shape[:-2], group, *x.shape[-2:]))
 
     def logits(self, h: Tensor, head: Matrix, softcap: float | None) -> Tensor:
         """As the portable ``logits``."""

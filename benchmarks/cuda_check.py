@@ -81,6 +81,15 @@ def portable_logits(model: GemmaModel, storage: Storage, token: int, position: i
     return model.text.logits(hidden[:, 0], model.operations).numpy()[0]
 
 
+def step_logits(step: cuda_step.CudaStep, token: Tensor, position: int) -> np.ndarray:
+    """Logits of the kernel, of a step that draws; NaN where it wrote none."""
+    assert step.logits is not None
+    step.logits.assign(Tensor.full(step.logits.shape, float("nan"), dtype=dtypes.float32)).realize()
+    step._launch(token, position, None, step.logits)
+    logits: np.ndarray = step.logits.numpy()[0]
+    return logits
+
+
 def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: int) -> bool:
     """A prompt through the chunk kernels and the portable graph: keys, values and the last position's logits."""
     ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
@@ -174,10 +183,7 @@ def check(name: str, positions: list[int], prompts: list[int]) -> bool:
     for position in positions:
         token = (position * 7919 + 11) % model.config.text_config.vocab_size
         given = Tensor(np.array([[token]], np.int32), device=launch.DEVICE).contiguous().realize()
-        assert logits_step.logits is not None
-        logits_step.logits.assign(Tensor.full((1, model.engine.vocab), float("nan"), dtype=dtypes.float32)).realize()
-        logits_step._launch(given, position, None, logits_step.logits)
-        got = logits_step.logits.numpy()[0]
+        got = step_logits(logits_step, given, position)
         again, logprob = greedy_step(given, position, None).read()  # type: ignore[attr-defined]
         plain = portable_logits(model, theirs, token, position)
         truth = portable_logits(truth_model, truth_storage, token, position)

@@ -18,8 +18,8 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from cuda_check import model_of, relative
-from tinygrad import Tensor, dtypes
+from cuda_check import model_of, relative, step_logits
+from tinygrad import Tensor
 
 from gemma4_core.generation.engine import Chunk
 from gemma4_core.model.cache import Storage
@@ -85,25 +85,25 @@ def soak(name: str, count: int, portably: bool) -> bool:
     """One model; whether nothing drifts."""
     model = model_of(name)
     ours, theirs = (model.pool.take(model, 1, count + 8) for _ in range(2))
-    steps = [cuda_step.decode_step(model.engine, storage, True) for storage in (ours, theirs)]
-    assert all(isinstance(step, cuda_step.CudaStep) for step in steps), "the kernel does not serve this model here"
-    every = min(1000, count // 4)
-    tokens, seconds = drawn(model, steps[0], count, every)  # type: ignore[arg-type]
+    steps = []
+    for storage in (ours, theirs):
+        step = cuda_step.decode_step(model.engine, storage, True)
+        assert isinstance(step, cuda_step.CudaStep), "the kernel does not serve this model here"
+        steps.append(step)
+    every = max(1, min(1000, count // 4))
+    tokens, seconds = drawn(model, steps[0], count, every)
     began = time.perf_counter()
     as_prompt(model, theirs, tokens[:count], portably)
     apart = distances(model, ours, theirs, count)
-    logits = []
-    for step in steps:
-        assert isinstance(step, cuda_step.CudaStep) and step.logits is not None
-        step.logits.assign(Tensor.full(step.logits.shape, float("nan"), dtype=dtypes.float32)).realize()
-        step._launch(upload(np.array([[tokens[count]]], np.int32)), count, None, step.logits)
-        logits.append(step.logits.numpy())
+    last = upload(np.array([[tokens[count]]], np.int32))
+    logits = [step_logits(step, last, count) for step in steps]
     good = apart[3] <= 1.5 * apart[0] + 1e-3 and bool(np.isfinite(logits).all())
+    others = "the portable graph's" if portably else "single operations'"
     print(
         f"{name}: {count} tokens, {len(set(tokens))} different, {every / seconds[0]:.0f} tok/s in the first {every}, "
-        f"{every / seconds[-1]:.0f} in the last; keys and values apart from the "
-        f"{'portable' if portably else 'single operations'}' by {', '.join(f'{x:.2e}' for x in apart)} (quarters of "
-        f"the positions), logits {relative(*logits):.2e}; compared in {time.perf_counter() - began:.0f} s "
+        f"{every / seconds[-1]:.0f} in the last; keys and values apart from {others} by "
+        f"{', '.join(f'{x:.2e}' for x in apart)} (quarters of the positions), logits {relative(*logits):.2e}; "
+        f"compared in {time.perf_counter() - began:.0f} s "
         f"{'good' if good else 'BAD'}",
         flush=True,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tinygrad import Tensor, dtypes
@@ -21,8 +23,7 @@ def sliding(length: int, segments: np.ndarray | None = None) -> KeyValues:
     layer = next(x for x in parse_config(preset_dict("tiny-e2b")).text_config.layers if x.window is not None)
     parts = None if segments is None else Tensor(segments)
     span = FreshSpan(length, "CPU", segments=parts)
-    narrow = layer.__class__(**{**vars(layer), "window": 4})
-    return span.extend(narrow, *(random(n, 2, 2, length, 8) for n in (1, 2)))
+    return span.extend(replace(layer, window=4), *(random(n, 2, 2, length, 8) for n in (1, 2)))
 
 
 def random(seed: int, *shape: int) -> Tensor:

@@ -32,7 +32,8 @@ def keys_of_blocks(x: Tensor, band: int) -> Tensor:
     batch, groups, length, size = x.shape
     count = block_count(length, band)
     padded = x.pad((None, None, (band, count * band - length), None))
-    blocks = padded.reshape(batch, groups, count + 1, band, size)  # [B, kv heads, (blocks + 1) * band, D]
+    # [B, kv heads, (blocks + 1) * band, D] -> [B, kv heads, blocks + 1, band, D]
+    blocks = padded.reshape(batch, groups, count + 1, band, size)
     return blocks[:, :, :-1].cat(blocks[:, :, 1:], dim=3)
 
 
@@ -49,6 +50,7 @@ def mask_of_blocks(mask: Tensor, band: int) -> Tensor:
     turned = padded.reshape(-1, count, band, (count + 1) * band).permute(0, 2, 1, 3)  # [b, band, blocks, …]
     flat = turned.reshape(-1, band, count * (count + 1) * band).pad((None, None, (0, count * band)))
     found = flat.reshape(-1, band, count, (count + 2) * band)[..., : 2 * band]  # [b, band, blocks, 2 * band]
+    # [b, blocks, band, 2 * band] -> [b, 1, blocks, 1, band, 2 * band]
     return found.permute(0, 2, 1, 3).reshape(-1, 1, count, 1, band, 2 * band).contiguous()
 
 

@@ -120,19 +120,24 @@ def make_plan(text: TextConfig, machine: Machine, int8: bool = False, timers: bo
         **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip
     packets = scratch(constants)
-    row = text.hidden_size * (1 if int8 else 2)
-    for most in PIECES:
-        constants["STAGE_BYTES"] = stage_bytes(row, most)
-        room = machine.shared_bytes - shared(constants, 0)["SHARED_BYTES"]
-        stages = min(room // (int(constants["STAGE_BYTES"]) + 16), MOST_STAGES)
-        if stages >= ENOUGH_STAGES:
-            break
-    if stages < LEAST_STAGES:
+    room = machine.shared_bytes - shared(constants | {"STAGES": 0, "STAGE_BYTES": 0})["SHARED_BYTES"]
+    constants |= ring(text.hidden_size * int(constants["WEIGHT_BYTES"]), room)
+    if constants["STAGES"] < LEAST_STAGES:
         return None
-    places = shared(constants, stages)
+    places = shared(constants)
     total = places.pop("SHARED_BYTES")
     size = packets.pop("SCRATCH_PACKETS")
-    return Plan(constants | {"STAGES": stages} | packets | places, size, total)
+    return Plan(constants | packets | places, size, total)
+
+
+def ring(row: int, room: int) -> dict[str, int]:
+    """Stages for rows of ``row`` bytes that fit into shared memory, each with two barriers, and a stage's bytes."""
+    for most in PIECES:
+        size = stage_bytes(row, most)
+        count = min(room // (size + 16), MOST_STAGES)
+        if count >= ENOUGH_STAGES:
+            break
+    return {"STAGES": count, "STAGE_BYTES": size}
 
 
 def stage_bytes(row: int, most: int) -> int:
@@ -189,7 +194,7 @@ def scratch(c: dict[str, int | float]) -> dict[str, int]:
     return running(sizes, 16, "SCRATCH_PACKETS")
 
 
-def shared(c: dict[str, int | float], stages: int) -> dict[str, int]:
+def shared(c: dict[str, int | float]) -> dict[str, int]:
     """Places in shared memory, in bytes."""
     k = {name: int(value) for name, value in c.items()}
     widest = max(k["D_SLIDING"], k["D_FULL"])
@@ -198,11 +203,11 @@ def shared(c: dict[str, int | float], stages: int) -> dict[str, int]:
     attention = 8 * query + (SPAN + 1) * 32 + 8 * chance + 4 * 32
     vectors = (k["HIDDEN"], k["HEADS"] * widest, k["FF_MAX"], k["TOP"] * k["EXPERT_FF"])
     sizes = {
-        "S_RING": stages * k["STAGE_BYTES"], "S_OPERAND": max(*(2 * n for n in vectors), attention),
+        "S_RING": k["STAGES"] * k["STAGE_BYTES"], "S_OPERAND": max(*(2 * n for n in vectors), attention),
         "S_ROUTER": row if k["EXPERTS"] else 0, "S_EXPERTS": row if k["EXPERTS"] else 0, "S_STREAM": 2 * row,
         **{f"S_NORM_{i}": row for i in range(4 if k["EXPERTS"] else 2)},
         "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 4 * k["WARPS"] * 4,
-        "S_SHARES": k["HEADS"] * k["JOINED"] * 4, "S_CHOSEN": 128, "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * stages + 1) * 8,
+        "S_SHARES": k["HEADS"] * k["JOINED"] * 4, "S_CHOSEN": 128, "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * k["STAGES"] + 1) * 8,
     }  # fmt: skip
     places = running(sizes, 128, "SHARED_BYTES")
     return places | {"QUERY_STRIDE": query, "PROBABILITY_STRIDE": chance, "NORM_BYTES": -(-row // 128) * 128}

@@ -9,18 +9,22 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from cli_tools import failure, gemma4, usage
 from reference_data import load
+from tinygrad import UOp
+from tinygrad.uop import Ops
 from training_tools import quick
 
 from gemma4_core import load_pretrained
 from gemma4_core.cli.bench import bench_report, times_line
 from gemma4_core.cli.bench_ops import ops_command
 from gemma4_core.cli.bench_ops import row as ops_row
+from gemma4_core.generation.engine import Graph
 from gemma4_core.measure import operations, speed
 from gemma4_core.measure.traffic import cache_bytes, weight_bytes
 from gemma4_core.model import GemmaModel
@@ -98,6 +102,16 @@ def test_portable_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{found['kernels_per_token']:,} kernels a token" in times_line(found)
     none = bench_report(plain, speed.measure(plain, speed.Asked((2,), (), (0,), 1)))
     assert none["kernels_per_token"] is None and none["kernels_per_layer"] is None
+
+
+def test_kernels_within_a_batch_are_counted() -> None:
+    from tinygrad.engine.jit import create_graph_call
+
+    one = UOp(Ops.PROGRAM).call()
+    graph = Graph(lambda: None)
+    assert graph.kernels == 0
+    graph.jit.captured = SimpleNamespace(linear=UOp(Ops.LINEAR, src=(one, create_graph_call([one, one, one]))))
+    assert graph.kernels == 4
 
 
 def test_faults() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tinygrad import Tensor, TinyJit, UOp, dtypes
+from tinygrad.uop import Ops
 
 from gemma4_core.generation.finished import Finished
 from gemma4_core.model.cache import GemmaCache, Storage
@@ -74,8 +75,14 @@ class Graph:
 
     @property
     def kernels(self) -> int:
-        """Kernels of a replay; 0 before the first call."""
-        return len(self.jit.captured.linear.src) if self.jit.captured is not None else 0
+        """Kernels of a replay, those within a batch that the device takes as one graph too; 0 before the first call."""
+        calls = self.jit.captured.linear.src if self.jit.captured is not None else ()
+        return sum(len(call.src[0].src[0].src) if is_batch(call.src[0]) else 1 for call in calls)
+
+
+def is_batch(called: UOp) -> bool:
+    """Whether tinygrad gathered several kernels into this call, as it does for devices that replay graphs."""
+    return called.op is Ops.CUSTOM_FUNCTION and called.arg == "graph"
 
 
 class Engine:

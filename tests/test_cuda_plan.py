@@ -29,10 +29,11 @@ def test_official_sizes_fit_hopper(name: str, int8: bool) -> None:
     assert made.constants["STAGES"] >= 5 and made.constants["WEIGHT_BYTES"] == (1 if int8 else 2)
 
 
-def test_stages_hold_rows_in_pieces_of_nearly_equal_size() -> None:
-    assert plan.stage_bytes(3072, 1536) == plan.stage_bytes(1536, 1536) == 16 * 1552
-    assert plan.stage_bytes(5632, 1536) == 16 * (1408 + 16)  # four pieces
-    assert plan.stage_bytes(128, 1536) == plan.LEAST_STAGE
+def test_stages_hold_rows_in_pieces_that_give_warps_equal_work() -> None:
+    assert plan.stage_bytes(3072, 8, 1536) == plan.stage_bytes(1536, 8, 1536) == 16 * 1552
+    assert plan.stage_bytes(5632, 8, 1536) == 16 * 1552  # three pieces, and one of 1024: as many steps for each warp
+    assert plan.stage_bytes(5632, 8, 1500) == 16 * (1408 + 16)  # no room for that: four equal pieces
+    assert plan.stage_bytes(128, 8, 1536) == plan.LEAST_STAGE
     large, small = (plan.make_plan(text("E2B"), machine) for machine in (HOPPER, ADA))
     assert large is not None and large.constants["STAGE_BYTES"] == 16 * 1552
     assert small is not None and small.constants["STAGE_BYTES"] == plan.LEAST_STAGE  # more of them

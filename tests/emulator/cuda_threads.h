@@ -228,6 +228,14 @@ template <class T> inline T __shfl_up_sync(unsigned, T v, int delta) {
   int l = lane_id();
   return lane_value(v, l >= delta ? l - delta : l);
 }
+inline unsigned warp_ballot(bool v) {
+  auto slots = emulator::exchange(&v, sizeof v);
+  unsigned bits = 0;
+  for (int i = 0; i < 32; i++) bits |= (unsigned)*(const bool*)slots[i] << i;
+  return bits;
+}
+inline int count_bits(unsigned v) { return __builtin_popcount(v); }
+inline int lowest_bit(unsigned v) { return __builtin_ctz(v); }
 inline void __syncwarp() { char c = 0; emulator::exchange(&c, 1); }
 inline void bar_sync(int id, int threads) {
   emulator::Barrier& b = emulator::current->block->barriers[id];
@@ -253,7 +261,14 @@ inline void settle(Counter& c) {
 }
 inline void mbarrier_init(unsigned long long* b, int n) { counter(b) = {(uint16_t)n, (uint16_t)n, 0}; }
 inline void mbarrier_arrive(unsigned long long* b) { counter(b).pending--; settle(counter(b)); }
-inline bool mbarrier_done(unsigned long long* b, unsigned parity) { return (unsigned)(counter(b).bytes_phase & 1) != parity; }
+inline void give_up() { fprintf(stderr, "kernel gave up waiting\n"); abort(); }
+inline void spin_pause() { emulator::yield(); }
+inline void mbarrier_wait(unsigned long long* b, unsigned parity) {
+  for (unsigned spins = 0; (unsigned)(counter(b).bytes_phase & 1) == parity; spins++) {
+    if (spins > 1u << 23) give_up();
+    spin_pause();
+  }
+}
 inline void fence_barrier_init() {}
 inline void fence_system() {}
 inline void expect_bytes(unsigned long long* b, unsigned n) {
@@ -271,8 +286,6 @@ inline void emulator::land(const Copy& c) {
   counter(c.barrier).bytes_phase -= 2 * (int)c.bytes;
   settle(counter(c.barrier));
 }
-inline void give_up() { fprintf(stderr, "kernel gave up waiting\n"); abort(); }
-inline void spin_pause() { emulator::yield(); }
 
 // ---- matrix tiles
 inline void load_tiles(unsigned (&a)[4], const void* p) {

@@ -4,12 +4,13 @@ struct Consumer {
   Eater eat;
   const Arguments& a;
   u8* shared;
+  const Shape* shapes;
   Choice choice;
   u64* choice_made;
   u64 model, layer, next;  // this lane's field of the table rows: the model's, the layer's, the next layer's
   u64 model_scales, layer_scales, next_scales;
   const u16* last_scalar;  // of the layer before
-  int index, ff;           // of the layer
+  int index;               // of the layer
   u32 info;
   float ple;               // this thread's element of the layer's per-layer input
   int sums_buffer;
@@ -203,10 +204,9 @@ struct Consumer {
   DEVICE void put_ple();
   DEVICE void put_branches(int product);
   DEVICE void add_mixture(float factor);
-  DEVICE Job describe(int product);
-  DEVICE void make_operand(int product);
+  DEVICE void make_operand(int product, int width);
   DEVICE void fetch_ahead(int product);
-  DEVICE void multiply_job(const Job& job, const Share& part, const Geometry& geometry, int product);
+  DEVICE void multiply(const Shape& s, int product);
   DEVICE void logit(int id, float sum);
   DEVICE void finish();
   DEVICE void run();
@@ -237,7 +237,6 @@ DEVICE void Consumer::enter_layer() {
     if (INT8) next_scales = row[32];
   }
   info = (u32)field(F_INFO);
-  ff = (int)field(F_FF);
 }
 
 // Add to the stream what this product's operand comes after: attention's result, or the end of the layer before.
@@ -317,7 +316,7 @@ DEVICE void Consumer::run() {
   model = a.table[eat.lane], model_scales = a.table[32 + eat.lane];
   layer = next = a.table[64 + eat.lane];
   layer_scales = next_scales = a.table[96 + eat.lane];
-  best = {-1e38f, 0.f, 0x7fffffff}, never = 0, unit = expert_unit = 1.f;
+  best = {-1e38f, 0.f, 0x7fffffff}, never = 0, info = 0, unit = expert_unit = 1.f;
 #ifdef TIMERS
   marked = clock64();
   if (eat.thread < 40) ((u32*)(shared + S_TIMERS))[eat.thread] = 0;
@@ -329,14 +328,12 @@ DEVICE void Consumer::run() {
     index = w.layer;
     eat.thread = opaque(eat.thread), eat.warp = eat.thread >> 5, eat.lane = eat.thread & 31;
     if (w.product == W_QKV) enter_layer();
-    Job job = describe(w.product);
-    Share part(job.of.total, job.of.paired);
-    Geometry geometry(part.count, job.of.paired, job.of.row_bytes);
-    make_operand(w.product);
+    const Shape s = shapes[(info >> KIND) * PRODUCTS + w.product];
+    make_operand(w.product, s.row_bytes / WEIGHT_BYTES);
     bar_sync(1, CONSUMERS);
     mark(w.product * 3);
     fetch_ahead(w.product);
-    multiply_job(job, part, geometry, w.product);
+    multiply(s, w.product);
     mark(w.product * 3 + 2);
   }
   finish();

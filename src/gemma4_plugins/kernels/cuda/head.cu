@@ -51,6 +51,8 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   u64 *full = (u64*)(memory + S_BARRIERS), *empty = full + STAGES, *choice_made = empty + STAGES;
   Choice choice = {(int*)(memory + S_CHOSEN), (float*)(memory + S_CHOSEN) + 16};
   int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31;
+  Shape* shapes = (Shape*)(memory + S_SHAPES);
+  work_out_shapes(table, thread, shapes);
   if (thread == 0) {
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(full + i, BULK ? PRODUCERS : PRODUCERS * 32);
@@ -62,10 +64,10 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   __syncthreads();
   Ring ring = {memory + S_RING, full, empty, 0, 0};
   if (warp >= WARPS) {
-    Producer producer = {{ring, ring, warp - WARPS, lane, 0, stream_policy()}, 0, 0, 0, a, choice, choice_made};
+    Producer producer = {{ring, ring, warp - WARPS, lane, 0, stream_policy()}, 0, 0, 0, a, shapes, choice, choice_made};
     producer.run();
   } else {
-    Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, choice, choice_made};
+    Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, shapes, choice, choice_made};
     consumer.run();
   }
 }

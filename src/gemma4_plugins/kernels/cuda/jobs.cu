@@ -1,4 +1,4 @@
-// What the multiplying warps are told of a product, and the best logit that they keep.
+// The best logit that a multiplying thread keeps.
 
 struct Best {  // the largest logit, the first token that has it, and the sum of exp(logit - largest)
   float top, sum;
@@ -24,11 +24,4 @@ struct Best {  // the largest logit, the first token that has it, and the sum of
       merge(t, s, __shfl_xor_sync(ALL, token, o));
     }
   }
-};
-
-struct Job {  // a product: its sizes, its operand, and where its results go
-  Matrix of;
-  const u8* x;
-  int to;
-  u32 tag;
 };

@@ -10,19 +10,20 @@
 enum Field {
   F_Q, F_K, F_V, F_O, F_GATE, F_UP, F_DOWN, F_PLE_GATE, F_PLE_PROJECTION, F_CACHE, F_NORM_IN, F_NORM_Q, F_NORM_K,
   F_NORM_ATTENTION, F_NORM_BEFORE, F_NORM_AFTER, F_NORM_PLE, F_SCALAR, F_INFO, F_ROUTER, F_EXPERT_GATE_UP,
-  F_EXPERT_DOWN, F_ROUTER_SCALE, F_EXPERT_SCALE, F_NORM_DENSE, F_NORM_BEFORE_EXPERTS, F_NORM_EXPERTS, F_FF
+  F_EXPERT_DOWN, F_ROUTER_SCALE, F_EXPERT_SCALE, F_NORM_DENSE, F_NORM_BEFORE_EXPERTS, F_NORM_EXPERTS
 };
-// Bits of F_INFO
+// Bits of F_INFO, and where the layer's kind begins: layers of a kind differ in their weights alone
 constexpr u32 IS_FULL = 1, IS_OWN = 2, KEY_IS_VALUE = 4;
+constexpr int KIND = 8;
 // Fields of the model's table row
 enum ModelField {
   M_EMBEDDING, M_NORM, M_PLE_TABLE, M_PLE_PROJECTION, M_PLE_NORM, M_COS_SLIDING, M_SIN_SLIDING, M_COS_FULL, M_SIN_FULL,
-  M_SUPPRESSED, M_SLOTS_SLIDING, M_SLOTS_FULL
+  M_SUPPRESSED, M_SLOTS_SLIDING, M_SLOTS_FULL, M_KINDS  // and behind it one field a kind: F_INFO's bits, and above 32 its feed-forward width
 };
 
 // Products in the order of their work. W_PLE_GATE and W_PLE exist with per-layer inputs only, W_ROUTER, W_EXPERT and
 // W_EXPERT_DOWN with experts only.
-enum Product { W_QKV, W_O, W_ROUTER, W_GATED, W_DOWN, W_EXPERT, W_EXPERT_DOWN, W_PLE_GATE, W_PLE, W_CONTEXT, W_HEAD };
+enum Product { W_QKV, W_O, W_ROUTER, W_GATED, W_DOWN, W_EXPERT, W_EXPERT_DOWN, W_PLE_GATE, W_PLE, W_CONTEXT, W_HEAD, PRODUCTS };
 constexpr int W_LAST = PLE ? W_PLE : EXPERTS ? W_EXPERT_DOWN : W_DOWN;
 // Results that travel; a tag names launch, layer and phase.
 enum Phase { P_QKV, P_O, P_ROUTER, P_GATED, P_DOWN, P_EXPERT, P_EXPERT_DOWN, P_PLE_GATE, P_PLE, P_PART, P_MIXED, PHASES };
@@ -53,7 +54,3 @@ struct Arguments {
   u32 sequence;
 };
 
-struct Matrix {  // a product's rows, and the bytes of a row's segment
-  int total, row_bytes, segments;
-  bool paired;  // rows of two matrices belong together
-};

@@ -35,6 +35,12 @@ HISTORY = 64
 PACKET_BYTES = 8
 FIELDS = 32
 """Fields of 8 bytes in a row of the table of addresses."""
+IS_FULL, IS_OWN, KEY_IS_VALUE, KIND = 1, 2, 4, 256
+"""What the kernel is told of a layer, see :func:`layer_info`; a kind is counted in units of the last."""
+MOST_KINDS = 16
+"""Kinds of layers that a model may have."""
+PRODUCTS, SHAPE_BYTES, STEP = 11, 32, 64
+"""Products of the kernel's ``Product``, bytes of its ``Shape``, and bytes of a row that a warp multiplies in a step."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,23 @@ def unsupported(text: TextConfig, int8: bool = False) -> str | None:
         group = text.num_attention_heads // layer.num_key_value_heads
         if group % -(-group // 8):
             return f"{group} query heads to a key head"
+    if len(kinds(text)) > MOST_KINDS:
+        return f"{len(kinds(text))} kinds of layers"
     if text.hidden_size_per_layer_input > 256:
         return f"hidden_size_per_layer_input {text.hidden_size_per_layer_input}"
     if text.enable_moe_block and (text.num_experts > 512 or not 1 <= text.top_k_experts <= 15):
         return f"{text.top_k_experts} of {text.num_experts} experts"
     return None
+
+
+def layer_info(layer: LayerConfig) -> int:
+    """What distinguishes a layer's work but for its feed-forward width."""
+    return IS_FULL * layer.is_full | IS_OWN * (not layer.is_shared) | KEY_IS_VALUE * layer.k_eq_v
+
+
+def kinds(text: TextConfig) -> list[tuple[int, int]]:
+    """The kinds of layers, which differ in their weights alone: :func:`layer_info` and ``intermediate_size``."""
+    return list(dict.fromkeys((layer_info(layer), layer.intermediate_size) for layer in text.layers))
 
 
 def of_kind(text: TextConfig, full: bool) -> LayerConfig:
@@ -116,12 +134,12 @@ def make_plan(text: TextConfig, machine: Machine, int8: bool = False, timers: bo
     constants = model_constants(text) | {
         "GRID": blocks, "WARPS": machine.warps, "PRODUCERS": machine.producers,
         "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED": JOINED["int8" if int8 else "bf16"], "HISTORY": HISTORY,
-        "WEIGHT_BYTES": 1 if int8 else 2,
+        "WEIGHT_BYTES": 1 if int8 else 2, "KINDS": len(kinds(text)),
         **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip
     packets = scratch(constants)
     room = machine.shared_bytes - shared(constants | {"STAGES": 0, "STAGE_BYTES": 0})["SHARED_BYTES"]
-    constants |= ring(text.hidden_size * int(constants["WEIGHT_BYTES"]), room)
+    constants |= ring(text.hidden_size * int(constants["WEIGHT_BYTES"]), machine.warps, room)
     if constants["STAGES"] < LEAST_STAGES:
         return None
     places = shared(constants)
@@ -130,20 +148,21 @@ def make_plan(text: TextConfig, machine: Machine, int8: bool = False, timers: bo
     return Plan(constants | packets | places, size, total)
 
 
-def ring(row: int, room: int) -> dict[str, int]:
+def ring(row: int, warps: int, room: int) -> dict[str, int]:
     """Stages for rows of ``row`` bytes that fit into shared memory, each with two barriers, and a stage's bytes."""
     for most in PIECES:
-        size = stage_bytes(row, most)
+        size = stage_bytes(row, warps, most)
         count = min(room // (size + 16), MOST_STAGES)
         if count >= ENOUGH_STAGES:
             break
     return {"STAGES": count, "STAGE_BYTES": size}
 
 
-def stage_bytes(row: int, most: int) -> int:
+def stage_bytes(row: int, warps: int, most: int) -> int:
     """Bytes of a stage for 16 rows of ``row`` bytes in pieces of at most ``most``, as the kernel cuts them."""
-    pieces = -(-row // most)
-    return max(16 * (-(-row // pieces // 64) * 64 + 16), LEAST_STAGE)
+    piece = -(-row // -(-row // most) // STEP) * STEP
+    even = -(-piece // (warps * STEP)) * warps * STEP  # every warp has as many steps
+    return max(16 * ((even if even <= most else piece) + 16), LEAST_STAGE)
 
 
 def model_constants(text: TextConfig) -> dict[str, int | float]:
@@ -207,7 +226,7 @@ def shared(c: dict[str, int | float]) -> dict[str, int]:
         "S_ROUTER": row if k["EXPERTS"] else 0, "S_EXPERTS": row if k["EXPERTS"] else 0, "S_STREAM": 2 * row,
         **{f"S_NORM_{i}": row for i in range(4 if k["EXPERTS"] else 2)},
         "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 4 * k["WARPS"] * 4,
-        "S_SHARES": k["HEADS"] * k["JOINED"] * 4, "S_CHOSEN": 128, "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * k["STAGES"] + 1) * 8,
+        "S_SHARES": k["HEADS"] * k["JOINED"] * 4, "S_CHOSEN": 128, "S_SHAPES": k["KINDS"] * PRODUCTS * SHAPE_BYTES, "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * k["STAGES"] + 1) * 8,
     }  # fmt: skip
     places = running(sizes, 128, "SHARED_BYTES")
     return places | {"QUERY_STRIDE": query, "PROBABILITY_STRIDE": chance, "NORM_BYTES": -(-row // 128) * 128}

@@ -26,6 +26,9 @@ DEVICE int opaque(int v) {
   asm volatile("" : "+r"(v));
   return v;
 }
+DEVICE u32 warp_ballot(bool v) { return __ballot_sync(ALL, v); }
+DEVICE int count_bits(u32 v) { return __popc(v); }
+DEVICE int lowest_bit(u32 v) { return __ffs(v) - 1; }
 DEVICE void give_up() { asm volatile("trap;"); }
 
 // ---- barriers: named ones among the consumer warps, counting ones between copies and consumers
@@ -36,16 +39,16 @@ DEVICE void mbarrier_init(u64* b, int count) {
 DEVICE void mbarrier_arrive(u64* b) {
   asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }" ::"r"(shared_address(b)) : "memory");
 }
-DEVICE bool mbarrier_done(u64* b, u32 parity) {
-  u32 done;
 #if __CUDA_ARCH__ >= 900
-  asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-               : "=r"(done) : "r"(shared_address(b)), "r"(parity) : "memory");
+#define MBARRIER_DONE "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;"
 #else
-  asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-               : "=r"(done) : "r"(shared_address(b)), "r"(parity) : "memory");
+#define MBARRIER_DONE "mbarrier.test_wait.parity.shared.b64 done, [%0], %1;"
 #endif
-  return done != 0;
+// One loop of the assembler's, without what the compiler puts around a loop that lanes may leave at different times.
+DEVICE void mbarrier_wait(u64* b, u32 parity) {
+  asm volatile("{ .reg .pred done; .reg .u32 spins; mov.u32 spins, 0; again: " MBARRIER_DONE
+               " @done bra there; add.u32 spins, spins, 1; setp.gt.u32 done, spins, %2; @!done bra again; trap; there: }"
+               ::"r"(shared_address(b)), "r"(parity), "n"(SPIN_LIMIT) : "memory");
 }
 DEVICE void fence_barrier_init() {
 #if __CUDA_ARCH__ >= 900
@@ -198,12 +201,6 @@ DEVICE u8 high_digit(int q) { return (u8)((q - (int)(signed char)q) >> 8); }
 DEVICE float warp_max(float v) {
   for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(ALL, v, o));
   return v;
-}
-DEVICE void mbarrier_wait(u64* b, u32 parity) {
-  for (u32 spins = 0; !mbarrier_done(b, parity); spins++) {
-    if (spins > SPIN_LIMIT) give_up();
-    spin_pause();
-  }
 }
 DEVICE u32 wait_packet(const uint2* p, u32 tag) {
   uint2 v = load_packet(p);

@@ -21,16 +21,6 @@ struct Walk {
   }
 };
 
-// A block's rows of a product. Pairs are split in twos.
-struct Share {
-  int first, count;
-  DEVICE Share(int total, bool paired) {
-    int unit = paired ? 2 : 1, block = this_block();
-    first = share(total / unit, block) * unit;
-    count = share(total / unit, block + 1) * unit - first;
-  }
-};
-
 // ---- attention's geometry, numbers of a kind of layer
 template <int D, int KV> struct HeadsOf {
   static constexpr int WIDTH = D, KEYS = KV, GROUP = HEADS / KV, SUBGROUPS = (GROUP + 7) / 8, ITEMS = KV * SUBGROUPS, EACH = GROUP / SUBGROUPS;
@@ -80,24 +70,50 @@ struct Slice {
 };
 
 // ---- the products' sizes and matrices
+struct Matrix { int rows, row_bytes, result; };  // of each of a pair; where the sums' packets go
 DEVICE Matrix matrix_of(int product, u32 info, int ff) {
   Heads n(info);
-  const int d = n.d(), keys = n.keys() * d;
-  Matrix m = {HIDDEN, HIDDEN * WEIGHT_BYTES, 1, false};
+  const int d = n.d(), keys = n.keys() * d, hidden = HIDDEN * WEIGHT_BYTES;
   switch (product) {
-    case W_CONTEXT: m.total = LAYERS * PLE; break;
-    case W_QKV: m.total = HEADS * d + (info & IS_OWN ? (info & KEY_IS_VALUE ? keys : 2 * keys) : 0); break;
-    case W_O: m.row_bytes = HEADS * d * WEIGHT_BYTES; break;
-    case W_ROUTER: m.total = EXPERTS, m.row_bytes = HIDDEN * 2; break;  // never int8
-    case W_GATED: m.total = ff, m.paired = true; break;
-    case W_DOWN: m.row_bytes = ff * WEIGHT_BYTES; break;
-    case W_EXPERT: m.total = TOP * EXPERT_FF, m.paired = true; break;
-    case W_EXPERT_DOWN: m.row_bytes = EXPERT_FF * WEIGHT_BYTES, m.segments = TOP; break;
-    case W_PLE_GATE: m.total = PLE; break;
-    case W_PLE: m.row_bytes = PLE * WEIGHT_BYTES; break;
-    default: m.total = VOCAB;
+    case W_CONTEXT: return {LAYERS * PLE, hidden, AT_CONTEXT};
+    case W_QKV: return {HEADS * d + (info & IS_OWN ? (info & KEY_IS_VALUE ? keys : 2 * keys) : 0), hidden, AT_QKV};
+    case W_O: return {HIDDEN, HEADS * d * WEIGHT_BYTES, AT_O};
+    case W_ROUTER: return {EXPERTS, HIDDEN * 2, AT_ROUTER};  // never int8
+    case W_GATED: return {ff, hidden, AT_GATED};
+    case W_DOWN: return {HIDDEN, ff * WEIGHT_BYTES, AT_DOWN};
+    case W_EXPERT: return {TOP * EXPERT_FF, hidden, AT_EXPERT};
+    case W_EXPERT_DOWN: return {HIDDEN, EXPERT_FF * WEIGHT_BYTES, AT_EXPERT_DOWN};  // TOP such segments
+    case W_PLE_GATE: return {PLE, hidden, AT_PLE_GATE};
+    case W_PLE: return {HIDDEN, PLE * WEIGHT_BYTES, AT_PLE};
+    default: return {VOCAB, hidden, 0};
   }
-  return m;
+}
+DEVICE int segments_of(int product) { return EXPERTS && product == W_EXPERT_DOWN ? TOP : 1; }
+
+// How this block makes its rows of a product in layers of a kind.
+DEVICE Shape shape_of(int product, u32 info, int ff) {
+  const Matrix m = matrix_of(product, info, ff);
+  const bool paired = is_paired(product);
+  const int unit = paired ? 2 : 1, block = this_block(), most_units = paired ? 4 : 16;
+  const int from = share(m.rows / unit, block), units = share(m.rows / unit, block + 1) - from;
+  Shape s = {from * unit, (units + most_units - 1) / most_units, 0, 0, STEP, STEP, m.row_bytes, m.result};
+  if (!units || !m.row_bytes) return s;
+  s.each = units / s.tiles, s.extra = units - s.each * s.tiles;
+  // pieces of nearly equal size; such that all warps have as many steps, where there is room
+  const int rows = (s.each + (s.extra > 0)) * unit, most = (STAGE_BYTES / (paired ? 8 + rows : rows) - 16) / STEP * STEP;
+  const int pieces = (m.row_bytes + most - 1) / most, piece = ((m.row_bytes + pieces - 1) / pieces + STEP - 1) / STEP * STEP;
+  constexpr int EVEN = WARPS * STEP;
+  const int even = (piece + EVEN - 1) / EVEN * EVEN;
+  s.piece = even <= most ? even : piece;
+  s.rest = m.row_bytes - (m.row_bytes - 1) / s.piece * s.piece;
+  return s;
+}
+// Of all products in all kinds of layers: [KINDS][PRODUCTS].
+DEVICE void work_out_shapes(const u64* model, int thread, Shape* shapes) {
+  for (int i = thread; i < KINDS * PRODUCTS; i += THREADS) {
+    u64 kind = model[M_KINDS + i / PRODUCTS];
+    shapes[i] = shape_of(i % PRODUCTS, (u32)kind, (int)(kind >> 32));
+  }
 }
 // The table's fields of a product's matrices: up to three one below the other, or two side by side.
 struct Fields { int first, second, third; bool of_model; };
@@ -139,6 +155,7 @@ struct Producer {
   Feeder feed;
   u64 model, layer, next;  // this lane's field of the table rows: the model's, the layer's, the next layer's
   const Arguments& a;
+  const Shape* shapes;
   Choice choice;
   u64* choice_made;
 
@@ -160,30 +177,30 @@ struct Producer {
 #pragma unroll 1
         for (int at = base; at < end; at += piece) {
           int count = end - at < piece ? end - at : piece;
-          int p = s.start + at + (feed.slot() < count ? feed.slot() : 0), slot = p % slots;
-          feed.rows(count, row, row + 16, cache + ((u64)(kind * n.keys() + s.kv_head) * slots + slot) * row);
+          const bool used = feed.slot() < count;
+          int p = s.start + at + (used ? feed.slot() : 0), slot = p % slots;
+          feed.rows(used, count, row, row + 16, cache + ((u64)(kind * n.keys() + s.kv_head) * slots + slot) * row);
         }
     }
   }
 
   DEVICE void product(int which) {
-    u32 info = (u32)(u64)field(F_INFO);
-    const Matrix m = matrix_of(which, info, (int)(u64)field(F_FF));
+    const u32 info = (u32)(u64)field(F_INFO);
+    const Shape s = shapes[(info >> KIND) * PRODUCTS + which];
     const Fields f = fields_of(which);
     const Split split(which, info);
     const u64 row = f.of_model ? model : layer;
     const u8 *first = (const u8*)__shfl_sync(ALL, row, f.first), *other = (const u8*)__shfl_sync(ALL, row, f.second),
              *third = (const u8*)__shfl_sync(ALL, row, f.third);
-    Share part(m.total, m.paired);
-    feed.stream(part.count, m.paired, m.row_bytes, m.segments, [&](int unit, bool second, int segment) {
-      int row = part.first + unit;
+    feed.stream(s, is_paired(which), segments_of(which), [&](int unit, bool second, int segment) {
+      int row = s.first + unit;
       const u8* base = first;
       if (which == W_EXPERT) row = (choice.expert[row / EXPERT_ROWS] * 2 + second) * EXPERT_FF + row % EXPERT_ROWS;
       else if (which == W_EXPERT_DOWN) row += choice.expert[segment] * HIDDEN;
       else if (second) base = other;
       else if (row >= split.third) base = third, row -= split.third;
       else if (row >= split.second) base = other, row -= split.second;
-      return base + (u64)row * m.row_bytes;
+      return base + (u64)row * s.row_bytes;
     });
   }
 

@@ -1,32 +1,14 @@
 // Each product of the step: its sizes, what its operand waits for, its weights' scales, and where its sums go.
 
-DEVICE Job Consumer::describe(int product) {
-  Job job = {matrix_of(product, info, ff), operand(), 0, tag(product)};
-  switch (product) {
-    case W_CONTEXT: job.to = AT_CONTEXT, job.tag = a.tag; break;
-    case W_QKV: job.to = AT_QKV; break;
-    case W_O: job.to = AT_O; break;
-    case W_ROUTER: job.x = shared + S_ROUTER, job.to = AT_ROUTER; break;
-    case W_GATED: job.to = AT_GATED; break;
-    case W_DOWN: job.to = AT_DOWN; break;
-    case W_EXPERT: job.x = shared + S_EXPERTS, job.to = AT_EXPERT; break;
-    case W_EXPERT_DOWN: job.to = AT_EXPERT_DOWN; break;
-    case W_PLE_GATE: job.to = AT_PLE_GATE; break;
-    case W_PLE: job.to = AT_PLE; break;
-    default: break;
-  }
-  return job;
-}
-
-// Wait for what the product's operand is made of, and make it.
-DEVICE void Consumer::make_operand(int product) {
+// Wait for what the product's operand, `width` elements, is made of, and make it.
+DEVICE void Consumer::make_operand(int product, int width) {
   int pairs = 0, pairs_at = 0, pairs_phase = 0;
   switch (product) {
     case W_CONTEXT: put_stream(); break;
     case W_O:
-      if (!attention()) pairs = HEADS * Heads(info).d() / 2, pairs_at = AT_MIXED, pairs_phase = P_MIXED;
+      if (!attention()) pairs = width / 2, pairs_at = AT_MIXED, pairs_phase = P_MIXED;
       break;
-    case W_DOWN: pairs = ff / 2, pairs_at = AT_GATED, pairs_phase = P_GATED; break;
+    case W_DOWN: pairs = width / 2, pairs_at = AT_GATED, pairs_phase = P_GATED; break;
     case W_EXPERT:
       if (EXPERTS) mbarrier_wait(choice_made, index & 1);
       break;
@@ -69,9 +51,12 @@ DEVICE void Consumer::logit(int id, float sum) {
 }
 
 // Sums are published one by one; gelu(gate) * up by twos; logits stay here.
-DEVICE void Consumer::multiply_job(const Job& job, const Share& part, const Geometry& geometry, int product) {
-  const bool paired = job.of.paired;
-  uint2* to = packets(job.to) + (paired ? part.first / 2 : part.first);
+DEVICE void Consumer::multiply(const Shape& s, int product) {
+  const bool paired = is_paired(product);
+  const int segments = segments_of(product);
+  const u8* x = product == W_ROUTER ? shared + S_ROUTER : product == W_EXPERT ? shared + S_EXPERTS : operand();
+  const u32 tag_out = product == W_CONTEXT ? a.tag : tag(product);
+  uint2* to = packets(s.result) + (paired ? s.first / 2 : s.first);
   const Split split(product, info);
   const float *first = nullptr, *second = nullptr, *third = nullptr;
   if (INT8) {
@@ -82,7 +67,7 @@ DEVICE void Consumer::multiply_job(const Job& job, const Share& part, const Geom
   }
   const u8* suppressed = product == W_HEAD ? (const u8*)of_model(M_SUPPRESSED) : nullptr;
   auto scale = [&](const Tile& t, int row, int segment) {
-    int unit = part.first + t.first + (paired ? row & 7 : row);
+    int unit = s.first + t.first + (paired ? row & 7 : row);
     if (product == W_EXPERT_DOWN) return first + choice.expert[segment] * HIDDEN + unit;
     if (product == W_EXPERT) return first + (choice.expert[unit / EXPERT_ROWS] * 2 + (row >> 3)) * EXPERT_FF + unit % EXPERT_ROWS;
     if (product == W_GATED) return (row < 8 ? first : second) + unit;
@@ -90,8 +75,8 @@ DEVICE void Consumer::multiply_job(const Job& job, const Share& part, const Geom
   };
   // what the sums of rows to come need from memory: a row's scale, and whether a token is never chosen
   auto ahead = [&](const Tile& t, int row) {
-    if (suppressed) never = load_byte_early(suppressed + part.first + t.first + row);
-    return INT8 && product != W_ROUTER && job.of.segments == 1 ? load_float_early(scale(t, row, 0)) : 1.f;
+    if (suppressed) never = load_byte_early(suppressed + s.first + t.first + row);
+    return INT8 && product != W_ROUTER && segments == 1 ? load_float_early(scale(t, row, 0)) : 1.f;
   };
   auto sink = [&](const Tile& t, int row, bool valid, float sum) {
     int unit = t.first + row;
@@ -99,17 +84,17 @@ DEVICE void Consumer::multiply_job(const Job& job, const Share& part, const Geom
       float up = __shfl_down_sync(ALL, sum, 8), value = 0;
       if (valid && row < 8) {
         value = gelu_tanh(sum) * up;
-        if (EXPERTS && product == W_EXPERT) value *= choice.weight[(part.first + unit) / EXPERT_ROWS];
+        if (EXPERTS && product == W_EXPERT) value *= choice.weight[(s.first + unit) / EXPERT_ROWS];
       }
       float second = __shfl_down_sync(ALL, value, 1);
-      if (valid && row < 8 && !(row & 1)) store_packet(to + unit / 2, pack_bf16(value, second), job.tag);
+      if (valid && row < 8 && !(row & 1)) store_packet(to + unit / 2, pack_bf16(value, second), tag_out);
     } else if (valid) {
-      if (product == W_HEAD) logit(part.first + unit, sum);
-      else store_packet(to + unit, as_bits(sum), job.tag);
+      if (product == W_HEAD) logit(s.first + unit, sum);
+      else store_packet(to + unit, as_bits(sum), tag_out);
     }
   };
   auto gathered = [&] { mark(product * 3 + 1); };
   const float counted_in = EXPERTS && product == W_EXPERT ? expert_unit : unit;
-  if (INT8 && product != W_ROUTER) eat.multiply_rows<INT8>(geometry, job.of, job.x, counted_in, scale, ahead, sink, gathered);
-  else if (!INT8 || EXPERTS) eat.multiply_rows<false>(geometry, job.of, job.x, 1.f, scale, ahead, sink, gathered);
+  if (INT8 && product != W_ROUTER) eat.multiply_rows<INT8>(s, paired, segments, x, counted_in, scale, ahead, sink, gathered);
+  else if (!INT8 || EXPERTS) eat.multiply_rows<false>(s, paired, segments, x, 1.f, scale, ahead, sink, gathered);
 }

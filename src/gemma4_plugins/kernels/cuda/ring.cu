@@ -2,30 +2,26 @@
 // weights do not depend on activations; the other warps multiply what has arrived.
 //
 // A stage holds up to 16 rows (two groups of 8 for the matrix unit) of a piece of columns, each row 16 bytes longer
-// than its data so that the eight rows of a tile lie in different banks. Producer and consumers derive the same
-// geometry from the same numbers; nothing but the barriers passes between them.
+// than its data so that the eight rows of a tile lie in different banks. Producer and consumers read the same shape;
+// nothing but the barriers passes between them.
+
+constexpr int STEP = 64;  // bytes of a row that one step of a warp multiplies
+
+// Rows of two matrices (gate and up) belong together and are multiplied side by side.
+DEVICE bool is_paired(int product) { return product == W_GATED || product == W_EXPERT; }
 
 struct Tile { int first, low, high; };  // rows `first …`: `low` in the first group of 8, `high` in the second
 
-// One block's share of a product: `count` rows, or, paired, rows of two matrices (gate and up) that belong together.
-struct Geometry {
-  int tiles, each, extra, piece, unit;  // the first `extra` tiles have a unit of rows more
-  bool paired;
+// One block's share of a product, and how it is cut. All shapes are worked out when a launch begins: the divisions take
+// some 0.5 us, which each product would wait for. 32 bytes, read as two words of 16.
+struct alignas(16) Shape {
+  int first;                   // row; of paired ones pair
+  int tiles, each, extra;      // the first `extra` tiles have a unit of rows more
+  int piece, rest, row_bytes;  // bytes of a row in a stage, in its last one, and in all (of a segment, where rows have some)
+  int result;                  // where the sums' packets go
 
-  DEVICE Geometry(int count, bool pairs, int row_bytes) {
-    paired = pairs;
-    unit = pairs ? 2 : 1;  // pairs come in twos, because two results share a packet
-    tiles = pairs ? (count + 7) / 8 : (count + 15) / 16;
-    int units = count / unit;
-    each = tiles ? units / tiles : 0;
-    extra = units - each * tiles;
-    // pieces of nearly equal size, a multiple of the 64 bytes that one step multiplies
-    int rows = (each + (extra > 0)) * unit * (pairs ? 2 : 1);
-    int most = rows ? (STAGE_BYTES / rows - 16) & ~63 : 64;
-    int pieces = (row_bytes + most - 1) / most;
-    piece = ((row_bytes + pieces - 1) / pieces + 63) & ~63;
-  }
-  DEVICE Tile tile(int index) const {
+  DEVICE Tile tile(int index, bool paired) const {
+    const int unit = paired ? 2 : 1;  // pairs come in twos, because two results share a packet
     Tile t;
     t.first = (index * each + (index < extra ? index : extra)) * unit;
     int n = (each + (index < extra)) * unit;
@@ -54,10 +50,11 @@ struct Feeder {
   int warp, lane, flying;
   u64 policy;
 
-  // this lane's row of a stage
+  // this lane's place for a row in a stage
   DEVICE int slot() const { return lane * PRODUCERS + warp; }
 
-  DEVICE void rows(int count, u32 bytes, u32 stride, const u8* source) {
+  // `used` says whether this lane brings a row; `count` rows are brought by all copying warps.
+  DEVICE void rows(bool used, int count, u32 bytes, u32 stride, const u8* source) {
     mbarrier_wait(ring.empty + ring.stage, ring.parity ^ 1);
     for (; flying && (flying == STAGES || (flying + 1) * (int)bytes * count > FLIGHT); flying--) {
       mbarrier_wait(landing.full + landing.stage, landing.parity);
@@ -65,14 +62,15 @@ struct Feeder {
     }
     flying++;
     u64* full = ring.full + ring.stage;
-    const int mine = (count - warp + PRODUCERS - 1) / PRODUCERS;  // a warp without a row still says so
+    const u32 here = warp_ballot(used);
 #if BULK
-    if (lane == 0) expect_bytes(full, bytes * mine);
+    if (lane == 0) expect_bytes(full, bytes * count_bits(here));  // a warp without a row still says so
     __syncwarp();
-    if (lane < mine) bulk_copy(ring.here() + slot() * stride, source, bytes, full, policy);
+    if (used) bulk_copy(ring.here() + slot() * stride, source, bytes, full, policy);
 #else
     int pieces = bytes / 16;
-    for (int row = 0; row < mine; row++) {
+    for (u32 left = here; left; left &= left - 1) {
+      const int row = lowest_bit(left);
       const u8* from = (const u8*)__shfl_sync(ALL, (u64)source, row);
       u8* to = ring.here() + (row * PRODUCERS + warp) * stride;
       for (int i = lane; i < pieces; i += 32) copy16(to + i * 16, from + i * 16);
@@ -82,18 +80,18 @@ struct Feeder {
     ring.advance();
   }
 
-  // address(unit, second, segment): where a row, or the second row of a pair, begins
-  template <class Address> DEVICE void stream(int count, bool paired, int row_bytes, int segments, Address address) {
-    Geometry g(count, paired, row_bytes);
-    for (int index = 0; index < g.tiles; index++) {
-      Tile t = g.tile(index);
-      int rows_here = t.low + t.high, mine = slot() < rows_here ? slot() : 0;
-      bool second = paired && mine >= t.low;
-      int unit = t.first + (second ? mine - t.low : mine);
+  // address(unit, second, segment): where a row, or the second row of a pair, begins. Second rows stand in the second
+  // group of 8.
+  template <class Address> DEVICE void stream(const Shape& s, bool paired, int segments, Address address) {
+    for (int index = 0; index < s.tiles; index++) {
+      Tile t = s.tile(index, paired);
+      const int group = slot() >> 3, within = slot() & 7;
+      const bool used = group < 2 && within < (group ? t.high : t.low);
+      const int unit = t.first + (!used ? 0 : paired ? within : slot());
       for (int segment = 0; segment < segments; segment++) {
-        const u8* row = address(unit, second, segment);
-        for (int at = 0; at < row_bytes; at += g.piece)
-          rows(rows_here, row_bytes - at < g.piece ? row_bytes - at : g.piece, g.piece + 16, row + at);
+        const u8* row = address(unit, paired && used && group, segment);
+        for (int at = 0; at < s.row_bytes; at += s.piece)
+          rows(used, t.low + t.high, s.row_bytes - at < s.piece ? s.row_bytes - at : s.piece, s.piece + 16, row + at);
       }
     }
   }
@@ -122,29 +120,30 @@ struct Eater {
   // and is called long before, so that it can ask memory for it; `scale(tile, row, segment)` says where a part of an
   // int8 row has its own; `unit` is what an int8 operand is counted in.
   template <bool BYTES, class Scale, class Ahead, class Sink, class Gathered>
-  DEVICE void multiply_rows(const Geometry& g, const Matrix& m, const u8* x, float unit, Scale scale, Ahead ahead, Sink sink, Gathered gathered) {
-    int turn = 0, group = 0;
+  DEVICE void multiply_rows(const Shape& s, bool paired, int segments, const u8* x, float unit, Scale scale, Ahead ahead, Sink sink, Gathered gathered) {
+    int group = 0;
     float ready = 1.f;
     auto ask = [&](int from) {
       int index = from + thread / 16, row = thread & 15;
-      if (thread >= GROUP_TILES * 16 || index >= g.tiles) return;
-      Tile t = g.tile(index);
+      if (thread >= GROUP_TILES * 16 || index >= s.tiles) return;
+      Tile t = s.tile(index, paired);
       if (row < 8 ? row < t.low : row - 8 < t.high) ready = ahead(t, row);
     };
     ask(0);
+    const Columns c(*this, s, x, BYTES);
 #pragma unroll 1
-    for (int index = 0; index < g.tiles; index++) {
+    for (int index = 0; index < s.tiles; index++) {
       float sums[2];
-      tile_product<BYTES>(g.tile(index), g.piece, m.row_bytes, m.segments, x, unit, scale, turn, sums);
+      tile_product<BYTES>(c, s, paired, index, segments, unit, scale, sums);
       float* to = parts + ((buffer * GROUP_TILES + index - group) * WARPS + warp) * 16;
       if ((lane & 3) == 0) {
         to[lane >> 2] = sums[0];
         to[8 + (lane >> 2)] = sums[1];
       }
-      if (index + 1 == g.tiles || index + 1 - group == GROUP_TILES) {
+      if (index + 1 == s.tiles || index + 1 - group == GROUP_TILES) {
         bar_sync(1, CONSUMERS);
         gathered();
-        reduce(g, group, index + 1, ready, sink);
+        reduce(s, paired, group, index + 1, ready, sink);
         group = index + 1;
         ask(group);
         buffer ^= 1;
@@ -152,38 +151,66 @@ struct Eater {
     }
   }
 
+  // A warp's columns of a product: every WARPS-th step of each piece.
+  struct Columns {
+    int rows;         // where this lane's row of a tile begins in a stage; places without a row hold what was there before
+    const u8* x;      // this lane's part of the operand
+    int steps, last;  // of a whole piece and of the last one of a row
+    // bf16: every column of the matrix unit gets the same vector; int8: even ones its high digits, odd ones its low digits
+    DEVICE Columns(const Eater& e, const Shape& s, const u8* operand, bool bytes) {
+      rows = tile_row(e.lane) * (s.piece + 16) + (e.lane >> 4) * 16 + e.warp * STEP;
+      x = operand + (e.lane & 3) * 16 + (bytes ? (e.lane >> 2 & 1) * STEP : 0) + e.warp * STEP * (bytes ? 2 : 1);
+      steps = (int)((u32)(s.piece / STEP + WARPS - 1 - e.warp) / WARPS);
+      last = (int)((u32)(s.rest / STEP + WARPS - 1 - e.warp) / WARPS);
+    }
+  };
+
+  // N steps; everything is loaded before it is multiplied.
+  template <int N, bool BYTES> DEVICE static void multiply_steps(const u8*& tile, const u8*& x, typename Sum<BYTES>::Type (&sums)[4],
+                                                                 typename Sum<BYTES>::Type (&others)[4]) {
+    constexpr int EACH = WARPS * STEP, WIDTH = BYTES ? 2 : 1;  // bytes of operand for a byte of a row
+    u32 a[N][2][4];
+    uint4 v[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      v[i] = *(const uint4*)(x + i * EACH * WIDTH);
+      load_tiles(a[i][0], tile + i * EACH);
+      load_tiles(a[i][1], tile + i * EACH + 32);
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      multiply(sums, a[i][0], v[i].x, v[i].y);
+      multiply(others, a[i][1], v[i].z, v[i].w);
+    }
+    tile += N * EACH, x += N * EACH * WIDTH;
+  }
+
   // This warp's share of the columns. Segments of int8 rows have scales of their own; `unit` is what one step of an int8
   // operand's numbers stands for.
   template <bool BYTES, class Scale>
-  DEVICE void tile_product(const Tile& t, int piece, int row_bytes, int segments, const u8* x, float unit, Scale scale, int& turn, float (&total)[2]) {
-    int row = tile_row(lane), slot = row < 8 ? row : t.low + row - 8;
-    if (slot >= t.low + t.high || (row < 8 && row >= t.low)) slot = 0;
-    int offset = slot * (piece + 16) + (lane >> 4) * 16;
-    // bf16: every column of the matrix unit gets the same vector; int8: even ones its high digits, odd ones its low digits
-    const u8* operand = x + (lane & 3) * 16 + (BYTES ? (lane >> 2 & 1) * 64 : 0);
-    constexpr int WIDTH = BYTES ? 2 : 1;  // bytes of operand for a byte of a row
+  DEVICE void tile_product(const Columns& c, const Shape& s, bool paired, int index, int segments, float unit, Scale scale, float (&total)[2]) {
+    constexpr int WIDTH = BYTES ? 2 : 1;
     const int own = lane >> 2;
+    const u8* operand = c.x;
     total[0] = total[1] = 0;
-    for (int segment = 0; segment < segments; segment++, operand += row_bytes * WIDTH) {
+    for (int segment = 0; segment < segments; segment++, operand += s.row_bytes * WIDTH) {
       typename Sum<BYTES>::Type sums[4] = {0, 0, 0, 0}, others[4] = {0, 0, 0, 0};
       float low_scale = 1.f, high_scale = 1.f;
       if (BYTES && segments > 1) {
+        Tile t = s.tile(index, paired);
         if (own < t.low) low_scale = load_float_early(scale(t, own, segment));
         if (own < t.high) high_scale = load_float_early(scale(t, own + 8, segment));
       }
-      for (int at = 0; at < row_bytes; at += piece) {
-        int steps = (row_bytes - at < piece ? row_bytes - at : piece) / 64;
+      const u8* x = operand;
+#pragma unroll 1
+      for (int left = s.row_bytes; left > 0; left -= s.piece, x += s.piece * WIDTH) {
+        int n = left > s.piece ? c.steps : c.last;
         mbarrier_wait(ring.full + ring.stage, ring.parity);
-        const u8 *tile = ring.here() + offset, *b = operand + at * WIDTH;
-        for (int s = (warp + turn) & (WARPS - 1); s < steps; s += WARPS) {
-          u32 a0[4], a1[4];
-          load_tiles(a0, tile + s * 64);
-          load_tiles(a1, tile + s * 64 + 32);
-          uint4 v = *(const uint4*)(b + s * 64 * WIDTH);
-          multiply(sums, a0, v.x, v.y);
-          multiply(others, a1, v.z, v.w);
-        }
-        turn -= steps;  // the next piece starts at the warp after the last busy one
+        const u8 *tile = ring.here() + c.rows, *b = x;
+#pragma unroll 1
+        for (; n > 2; n -= 3) multiply_steps<3, BYTES>(tile, b, sums, others);
+        if (n == 2) multiply_steps<2, BYTES>(tile, b, sums, others);
+        else if (n == 1) multiply_steps<1, BYTES>(tile, b, sums, others);
         __syncwarp();
         if (lane == 0) mbarrier_arrive(ring.empty + ring.stage);
         ring.advance();
@@ -194,7 +221,7 @@ struct Eater {
     if (BYTES) total[0] *= unit, total[1] *= unit;
   }
 
-  template <class Sink> DEVICE void reduce(const Geometry& g, int from, int to, float scale, Sink sink) {
+  template <class Sink> DEVICE void reduce(const Shape& s, bool paired, int from, int to, float scale, Sink sink) {
     static_assert(GROUP_TILES * 16 <= CONSUMERS, "a thread has one sum of a group");
     int rows = (to - from) * 16;
     if (warp * 32 < rows) {
@@ -203,7 +230,7 @@ struct Eater {
       float sum = 0;
 #pragma unroll
       for (int w = 0; w < WARPS; w++) sum += p[w * 16];
-      Tile t = g.tile(from + index);
+      Tile t = s.tile(from + index, paired);
       sink(t, row, i < rows && (row < 8 ? row < t.low : row - 8 < t.high), sum * scale);
     }
   }

@@ -11,13 +11,11 @@ from gemma4_core.model.cache import Storage
 from gemma4_core.model.decoder import TextDecoder
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward, Rotation
 from gemma4_core.weights import Weight
-from gemma4_plugins.kernels.cuda.plan import FIELDS
+from gemma4_plugins.kernels.cuda.plan import FIELDS, KIND, kinds, layer_info
 from gemma4_plugins.kernels.stored import stored
 
 Address = Callable[[Tensor], int]
 """Where a realized tensor lies in the device's memory."""
-
-IS_FULL, IS_OWN, KEY_IS_VALUE = 1, 2, 4
 
 
 def storage_of(weight: Weight) -> str | None:
@@ -58,21 +56,23 @@ def address_table(
     }
     model = [at(text.embedding), at(text.norm), *map(at, per_layer), *map(at, (*rotation.sliding, *rotation.full))]
     model += [at(suppressed), (slots.get(False, 1), 0), (slots.get(True, 1), 0)]
+    all_kinds = kinds(text.config)
+    model += [(info | width << 32, 0) for info, width in all_kinds]
     table[0, :, : len(model)] = np.array(model, np.uint64).T
     for row, layer in zip(table[1:], text.layers, strict=True):
-        fields = layer_fields(layer, storage, at)
+        kind = all_kinds.index((layer_info(layer.config), layer.config.intermediate_size))
+        fields = layer_fields(layer, kind, storage, at)
         row[:, : len(fields)] = np.array(fields, np.uint64).T
     return table
 
 
 def layer_fields(
-    layer: DecoderLayer, storage: Storage, at: Callable[[Tensor | Weight | None], tuple[int, int]]
+    layer: DecoderLayer, kind: int, storage: Storage, at: Callable[[Tensor | Weight | None], tuple[int, int]]
 ) -> list[tuple[int, int]]:
     """One layer's row, in the order of the kernel's ``Field``. A shared layer reads its donor's cache."""
     config, attention, ff, ple = layer.config, layer.attention, layer.feed_forward, layer.per_layer
-    own, one = not config.is_shared, config.k_eq_v
+    own = not config.is_shared
     held = storage.layers[config.donor if config.donor is not None else config.index]
-    info = IS_FULL * config.is_full | IS_OWN * own | KEY_IS_VALUE * one
     mixture = ff if isinstance(ff, ExpertFeedForward) else None
     nothing = (0, 0)
     fields = [
@@ -80,12 +80,10 @@ def layer_fields(
         at(attention.o_proj), at(ff.gate), at(ff.up), at(ff.down), at(ple.gate if ple else None),
         at(ple.projection if ple else None), at(held), at(layer.before), at(attention.q_norm),
         at(attention.k_norm) if own else nothing, at(layer.after), at(ff.before), at(ff.after),
-        at(ple.after if ple else None), at(layer.scalar), (info, 0),
+        at(ple.after if ple else None), at(layer.scalar), (layer_info(config) | kind * KIND, 0),
     ]  # fmt: skip
     if mixture is not None:
         parts = (mixture.router, mixture.gate_up, mixture.experts_down, mixture.router_scale, mixture.expert_scale,
                  mixture.dense_after, mixture.experts_before, mixture.experts_after)  # fmt: skip
         fields += [at(part) for part in parts]
-    else:
-        fields += [nothing] * 8
-    return [*fields, (config.intermediate_size, 0)]
+    return fields

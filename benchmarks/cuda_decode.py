@@ -42,7 +42,7 @@ def timed_step(model: GemmaModel, context: int, warps: int, parts: bool) -> cuda
     plan = make_plan(model.text.config, machine, cuda_step.served(model, storage) == "int8", parts)
     assert plan is not None, "the kernel does not fit this device"
     source = device_source(step_source(plan))
-    kernel = launch.Kernel(source, ENTRY, plan.threads, plan.shared_bytes)
+    kernel = launch.Kernel(source, ENTRY, plan.threads, plan.shared_bytes, launch.features())
     assert kernel.resident_blocks() >= 1, "the kernel's blocks would not all be resident"
     return cuda_step.CudaStep(model.engine, storage, plan, kernel, False)
 

@@ -34,7 +34,9 @@ void std::__libcpp_verbose_abort(const char*, ...) noexcept { abort(); }
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 struct Index { int x = 0, y = 0, z = 0; };
 
@@ -44,7 +46,7 @@ struct Warp {
   uint32_t turn = 0, arrived = 0;
 };
 struct Barrier { uint32_t turn = 0, arrived = 0; };
-struct Block { unsigned char* shared; Barrier barriers[16]; };
+struct Block { unsigned char* shared; size_t shared_bytes; Barrier barriers[16]; };
 struct Copy { void* to; const void* from; size_t bytes; unsigned long long* barrier; };
 struct Fiber {
   std::vector<std::vector<Copy>> groups{1};  // cp.async: committed groups, and the open one at the end
@@ -158,6 +160,7 @@ inline void run(int width, int height, int depth, int threads, size_t shared_byt
   char* stacks = (char*)mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   for (Block& b : blocks) {
     b.shared = (unsigned char*)aligned_alloc(1024, shared_bytes / 1024 * 1024 + 2048);
+    b.shared_bytes = shared_bytes;
     memset(b.shared, 0xff, shared_bytes);
     memset(b.shared + shared_bytes, 0x5a, 1024);
   }
@@ -261,6 +264,9 @@ inline void settle(Counter& c) {
 }
 inline void mbarrier_init(unsigned long long* b, int n) { counter(b) = {(uint16_t)n, (uint16_t)n, 0}; }
 inline void mbarrier_arrive(unsigned long long* b) { counter(b).pending--; settle(counter(b)); }
+inline float quotient(float x, float y) { return x / y; }
+template <int> inline void give_registers() {}
+template <int> inline void take_registers() {}
 inline void give_up() { fprintf(stderr, "kernel gave up waiting\n"); abort(); }
 inline void spin_pause() { emulator::yield(); }
 inline void mbarrier_wait(unsigned long long* b, unsigned parity) {
@@ -291,6 +297,8 @@ inline void emulator::land(const Copy& c) {
 inline void load_tiles(unsigned (&a)[4], const void* p) {
   uint64_t address = (uint64_t)p;
   if (address & 15) { fprintf(stderr, "misaligned tile row\n"); abort(); }
+  const emulator::Block& block = *emulator::current->block;
+  if (address - (uint64_t)block.shared > block.shared_bytes - 16) { fprintf(stderr, "tile row outside of shared memory\n"); abort(); }
   auto slots = emulator::exchange(&address, 8);
   int l = lane_id();
   for (int i = 0; i < 4; i++) memcpy(&a[i], (const char*)slots[i * 8 + l / 4][0] + l % 4 * 4, 4);

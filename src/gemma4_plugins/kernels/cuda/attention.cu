@@ -60,7 +60,7 @@ struct HeadVector {
       v[i][0] = has(i) ? as_float(raw[i].x) : 0.f, v[i][1] = has(i) ? as_float(raw[i].z) : 0.f;
       squares += v[i][0] * v[i][0] + v[i][1] * v[i][1];
     }
-    float r = rsqrtf(warp_sum(squares) / (2 * half) + EPS);
+    float r = rsqrtf(quotient(warp_sum(squares), 2 * half) + EPS);
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
       v[i][0] *= norm ? r * low_bf16(w[i]) : r;
@@ -243,7 +243,7 @@ DEVICE void mix_values(Eater& e, const AttentionMemory& m, int width, int count,
 DEVICE void publish_part(const Eater& e, const Arguments& a, const AttentionMemory& m, int width, int heads, const Mixed& out, u32 tag) {
   uint2* part = a.scratch + AT_PART + this_block() * 8 * (D_MAX / 2);
   int head = (e.lane & 3) * 2, column = e.lane >> 2, odd = column & 1;
-  float scale0 = head < heads ? 1.f / m.total[head] : 0.f, scale1 = head + 1 < heads ? 1.f / m.total[head + 1] : 0.f;
+  float scale0 = head < heads ? quotient(1.f, m.total[head]) : 0.f, scale1 = head + 1 < heads ? quotient(1.f, m.total[head + 1]) : 0.f;
 #pragma unroll
   for (int k = 0; k < Mixed::TILES; k++) {
     int tile = e.warp + k * WARPS;
@@ -292,41 +292,38 @@ DEVICE void attend(Eater& e, const Arguments& a, const Heads& n, const Slice& s,
   bar_sync(1, CONSUMERS);  // the memory is the next operand's
 }
 
-// Of a few slices: each one's share of each head, for `join`; fp32 [HEADS][JOINED].
-DEVICE void weigh_slices(const Eater& e, const Arguments& a, const Heads& n, int slices, float* shares, u32 tag) {
+// Of a few slices: a thread's pairs of output lanes, CONSUMERS apart from its `first`, bf16 twice each. Everything is
+// asked for at once; `shares` is room for each slice's share of each head, fp32 [HEADS][JOINED].
+DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices, int first, float* shares, u32 tag, u32 (&out)[JOINED_PAIRS]) {
   constexpr int EACH = JOINED ? JOINED : 1;  // a power of two, so that a head's lanes are in one warp
-#pragma unroll 1
-  for (int i = e.thread; i < ((HEADS * EACH + 31) & ~31); i += CONSUMERS) {
-    int s = i % EACH, head = i / EACH, group = head / n.group(), within = head - group * n.group(), sub = within / n.each();
-    float top = -1e30f, total = 0;
-    if (s < slices && head < HEADS) {
-      const uint2* stat = a.scratch + AT_STAT + (s * n.items() + group * n.subgroups() + sub) * 16 + (within - sub * n.each()) * 2;
-      top = as_float(wait_packet(stat, tag)), total = as_float(wait_packet(stat + 1, tag));
-    }
-    __syncwarp();
-    float most = top;
-    for (int o = EACH / 2; o; o >>= 1) most = fmaxf(most, __shfl_xor_sync(ALL, most, o));
-    float share = exp_fast(top - most) * total, sum = share;
-    for (int o = EACH / 2; o; o >>= 1) sum += __shfl_xor_sync(ALL, sum, o);
-    if (head < HEADS) shares[i] = share / sum;
-  }
-}
-
-// A thread's pairs of output lanes, CONSUMERS apart, from all slices; bf16 twice each.
-DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices, const float* shares, u32 tag, u32 (&out)[JOINED_PAIRS]) {
-  constexpr int EACH = JOINED ? JOINED : 1;
+  constexpr int STATS = (HEADS * EACH + CONSUMERS - 1) / CONSUMERS;
   const int half = n.d() / 2, pairs = HEADS * half, apart = n.items() * 8 * (D_MAX / 2);
-  const uint2* part[JOINED_PAIRS];
+  const uint2 *stat[STATS], *part[JOINED_PAIRS];
+  uint4 stats[STATS];  // maximum and sum
   uint2 v[JOINED_PAIRS][EACH];
+  auto place = [&](int head, int& local) {  // of a head: its item, and its number there
+    int group = n.by_group(head), within = head - group * n.group(), sub = n.by_each(within);
+    local = within - sub * n.each();
+    return group * n.subgroups() + sub;
+  };
+#pragma unroll
+  for (int k = 0; k < STATS; k++) {
+    int i = e.thread + k * CONSUMERS, s = i % EACH, head = i / EACH, local, item = place(head, local);
+    stat[k] = s < slices && head < HEADS ? a.scratch + AT_STAT + (s * n.items() + item) * 16 + local * 2 : nullptr;
+    stats[k] = stat[k] ? load_two_packets(stat[k]) : make_uint4(as_bits(-1e30f), tag, 0, tag);
+  }
 #pragma unroll
   for (int k = 0; k < JOINED_PAIRS; k++) {
-    int pair = e.thread + k * CONSUMERS, head = pair / half, group = head / n.group(), within = head - group * n.group(), sub = within / n.each();
-    part[k] = a.scratch + AT_PART + (group * n.subgroups() + sub) * 8 * (D_MAX / 2) + (within - sub * n.each()) * half + pair - head * half;
+    int pair = first + k * CONSUMERS, head = n.by_half(pair), local, item = place(head, local);
+    part[k] = a.scratch + AT_PART + item * 8 * (D_MAX / 2) + local * half + pair - head * half;
 #pragma unroll
     for (int s = 0; s < EACH; s++) v[k][s] = pair < pairs && s < slices ? load_packet(part[k] + s * apart) : make_uint2(0, tag);
   }
   for (u32 spins = 0;; spins++) {
     bool all = true;
+#pragma unroll
+    for (int k = 0; k < STATS; k++)
+      if (stats[k].y != tag || stats[k].w != tag) all = false, stats[k] = load_two_packets(stat[k]);
 #pragma unroll
     for (int k = 0; k < JOINED_PAIRS; k++)
 #pragma unroll
@@ -336,10 +333,22 @@ DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices,
     if (spins > SPIN_LIMIT) give_up();
     spin_pause();
   }
+  __syncwarp();
+#pragma unroll
+  for (int k = 0; k < STATS; k++) {
+    if (e.warp * 32 + k * CONSUMERS >= HEADS * EACH) continue;
+    float top = as_float(stats[k].x), most = top;
+    for (int o = EACH / 2; o; o >>= 1) most = fmaxf(most, __shfl_xor_sync(ALL, most, o));
+    float share = exp_fast(top - most) * as_float(stats[k].z), sum = share;
+    for (int o = EACH / 2; o; o >>= 1) sum += __shfl_xor_sync(ALL, sum, o);
+    if (stat[k]) shares[e.thread + k * CONSUMERS] = quotient(share, sum);
+    else if (e.thread + k * CONSUMERS < HEADS * EACH) shares[e.thread + k * CONSUMERS] = 0.f;
+  }
+  bar_sync(1, CONSUMERS);
 #pragma unroll
   for (int k = 0; k < JOINED_PAIRS; k++) {
-    int pair = e.thread + k * CONSUMERS;
-    const float* share = shares + (pair < pairs ? pair / half : 0) * EACH;
+    int pair = first + k * CONSUMERS;
+    const float* share = shares + (pair < pairs ? n.by_half(pair) : 0) * EACH;
     float x = 0, y = 0;
 #pragma unroll
     for (int s = 0; s < EACH; s++) x += share[s] * half_to_float((u16)v[k][s].x), y += share[s] * half_to_float((u16)(v[k][s].x >> 16));
@@ -375,8 +384,8 @@ DEVICE void combine(const Eater& e, const Arguments& a, const Heads& n, int slic
     int stat[2], part[2];
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-      int pair = first + k * WARPS, head = pair / half, group = head / n.group(), within = head - group * n.group();
-      int sub = within / n.each(), local = within - sub * n.each(), item = group * n.subgroups() + sub;
+      int pair = first + k * WARPS, head = n.by_half(pair), group = n.by_group(head), within = head - group * n.group();
+      int sub = n.by_each(within), local = within - sub * n.each(), item = group * n.subgroups() + sub;
       stat[k] = AT_STAT + item * 16 + local * 2;
       part[k] = AT_PART + item * 8 * (D_MAX / 2) + local * half + pair - head * half;
     }
@@ -415,7 +424,7 @@ DEVICE void combine(const Eater& e, const Arguments& a, const Heads& n, int slic
         v0 += __shfl_xor_sync(ALL, v0, o);
         v1 += __shfl_xor_sync(ALL, v1, o);
       }
-      if (e.lane == 0) store_packet(a.scratch + AT_MIXED + first + k * WARPS, pack_bf16(v0 / total, v1 / total), tag_out);
+      if (e.lane == 0) store_packet(a.scratch + AT_MIXED + first + k * WARPS, pack_bf16(quotient(v0, total), quotient(v1, total)), tag_out);
       top[0] = top[1], sum[0] = sum[1], x[0] = x[1], y[0] = y[1];
     }
   }

@@ -12,7 +12,11 @@ struct Consumer {
   const u16* last_scalar;  // of the layer before
   int index;               // of the layer
   u32 info;
-  float ple;               // this thread's element of the layer's per-layer input
+  float ple[PLE_EACH];     // this thread's elements of the layer's per-layer input,
+  u32 ple_row[PLE_EACH], ple_weight[PLE_EACH];  // and what they are made of
+  uint2 ple_context[PLE_EACH];
+  int token;
+  float token_scale;       // of the token's int8 row of the per-layer table
   int sums_buffer;
   float unit, expert_unit; // what the int8 operands are counted in
   u32 never;               // whether the token of this thread's next sum is suppressed
@@ -28,161 +32,169 @@ struct Consumer {
   DEVICE u8* operand() const { return shared + S_OPERAND; }
   DEVICE u32 tag(int phase) const { return a.tag + 1 + index * PHASES + phase; }
   DEVICE uint2* packets(int at) const { return a.scratch + at; }
-  DEVICE int element(int i) const { return eat.thread + i * CONSUMERS; }
-  DEVICE bool mine(int i) const { return element(i) < HIDDEN; }
 
-  // ---- the residual stream, fp32: a thread keeps every CONSUMERS-th element in shared memory
+  // ---- who has what of a vector: a warp's elements are those of the columns that it multiplies, wherever pieces are
+  // such that every warp has as many steps. What it makes of an operand, and the norm weights that it fetches, concern
+  // no other warp then, and no barrier is needed between making and multiplying.
+  static constexpr int RUN = INT8 ? 64 : 32;  // elements of a step
+  DEVICE static constexpr int spread(int i) { return INT8 ? (i >> 1) * 2 * CONSUMERS + (i & 1) * 32 : i * CONSUMERS; }
+  DEVICE int first() const { return eat.warp * RUN + eat.lane; }
+  DEVICE int element(int i) const { return first() + spread(i); }
+  DEVICE bool mine(int i) const { return element(i) < HIDDEN; }
+  DEVICE static bool is_own(const Shape& s, int product) {
+    return s.piece % (WARPS * STEP) == 0 && product != W_EXPERT_DOWN && !(INT8 && product == W_ROUTER);
+  }
+
+  // ---- the residual stream, fp32, in shared memory
   DEVICE float& h(int i) const { return ((float*)(shared + S_STREAM))[element(i)]; }
 
   // ---- norm weights, fetched ahead: of what is added (0), of the operands that follow (1, and 2, 3 with experts)
   DEVICE u16* weights(int which) const { return (u16*)(shared + S_NORM_0 + which * NORM_BYTES); }
   DEVICE float weight_at(int which, int i) const { return low_bf16(weights(which)[element(i)]); }
   DEVICE void fetch_weights(int which, const u16* from) {
-    for (int i = eat.thread * 8; i < HIDDEN; i += CONSUMERS * 8) copy16(weights(which) + i, from + i);
+    constexpr int PARTS = RUN / 8;  // of 16 bytes
+#pragma unroll 1
+    for (int i = eat.lane; i < (HIDDEN + WARPS * RUN - 1) / (WARPS * RUN) * PARTS; i += 32) {
+      int at = (i / PARTS * WARPS + eat.warp) * RUN + i % PARTS * 8;
+      if (at < HIDDEN) copy16(weights(which) + at, from + at);
+    }
+  }
+  DEVICE void weights_done() {
+    copies_done();
+    __syncwarp();
   }
 
-  // ---- one number of all the block's threads; alternating buffers make one barrier enough
-  template <class Merge> DEVICE float over_block(float v, Merge merge) {
-    float* to = next_sums();
-    for (int o = 16; o; o >>= 1) v = merge(v, __shfl_xor_sync(ALL, v, o));
-    if (eat.lane == 0) to[eat.warp] = v;
-    bar_sync(1, CONSUMERS);
-    v = to[eat.lane & (WARPS - 1)];
-    for (int o = WARPS / 2; o; o >>= 1) v = merge(v, __shfl_xor_sync(ALL, v, o));
-    return v;
-  }
-  DEVICE float* next_sums() {
-    float* to = (float*)(shared + S_SUMS) + sums_buffer * WARPS * 2;
+  // ---- sums and maxima over the block; alternating buffers make one barrier enough
+  DEVICE float4* next_sums() {
+    float4* to = (float4*)(shared + S_SUMS) + sums_buffer * WARPS * 2;
     sums_buffer ^= 1;
     return to;
   }
-  DEVICE float block_max(float v) {
-    return over_block(v, [](float a, float b) { return fmaxf(a, b); });
+  // A warp's four numbers at once: each step halves what a lane holds, until number i is in lanes 8 i to 8 i + 7.
+  template <class Merge> DEVICE float gather(const float4& v, Merge merge) {
+    const bool high = eat.lane & 16, odd = eat.lane & 8;
+    float x = merge(high ? v.z : v.x, __shfl_xor_sync(ALL, high ? v.x : v.z, 16));
+    float y = merge(high ? v.w : v.y, __shfl_xor_sync(ALL, high ? v.y : v.w, 16));
+    float z = merge(odd ? y : x, __shfl_xor_sync(ALL, odd ? x : y, 8));
+    for (int o = 4; o; o >>= 1) z = merge(z, __shfl_xor_sync(ALL, z, o));
+    return z;
   }
-  DEVICE float block_sum(float v) {
-    copies_done();  // of norm weights: they are read only after the barrier below
-    return over_block(v, [](float a, float b) { return a + b; });
-  }
-  // two at once; the second one's warp sums stand behind the first one's
-  DEVICE float2 block_sums(float v, float w) {
-    copies_done();
-    float* to = next_sums();
-    v = warp_sum(v), w = warp_sum(w);
-    if (eat.lane == 0) to[eat.warp] = v, to[WARPS + eat.warp] = w;
+  DEVICE static float add(float x, float y) { return x + y; }
+  // Four sums, and beside int8 weights four maxima.
+  DEVICE void over_block(float4& sums, float4& tops) {
+    float4* to = next_sums();
+    float sum = gather(sums, add), top = INT8 ? gather(tops, fmaxf) : 0.f;
+    if ((eat.lane & 7) == 0) {
+      ((float*)(to + eat.warp))[eat.lane >> 3] = sum;
+      if (INT8) ((float*)(to + WARPS + eat.warp))[eat.lane >> 3] = top;
+    }
     bar_sync(1, CONSUMERS);
-    v = to[eat.lane & (WARPS - 1)], w = to[WARPS + (eat.lane & (WARPS - 1))];
-    for (int o = WARPS / 2; o; o >>= 1) v += __shfl_xor_sync(ALL, v, o), w += __shfl_xor_sync(ALL, w, o);
-    return make_float2(v, w);
-  }
-  DEVICE float inverse_rms(const float (&v)[H_PER_THREAD]) {
-    float s = 0;
+    sums = to[0];
+    if (INT8) tops = to[WARPS];
 #pragma unroll
-    for (int i = 0; i < H_PER_THREAD; i++) s += mine(i) ? v[i] * v[i] : 0.f;
-    return rsqrtf(block_sum(s) / HIDDEN + EPS);
+    for (int w = 1; w < WARPS; w++) {
+      float4 s = to[w];
+      sums.x += s.x, sums.y += s.y, sums.z += s.z, sums.w += s.w;
+      if (!INT8) continue;
+      float4 m = to[WARPS + w];
+      tops.x = fmaxf(tops.x, m.x), tops.y = fmaxf(tops.y, m.y), tops.z = fmaxf(tops.z, m.z), tops.w = fmaxf(tops.w, m.w);
+    }
   }
-  DEVICE float inverse_rms() {
-    float s = 0;
-#pragma unroll
-    for (int i = 0; i < H_PER_THREAD; i++) s += mine(i) ? h(i) * h(i) : 0.f;
-    return rsqrtf(block_sum(s) / HIDDEN + EPS);
+  DEVICE float block_max(float v) {
+    float4 sums = {}, tops = {v, 0.f, 0.f, 0.f};
+    over_block(sums, tops);
+    return tops.x;
   }
+  DEVICE static float inverse_rms(float squares) { return rsqrtf(fmaxf(squares, 0.f) * (1.f / HIDDEN) + EPS); }
 
   // ---- what other blocks made
   DEVICE void receive(int at, u32 tag_in, float (&v)[H_PER_THREAD]) {
     u32 bits[H_PER_THREAD];
-    wait_packets<H_PER_THREAD, false>(packets(at) + eat.thread, CONSUMERS, HIDDEN - eat.thread, tag_in, bits);
+    wait_packets<H_PER_THREAD>(packets(at) + first(), [](int i) { return spread(i); }, HIDDEN - first(), tag_in, bits);
 #pragma unroll
     for (int i = 0; i < H_PER_THREAD; i++) v[i] = as_float(bits[i]);
   }
-  // h = (h + norm(v) * weights 0) * factor
-  DEVICE void add_normed(const float (&v)[H_PER_THREAD], float factor) {
-    float r = inverse_rms(v);
-#pragma unroll
-    for (int i = 0; i < H_PER_THREAD; i++)
-      if (mine(i)) h(i) = (h(i) + v[i] * r * weight_at(0, i)) * factor;
-  }
 
-  // ---- operands: bf16, or beside int8 weights two digits of each element and the unit that they count. A thread's
-  // elements are CONSUMERS apart, whole groups of the operand's order.
+  // ---- operands: bf16, or beside int8 weights two digits of each element and the unit that they count
   static_assert(CONSUMERS % 64 == 0, "an operand's order is one of groups of 32 or 64");
   DEVICE static int place(int e) { return INT8 ? digit_offset(e) : operand_offset(e); }
+  // element i of a thread, whose first one stands at `to`
   DEVICE static void put(u8* to, int i, float v, float units) {
-    to += i * CONSUMERS * 2;
     if (INT8) {
       int q = digits_of(v, units);
-      to[0] = high_digit(q), to[64] = low_digit(q);
+      to += (i >> 1) * CONSUMERS * 4 + (i & 1) * 8;
+      to[0] = high_digit(q), to[STEP] = low_digit(q);
     } else {
-      *(u16*)to = to_bf16(v);
+      *(u16*)(to + i * CONSUMERS * 2) = to_bf16(v);
     }
   }
-  DEVICE static void put_pair(u8* to, int i, u32 pair, float units) {
-    to += i * CONSUMERS * 4;
+  DEVICE static void put_pair(u8* to, u32 pair, float units) {
     if (INT8) {
       int p = digits_of(low_bf16(pair), units), q = digits_of(high_bf16(pair), units);
       *(u16*)to = (u16)(high_digit(p) | high_digit(q) << 8);
-      *(u16*)(to + 64) = (u16)(low_digit(p) | low_digit(q) << 8);
+      *(u16*)(to + STEP) = (u16)(low_digit(p) | low_digit(q) << 8);
     } else {
       *(u32*)to = pair;
     }
   }
-  // a vector's unit from the largest of all threads' elements; their inverse is what digits are made with
-  DEVICE static float unit_of(float top) { return fmaxf(top, 1e-20f) / MOST_DIGITS; }
-  DEVICE void put_vector(u8* to, float& counted_in, const float (&v)[H_PER_THREAD]) {
-    if (INT8) {
-      float top = 0;
-#pragma unroll
-      for (int i = 0; i < H_PER_THREAD; i++) top = mine(i) ? fmaxf(top, fabsf(v[i])) : top;
-      counted_in = unit_of(block_max(top));
-    }
-    const float units = 1.f / counted_in;
+  DEVICE static float top_of(u32 pair) { return fmaxf(fabsf(low_bf16(pair)), fabsf(high_bf16(pair))); }
+  // a vector's unit from its largest element, or from a bound of that; their inverse is what digits are made with
+  DEVICE static float unit_of(float top) { return fmaxf(top, 1e-20f) * (1.f / MOST_DIGITS); }
+  // of a warp's columns alone where the operand is its own
+  DEVICE float unit_over(float top, bool own) { return unit_of(own ? warp_max(top) : block_max(top)); }
+
+  DEVICE void put_stream(float top) {
+    unit = unit_of(top);
+    u8* to = operand() + place(first());
 #pragma unroll
     for (int i = 0; i < H_PER_THREAD; i++)
-      if (mine(i)) put(to + place(eat.thread), i, v[i], units);
+      if (mine(i)) put(to, i, h(i), quotient(1.f, unit));
   }
-  DEVICE void put_stream() {
-    float v[H_PER_THREAD];
-#pragma unroll
-    for (int i = 0; i < H_PER_THREAD; i++) v[i] = mine(i) ? h(i) : 0.f;
-    put_vector(operand(), unit, v);
-  }
-  DEVICE void put_normed(u8* to, float& counted_in, float factor, int which) {
-    float v[H_PER_THREAD];
-#pragma unroll
-    for (int i = 0; i < H_PER_THREAD; i++) v[i] = mine(i) ? h(i) * factor * weight_at(which, i) : 0.f;
-    put_vector(to, counted_in, v);
-  }
-  // from packets of two bf16
-  template <int COUNT, int TIMES> DEVICE void put_some_pairs(int at, int count, u32 tag_in) {
-    u32 v[TIMES][COUNT];
-#pragma unroll
-    for (int r = 0; r < TIMES; r++) {
-      int base = eat.thread + r * COUNT * CONSUMERS;
-      wait_packets<COUNT, (COUNT > 8)>(packets(at) + base, CONSUMERS, count - base, tag_in, v[r]);
-    }
-    put_taken(v, count);
-  }
-  // this thread's of `count` pairs, which are CONSUMERS apart
-  template <int COUNT, int TIMES> DEVICE void put_taken(const u32 (&v)[TIMES][COUNT], int count) {
+  // this thread's of `count` pairs, CONSUMERS apart from its first one on
+  DEVICE int first_pair() const { return INT8 ? eat.thread : eat.warp * 16 + (eat.lane & 15) + (eat.lane >> 4) * (CONSUMERS / 2); }
+  template <int COUNT> DEVICE void put_pairs(const u32 (&v)[COUNT], int count, bool own) {
+    const int left = count - first_pair();
     if (INT8) {
       float top = 0;
 #pragma unroll
-      for (int r = 0; r < TIMES; r++)
-#pragma unroll
-        for (int i = 0; i < COUNT; i++)
-          if (eat.thread + (r * COUNT + i) * CONSUMERS < count) top = fmaxf(top, fmaxf(fabsf(low_bf16(v[r][i])), fabsf(high_bf16(v[r][i]))));
-      unit = unit_of(block_max(top));
+      for (int i = 0; i < COUNT; i++)
+        if (i * CONSUMERS < left) top = fmaxf(top, top_of(v[i]));
+      unit = unit_over(top, own);
     }
-    u8* to = operand() + place(2 * eat.thread);
-    const float units = 1.f / unit;
+    u8* to = operand() + place(2 * first_pair());
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      if (i * CONSUMERS < left) put_pair(to + i * CONSUMERS * 4, v[i], quotient(1.f, unit));
+  }
+  // from packets of two bf16, two packets at a time
+  DEVICE int first_two() const {
+    return INT8 ? eat.warp * 16 + (eat.lane & 15) + (eat.lane >> 4) * (CONSUMERS / 2) : eat.warp * 8 + (eat.lane & 7) + (eat.lane >> 3) * (CONSUMERS / 4);
+  }
+  template <int COUNT, int TIMES> DEVICE void take_some_pairs(int at, int count, u32 tag_in, bool own) {
+    u32 v[TIMES][COUNT][2];
+    const uint2* from = packets(at) + 2 * first_two();
+    const int left = count / 2 - first_two();
 #pragma unroll
     for (int r = 0; r < TIMES; r++)
+      wait_two_packets<COUNT, (COUNT > 4)>(from + r * COUNT * CONSUMERS * 2, CONSUMERS, left - r * COUNT * CONSUMERS, tag_in, v[r]);
+    if (INT8) {
+      float top = 0;
 #pragma unroll
-      for (int i = 0; i < COUNT; i++)
-        if (eat.thread + (r * COUNT + i) * CONSUMERS < count) put_pair(to, r * COUNT + i, v[r][i], units);
+      for (int i = 0; i < TIMES * COUNT; i++)
+        if (i * CONSUMERS < left) top = fmaxf(top, fmaxf(top_of(v[i / COUNT][i % COUNT][0]), top_of(v[i / COUNT][i % COUNT][1])));
+      unit = unit_over(top, own);
+    }
+    u8* to = operand() + place(4 * first_two());
+#pragma unroll
+    for (int i = 0; i < TIMES * COUNT; i++) {
+      if (i * CONSUMERS >= left) continue;
+#pragma unroll
+      for (int k = 0; k < 2; k++) put_pair(to + i * CONSUMERS * 8 + k * (INT8 ? 2 : 16), v[i / COUNT][i % COUNT][k], quotient(1.f, unit));
+    }
   }
-  DEVICE void put_pairs(int at, int count, u32 tag_in) {
-    if (count <= 8 * CONSUMERS) put_some_pairs<8, 1>(at, count, tag_in);
-    else put_some_pairs<MANY_PAIRS, ROUNDS>(at, count, tag_in);
+  DEVICE void take_pairs(int at, int count, u32 tag_in, bool own) {
+    if (count <= 8 * CONSUMERS) take_some_pairs<4, 1>(at, count, tag_in, own);
+    else take_some_pairs<TWOS, ROUNDS>(at, count, tag_in, own);
   }
 
   // ---- where the time goes, for benchmarks: cycles of thread 0, summed by part of the step
@@ -198,15 +210,17 @@ struct Consumer {
 
   DEVICE void start();
   DEVICE void enter_layer();
-  DEVICE bool attention();
-  DEVICE void add_result(int product);
+  DEVICE bool attention(bool own);
+  DEVICE void add_and_norm(int product);
+  DEVICE void mix(float (&mixed)[H_PER_THREAD]);
+  DEVICE void put_branches(const float (&x)[H_PER_THREAD], float norm);
+  DEVICE void ask_ple();
   DEVICE void receive_ple();
-  DEVICE void put_ple();
-  DEVICE void put_branches(int product);
-  DEVICE void add_mixture(float factor);
-  DEVICE void make_operand(int product, int width);
+  DEVICE void put_ple(bool own);
+  DEVICE void put_first();
+  DEVICE void make_operand(int product, int width, bool own);
   DEVICE void fetch_ahead(int product);
-  DEVICE void multiply(const Shape& s, int product);
+  DEVICE void multiply(int product);
   DEVICE void logit(int id, float sum);
   DEVICE void finish();
   DEVICE void run();
@@ -219,9 +233,10 @@ DEVICE float stored(const u8* row, int i, float scale) {
 
 // The token's embedding, scaled and rounded as the weights' type has it.
 DEVICE void Consumer::start() {
-  u32 token = (u32)*a.token;
-  const u8* row = (const u8*)of_model(M_EMBEDDING) + (u64)token * HIDDEN * WEIGHT_BYTES;
+  token = *a.token;
+  const u8* row = (const u8*)of_model(M_EMBEDDING) + (u64)(u32)token * HIDDEN * WEIGHT_BYTES;
   float scale = INT8 ? scales_of_model(M_EMBEDDING)[token] : 1.f;
+  if (INT8 && PLE) token_scale = scales_of_model(M_PLE_TABLE)[token];
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++)
     if (mine(i)) h(i) = round_bf16(stored(row, element(i), scale) * EMBED_SCALE);
@@ -239,39 +254,85 @@ DEVICE void Consumer::enter_layer() {
   info = (u32)field(F_INFO);
 }
 
-// Add to the stream what this product's operand comes after: attention's result, or the end of the layer before.
-DEVICE void Consumer::add_result(int product) {
-  const bool attended = product != W_QKV && product != W_HEAD;
-  if (!attended && index == 0) return;
+// The stream itself as an operand.
+DEVICE void Consumer::put_first() {
+  float4 sums = {}, tops = {};
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++)
+    if (mine(i)) tops.x = fmaxf(tops.x, fabsf(h(i)));
+  if (INT8) over_block(sums, tops);
+  put_stream(tops.x);
+}
+
+// Add to the stream what this product's operand comes after, attention's result or the end of the layer before:
+// h = (h + norm(v) * weights 0) * factor. The norm of that is the operand, before the router with weights of its own for
+// router, dense branch and experts. One round over the block gives both norms, and bounds of the operands' elements;
+// what does not depend on v is done before that is there.
+DEVICE void Consumer::add_and_norm(int product) {
+  const bool attended = product != W_QKV && product != W_HEAD, added = attended || index > 0, router = EXPERTS && product == W_ROUTER;
   const u16* scalar = product == W_HEAD ? (const u16*)field(F_SCALAR) : last_scalar;
-  float factor = attended ? 1.f : low_bf16(load_early(scalar)), v[H_PER_THREAD];
-  if (EXPERTS && !attended) return add_mixture(factor);
+  u32 bits = 0x3f80;
+  if (!attended && added) bits = load_early(scalar);
+  weights_done();
+  float v[H_PER_THREAD] = {}, x[H_PER_THREAD], w[H_PER_THREAD], before[H_PER_THREAD];
+  float4 sums = {0, 0, 0, 0}, tops = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++) {
+    x[i] = mine(i) ? h(i) : 0.f, w[i] = mine(i) && added ? weight_at(0, i) : 0.f, before[i] = mine(i) ? weight_at(1, i) : 0.f;
+    sums.y += x[i] * x[i];
+    if (INT8) tops.x = fmaxf(tops.x, fabsf(x[i] * before[i]));
+    if (INT8 && router && mine(i)) tops.z = fmaxf(tops.z, fabsf(x[i] * weight_at(3, i)));
+  }
   // the last layer's result was made under its own tags
   constexpr int LAST = PLE ? P_PLE : P_DOWN;
-  receive(attended ? AT_O : PLE ? AT_PLE : AT_DOWN, tag(attended ? P_O : LAST - PHASES), v);
-  add_normed(v, factor);
+  if (EXPERTS && !attended) {
+    if (added) mix(v);
+  } else if (added) {
+    receive(attended ? AT_O : PLE ? AT_PLE : AT_DOWN, tag(attended ? P_O : LAST - PHASES), v);
+  }
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++) {
+    sums.x += v[i] * v[i];
+    v[i] *= w[i];
+    sums.z += x[i] * v[i], sums.w += v[i] * v[i];
+    if (INT8) tops.y = fmaxf(tops.y, fabsf(v[i] * before[i]));
+    if (INT8 && router && mine(i)) tops.w = fmaxf(tops.w, fabsf(v[i] * weight_at(3, i)));
+  }
+  over_block(sums, tops);
+  const float factor = low_bf16(bits), r = inverse_rms(sums.x) * factor;
+  const float norm = inverse_rms(sums.y * factor * factor + r * (2.f * factor * sums.z + r * sums.w));
+  // the larger of both summands bounds an element to a factor of two
+  unit = unit_of((tops.x * fabsf(factor) + fabsf(r) * tops.y) * norm);
+  const float units = quotient(1.f, unit);
+  u8* to = operand() + place(first());
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++) {
+    if (!mine(i)) continue;
+    x[i] = x[i] * factor + v[i] * r;
+    h(i) = x[i];
+    put(to, i, x[i] * norm * before[i], units);
+  }
+  if (!router) return;
+  expert_unit = unit_of((tops.z * fabsf(factor) + fabsf(r) * tops.w) * norm);
+  put_branches(x, norm);
 }
 
 // Whether the operand of what follows is made, and not only the pairs that it is made of.
-DEVICE bool Consumer::attention() {
+DEVICE bool Consumer::attention(bool own) {
   const Heads n(info);
   const Slice s(n, a.position);
   const int d = n.d();
   const u16* cos = of_model(n.full ? M_COS_FULL : M_COS_SLIDING) + (u64)a.position * (d / 2);
   const u16* sin = of_model(n.full ? M_SIN_FULL : M_SIN_SLIDING) + (u64)a.position * (d / 2);
   int slots = (int)(u64)of_model(n.full ? M_SLOTS_FULL : M_SLOTS_SLIDING);
-  bool own = info & IS_OWN, one = info & KEY_IS_VALUE;
-  LayerAttention settings = {own, one, norm(F_NORM_Q), norm(F_NORM_K), cos, sin, (u8*)field(F_CACHE), slots};
+  LayerAttention settings = {(info & IS_OWN) != 0, (info & KEY_IS_VALUE) != 0, norm(F_NORM_Q), norm(F_NORM_K), cos, sin, (u8*)field(F_CACHE), slots};
   u16* kept = (u16*)(shared + S_NEW) + (n.full ? 2 * D_MAX : 0);
   attend(eat, a, n, s, settings, operand(), {kept, kept + D_MAX}, tag(P_QKV), tag(P_PART), [&](int part) { mark(part); });
   mark(33);
   if (s.few) {
-    float* shares = (float*)(shared + S_SHARES);
-    u32 v[1][JOINED_PAIRS];
-    weigh_slices(eat, a, n, s.slices, shares, tag(P_PART));
-    bar_sync(1, CONSUMERS);
-    join(eat, a, n, s.slices, shares, tag(P_PART), v[0]);
-    put_taken(v, HEADS * d / 2);
+    u32 v[JOINED_PAIRS];
+    join(eat, a, n, s.slices, first_pair(), (float*)(shared + S_SHARES), tag(P_PART), v);
+    put_pairs(v, HEADS * d / 2, own);
   } else {
     combine(eat, a, n, s.slices, tag(P_PART), tag(P_MIXED));
   }
@@ -279,44 +340,85 @@ DEVICE bool Consumer::attention() {
   return s.few;
 }
 
-// The stream after the feed-forward part; and this layer's per-layer input, whose parts have long been there.
-DEVICE void Consumer::receive_ple() {
-  int t = eat.thread;
-  float token = 0, weight = 0, made = 0, v[H_PER_THREAD], squares = 0;
-  const u8* table = (const u8*)of_model(M_PLE_TABLE) + (u64)(u32)*a.token * (LAYERS * PLE * WEIGHT_BYTES);
-  const float* scales = scales_of_model(M_PLE_TABLE);
+// Ask for what this layer's per-layer input is made of, which has long been there.
+DEVICE void Consumer::ask_ple() {
+  const u8* table = (const u8*)of_model(M_PLE_TABLE) + (u64)(u32)token * (LAYERS * PLE * WEIGHT_BYTES);
   const u16* weights_of = of_model(M_PLE_NORM);
-  if (t < PLE) {
-    int at = index * PLE + t;
-    token = a.ple_rows ? low_bf16(load_early(a.ple_rows + at)) : stored(table, at, INT8 ? scales[*a.token] : 1.f);
-    token = round_bf16(token * PLE_SCALE);
-    weight = low_bf16(load_early(weights_of + t));
-    made = as_float(wait_packet(packets(AT_CONTEXT) + index * PLE + t, a.tag)) * rsqrtf((float)HIDDEN);
+#pragma unroll
+  for (int i = 0; i < PLE_EACH; i++) {
+    if (element(i) >= PLE) continue;
+    int at = index * PLE + element(i);
+    ple_row[i] = a.ple_rows ? load_early(a.ple_rows + at) : INT8 ? load_byte_early(table + at) : load_early((const u16*)table + at);
+    ple_weight[i] = load_early(weights_of + element(i));
+    ple_context[i] = load_packet(packets(AT_CONTEXT) + at);
   }
-  receive(AT_DOWN, tag(P_DOWN), v);
-#pragma unroll
-  for (int i = 0; i < H_PER_THREAD; i++) squares += mine(i) ? v[i] * v[i] : 0.f;
-  float2 sums = block_sums(squares, made * made);
-  float r = rsqrtf(sums.x / HIDDEN + EPS);
-  ple = (made * rsqrtf(sums.y / (PLE ? PLE : 1) + EPS) * weight + token) * 0.70710678f;
-#pragma unroll
-  for (int i = 0; i < H_PER_THREAD; i++)
-    if (mine(i)) h(i) += v[i] * r * weight_at(0, i);
-  put_stream();
+  __syncwarp();
 }
 
-DEVICE void Consumer::put_ple() {
-  int t = eat.thread;
-  float v = t < PLE ? gelu_tanh(as_float(wait_packet(packets(AT_PLE_GATE) + t, tag(P_PLE_GATE)))) * ple : 0.f;
-  if (INT8) unit = unit_of(block_max(fabsf(v)));
-  if (t < PLE) put(operand() + place(t), 0, v, 1.f / unit);
+// The stream after the feed-forward part; and this layer's per-layer input.
+DEVICE void Consumer::receive_ple() {
+  float v[H_PER_THREAD], x[H_PER_THREAD], w[H_PER_THREAD], made[PLE_EACH];
+  float4 sums = {0, 0, 0, 0}, tops = {0, 0, 0, 0};
+  weights_done();
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++) {
+    x[i] = mine(i) ? h(i) : 0.f, w[i] = mine(i) ? weight_at(0, i) : 0.f;
+    if (INT8) tops.x = fmaxf(tops.x, fabsf(x[i]));
+  }
+#pragma unroll
+  for (int i = 0; i < PLE_EACH; i++) {
+    if (element(i) >= PLE) continue;
+    u32 bits = ple_context[i].y == a.tag ? ple_context[i].x : wait_packet(packets(AT_CONTEXT) + index * PLE + element(i), a.tag);
+    made[i] = as_float(bits) * rsqrtf((float)HIDDEN);
+    sums.y += made[i] * made[i];
+  }
+  __syncwarp();
+  receive(AT_DOWN, tag(P_DOWN), v);
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++) {
+    sums.x += v[i] * v[i];
+    v[i] *= w[i];
+    if (INT8) tops.y = fmaxf(tops.y, fabsf(v[i]));
+  }
+  over_block(sums, tops);
+  const float r = inverse_rms(sums.x);
+  unit = unit_of(tops.x + r * tops.y);
+  const float units = quotient(1.f, unit);
+  u8* to = operand() + place(first());
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++) {
+    if (!mine(i)) continue;
+    h(i) = x[i] += v[i] * r;
+    put(to, i, x[i], units);
+  }
+#pragma unroll
+  for (int i = 0; i < PLE_EACH; i++) {
+    if (element(i) >= PLE) continue;
+    float of_token = a.ple_rows || !INT8 ? low_bf16(ple_row[i]) : round_bf16((float)(signed char)ple_row[i] * token_scale);
+    ple[i] = (made[i] * rsqrtf(sums.y * (1.f / (PLE ? PLE : 1)) + EPS) * low_bf16(ple_weight[i]) + round_bf16(of_token * PLE_SCALE)) * 0.70710678f;
+  }
+}
+
+DEVICE void Consumer::put_ple(bool own) {
+  float v[PLE_EACH], top = 0;
+#pragma unroll
+  for (int i = 0; i < PLE_EACH; i++) {
+    const bool some = element(i) < PLE;
+    v[i] = some ? gelu_tanh(as_float(wait_packet(packets(AT_PLE_GATE) + element(i), tag(P_PLE_GATE)))) * ple[i] : 0.f;
+    top = fmaxf(top, fabsf(v[i]));
+  }
+  __syncwarp();
+  if (INT8) unit = unit_over(top, own);
+#pragma unroll
+  for (int i = 0; i < PLE_EACH; i++)
+    if (element(i) < PLE) put(operand() + place(first()), i, v[i], quotient(1.f, unit));
 }
 
 DEVICE void Consumer::run() {
   model = a.table[eat.lane], model_scales = a.table[32 + eat.lane];
   layer = next = a.table[64 + eat.lane];
   layer_scales = next_scales = a.table[96 + eat.lane];
-  best = {-1e38f, 0.f, 0x7fffffff}, never = 0, info = 0, unit = expert_unit = 1.f;
+  best = {-1e38f, 0.f, 0x7fffffff}, never = 0, info = 0, unit = expert_unit = token_scale = 1.f;
 #ifdef TIMERS
   marked = clock64();
   if (eat.thread < 40) ((u32*)(shared + S_TIMERS))[eat.thread] = 0;
@@ -328,13 +430,9 @@ DEVICE void Consumer::run() {
     index = w.layer;
     eat.thread = opaque(eat.thread), eat.warp = eat.thread >> 5, eat.lane = eat.thread & 31;
     if (w.product == W_QKV) enter_layer();
-    const Shape s = shapes[(info >> KIND) * PRODUCTS + w.product];
-    make_operand(w.product, s.row_bytes / WEIGHT_BYTES);
-    bar_sync(1, CONSUMERS);
-    mark(w.product * 3);
-    fetch_ahead(w.product);
-    multiply(s, w.product);
+    multiply(w.product);
     mark(w.product * 3 + 2);
+    fetch_ahead(w.product);
   }
   finish();
   mark(35);

@@ -36,7 +36,7 @@ DEVICE void choose_experts(const uint2* sums, u32 tag, const u16* scale, int lan
   }
 #pragma unroll
   for (int k = 0; k < TOP; k++)
-    if (lane == k) share = values[k] / total;
+    if (lane == k) share = quotient(values[k], total);
   if (lane < TOP) {
     out.expert[lane] = mine;
     out.weight[lane] = share * low_bf16(load_early(scale + mine));
@@ -44,32 +44,29 @@ DEVICE void choose_experts(const uint2* sums, u32 tag, const u16* scale, int lan
   __syncwarp();
 }
 
-// The normed stream as operand; before the router with its own weights for router, dense branch and experts.
-DEVICE void Consumer::put_branches(int product) {
-  float r = inverse_rms();
-  put_normed(operand(), unit, r, 1);
-  if (!EXPERTS || product != W_ROUTER) return;
-  put_normed(shared + S_EXPERTS, expert_unit, r, 3);
-  u8* router = shared + S_ROUTER + operand_offset(eat.thread);  // always bf16
-  float factor = r * rsqrtf((float)HIDDEN);
+// The normed stream with the experts' weights, and with the router's own, which is always bf16.
+DEVICE void Consumer::put_branches(const float (&x)[H_PER_THREAD], float norm) {
+  u8 *experts = shared + S_EXPERTS + place(first()), *router = shared + S_ROUTER + operand_offset(first());
+  const float factor = norm * rsqrtf((float)HIDDEN), units = quotient(1.f, expert_unit);
 #pragma unroll
-  for (int i = 0; i < H_PER_THREAD; i++)
-    if (mine(i)) *(u16*)(router + i * CONSUMERS * 2) = to_bf16(h(i) * factor * weight_at(2, i));
+  for (int i = 0; i < H_PER_THREAD; i++) {
+    if (!mine(i)) continue;
+    put(experts, i, x[i] * norm * weight_at(3, i), units);
+    *(u16*)(router + spread(i) * 2) = to_bf16(x[i] * factor * weight_at(2, i));
+  }
 }
 
-// Both branches, each normed, their sum normed once more.
-DEVICE void Consumer::add_mixture(float factor) {
-  float dense[H_PER_THREAD], mixed[H_PER_THREAD];
-  receive(AT_DOWN, tag(P_DOWN - PHASES), dense);  // of the layer before
+// Both branches of the layer before, each normed: what is normed once more and added to the stream.
+DEVICE void Consumer::mix(float (&mixed)[H_PER_THREAD]) {
+  float dense[H_PER_THREAD];
+  float4 sums = {0, 0, 0, 0}, tops = {0, 0, 0, 0};
+  receive(AT_DOWN, tag(P_DOWN - PHASES), dense);
   receive(AT_EXPERT_DOWN, tag(P_EXPERT_DOWN - PHASES), mixed);
-  float squares[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < H_PER_THREAD; i++) sums.x += dense[i] * dense[i], sums.y += mixed[i] * mixed[i];
+  over_block(sums, tops);
+  const float of_dense = inverse_rms(sums.x), of_mixed = inverse_rms(sums.y);
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++)
-    if (mine(i)) squares[0] += dense[i] * dense[i], squares[1] += mixed[i] * mixed[i];
-  float2 sums = block_sums(squares[0], squares[1]);
-  float rd = rsqrtf(sums.x / HIDDEN + EPS), rm = rsqrtf(sums.y / HIDDEN + EPS);
-#pragma unroll
-  for (int i = 0; i < H_PER_THREAD; i++)
-    if (mine(i)) mixed[i] = dense[i] * rd * weight_at(2, i) + mixed[i] * rm * weight_at(3, i);
-  add_normed(mixed, factor);
+    mixed[i] = mine(i) ? dense[i] * of_dense * weight_at(2, i) + mixed[i] * of_mixed * weight_at(3, i) : 0.f;
 }

@@ -50,7 +50,7 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   Arguments a = {table, scratch, token, next, logprob, logits, ple_rows, history, position, tag, sequence};
   u64 *full = (u64*)(memory + S_BARRIERS), *empty = full + STAGES, *choice_made = empty + STAGES;
   Choice choice = {(int*)(memory + S_CHOSEN), (float*)(memory + S_CHOSEN) + 16};
-  int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31;
+  int thread = threadIdx.x, warp = __shfl_sync(ALL, thread >> 5, 0), lane = thread & 31;
   Shape* shapes = (Shape*)(memory + S_SHAPES);
   work_out_shapes(table, thread, shapes);
   if (thread == 0) {
@@ -63,10 +63,15 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   }
   __syncthreads();
   Ring ring = {memory + S_RING, full, empty, 0, 0};
+  // 168 registers for each of 12 warps are what the kernel is started with
+  constexpr bool MOVING = WARPS == 8 && PRODUCERS == 4;
+  constexpr int GIVEN = EXPERTS ? 88 : 56, TAKEN = (12 * 168 - 4 * GIVEN) / 8;
   if (warp >= WARPS) {
+    if (MOVING) give_registers<GIVEN>();
     Producer producer = {{ring, ring, warp - WARPS, lane, 0, stream_policy()}, 0, 0, 0, a, shapes, choice, choice_made};
     producer.run();
   } else {
+    if (MOVING) take_registers<TAKEN>();
     Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, shapes, choice, choice_made};
     consumer.run();
   }

@@ -55,6 +55,11 @@ def is_plain(tensor: Tensor) -> bool:
     return str(tensor.device) == DEVICE and tensor.uop.has_buffer_identity() and tensor.uop.is_realized
 
 
+def features() -> str:
+    """What a kernel's architecture may be extended by on this device: Hopper moves registers between warps with ``a``."""
+    return "a" if attribute("COMPUTE_CAPABILITY_MAJOR") == 9 else ""
+
+
 @cache
 def compiler(features: str) -> Any:
     """A compiler of CUDA C++ to machine code for this device, kept in tinygrad's cache on disk: nvcc where tinygrad uses

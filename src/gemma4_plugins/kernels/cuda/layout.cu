@@ -33,11 +33,13 @@ constexpr int JOINED_PAIRS = 4;
 constexpr bool INT8 = WEIGHT_BYTES == 1;  // all matrices but the router's are int8 with fp32 row scales
 constexpr int CONSUMERS = WARPS * 32, THREADS = CONSUMERS + PRODUCERS * 32;
 constexpr int D_MAX = D_SLIDING > D_FULL ? D_SLIDING : D_FULL;
-constexpr int H_PER_THREAD = (HIDDEN + CONSUMERS - 1) / CONSUMERS;
-// packets of an operand made of pairs that a thread asks for at a time where there are many: all, if few enough
+// elements of the stream that a thread has: of every step's columns an int8 step takes two
+constexpr int H_PER_THREAD = INT8 ? (HIDDEN + 2 * CONSUMERS - 1) / (2 * CONSUMERS) * 2 : (HIDDEN + CONSUMERS - 1) / CONSUMERS;
+constexpr int PLE_EACH = INT8 ? 2 : 1;
+// packets of an operand made of pairs that a thread asks for at a time, by twos, where there are many: all, if few enough
 DEVICE constexpr int larger(int a, int b) { return a > b ? a : b; }
-constexpr int PAIRS = larger(FF_MAX, larger(HEADS * D_MAX, TOP * EXPERT_FF)) / 2, PAIRS_EACH = (PAIRS + CONSUMERS - 1) / CONSUMERS;
-constexpr int ROUNDS = (PAIRS_EACH + 23) / 24, MANY_PAIRS = (PAIRS_EACH + ROUNDS - 1) / ROUNDS;
+constexpr int PAIRS = larger(FF_MAX, larger(HEADS * D_MAX, TOP * EXPERT_FF)) / 2, TWOS_EACH = (PAIRS / 2 + CONSUMERS - 1) / CONSUMERS;
+constexpr int ROUNDS = (TWOS_EACH + 11) / 12, TWOS = (TWOS_EACH + ROUNDS - 1) / ROUNDS;
 constexpr int EXPERT_ROWS = EXPERT_FF ? EXPERT_FF : 1;
 
 struct Arguments {

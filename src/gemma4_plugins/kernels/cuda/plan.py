@@ -23,9 +23,11 @@ SPAN = 256
 """Positions whose scores are held in shared memory at a time."""
 FLIGHT = 50688
 """Bytes on their way from memory at a time: what bandwidth times latency asks for, and little more."""
-JOINED = {"bf16": 8, "int8": 0}
+JOINED = {"bf16": 8, "int8": 4}
 """Slices of cached positions at most that every block puts together for itself, a power of two or 0: one hop between
 blocks less than sharing that out, for more to read; by the weights' type, since int8 ones leave less time to hide it."""
+JOINED_PIECES = 4
+"""Stages of keys that such a slice has at most."""
 GROUP_TILES = 4
 """Tiles of 16 rows between two reductions over warps."""
 PHASES = 11
@@ -133,7 +135,7 @@ def make_plan(text: TextConfig, machine: Machine, int8: bool = False, timers: bo
         return None
     constants = model_constants(text) | {
         "GRID": blocks, "WARPS": machine.warps, "PRODUCERS": machine.producers,
-        "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED": JOINED["int8" if int8 else "bf16"], "HISTORY": HISTORY,
+        "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED": JOINED["int8" if int8 else "bf16"], "JOINED_PIECES": JOINED_PIECES, "HISTORY": HISTORY,
         "WEIGHT_BYTES": 1 if int8 else 2, "KINDS": len(kinds(text)),
         **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip
@@ -225,7 +227,7 @@ def shared(c: dict[str, int | float]) -> dict[str, int]:
         "S_RING": k["STAGES"] * k["STAGE_BYTES"], "S_OPERAND": max(*(2 * n for n in vectors), attention),
         "S_ROUTER": row if k["EXPERTS"] else 0, "S_EXPERTS": row if k["EXPERTS"] else 0, "S_STREAM": 2 * row,
         **{f"S_NORM_{i}": row for i in range(4 if k["EXPERTS"] else 2)},
-        "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 4 * k["WARPS"] * 4,
+        "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 4 * k["WARPS"] * 16,
         "S_SHARES": k["HEADS"] * k["JOINED"] * 4, "S_CHOSEN": 128, "S_SHAPES": k["KINDS"] * PRODUCTS * SHAPE_BYTES, "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * k["STAGES"] + 1) * 8,
     }  # fmt: skip
     places = running(sizes, 128, "SHARED_BYTES")

@@ -29,7 +29,20 @@ DEVICE int opaque(int v) {
 DEVICE u32 warp_ballot(bool v) { return __ballot_sync(ALL, v); }
 DEVICE int count_bits(u32 v) { return __popc(v); }
 DEVICE int lowest_bit(u32 v) { return __ffs(v) - 1; }
-DEVICE void give_up() { asm volatile("trap;"); }
+// Registers of a thread move from copying warps to multiplying ones, where groups of four warps do one or the other.
+template <int COUNT> DEVICE void give_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+#endif
+}
+template <int COUNT> DEVICE void take_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+#endif
+}
+// Ends the kernel with an error, as a trap would, beside which a thread could not have more registers than at the start.
+#define GIVE_UP "{ .reg .u64 nowhere; mov.u64 nowhere, 0; st.volatile.global.u32 [nowhere], 0; }"
+DEVICE void give_up() { asm volatile(GIVE_UP ::: "memory"); }
 
 // ---- barriers: named ones among the consumer warps, counting ones between copies and consumers
 DEVICE void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
@@ -46,8 +59,8 @@ DEVICE void mbarrier_arrive(u64* b) {
 #endif
 // One loop of the assembler's, without what the compiler puts around a loop that lanes may leave at different times.
 DEVICE void mbarrier_wait(u64* b, u32 parity) {
-  asm volatile("{ .reg .pred done; .reg .u32 spins; mov.u32 spins, 0; again: " MBARRIER_DONE
-               " @done bra there; add.u32 spins, spins, 1; setp.gt.u32 done, spins, %2; @!done bra again; trap; there: }"
+  asm volatile("{ .reg .pred done; .reg .u32 spins; " MBARRIER_DONE " @done bra there; mov.u32 spins, 0; again: " MBARRIER_DONE
+               " @done bra there; add.u32 spins, spins, 1; setp.gt.u32 done, spins, %2; @!done bra again; " GIVE_UP " there: }"
                ::"r"(shared_address(b)), "r"(parity), "n"(SPIN_LIMIT) : "memory");
 }
 DEVICE void fence_barrier_init() {
@@ -125,7 +138,11 @@ DEVICE uint4 load_two_packets(const uint2* p) {
 DEVICE void store_packet(uint2* p, u32 value, u32 tag) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"((u64)tag << 32 | value) : "memory");
 }
+#ifdef POLL_PAUSE
+DEVICE void spin_pause() { u32 t = clock(); while ((u32)clock() - t < POLL_PAUSE) {} }
+#else
 DEVICE void spin_pause() {}
+#endif
 
 // ---- loads that must not sink below the work that hides their latency
 DEVICE u32 load_early(const u16* p) {
@@ -177,6 +194,8 @@ DEVICE void widen(u32 bytes, u32& first, u32& second) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(second) : "r"(two & 0xff7fff7fu), "r"(unit), "r"((two & 0xff80ff80u) ^ minus));
 }
 DEVICE float exp_fast(float x) { return __expf(x); }
+// without the subroutine for denormal numbers, which costs registers all around it
+DEVICE float quotient(float x, float y) { return __fdividef(x, y); }
 DEVICE float as_float(u32 v) { return __uint_as_float(v); }
 DEVICE u32 as_bits(float v) { return __float_as_uint(v); }
 DEVICE int round_int(float v) { return __float2int_rn(v); }
@@ -210,12 +229,12 @@ DEVICE u32 wait_packet(const uint2* p, u32 tag) {
   }
   return v.x;
 }
-// Packets `stride` apart while below `limit`: whatever is missing is asked for again in one go, so that the last one's
-// arrival costs one round trip and not one for each. A patient reader asks for its first one alone until that is there.
-template <int COUNT, bool PATIENT> DEVICE void wait_packets(const uint2* p, int stride, int limit, u32 tag, u32 (&out)[COUNT]) {
+// Packets `at(i)` on while below `limit`: whatever is missing is asked for again in one go, so that the last one's
+// arrival costs one round trip and not one for each.
+template <int COUNT, class At> DEVICE void wait_packets(const uint2* p, At at, int limit, u32 tag, u32 (&out)[COUNT]) {
   uint2 v[COUNT];
 #pragma unroll
-  for (int i = 0; i < COUNT; i++) v[i] = i * stride < limit ? load_packet(p + i * stride) : make_uint2(0, tag);
+  for (int i = 0; i < COUNT; i++) v[i] = at(i) < limit ? load_packet(p + at(i)) : make_uint2(0, tag);
   for (u32 spins = 0;; spins++) {
     bool all = true;
 #pragma unroll
@@ -223,22 +242,19 @@ template <int COUNT, bool PATIENT> DEVICE void wait_packets(const uint2* p, int 
     if (all) break;
     if (spins > SPIN_LIMIT) give_up();
     spin_pause();
-    if (PATIENT && v[0].y != tag) {
-      v[0] = load_packet(p);
-      continue;
-    }
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-      if (v[i].y != tag) v[i] = load_packet(p + i * stride);
+      if (v[i].y != tag) v[i] = load_packet(p + at(i));
   }
 #pragma unroll
   for (int i = 0; i < COUNT; i++) out[i] = v[i].x;
 }
-// Pairs of neighbours, of which the first stands at an even index.
-template <int COUNT> DEVICE void wait_packet_pairs(const uint2* p, int stride, u32 tag, u32 (&out)[COUNT][2]) {
+// Two neighbours at a time, `stride` twos apart while below `limit` twos; the first stands at an even index. A patient
+// reader asks for its first two alone until they are there.
+template <int COUNT, bool PATIENT> DEVICE void wait_two_packets(const uint2* p, int stride, int limit, u32 tag, u32 (&out)[COUNT][2]) {
   uint4 v[COUNT];
 #pragma unroll
-  for (int i = 0; i < COUNT; i++) v[i] = load_two_packets(p + i * stride);
+  for (int i = 0; i < COUNT; i++) v[i] = i * stride < limit ? load_two_packets(p + 2 * i * stride) : make_uint4(0, tag, 0, tag);
   for (u32 spins = 0;; spins++) {
     bool all = true;
 #pragma unroll
@@ -246,9 +262,13 @@ template <int COUNT> DEVICE void wait_packet_pairs(const uint2* p, int stride, u
     if (all) break;
     if (spins > SPIN_LIMIT) give_up();
     spin_pause();
+    if (PATIENT && (v[0].y != tag || v[0].w != tag)) {
+      v[0] = load_two_packets(p);
+      continue;
+    }
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-      if (v[i].y != tag || v[i].w != tag) v[i] = load_two_packets(p + i * stride);
+      if (v[i].y != tag || v[i].w != tag) v[i] = load_two_packets(p + 2 * i * stride);
   }
 #pragma unroll
   for (int i = 0; i < COUNT; i++) out[i][0] = v[i].x, out[i][1] = v[i].z;

@@ -40,6 +40,14 @@ struct Heads {  // the same code serves both kinds: instructions, too, come thro
   OF_KIND(piece, PIECE)            // positions in a stage of the ring
   OF_KIND(most, MOST)              // slices of positions at most
 #undef OF_KIND
+  // quotients, which are shifts where the number is known to be a power of two
+#define BY_KIND(name, NUMBER) DEVICE int name(int v) const { return full ? v / (HeadsOf<D_FULL, KV_FULL>::NUMBER) : v / (HeadsOf<D_SLIDING, KV_SLIDING>::NUMBER); }
+  BY_KIND(by_group, GROUP)
+  BY_KIND(by_each, EACH)
+  BY_KIND(by_half, WIDTH / 2)
+  BY_KIND(by_items, ITEMS)
+  BY_KIND(by_subgroups, SUBGROUPS)
+#undef BY_KIND
 };
 
 struct Slice {
@@ -54,13 +62,13 @@ struct Slice {
     int most = n.most(), length = larger(((held + most - 1) / most + 15) & ~15, n.piece());
     if (JOINED) {
       int longer = larger(((held + JOINED - 1) / (JOINED ? JOINED : 1) + 15) & ~15, n.piece());
-      few = HEADS * n.d() / 2 <= JOINED_PAIRS * CONSUMERS && longer <= 2 * n.piece() && longer * most >= held;
+      few = HEADS * n.d() / 2 <= JOINED_PAIRS * CONSUMERS && longer <= JOINED_PIECES * n.piece() && longer * most >= held;
       if (few) length = longer;
     }
     slices = held ? (held + length - 1) / length : 1;
-    index = this_block() / n.items();
+    index = n.by_items(this_block());
     int item = this_block() - index * n.items();
-    kv_head = item / n.subgroups();
+    kv_head = n.by_subgroups(item);
     first_head = kv_head * n.group() + (item - kv_head * n.subgroups()) * n.each();
     heads = n.each();
     int from = index * length, to = from + length < held ? from + length : held;

@@ -118,9 +118,10 @@ struct Eater {
   // Multiply this block's rows with the operand `x` in shared memory and hand every sum to
   // `sink(tile, row, valid, sum)`, a call that whole warps make together. `ahead(tile, row)` gives the factor of a sum,
   // and is called long before, so that it can ask memory for it; `scale(tile, row, segment)` says where a part of an
-  // int8 row has its own; `unit` is what an int8 operand is counted in.
-  template <bool BYTES, class Scale, class Ahead, class Sink, class Gathered>
-  DEVICE void multiply_rows(const Shape& s, bool paired, int segments, const u8* x, float unit, Scale scale, Ahead ahead, Sink sink, Gathered gathered) {
+  // int8 row has its own. `make_operand()` waits for the operand, makes it, and says what an int8 one is counted in;
+  // whatever does not depend on it is done before.
+  template <bool BYTES, class Make, class Scale, class Ahead, class Sink, class Gathered>
+  DEVICE void multiply_rows(const Shape& s, bool paired, int segments, const u8* x, Make make_operand, Scale scale, Ahead ahead, Sink sink, Gathered gathered) {
     int group = 0;
     float ready = 1.f;
     auto ask = [&](int from) {
@@ -130,7 +131,8 @@ struct Eater {
       if (row < 8 ? row < t.low : row - 8 < t.high) ready = ahead(t, row);
     };
     ask(0);
-    const Columns c(*this, s, x, BYTES);
+    const Columns c(*this, s, paired, x, BYTES);
+    const float unit = make_operand();
 #pragma unroll 1
     for (int index = 0; index < s.tiles; index++) {
       float sums[2];
@@ -153,12 +155,14 @@ struct Eater {
 
   // A warp's columns of a product: every WARPS-th step of each piece.
   struct Columns {
-    int rows;         // where this lane's row of a tile begins in a stage; places without a row hold what was there before
+    int rows;         // where this lane's row of a tile begins in a stage; in smaller tiles the last ones are what was there before
     const u8* x;      // this lane's part of the operand
     int steps, last;  // of a whole piece and of the last one of a row
     // bf16: every column of the matrix unit gets the same vector; int8: even ones its high digits, odd ones its low digits
-    DEVICE Columns(const Eater& e, const Shape& s, const u8* operand, bool bytes) {
-      rows = tile_row(e.lane) * (s.piece + 16) + (e.lane >> 4) * 16 + e.warp * STEP;
+    DEVICE Columns(const Eater& e, const Shape& s, bool paired, const u8* operand, bool bytes) {
+      const int most = (s.each + (s.extra > 0)) * (paired ? 2 : 1), row = tile_row(e.lane);
+      const int held = paired ? (row & 8) + ((row & 7) < most ? row & 7 : 0) : row < most ? row : 0;
+      rows = held * (s.piece + 16) + (e.lane >> 4) * 16 + e.warp * STEP;
       x = operand + (e.lane & 3) * 16 + (bytes ? (e.lane >> 2 & 1) * STEP : 0) + e.warp * STEP * (bytes ? 2 : 1);
       steps = (int)((u32)(s.piece / STEP + WARPS - 1 - e.warp) / WARPS);
       last = (int)((u32)(s.rest / STEP + WARPS - 1 - e.warp) / WARPS);

@@ -44,7 +44,7 @@ class Issued(tuple[Tensor, Tensor]):
 @lru_cache(8)
 def compiled(source: str, threads: int, shared_bytes: int) -> launch.Kernel:
     """The kernel of a source; kept, since a model asks again for each cache size that it returns to."""
-    return launch.Kernel(source, ENTRY, threads, shared_bytes)
+    return launch.Kernel(source, ENTRY, threads, shared_bytes, launch.features())
 
 
 @cache

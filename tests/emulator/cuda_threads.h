@@ -264,6 +264,17 @@ inline void settle(Counter& c) {
 }
 inline void mbarrier_init(unsigned long long* b, int n) { counter(b) = {(uint16_t)n, (uint16_t)n, 0}; }
 inline void mbarrier_arrive(unsigned long long* b) { counter(b).pending--; settle(counter(b)); }
+inline unsigned byte_permute(unsigned a, unsigned b, unsigned pick) {
+  uint64_t both = (uint64_t)b << 32 | a;
+  unsigned out = 0;
+  for (int i = 0; i < 4; i++) out |= (unsigned)(both >> (pick >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return out;
+}
+inline float as_float(unsigned v);
+inline unsigned larger_pair(unsigned a, unsigned b) {
+  unsigned low = as_float(a << 16) > as_float(b << 16) ? a : b, high = as_float(a & 0xffff0000u) > as_float(b & 0xffff0000u) ? a : b;
+  return (low & 0xffffu) | (high & 0xffff0000u);
+}
 inline float quotient(float x, float y) { return x / y; }
 template <int> inline void give_registers() {}
 template <int> inline void take_registers() {}
@@ -411,5 +422,4 @@ inline unsigned short half_bits(float f) { _Float16 h = (_Float16)f; unsigned sh
 inline unsigned pack_half(float low, float high) { return half_bits(low) | (unsigned)half_bits(high) << 16; }
 inline float half_to_float(unsigned short v) { _Float16 h; memcpy(&h, &v, 2); return (float)h; }
 inline float exp_fast(float x) { return expf(x); }
-inline int round_int(float v) { return (int)lrintf(v); }
 inline float rsqrtf(float v) { return 1.f / sqrtf(v); }

@@ -4,13 +4,14 @@
 
 struct AttentionMemory {
   u8* queries;     // [8][QUERY_STRIDE]: bf16 operands, one query head per column of the matrix unit
-  float* scores;   // [SPAN + 1][8]; row SPAN is the new position
+  float* scores;   // [8][SCORES]; the new position's is at SPAN
+  static constexpr int SCORES = SPAN + 4;  // so that a tile's heads lie in different banks
   u8* probabilities;  // [8][PROBABILITY_STRIDE]: bf16 operands
   float *top, *total, *shrink, *fresh;  // per head: maximum, sum, factor for earlier sums, weight of the new position
   DEVICE explicit AttentionMemory(u8* base) {
     queries = base;
     scores = (float*)(base + 8 * QUERY_STRIDE);
-    probabilities = (u8*)(scores + (SPAN + 1) * 8);
+    probabilities = (u8*)(scores + 8 * SCORES);
     top = (float*)(probabilities + 8 * PROBABILITY_STRIDE);
     total = top + 8;
     shrink = top + 16;
@@ -120,27 +121,35 @@ DEVICE void prepare_heads(const Eater& e, const Arguments& a, const Heads& n, co
   }
 }
 
-// Scores of 16 positions whose key rows this lane addresses at `row`, for 8 heads.
+// Scores of 16 positions whose key rows this lane addresses at `row`, for 8 heads; head_dim is a multiple of 128.
 DEVICE void score_tile(const AttentionMemory& m, const u8* row, int d, int lane, int heads, float (&c)[4]) {
+  constexpr int GROUPS = 4;  // of 32 elements
   int head = lane >> 2;
   const u8* query = m.queries + (head < heads ? head : 0) * QUERY_STRIDE + (lane & 3) * 16;
-  float other[4] = {0, 0, 0, 0};
-  c[0] = c[1] = c[2] = c[3] = 0;
-#pragma unroll 4
-  for (int s = 0; s < d / 32; s++) {
-    u32 a0[4], a1[4];
-    load_tiles(a0, row + s * 64);
-    load_tiles(a1, row + s * 64 + 32);
-    uint4 q = *(const uint4*)(query + s * 64);
-    multiply(c, a0, q.x, q.y);
-    multiply(other, a1, q.z, q.w);
+  float sums[4][4] = {};
+#pragma unroll 2
+  for (int s = 0; s < d / 32; s += GROUPS) {
+    u32 a[GROUPS][2][4];
+    uint4 q[GROUPS];
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+      load_tiles(a[g][0], row + (s + g) * 64);
+      load_tiles(a[g][1], row + (s + g) * 64 + 32);
+      q[g] = *(const uint4*)(query + (s + g) * 64);
+    }
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+      multiply(sums[g & 1], a[g][0], q[g].x, q[g].y);
+      multiply(sums[2 + (g & 1)], a[g][1], q[g].z, q[g].w);
+    }
   }
 #pragma unroll
-  for (int i = 0; i < 4; i++) c[i] += other[i];
+  for (int i = 0; i < 4; i++) c[i] = sums[0][i] + sums[1][i] + (sums[2][i] + sums[3][i]);
 }
 
 DEVICE void score_keys(Eater& e, const AttentionMemory& m, int d, int count, int piece, int heads, const u16* fresh_key) {
-  const int chunk = (e.lane >> 4) * 16, stride = d * 2 + 16, pair = (e.lane & 3) * 2;
+  const int chunk = (e.lane >> 4) * 16, stride = d * 2 + 16;
+  float *own = m.scores + (e.lane & 3) * 2 * m.SCORES + (e.lane >> 2), *other = own + m.SCORES;
   float c[4];
 #pragma unroll 1
   for (int at = 0; at < count; at += piece) {
@@ -151,8 +160,7 @@ DEVICE void score_keys(Eater& e, const AttentionMemory& m, int d, int count, int
       if (((at + tile) >> 4) % WARPS != e.warp) continue;
       int row = tile + tile_row(e.lane);
       score_tile(m, e.ring.here() + (row < here ? row : here - 1) * stride + chunk, d, e.lane, heads, c);
-      float* to = m.scores + (at + tile + (e.lane >> 2)) * 8 + pair;
-      to[0] = c[0], to[1] = c[1], to[64] = c[2], to[65] = c[3];
+      own[at + tile] = c[0], other[at + tile] = c[1], own[at + tile + 8] = c[2], other[at + tile + 8] = c[3];
     }
     __syncwarp();
     if (e.lane == 0) mbarrier_arrive(e.ring.empty + e.ring.stage);
@@ -160,8 +168,7 @@ DEVICE void score_keys(Eater& e, const AttentionMemory& m, int d, int count, int
   }
   if (fresh_key && e.warp == WARPS - 1) {
     score_tile(m, (const u8*)fresh_key + chunk, d, e.lane, heads, c);
-    float* to = m.scores + SPAN * 8 + pair;
-    if (e.lane < 4) to[0] = c[0], to[1] = c[1];
+    if (e.lane < 4) own[SPAN] = c[0], other[SPAN] = c[1];
   }
 }
 
@@ -169,20 +176,23 @@ DEVICE void score_keys(Eater& e, const AttentionMemory& m, int d, int count, int
 DEVICE void weigh(const Eater& e, const AttentionMemory& m, int count, int heads, bool first, bool with_fresh) {
 #pragma unroll 1
   for (int head = e.warp; head < heads; head += WARPS) {
-    const float before = first ? -1e30f : m.top[head], fresh = with_fresh ? m.scores[SPAN * 8 + head] : -1e30f;
-    float top = before, sum = 0;
-#pragma unroll 2
-    for (int i = e.lane; i < count; i += 32) top = fmaxf(top, m.scores[i * 8 + head]);
-    __syncwarp();
+    const float *from = m.scores + head * m.SCORES + e.lane, before = first ? -1e30f : m.top[head];
+    const float fresh = with_fresh ? m.scores[head * m.SCORES + SPAN] : -1e30f;
+    float s[SPAN / 32], top = before, sum = 0;
+#pragma unroll
+    for (int i = 0; i < SPAN / 32; i++) {
+      s[i] = i * 32 + e.lane < count ? from[i * 32] : -1e30f;
+      top = fmaxf(top, s[i]);
+    }
     top = fmaxf(warp_max(top), fresh);
     u8* to = m.probabilities + head * PROBABILITY_STRIDE + operand_offset(e.lane);
-#pragma unroll 2
-    for (int i = e.lane; i < ((count + 31) & ~31); i += 32, to += 64) {  // a group of 32 positions: 64 bytes of operand
-      float p = i < count ? exp_fast(m.scores[i * 8 + head] - top) : 0.f;
+#pragma unroll
+    for (int i = 0; i < SPAN / 32; i++) {  // a group of 32 positions: 64 bytes of operand
+      if (i * 32 >= count) break;
+      float p = i * 32 + e.lane < count ? exp_fast(s[i] - top) : 0.f;
       sum += p;
-      *(u16*)to = to_bf16(p);
+      *(u16*)(to + i * 64) = to_bf16(p);
     }
-    __syncwarp();
     sum = warp_sum(sum);
     float shrink = first ? 0.f : exp_fast(before - top), weight = with_fresh ? exp_fast(fresh - top) : 0.f;
     if (e.lane == 0) {
@@ -216,20 +226,25 @@ DEVICE void mix_values(Eater& e, const AttentionMemory& m, int width, int count,
   const u8* p = m.probabilities + (column < heads ? column : 0) * PROBABILITY_STRIDE + (e.lane & 3) * 16;
 #pragma unroll 1
   for (int at = 0; at < count; at += piece) {
-    int here = count - at < piece ? count - at : piece;
+    const int here = count - at < piece ? count - at : piece, row = (e.lane & 7) + (e.lane >> 4) * 8;
     mbarrier_wait(e.ring.full + e.ring.stage, e.ring.parity);
-#pragma unroll 1
-    for (int step = 0; step < here; step += 16) {
-      uint2 b = *(const uint2*)(p + ((at + step) >> 5) * 64 + ((at + step) >> 4 & 1) * 8);
-      int row = step + (e.lane & 7) + (e.lane >> 4) * 8;
-      const u8* from = e.ring.here() + (row < here ? row : here - 1) * (width * 2 + 16) + ((e.lane >> 3) & 1) * 16;
+    const u8* from = e.ring.here() + ((e.lane >> 3) & 1) * 16 + e.warp * 32;
+    for (int step = 0; step < here; step += 32) {  // two tiles of 16 positions; beyond the last one probabilities are zero
+      const bool two = step + 16 < here;
+      const uint4 b = *(const uint4*)(p + (at + step >> 5) * 64);
+      const u8 *low = from + (step + row < here ? step + row : here - 1) * (width * 2 + 16), *high = from + (step + 16 + row < here ? step + 16 + row : here - 1) * (width * 2 + 16);
+      u32 a[Mixed::TILES][2][4];
 #pragma unroll
       for (int k = 0; k < Mixed::TILES; k++) {
-        int tile = e.warp + k * WARPS;
-        if (tile * 16 >= width) continue;
-        u32 a[4];
-        load_tiles_transposed(a, from + tile * 32);
-        multiply(out.sums[k], a, b.x, b.y);
+        if ((e.warp + k * WARPS) * 16 >= width) break;
+        load_tiles_transposed(a[k][0], low + k * WARPS * 32);
+        if (two) load_tiles_transposed(a[k][1], high + k * WARPS * 32);
+      }
+#pragma unroll
+      for (int k = 0; k < Mixed::TILES; k++) {
+        if ((e.warp + k * WARPS) * 16 >= width) break;
+        multiply(out.sums[k], a[k][0], (at + step) >> 4 & 1 ? b.z : b.x, (at + step) >> 4 & 1 ? b.w : b.y);
+        if (two) multiply(out.sums[k], a[k][1], b.z, b.w);
       }
     }
     __syncwarp();
@@ -292,15 +307,16 @@ DEVICE void attend(Eater& e, const Arguments& a, const Heads& n, const Slice& s,
   bar_sync(1, CONSUMERS);  // the memory is the next operand's
 }
 
-// Of a few slices: a thread's pairs of output lanes, CONSUMERS apart from its `first`, bf16 twice each. Everything is
-// asked for at once; `shares` is room for each slice's share of each head, fp32 [HEADS][JOINED].
-DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices, int first, float* shares, u32 tag, u32 (&out)[JOINED_PAIRS]) {
+// Of a few slices: a thread's twos of pairs of output lanes, CONSUMERS apart from its `first`, bf16 four times each.
+// Everything is asked for at once; `shares` is room for each slice's share of each head, fp32 [HEADS][JOINED].
+DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices, int first, float* shares, u32 tag, u32 (&out)[JOINED_TWOS][2]) {
   constexpr int EACH = JOINED ? JOINED : 1;  // a power of two, so that a head's lanes are in one warp
   constexpr int STATS = (HEADS * EACH + CONSUMERS - 1) / CONSUMERS;
-  const int half = n.d() / 2, pairs = HEADS * half, apart = n.items() * 8 * (D_MAX / 2);
-  const uint2 *stat[STATS], *part[JOINED_PAIRS];
+  const int half = n.d() / 2, twos = HEADS * half / 2, apart = n.items() * 8 * (D_MAX / 2);
+  const uint2 *stat[STATS], *part[JOINED_TWOS];
   uint4 stats[STATS];  // maximum and sum
-  uint2 v[JOINED_PAIRS][EACH];
+  uint4 v[JOINED_TWOS][EACH];
+  const uint4 nothing = make_uint4(0, tag, 0, tag);
   auto place = [&](int head, int& local) {  // of a head: its item, and its number there
     int group = n.by_group(head), within = head - group * n.group(), sub = n.by_each(within);
     local = within - sub * n.each();
@@ -313,11 +329,11 @@ DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices,
     stats[k] = stat[k] ? load_two_packets(stat[k]) : make_uint4(as_bits(-1e30f), tag, 0, tag);
   }
 #pragma unroll
-  for (int k = 0; k < JOINED_PAIRS; k++) {
-    int pair = first + k * CONSUMERS, head = n.by_half(pair), local, item = place(head, local);
-    part[k] = a.scratch + AT_PART + item * 8 * (D_MAX / 2) + local * half + pair - head * half;
+  for (int k = 0; k < JOINED_TWOS; k++) {
+    int two = first + k * CONSUMERS, head = n.by_half(2 * two), local, item = place(head, local);
+    part[k] = a.scratch + AT_PART + item * 8 * (D_MAX / 2) + local * half + 2 * two - head * half;
 #pragma unroll
-    for (int s = 0; s < EACH; s++) v[k][s] = pair < pairs && s < slices ? load_packet(part[k] + s * apart) : make_uint2(0, tag);
+    for (int s = 0; s < EACH; s++) v[k][s] = two < twos && s < slices ? load_two_packets(part[k] + s * apart) : nothing;
   }
   for (u32 spins = 0;; spins++) {
     bool all = true;
@@ -325,10 +341,10 @@ DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices,
     for (int k = 0; k < STATS; k++)
       if (stats[k].y != tag || stats[k].w != tag) all = false, stats[k] = load_two_packets(stat[k]);
 #pragma unroll
-    for (int k = 0; k < JOINED_PAIRS; k++)
+    for (int k = 0; k < JOINED_TWOS; k++)
 #pragma unroll
       for (int s = 0; s < EACH; s++)
-        if (v[k][s].y != tag) all = false, v[k][s] = load_packet(part[k] + s * apart);
+        if (v[k][s].y != tag || v[k][s].w != tag) all = false, v[k][s] = load_two_packets(part[k] + s * apart);
     if (all) break;
     if (spins > SPIN_LIMIT) give_up();
     spin_pause();
@@ -341,18 +357,21 @@ DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices,
     for (int o = EACH / 2; o; o >>= 1) most = fmaxf(most, __shfl_xor_sync(ALL, most, o));
     float share = exp_fast(top - most) * as_float(stats[k].z), sum = share;
     for (int o = EACH / 2; o; o >>= 1) sum += __shfl_xor_sync(ALL, sum, o);
-    if (stat[k]) shares[e.thread + k * CONSUMERS] = quotient(share, sum);
-    else if (e.thread + k * CONSUMERS < HEADS * EACH) shares[e.thread + k * CONSUMERS] = 0.f;
+    if (e.thread + k * CONSUMERS < HEADS * EACH) shares[e.thread + k * CONSUMERS] = stat[k] ? quotient(share, sum) : 0.f;
   }
   bar_sync(1, CONSUMERS);
 #pragma unroll
-  for (int k = 0; k < JOINED_PAIRS; k++) {
-    int pair = first + k * CONSUMERS;
-    const float* share = shares + (pair < pairs ? n.by_half(pair) : 0) * EACH;
-    float x = 0, y = 0;
+  for (int k = 0; k < JOINED_TWOS; k++) {
+    int two = first + k * CONSUMERS;
+    const float* share = shares + (two < twos ? n.by_half(2 * two) : 0) * EACH;
+    float x[4] = {0, 0, 0, 0};
 #pragma unroll
-    for (int s = 0; s < EACH; s++) x += share[s] * half_to_float((u16)v[k][s].x), y += share[s] * half_to_float((u16)(v[k][s].x >> 16));
-    out[k] = pack_bf16(x, y);
+    for (int s = 0; s < EACH; s++) {
+      const float w = share[s];
+      x[0] += w * half_to_float((u16)v[k][s].x), x[1] += w * half_to_float((u16)(v[k][s].x >> 16));
+      x[2] += w * half_to_float((u16)v[k][s].z), x[3] += w * half_to_float((u16)(v[k][s].z >> 16));
+    }
+    out[k][0] = pack_bf16(x[0], x[1]), out[k][1] = pack_bf16(x[2], x[3]);
   }
 }
 

@@ -5,6 +5,7 @@ struct Consumer {
   const Arguments& a;
   u8* shared;
   const Shape* shapes;
+  const Slice* slices;
   Choice choice;
   u64* choice_made;
   u64 model, layer, next;  // this lane's field of the table rows: the model's, the layer's, the next layer's
@@ -121,23 +122,23 @@ struct Consumer {
   // element i of a thread, whose first one stands at `to`
   DEVICE static void put(u8* to, int i, float v, float units) {
     if (INT8) {
-      int q = digits_of(v, units);
+      const u32 low = low_digits(v, units);
       to += (i >> 1) * CONSUMERS * 4 + (i & 1) * 8;
-      to[0] = high_digit(q), to[STEP] = low_digit(q);
+      to[0] = (u8)(high_digits(low) >> 8), to[STEP] = (u8)low;
     } else {
       *(u16*)(to + i * CONSUMERS * 2) = to_bf16(v);
     }
   }
-  DEVICE static void put_pair(u8* to, u32 pair, float units) {
+  // two pairs of neighbours
+  DEVICE static void put_two(u8* to, u32 a, u32 b, float units) {
     if (INT8) {
-      int p = digits_of(low_bf16(pair), units), q = digits_of(high_bf16(pair), units);
-      *(u16*)to = (u16)(high_digit(p) | high_digit(q) << 8);
-      *(u16*)(to + STEP) = (u16)(low_digit(p) | low_digit(q) << 8);
+      const u32 q[4] = {low_digits(low_bf16(a), units), low_digits(high_bf16(a), units), low_digits(low_bf16(b), units), low_digits(high_bf16(b), units)};
+      *(u32*)to = four_bytes(high_digits(q[0]), high_digits(q[1]), high_digits(q[2]), high_digits(q[3]), 1);
+      *(u32*)(to + STEP) = four_bytes(q[0], q[1], q[2], q[3], 0);
     } else {
-      *(u32*)to = pair;
+      *(u32*)to = a, *(u32*)(to + 16) = b;
     }
   }
-  DEVICE static float top_of(u32 pair) { return fmaxf(fabsf(low_bf16(pair)), fabsf(high_bf16(pair))); }
   // a vector's unit from its largest element, or from a bound of that; their inverse is what digits are made with
   DEVICE static float unit_of(float top) { return fmaxf(top, 1e-20f) * (1.f / MOST_DIGITS); }
   // of a warp's columns alone where the operand is its own
@@ -150,47 +151,34 @@ struct Consumer {
     for (int i = 0; i < H_PER_THREAD; i++)
       if (mine(i)) put(to, i, h(i), quotient(1.f, unit));
   }
-  // this thread's of `count` pairs, CONSUMERS apart from its first one on
-  DEVICE int first_pair() const { return INT8 ? eat.thread : eat.warp * 16 + (eat.lane & 15) + (eat.lane >> 4) * (CONSUMERS / 2); }
-  template <int COUNT> DEVICE void put_pairs(const u32 (&v)[COUNT], int count, bool own) {
-    const int left = count - first_pair();
-    if (INT8) {
-      float top = 0;
-#pragma unroll
-      for (int i = 0; i < COUNT; i++)
-        if (i * CONSUMERS < left) top = fmaxf(top, top_of(v[i]));
-      unit = unit_over(top, own);
-    }
-    u8* to = operand() + place(2 * first_pair());
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      if (i * CONSUMERS < left) put_pair(to + i * CONSUMERS * 4, v[i], quotient(1.f, unit));
-  }
-  // from packets of two bf16, two packets at a time
+  // Of an operand of pairs, two neighbours at a time: this thread's first two, the others are CONSUMERS twos apart.
   DEVICE int first_two() const {
     return INT8 ? eat.warp * 16 + (eat.lane & 15) + (eat.lane >> 4) * (CONSUMERS / 2) : eat.warp * 8 + (eat.lane & 7) + (eat.lane >> 3) * (CONSUMERS / 4);
   }
+  template <int COUNT> DEVICE void put_twos(const u32 (&v)[COUNT][2], int count, bool own) {
+    const int left = count / 2 - first_two();
+    if (INT8) {
+      u32 top = 0;
+#pragma unroll
+      for (int i = 0; i < COUNT; i++)
+        if (i * CONSUMERS < left) top = larger_sizes(top, larger_sizes(v[i][0], v[i][1]));
+      unit = unit_over(fmaxf(low_bf16(top), high_bf16(top)), own);
+    }
+    u8* to = operand() + place(4 * first_two());
+    const float units = quotient(1.f, unit);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      if (i * CONSUMERS < left) put_two(to + i * CONSUMERS * 8, v[i][0], v[i][1], units);
+  }
+  // from packets of two bf16; patiently where there are many
   template <int COUNT, int TIMES> DEVICE void take_some_pairs(int at, int count, u32 tag_in, bool own) {
-    u32 v[TIMES][COUNT][2];
+    u32 v[TIMES * COUNT][2];
     const uint2* from = packets(at) + 2 * first_two();
     const int left = count / 2 - first_two();
 #pragma unroll
     for (int r = 0; r < TIMES; r++)
-      wait_two_packets<COUNT, (COUNT > 4)>(from + r * COUNT * CONSUMERS * 2, CONSUMERS, left - r * COUNT * CONSUMERS, tag_in, v[r]);
-    if (INT8) {
-      float top = 0;
-#pragma unroll
-      for (int i = 0; i < TIMES * COUNT; i++)
-        if (i * CONSUMERS < left) top = fmaxf(top, fmaxf(top_of(v[i / COUNT][i % COUNT][0]), top_of(v[i / COUNT][i % COUNT][1])));
-      unit = unit_over(top, own);
-    }
-    u8* to = operand() + place(4 * first_two());
-#pragma unroll
-    for (int i = 0; i < TIMES * COUNT; i++) {
-      if (i * CONSUMERS >= left) continue;
-#pragma unroll
-      for (int k = 0; k < 2; k++) put_pair(to + i * CONSUMERS * 8 + k * (INT8 ? 2 : 16), v[i / COUNT][i % COUNT][k], quotient(1.f, unit));
-    }
+      wait_two_packets<COUNT, (COUNT > 4)>(from + r * COUNT * CONSUMERS * 2, CONSUMERS, left - r * COUNT * CONSUMERS, tag_in, v + r * COUNT);
+    put_twos(v, count, own);
   }
   DEVICE void take_pairs(int at, int count, u32 tag_in, bool own) {
     if (count <= 8 * CONSUMERS) take_some_pairs<4, 1>(at, count, tag_in, own);
@@ -320,7 +308,7 @@ DEVICE void Consumer::add_and_norm(int product) {
 // Whether the operand of what follows is made, and not only the pairs that it is made of.
 DEVICE bool Consumer::attention(bool own) {
   const Heads n(info);
-  const Slice s(n, a.position);
+  const Slice s = slices[n.full];
   const int d = n.d();
   const u16* cos = of_model(n.full ? M_COS_FULL : M_COS_SLIDING) + (u64)a.position * (d / 2);
   const u16* sin = of_model(n.full ? M_SIN_FULL : M_SIN_SLIDING) + (u64)a.position * (d / 2);
@@ -330,9 +318,9 @@ DEVICE bool Consumer::attention(bool own) {
   attend(eat, a, n, s, settings, operand(), {kept, kept + D_MAX}, tag(P_QKV), tag(P_PART), [&](int part) { mark(part); });
   mark(33);
   if (s.few) {
-    u32 v[JOINED_PAIRS];
-    join(eat, a, n, s.slices, first_pair(), (float*)(shared + S_SHARES), tag(P_PART), v);
-    put_pairs(v, HEADS * d / 2, own);
+    u32 v[JOINED_TWOS][2];
+    join(eat, a, n, s.slices, first_two(), (float*)(shared + S_SHARES), tag(P_PART), v);
+    put_twos(v, HEADS * d / 2, own);
   } else {
     combine(eat, a, n, s.slices, tag(P_PART), tag(P_MIXED));
   }

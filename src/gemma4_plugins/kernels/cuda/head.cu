@@ -52,7 +52,8 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   Choice choice = {(int*)(memory + S_CHOSEN), (float*)(memory + S_CHOSEN) + 16};
   int thread = threadIdx.x, warp = __shfl_sync(ALL, thread >> 5, 0), lane = thread & 31;
   Shape* shapes = (Shape*)(memory + S_SHAPES);
-  work_out_shapes(table, thread, shapes);
+  Slice* slices = (Slice*)(memory + S_SLICES);
+  work_out(table, position, thread, shapes, slices);
   if (thread == 0) {
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(full + i, BULK ? PRODUCERS : PRODUCERS * 32);
@@ -68,11 +69,11 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   constexpr int GIVEN = EXPERTS ? 88 : 56, TAKEN = (12 * 168 - 4 * GIVEN) / 8;
   if (warp >= WARPS) {
     if (MOVING) give_registers<GIVEN>();
-    Producer producer = {{ring, ring, warp - WARPS, lane, 0, stream_policy()}, 0, 0, 0, a, shapes, choice, choice_made};
+    Producer producer = {{ring, ring, warp - WARPS, lane, 0, stream_policy()}, 0, 0, 0, a, shapes, slices, choice, choice_made};
     producer.run();
   } else {
     if (MOVING) take_registers<TAKEN>();
-    Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, shapes, choice, choice_made};
+    Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, shapes, slices, choice, choice_made};
     consumer.run();
   }
 }

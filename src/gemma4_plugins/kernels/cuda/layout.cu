@@ -28,8 +28,8 @@ constexpr int W_LAST = PLE ? W_PLE : EXPERTS ? W_EXPERT_DOWN : W_DOWN;
 // Results that travel; a tag names launch, layer and phase.
 enum Phase { P_QKV, P_O, P_ROUTER, P_GATED, P_DOWN, P_EXPERT, P_EXPERT_DOWN, P_PLE_GATE, P_PLE, P_PART, P_MIXED, PHASES };
 
-// slices of the cached positions that every block puts together for itself, where it has at most so many pairs a thread
-constexpr int JOINED_PAIRS = 4;
+// slices of the cached positions that every block puts together for itself, where it has at most so many twos of pairs a thread
+constexpr int JOINED_TWOS = 2;
 constexpr bool INT8 = WEIGHT_BYTES == 1;  // all matrices but the router's are int8 with fp32 row scales
 constexpr int CONSUMERS = WARPS * 32, THREADS = CONSUMERS + PRODUCERS * 32;
 constexpr int D_MAX = D_SLIDING > D_FULL ? D_SLIDING : D_FULL;

@@ -198,7 +198,12 @@ DEVICE float exp_fast(float x) { return __expf(x); }
 DEVICE float quotient(float x, float y) { return __fdividef(x, y); }
 DEVICE float as_float(u32 v) { return __uint_as_float(v); }
 DEVICE u32 as_bits(float v) { return __float_as_uint(v); }
-DEVICE int round_int(float v) { return __float2int_rn(v); }
+DEVICE u32 byte_permute(u32 a, u32 b, u32 pick) { return __byte_perm(a, b, pick); }
+DEVICE u32 larger_pair(u32 a, u32 b) {  // of each of two bf16
+  u32 v;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+  return v;
+}
 #endif
 
 DEVICE float low_bf16(u32 v) { return as_float(v << 16); }
@@ -213,9 +218,16 @@ DEVICE float warp_sum(float v) {
 }
 // Numbers of a vector as two signed digits to the base of 256: 16 bits of its largest, more than bf16 has.
 constexpr float MOST_DIGITS = 32512.f;
-DEVICE int digits_of(float v, float units) { return round_int(v * units); }
-DEVICE u8 low_digit(int q) { return (u8)q; }
-DEVICE u8 high_digit(int q) { return (u8)((q - (int)(signed char)q) >> 8); }
+// In the low 16 bits: the low digit, and what has the high one above it. Adding this number leaves a rounded integer in a
+// float's low bits; 128 more carry into the high digit where the low one is negative.
+constexpr float WHOLE = 12582912.f;
+DEVICE u32 low_digits(float v, float units) { return as_bits(fmaf(v, units, WHOLE)); }
+DEVICE u32 high_digits(u32 low) { return low + 128; }
+DEVICE u32 four_bytes(u32 a, u32 b, u32 c, u32 d, u32 which) {  // the byte `which` of each
+  const u32 pick = which * 0x11 + 0x40;
+  return byte_permute(byte_permute(a, b, pick), byte_permute(c, d, pick), 0x5410);
+}
+DEVICE u32 larger_sizes(u32 a, u32 b) { return larger_pair(a & 0x7fff7fffu, b & 0x7fff7fffu); }
 
 DEVICE float warp_max(float v) {
   for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(ALL, v, o));
@@ -251,7 +263,7 @@ template <int COUNT, class At> DEVICE void wait_packets(const uint2* p, At at, i
 }
 // Two neighbours at a time, `stride` twos apart while below `limit` twos; the first stands at an even index. A patient
 // reader asks for its first two alone until they are there.
-template <int COUNT, bool PATIENT> DEVICE void wait_two_packets(const uint2* p, int stride, int limit, u32 tag, u32 (&out)[COUNT][2]) {
+template <int COUNT, bool PATIENT> DEVICE void wait_two_packets(const uint2* p, int stride, int limit, u32 tag, u32 (*out)[2]) {
   uint4 v[COUNT];
 #pragma unroll
   for (int i = 0; i < COUNT; i++) v[i] = i * stride < limit ? load_two_packets(p + 2 * i * stride) : make_uint4(0, tag, 0, tag);

@@ -50,19 +50,19 @@ struct Heads {  // the same code serves both kinds: instructions, too, come thro
 #undef BY_KIND
 };
 
-struct Slice {
+struct alignas(16) Slice {  // of one kind of layer, the same in all of them; 32 bytes
   int kv_head, first_head, heads;  // at most 8 query heads of one key-value head
   int slices, index;               // slices of this step, and this block's; index >= slices: none
-  bool few = false;                // so few that every block puts them together for itself
+  int few;                         // whether there are so few that every block puts them together for itself
   int start, count;                // positions from the cache, oldest first; the new one is slice 0's
 
   // How many positions are in sight before this one, and the slices that they are cut into.
-  DEVICE Slice(const Heads& n, int position) {
+  DEVICE Slice(const Heads& n, int position) : few(false) {
     int held = n.full || position < WINDOW - 1 ? position : WINDOW - 1;
     int most = n.most(), length = larger(((held + most - 1) / most + 15) & ~15, n.piece());
     if (JOINED) {
       int longer = larger(((held + JOINED - 1) / (JOINED ? JOINED : 1) + 15) & ~15, n.piece());
-      few = HEADS * n.d() / 2 <= JOINED_PAIRS * CONSUMERS && longer <= JOINED_PIECES * n.piece() && longer * most >= held;
+      few = HEADS * n.d() / 4 <= JOINED_TWOS * CONSUMERS && longer <= JOINED_PIECES * n.piece() && longer * most >= held;
       if (few) length = longer;
     }
     slices = held ? (held + length - 1) / length : 1;
@@ -116,8 +116,9 @@ DEVICE Shape shape_of(int product, u32 info, int ff) {
   s.rest = m.row_bytes - (m.row_bytes - 1) / s.piece * s.piece;
   return s;
 }
-// Of all products in all kinds of layers: [KINDS][PRODUCTS].
-DEVICE void work_out_shapes(const u64* model, int thread, Shape* shapes) {
+// Of all products in all kinds of layers: [KINDS][PRODUCTS]; and the slices of sliding and of full attention.
+DEVICE void work_out(const u64* model, int position, int thread, Shape* shapes, Slice* slices) {
+  if (thread < 2) slices[thread] = Slice(Heads(thread ? IS_FULL : 0), position);
   for (int i = thread; i < KINDS * PRODUCTS; i += THREADS) {
     u64 kind = model[M_KINDS + i / PRODUCTS];
     shapes[i] = shape_of(i % PRODUCTS, (u32)kind, (int)(kind >> 32));
@@ -164,6 +165,7 @@ struct Producer {
   u64 model, layer, next;  // this lane's field of the table rows: the model's, the layer's, the next layer's
   const Arguments& a;
   const Shape* shapes;
+  const Slice* slices;
   Choice choice;
   u64* choice_made;
 
@@ -172,11 +174,12 @@ struct Producer {
 
   DEVICE void keys_values(u32 info) {
     const Heads n(info);
-    const Slice s(n, a.position);
+    const Slice s = slices[n.full];
     const u8* cache = field(F_CACHE);
     const int slots = (int)(u64)of_model(n.full ? M_SLOTS_FULL : M_SLOTS_SLIDING);
     if (s.index >= s.slices) return;
     const int row = n.d() * 2, piece = n.piece();
+    const int oldest = s.start % slots;
 #pragma unroll 1
     for (int base = 0; base < s.count; base += SPAN) {
       int end = base + SPAN < s.count ? base + SPAN : s.count;
@@ -186,7 +189,8 @@ struct Producer {
         for (int at = base; at < end; at += piece) {
           int count = end - at < piece ? end - at : piece;
           const bool used = feed.slot() < count;
-          int p = s.start + at + (used ? feed.slot() : 0), slot = p % slots;
+          int slot = oldest + at + (used ? feed.slot() : 0);
+          if (slot >= slots) slot -= slots;  // no slice is longer than the cache
           feed.rows(used, count, row, row + 16, cache + ((u64)(kind * n.keys() + s.kv_head) * slots + slot) * row);
         }
     }

@@ -212,8 +212,9 @@ struct Eater {
         mbarrier_wait(ring.full + ring.stage, ring.parity);
         const u8 *tile = ring.here() + c.rows, *b = x;
 #pragma unroll 1
-        for (; n > 2; n -= 3) multiply_steps<3, BYTES>(tile, b, sums, others);
-        if (n == 2) multiply_steps<2, BYTES>(tile, b, sums, others);
+        for (; n > 3; n -= 4) multiply_steps<4, BYTES>(tile, b, sums, others);
+        if (n == 3) multiply_steps<3, BYTES>(tile, b, sums, others);
+        else if (n == 2) multiply_steps<2, BYTES>(tile, b, sums, others);
         else if (n == 1) multiply_steps<1, BYTES>(tile, b, sums, others);
         __syncwarp();
         if (lane == 0) mbarrier_arrive(ring.empty + ring.stage);

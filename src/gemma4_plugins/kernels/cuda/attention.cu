@@ -24,24 +24,14 @@ struct AttentionMemory {
 struct HeadVector {
   static constexpr int MOST = D_MAX / 128, PAIRS = 2 * MOST;  // pairs of a half, of both
   const uint2* from;
-  const u16* norm;
-  int half;
-  u32 w[PAIRS], c[MOST], s[MOST];
+  int half, lane;
   uint4 raw[PAIRS];
 
   DEVICE bool has(int i) const { return i % MOST * 64 < half; }
   DEVICE int at(int i) const { return i % MOST * 64 + i / MOST * half; }
 
-  DEVICE void ask(const uint2* packets, const u16* weights, const u16* cos, const u16* sin, int d, int lane) {
-    from = packets + 2 * lane, norm = weights, half = d / 2;
-    if (norm) {
-#pragma unroll
-      for (int i = 0; i < PAIRS; i++)
-        if (has(i)) w[i] = load_pair_early(norm + 2 * lane + at(i));
-#pragma unroll
-      for (int i = 0; i < MOST; i++)
-        if (has(i)) c[i] = load_pair_early(cos + 2 * lane + at(i)), s[i] = load_pair_early(sin + 2 * lane + at(i));
-    }
+  DEVICE void ask(const uint2* packets, int d, int of_lane) {
+    lane = of_lane, from = packets + 2 * lane, half = d / 2;
 #pragma unroll
     for (int i = 0; i < PAIRS; i++)
       if (has(i)) raw[i] = load_two_packets(from + at(i));
@@ -54,7 +44,9 @@ struct HeadVector {
       if (has(i) && (raw[i].y != tag || raw[i].w != tag)) all = false, raw[i] = load_two_packets(from + at(i));
     return all;
   }
-  DEVICE void finish(float (&v)[PAIRS][2]) const {
+  // `norm` [d], `cos` and `sin` [d / 2] are bf16 in shared memory
+  DEVICE void finish(const u16* norm, const u16* cos, const u16* sin, float (&v)[PAIRS][2]) const {
+    auto pair = [&](const u16* from, int i) { return has(i) ? *(const u32*)(from + 2 * lane + at(i)) : 0u; };
     float squares = 0;
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
@@ -64,19 +56,21 @@ struct HeadVector {
     float r = rsqrtf(quotient(warp_sum(squares), 2 * half) + EPS);
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
-      v[i][0] *= norm ? r * low_bf16(w[i]) : r;
-      v[i][1] *= norm ? r * high_bf16(w[i]) : r;
+      const u32 w = norm ? pair(norm, i) : 0x3f803f80u;
+      v[i][0] *= r * low_bf16(w), v[i][1] *= r * high_bf16(w);
     }
     if (!norm) return;
 #pragma unroll
-    for (int i = 0; i < MOST; i++)
+    for (int i = 0; i < MOST; i++) {
+      const u32 c = pair(cos, i), s = pair(sin, i);
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         float x = v[i][k], y = v[i + MOST][k];
-        float cs = k ? high_bf16(c[i]) : low_bf16(c[i]), sn = k ? high_bf16(s[i]) : low_bf16(s[i]);
+        float cs = k ? high_bf16(c) : low_bf16(c), sn = k ? high_bf16(s) : low_bf16(s);
         v[i][k] = x * cs - y * sn;
         v[i + MOST][k] = y * cs + x * sn;
       }
+    }
   }
 };
 
@@ -86,7 +80,7 @@ struct NewPosition {  // bf16 [D] each, kept in shared memory for the layers tha
 
 struct LayerAttention {
   bool own, key_is_value;
-  const u16 *norm_q, *norm_k, *cos, *sin;
+  const u16 *norm_q, *norm_k, *cos, *sin;  // in shared memory
   u8* cache;
   int slots;
 };
@@ -100,14 +94,14 @@ DEVICE void prepare_heads(const Eater& e, const Arguments& a, const Heads& n, co
     const bool query = job < s.heads, value = job > s.heads;
     int head = query ? s.first_head + job : HEADS + s.kv_head + (value && !layer.key_is_value ? n.keys() : 0);
     HeadVector vector;
-    vector.ask(a.scratch + AT_QKV + head * d, query ? layer.norm_q : value ? nullptr : layer.norm_k, layer.cos, layer.sin, d, e.lane);
+    vector.ask(a.scratch + AT_QKV + head * d, d, e.lane);
     for (u32 spins = 0; !vector.complete(tag); spins++) {
       if (spins > SPIN_LIMIT) give_up();
       spin_pause();
     }
     __syncwarp();
     float x[HeadVector::PAIRS][2];
-    vector.finish(x);
+    vector.finish(query ? layer.norm_q : value ? nullptr : layer.norm_k, layer.cos, layer.sin, x);
     u8* to = query ? m.queries + job * QUERY_STRIDE + operand_offset(2 * e.lane) : (u8*)((value ? fresh.value : fresh.key) + 2 * e.lane);
     u16* cached = (u16*)layer.cache + ((u64)((value ? n.keys() : 0) + s.kv_head) * layer.slots + a.position % layer.slots) * d + 2 * e.lane;
     const bool cache = !query && s.first_head == s.kv_head * n.group();
@@ -337,6 +331,12 @@ DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices,
   }
   for (u32 spins = 0;; spins++) {
     bool all = true;
+    if (v[0][0].y != tag || v[0][0].w != tag) {  // patiently: asking for all of it over and over would be in the way
+      if (spins > SPIN_LIMIT) give_up();
+      spin_pause();
+      v[0][0] = load_two_packets(part[0]);
+      continue;
+    }
 #pragma unroll
     for (int k = 0; k < STATS; k++)
       if (stats[k].y != tag || stats[k].w != tag) all = false, stats[k] = load_two_packets(stat[k]);

@@ -1,5 +1,21 @@
 // The multiplying warps of the persistent step: operands in, rows through, packets out, product by product.
 
+// A thread's numbers of a vector, read before a wait if registers hold them all, else at each use.
+template <class Read, bool KEPT = (H_PER_THREAD <= 10)> struct Early {
+  float values[H_PER_THREAD];
+  DEVICE explicit Early(Read read) {
+#pragma unroll
+    for (int i = 0; i < H_PER_THREAD; i++) values[i] = read(i);
+  }
+  DEVICE float operator()(int i) const { return values[i]; }
+};
+template <class Read> struct Early<Read, false> {
+  Read read;
+  DEVICE explicit Early(Read r) : read(r) {}
+  DEVICE float operator()(int i) const { return read(i); }
+};
+template <class Read> DEVICE Early<Read> early(Read read) { return Early<Read>(read); }
+
 struct Consumer {
   Eater eat;
   const Arguments& a;
@@ -59,6 +75,21 @@ struct Consumer {
       int at = (i / PARTS * WARPS + eat.warp) * RUN + i % PARTS * 8;
       if (at < HIDDEN) copy16(weights(which) + at, from + at);
     }
+  }
+  // What attention needs of every layer: norm weights of queries and keys; and of every launch: cosines and sines of the
+  // position. They are seen by all warps after the next round over the block.
+  DEVICE u16* head_norms() const { return (u16*)(shared + S_HEAD_NORMS); }  // [2][D_MAX]
+  DEVICE u16* rotation(bool full) const { return (u16*)(shared + S_ROTATION) + (full ? D_SLIDING : 0); }  // cosines, then sines
+  DEVICE void fetch_shared(u16* to, const u16* from, int count) {
+    for (int i = eat.thread * 8; i < count; i += CONSUMERS * 8) copy16(to + i, from + i);
+  }
+  // of the layer that `row`, this lane's field of its table row, tells of
+  DEVICE void fetch_head_norms(u64 row) {
+    const u32 info_of = (u32)__shfl_sync(ALL, row, F_INFO);
+    const u16 *q = (const u16*)__shfl_sync(ALL, row, F_NORM_Q), *k = (const u16*)__shfl_sync(ALL, row, F_NORM_K);
+    const int d = Heads(info_of).d();
+    fetch_shared(head_norms(), q, d);
+    if (info_of & IS_OWN) fetch_shared(head_norms() + D_MAX, k, d);
   }
   DEVICE void weights_done() {
     copies_done();
@@ -262,14 +293,17 @@ DEVICE void Consumer::add_and_norm(int product) {
   u32 bits = 0x3f80;
   if (!attended && added) bits = load_early(scalar);
   weights_done();
-  float v[H_PER_THREAD] = {}, x[H_PER_THREAD], w[H_PER_THREAD], before[H_PER_THREAD];
+  float v[H_PER_THREAD] = {};
+  auto stream = early([&](int i) { return mine(i) ? h(i) : 0.f; });
+  auto weight = early([&](int i) { return mine(i) && added ? weight_at(0, i) : 0.f; });
+  auto before = early([&](int i) { return mine(i) ? weight_at(1, i) : 0.f; });
   float4 sums = {0, 0, 0, 0}, tops = {0, 0, 0, 0};
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++) {
-    x[i] = mine(i) ? h(i) : 0.f, w[i] = mine(i) && added ? weight_at(0, i) : 0.f, before[i] = mine(i) ? weight_at(1, i) : 0.f;
-    sums.y += x[i] * x[i];
-    if (INT8) tops.x = fmaxf(tops.x, fabsf(x[i] * before[i]));
-    if (INT8 && router && mine(i)) tops.z = fmaxf(tops.z, fabsf(x[i] * weight_at(3, i)));
+    float x = stream(i);
+    sums.y += x * x;
+    if (INT8) tops.x = fmaxf(tops.x, fabsf(x * before(i)));
+    if (INT8 && router && mine(i)) tops.z = fmaxf(tops.z, fabsf(x * weight_at(3, i)));
   }
   // the last layer's result was made under its own tags
   constexpr int LAST = PLE ? P_PLE : P_DOWN;
@@ -281,9 +315,9 @@ DEVICE void Consumer::add_and_norm(int product) {
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++) {
     sums.x += v[i] * v[i];
-    v[i] *= w[i];
-    sums.z += x[i] * v[i], sums.w += v[i] * v[i];
-    if (INT8) tops.y = fmaxf(tops.y, fabsf(v[i] * before[i]));
+    v[i] *= weight(i);
+    sums.z += stream(i) * v[i], sums.w += v[i] * v[i];
+    if (INT8) tops.y = fmaxf(tops.y, fabsf(v[i] * before(i)));
     if (INT8 && router && mine(i)) tops.w = fmaxf(tops.w, fabsf(v[i] * weight_at(3, i)));
   }
   over_block(sums, tops);
@@ -296,13 +330,13 @@ DEVICE void Consumer::add_and_norm(int product) {
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++) {
     if (!mine(i)) continue;
-    x[i] = x[i] * factor + v[i] * r;
-    h(i) = x[i];
-    put(to, i, x[i] * norm * before[i], units);
+    v[i] = stream(i) * factor + v[i] * r;
+    h(i) = v[i];
+    put(to, i, v[i] * norm * before(i), units);
   }
   if (!router) return;
   expert_unit = unit_of((tops.z * fabsf(factor) + fabsf(r) * tops.w) * norm);
-  put_branches(x, norm);
+  put_branches(v, norm);
 }
 
 // Whether the operand of what follows is made, and not only the pairs that it is made of.
@@ -310,12 +344,11 @@ DEVICE bool Consumer::attention(bool own) {
   const Heads n(info);
   const Slice s = slices[n.full];
   const int d = n.d();
-  const u16* cos = of_model(n.full ? M_COS_FULL : M_COS_SLIDING) + (u64)a.position * (d / 2);
-  const u16* sin = of_model(n.full ? M_SIN_FULL : M_SIN_SLIDING) + (u64)a.position * (d / 2);
+  const u16 *cos = rotation(n.full), *sin = cos + d / 2;
   int slots = (int)(u64)of_model(n.full ? M_SLOTS_FULL : M_SLOTS_SLIDING);
-  LayerAttention settings = {(info & IS_OWN) != 0, (info & KEY_IS_VALUE) != 0, norm(F_NORM_Q), norm(F_NORM_K), cos, sin, (u8*)field(F_CACHE), slots};
-  u16* kept = (u16*)(shared + S_NEW) + (n.full ? 2 * D_MAX : 0);
-  attend(eat, a, n, s, settings, operand(), {kept, kept + D_MAX}, tag(P_QKV), tag(P_PART), [&](int part) { mark(part); });
+  LayerAttention settings = {(info & IS_OWN) != 0, (info & KEY_IS_VALUE) != 0, head_norms(), head_norms() + D_MAX, cos, sin, (u8*)field(F_CACHE), slots};
+  u16* kept = (u16*)(shared + S_NEW) + (n.full ? 2 * D_SLIDING : 0);
+  attend(eat, a, n, s, settings, operand(), {kept, kept + d}, tag(P_QKV), tag(P_PART), [&](int part) { mark(part); });
   mark(33);
   if (s.few) {
     u32 v[JOINED_TWOS][2];
@@ -345,14 +378,14 @@ DEVICE void Consumer::ask_ple() {
 
 // The stream after the feed-forward part; and this layer's per-layer input.
 DEVICE void Consumer::receive_ple() {
-  float v[H_PER_THREAD], x[H_PER_THREAD], w[H_PER_THREAD], made[PLE_EACH];
+  float v[H_PER_THREAD], made[PLE_EACH];
   float4 sums = {0, 0, 0, 0}, tops = {0, 0, 0, 0};
   weights_done();
+  auto stream = early([&](int i) { return mine(i) ? h(i) : 0.f; });
+  auto weight = early([&](int i) { return mine(i) ? weight_at(0, i) : 0.f; });
 #pragma unroll
-  for (int i = 0; i < H_PER_THREAD; i++) {
-    x[i] = mine(i) ? h(i) : 0.f, w[i] = mine(i) ? weight_at(0, i) : 0.f;
-    if (INT8) tops.x = fmaxf(tops.x, fabsf(x[i]));
-  }
+  for (int i = 0; i < H_PER_THREAD; i++)
+    if (INT8) tops.x = fmaxf(tops.x, fabsf(stream(i)));
 #pragma unroll
   for (int i = 0; i < PLE_EACH; i++) {
     if (element(i) >= PLE) continue;
@@ -365,7 +398,7 @@ DEVICE void Consumer::receive_ple() {
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++) {
     sums.x += v[i] * v[i];
-    v[i] *= w[i];
+    v[i] *= weight(i);
     if (INT8) tops.y = fmaxf(tops.y, fabsf(v[i]));
   }
   over_block(sums, tops);
@@ -376,8 +409,9 @@ DEVICE void Consumer::receive_ple() {
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++) {
     if (!mine(i)) continue;
-    h(i) = x[i] += v[i] * r;
-    put(to, i, x[i], units);
+    v[i] = stream(i) + v[i] * r;
+    h(i) = v[i];
+    put(to, i, v[i], units);
   }
 #pragma unroll
   for (int i = 0; i < PLE_EACH; i++) {
@@ -389,10 +423,11 @@ DEVICE void Consumer::receive_ple() {
 
 DEVICE void Consumer::put_ple(bool own) {
   float v[PLE_EACH], top = 0;
+  u32 bits[PLE_EACH];
+  wait_packets<PLE_EACH>(packets(AT_PLE_GATE) + first(), [](int i) { return spread(i); }, PLE - first(), tag(P_PLE_GATE), bits);
 #pragma unroll
   for (int i = 0; i < PLE_EACH; i++) {
-    const bool some = element(i) < PLE;
-    v[i] = some ? gelu_tanh(as_float(wait_packet(packets(AT_PLE_GATE) + element(i), tag(P_PLE_GATE)))) * ple[i] : 0.f;
+    v[i] = element(i) < PLE ? gelu_tanh(as_float(bits[i])) * ple[i] : 0.f;
     top = fmaxf(top, fabsf(v[i]));
   }
   __syncwarp();
@@ -413,6 +448,12 @@ DEVICE void Consumer::run() {
 #endif
   start();
   fetch_weights(1, norm(F_NORM_IN));
+  fetch_head_norms(layer);
+  for (int full = 0; full < 2; full++) {
+    const int half = (full ? D_FULL : D_SLIDING) / 2;
+    fetch_shared(rotation(full), of_model(full ? M_COS_FULL : M_COS_SLIDING) + (u64)a.position * half, half);
+    fetch_shared(rotation(full) + half, of_model(full ? M_SIN_FULL : M_SIN_SLIDING) + (u64)a.position * half, half);
+  }
 #pragma unroll 1
   for (Walk w; !w.done(); w.advance()) {
     index = w.layer;

@@ -227,8 +227,9 @@ def shared(c: dict[str, int | float]) -> dict[str, int]:
         "S_RING": k["STAGES"] * k["STAGE_BYTES"], "S_OPERAND": max(*(2 * n for n in vectors), attention),
         "S_ROUTER": row if k["EXPERTS"] else 0, "S_EXPERTS": row if k["EXPERTS"] else 0, "S_STREAM": 2 * row,
         **{f"S_NORM_{i}": row for i in range(4 if k["EXPERTS"] else 2)},
-        "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * widest * 2, "S_SUMS": 4 * k["WARPS"] * 16,
-        "S_SHARES": k["HEADS"] * k["JOINED"] * 4, "S_CHOSEN": 128, "S_SHAPES": k["KINDS"] * PRODUCTS * SHAPE_BYTES, "S_SLICES": 2 * SHAPE_BYTES, "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * k["STAGES"] + 1) * 8,
+        "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * (k["D_SLIDING"] + k["D_FULL"]), "S_SUMS": 4 * k["WARPS"] * 16,
+        "S_SHARES": k["HEADS"] * k["JOINED"] * 4, "S_CHOSEN": 128, "S_SHAPES": k["KINDS"] * PRODUCTS * SHAPE_BYTES, "S_SLICES": 2 * SHAPE_BYTES,
+        "S_HEAD_NORMS": 4 * widest, "S_ROTATION": 2 * (k["D_SLIDING"] + k["D_FULL"]), "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * k["STAGES"] + 1) * 8,
     }  # fmt: skip
     places = running(sizes, 128, "SHARED_BYTES")
     return places | {"QUERY_STRIDE": query, "PROBABILITY_STRIDE": chance, "NORM_BYTES": -(-row // 128) * 128}

@@ -31,6 +31,7 @@ DEVICE void Consumer::fetch_ahead(int product) {
     into[0] = F_NORM_ATTENTION, into[1] = F_NORM_BEFORE, into[2] = F_ROUTER_SCALE, into[3] = F_NORM_BEFORE_EXPERTS;
   } else if (product == W_GATED) {
     into[0] = F_NORM_AFTER, into[1] = index + 1 < LAYERS ? F_NORM_IN : M_NORM, into[2] = F_NORM_DENSE, into[3] = F_NORM_EXPERTS;
+    if (index + 1 < LAYERS) fetch_head_norms(next);
     if (PLE) ask_ple();
   } else if (product == W_PLE_GATE) {
     into[0] = F_NORM_PLE;
@@ -77,8 +78,7 @@ DEVICE void Consumer::multiply(int product) {
     if (suppressed) never = load_byte_early(suppressed + s.first + t.first + row);
     return INT8 && product != W_ROUTER && segments == 1 ? load_float_early(scale(t, row, 0)) : 1.f;
   };
-  auto sink = [&](const Tile& t, int row, bool valid, float sum) {
-    int unit = t.first + row;
+  auto sink = [&](int unit, int row, bool valid, float sum) {
     if (paired) {
       float up = __shfl_down_sync(ALL, sum, 8), value = 0;
       if (valid && row < 8) {

@@ -110,25 +110,33 @@ template <> struct Sum<true> {  // of high and of low digits
   DEVICE static float of(int high, int low) { return (float)high * 256.f + (float)low; }
 };
 
+struct Waiting {  // for a sum of a group of tiles that will be this thread's
+  int unit;
+  bool valid;
+  float factor;
+};
+
 struct Eater {
   Ring ring;
   float* parts;  // [2][GROUP_TILES][WARPS][16]: two buffers, so that one barrier between uses is enough
   int thread, warp, lane, buffer;
 
   // Multiply this block's rows with the operand `x` in shared memory and hand every sum to
-  // `sink(tile, row, valid, sum)`, a call that whole warps make together. `ahead(tile, row)` gives the factor of a sum,
+  // `sink(unit, row, valid, sum)`, the unit counted from the block's first, a call that whole warps make together. `ahead(tile, row)` gives the factor of a sum,
   // and is called long before, so that it can ask memory for it; `scale(tile, row, segment)` says where a part of an
   // int8 row has its own. `make_operand()` waits for the operand, makes it, and says what an int8 one is counted in;
   // whatever does not depend on it is done before.
   template <bool BYTES, class Make, class Scale, class Ahead, class Sink, class Gathered>
   DEVICE void multiply_rows(const Shape& s, bool paired, int segments, const u8* x, Make make_operand, Scale scale, Ahead ahead, Sink sink, Gathered gathered) {
     int group = 0;
-    float ready = 1.f;
+    Waiting mine = {0, false, 1.f};
     auto ask = [&](int from) {
       int index = from + thread / 16, row = thread & 15;
+      mine.valid = false;
       if (thread >= GROUP_TILES * 16 || index >= s.tiles) return;
       Tile t = s.tile(index, paired);
-      if (row < 8 ? row < t.low : row - 8 < t.high) ready = ahead(t, row);
+      mine.unit = t.first + row, mine.valid = row < 8 ? row < t.low : row - 8 < t.high;
+      if (mine.valid) mine.factor = ahead(t, row);
     };
     ask(0);
     const Columns c(*this, s, paired, x, BYTES);
@@ -145,7 +153,7 @@ struct Eater {
       if (index + 1 == s.tiles || index + 1 - group == GROUP_TILES) {
         bar_sync(1, CONSUMERS);
         gathered();
-        reduce(s, paired, group, index + 1, ready, sink);
+        reduce(index + 1 - group, mine, sink);
         group = index + 1;
         ask(group);
         buffer ^= 1;
@@ -226,18 +234,14 @@ struct Eater {
     if (BYTES) total[0] *= unit, total[1] *= unit;
   }
 
-  template <class Sink> DEVICE void reduce(const Shape& s, bool paired, int from, int to, float scale, Sink sink) {
+  template <class Sink> DEVICE void reduce(int tiles, const Waiting& mine, Sink sink) {
     static_assert(GROUP_TILES * 16 <= CONSUMERS, "a thread has one sum of a group");
-    int rows = (to - from) * 16;
-    if (warp * 32 < rows) {
-      int i = thread, index = i < rows ? i / 16 : 0, row = i & 15;
-      const float* p = parts + (buffer * GROUP_TILES + index) * WARPS * 16 + row;
-      float sum = 0;
+    if (warp * 2 >= tiles) return;
+    const float* p = parts + (buffer * GROUP_TILES + thread / 16) * WARPS * 16 + (thread & 15);
+    float sum = 0;
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) sum += p[w * 16];
-      Tile t = s.tile(from + index, paired);
-      sink(t, row, i < rows && (row < 8 ? row < t.low : row - 8 < t.high), sum * scale);
-    }
+    for (int w = 0; w < WARPS; w++) sum += p[w * 16];
+    sink(mine.unit, thread & 15, mine.valid, sum * mine.factor);
   }
 };
 

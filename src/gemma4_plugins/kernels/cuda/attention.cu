@@ -103,7 +103,7 @@ DEVICE void prepare_heads(const Eater& e, const Arguments& a, const Heads& n, co
     float x[HeadVector::PAIRS][2];
     vector.finish(query ? layer.norm_q : value ? nullptr : layer.norm_k, layer.cos, layer.sin, x);
     u8* to = query ? m.queries + job * QUERY_STRIDE + operand_offset(2 * e.lane) : (u8*)((value ? fresh.value : fresh.key) + 2 * e.lane);
-    u16* cached = (u16*)layer.cache + ((u64)((value ? n.keys() : 0) + s.kv_head) * layer.slots + a.position % layer.slots) * d + 2 * e.lane;
+    u16* cached = (u16*)layer.cache + ((u64)((value ? n.keys() : 0) + s.kv_head) * layer.slots + s.fresh) * d + 2 * e.lane;
     const bool cache = !query && s.first_head == s.kv_head * n.group();
 #pragma unroll
     for (int i = 0; i < HeadVector::PAIRS; i++) {

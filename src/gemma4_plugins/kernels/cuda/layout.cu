@@ -1,3 +1,6 @@
+#ifndef PATIENCE
+#define PATIENCE 4
+#endif
 // One decode step (batch 1) as one persistent kernel: state, tables and the copying warps. See docs/performance.md.
 //
 // Compiled for one model, cache and device: plan.py defines sizes in capitals, places in scratch memory (AT_*, in

@@ -41,8 +41,8 @@ IS_FULL, IS_OWN, KEY_IS_VALUE, KIND = 1, 2, 4, 256
 """What the kernel is told of a layer, see :func:`layer_info`; a kind is counted in units of the last."""
 MOST_KINDS = 16
 """Kinds of layers that a model may have."""
-PRODUCTS, SHAPE_BYTES, STEP = 11, 32, 64
-"""Products of the kernel's ``Product``, bytes of its ``Shape``, and bytes of a row that a warp multiplies in a step."""
+PRODUCTS, SHAPE_BYTES, SLICE_BYTES, STEP = 11, 32, 48, 64
+"""Products of the kernel's ``Product``, bytes of its ``Shape`` and ``Slice``, and bytes of a row that a warp multiplies in a step."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def shared(c: dict[str, int | float]) -> dict[str, int]:
         "S_ROUTER": row if k["EXPERTS"] else 0, "S_EXPERTS": row if k["EXPERTS"] else 0, "S_STREAM": 2 * row,
         **{f"S_NORM_{i}": row for i in range(4 if k["EXPERTS"] else 2)},
         "S_PARTS": 2 * GROUP_TILES * k["WARPS"] * 64, "S_NEW": 4 * (k["D_SLIDING"] + k["D_FULL"]), "S_SUMS": 4 * k["WARPS"] * 16,
-        "S_SHARES": k["HEADS"] * k["JOINED"] * 4, "S_CHOSEN": 128, "S_SHAPES": k["KINDS"] * PRODUCTS * SHAPE_BYTES, "S_SLICES": 2 * SHAPE_BYTES,
+        "S_SHARES": k["HEADS"] * k["JOINED"] * 4, "S_CHOSEN": 128, "S_SHAPES": k["KINDS"] * PRODUCTS * SHAPE_BYTES, "S_SLICES": 2 * SLICE_BYTES,
         "S_HEAD_NORMS": 4 * widest, "S_ROTATION": 2 * (k["D_SLIDING"] + k["D_FULL"]), "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * k["STAGES"] + 1) * 8,
     }  # fmt: skip
     places = running(sizes, 128, "SHARED_BYTES")

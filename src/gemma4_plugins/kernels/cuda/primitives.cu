@@ -145,9 +145,9 @@ DEVICE void spin_pause() {}
 #endif
 
 // ---- loads that must not sink below the work that hides their latency
-DEVICE u32 load_early(const u16* p) {
-  u16 v;
-  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+DEVICE u32 load_early(const u16* p) {  // into 32 bits: widening 16 would wait for them
+  u32 v;
+  asm volatile("ld.global.nc.u16 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
 DEVICE u32 load_byte_early(const u8* p) {

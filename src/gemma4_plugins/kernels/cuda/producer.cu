@@ -50,14 +50,15 @@ struct Heads {  // the same code serves both kinds: instructions, too, come thro
 #undef BY_KIND
 };
 
-struct alignas(16) Slice {  // of one kind of layer, the same in all of them; 32 bytes
+struct alignas(16) Slice {  // of one kind of layer, the same in all of them; 48 bytes
   int kv_head, first_head, heads;  // at most 8 query heads of one key-value head
   int slices, index;               // slices of this step, and this block's; index >= slices: none
   int few;                         // whether there are so few that every block puts them together for itself
-  int start, count;                // positions from the cache, oldest first; the new one is slice 0's
+  int count;                       // positions from the cache; the new one is slice 0's
+  int oldest, fresh;               // the cache's slots of its first position and of the new one
 
   // How many positions are in sight before this one, and the slices that they are cut into.
-  DEVICE Slice(const Heads& n, int position) : few(false) {
+  DEVICE Slice(const Heads& n, int position, int slots) : few(false) {
     int held = n.full || position < WINDOW - 1 ? position : WINDOW - 1;
     int most = n.most(), length = larger(((held + most - 1) / most + 15) & ~15, n.piece());
     if (JOINED) {
@@ -72,8 +73,8 @@ struct alignas(16) Slice {  // of one kind of layer, the same in all of them; 32
     first_head = kv_head * n.group() + (item - kv_head * n.subgroups()) * n.each();
     heads = n.each();
     int from = index * length, to = from + length < held ? from + length : held;
-    start = position - held + from;
     count = to - from;
+    oldest = (position - held + from) % slots, fresh = position % slots;
   }
 };
 
@@ -118,7 +119,7 @@ DEVICE Shape shape_of(int product, u32 info, int ff) {
 }
 // Of all products in all kinds of layers: [KINDS][PRODUCTS]; and the slices of sliding and of full attention.
 DEVICE void work_out(const u64* model, int position, int thread, Shape* shapes, Slice* slices) {
-  if (thread < 2) slices[thread] = Slice(Heads(thread ? IS_FULL : 0), position);
+  if (thread < 2) slices[thread] = Slice(Heads(thread ? IS_FULL : 0), position, (int)model[thread ? M_SLOTS_FULL : M_SLOTS_SLIDING]);
   for (int i = thread; i < KINDS * PRODUCTS; i += THREADS) {
     u64 kind = model[M_KINDS + i / PRODUCTS];
     shapes[i] = shape_of(i % PRODUCTS, (u32)kind, (int)(kind >> 32));
@@ -179,7 +180,6 @@ struct Producer {
     const int slots = (int)(u64)of_model(n.full ? M_SLOTS_FULL : M_SLOTS_SLIDING);
     if (s.index >= s.slices) return;
     const int row = n.d() * 2, piece = n.piece();
-    const int oldest = s.start % slots;
 #pragma unroll 1
     for (int base = 0; base < s.count; base += SPAN) {
       int end = base + SPAN < s.count ? base + SPAN : s.count;
@@ -189,7 +189,7 @@ struct Producer {
         for (int at = base; at < end; at += piece) {
           int count = end - at < piece ? end - at : piece;
           const bool used = feed.slot() < count;
-          int slot = oldest + at + (used ? feed.slot() : 0);
+          int slot = s.oldest + at + (used ? feed.slot() : 0);
           if (slot >= slots) slot -= slots;  // no slice is longer than the cache
           feed.rows(used, count, row, row + 16, cache + ((u64)(kind * n.keys() + s.kv_head) * slots + slot) * row);
         }

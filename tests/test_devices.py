@@ -261,6 +261,12 @@ def test_free_memory_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.free_memory_bytes("X:1") is None
 
 
+def test_a_device_whose_staging_fails_is_loaded_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = DeviceBackend("x", "", "X", lambda: None, staging=lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(registry, "devices", {"x": broken})
+    assert devices.staging_of("X") is None and devices.staging_of("PYTHON") is None
+
+
 def test_choosing_imports_no_tinygrad() -> None:
     code = "import sys; from gemma4_core.plugins import registry; list(registry.devices)"
     code += "; print('tinygrad' in sys.modules)"

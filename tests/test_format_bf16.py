@@ -169,6 +169,42 @@ def test_large_tensors_come_in_pieces(tmp_path: Path, device: str, monkeypatch: 
     )
 
 
+class SlowStaging:
+    """Three slots of 64 bytes, whose copies happen when they are waited for, as late as a device may make them."""
+
+    def __init__(self) -> None:
+        self.slots = [np.zeros(64, np.uint8) for _ in range(3)]
+        self.queued: dict[int, tuple[int, Any, int]] = {}
+        self.copies = 0
+
+    def copy(self, slot: int, size: int, buffer: Any, offset: int) -> None:
+        assert slot not in self.queued
+        self.queued[slot] = (size, buffer, offset)
+        self.copies += 1
+
+    def wait(self, slot: int) -> None:
+        if slot in self.queued:
+            size, buffer, offset = self.queued.pop(slot)
+            buffer.get_buf("PYTHON")[offset : offset + size] = self.slots[slot][:size].tobytes()
+
+
+@pytest.mark.parametrize("wanted", ["bfloat16", "float32"])
+def test_tensors_are_loaded_through_what_a_device_copies_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    staging = SlowStaging()
+    monkeypatch.setattr("gemma4_core.devices.staging_of", lambda device: staging)
+    rng = np.random.default_rng(0)
+    arrays = {f"w{n}": rng.standard_normal((n, 53), dtype=np.float32) for n in (1, 7)}
+    files = CheckpointFiles.open(plain_folder(tmp_path / "staged", arrays).folder or "")
+    tensors = {name: files.tensor(name, "PYTHON", getattr(dtypes, wanted)) for name in arrays}
+    files.close()
+    assert staging.copies == 4 + 24 and not staging.queued
+    for name, array in arrays.items():
+        expected = array if wanted == "float32" else float32_values(bfloat16_bits(array), "BF16")
+        assert np.array_equal(bits(tensors[name]), expected)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_integers_are_no_weights(tmp_path: Path, device: str) -> None:
     files = CheckpointFiles.open(plain_folder(tmp_path / "ints", {"w": np.zeros(4, np.int64)}).folder or "")

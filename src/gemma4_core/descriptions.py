@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
     from tinygrad import Tensor
+    from tinygrad.device import Buffer
 
     from gemma4_core.config import GemmaConfig
     from gemma4_core.model import GemmaModel
@@ -275,6 +276,20 @@ class DeviceSettings:
     """Time budget of that search for the whole process."""
 
 
+class Staging(Protocol):
+    """Memory that a device copies from by itself, such as page-locked memory: files are read into its slots."""
+
+    slots: Sequence[np.ndarray]
+    """uint8, of equal size, a multiple of 16 bytes."""
+
+    def copy(self, slot: int, size: int, buffer: Buffer, offset: int) -> None:
+        """Queue a copy of a slot's first ``size`` bytes into a buffer of the device, ``offset`` bytes from its start,
+        ahead of the device's later work."""
+
+    def wait(self, slot: int) -> None:
+        """Return when no copy reads the slot any more."""
+
+
 @dataclass(frozen=True)
 class DeviceBackend:
     """A device. ``priority`` orders ``--device auto``; the first usable one is taken."""
@@ -296,6 +311,9 @@ class DeviceBackend:
     read_bandwidth: Callable[[], float | None] | None = None
     """Bytes per second of a plain read of more memory than caches hold, measured when asked on the opened device; None
     where it cannot be told. Without it a sum of tinygrad's is timed."""
+    staging: Callable[[], Staging] | None = None
+    """Memory to load checkpoints through, made on the opened device and let go after a load; without it tinygrad
+    copies."""
     matches: Matches = always
     priority: int = 0
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from gemma4_core import machine
-from gemma4_core.descriptions import Context, DeviceBackend, DeviceSettings
+from gemma4_core.descriptions import Context, DeviceBackend, DeviceSettings, Staging
 from gemma4_core.errors import DeviceError, Gemma4Error, InputError
 from gemma4_core.plugins import registry
 
@@ -124,13 +125,27 @@ def _dev_text() -> str:
 
 def free_memory_bytes(device: str) -> int | None:
     """Free memory in bytes of a tinygrad device, None where it does not tell."""
-    target = device.split(":")[0].upper()
-    if target in ("CPU", "PYTHON"):
+    if device.split(":")[0].upper() in ("CPU", "PYTHON"):
         return machine.free_memory_bytes()
+    return _first_answer(device, lambda backend: backend.free_memory)
+
+
+def staging_of(device: str) -> Staging | None:
+    """Memory to load a tinygrad device through, None where its plugin brings none or cannot make it now."""
+    return _first_answer(device, lambda backend: backend.staging)
+
+
+T = TypeVar("T")
+
+
+def _first_answer(device: str, asked: Callable[[DeviceBackend], Callable[[], T] | None]) -> T | None:
+    """What the first plugin of a tinygrad device that answers a question answers; None where it fails."""
+    target = device.split(":")[0].upper()
     for backend in registry.devices.values():
-        if backend.target == target and backend.free_memory is not None:
+        question = asked(backend) if backend.target == target else None
+        if question is not None:
             try:
-                return backend.free_memory()
+                return question()
             except Exception:
                 return None
     return None

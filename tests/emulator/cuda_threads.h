@@ -237,6 +237,12 @@ inline unsigned warp_ballot(bool v) {
   for (int i = 0; i < 32; i++) bits |= (unsigned)*(const bool*)slots[i] << i;
   return bits;
 }
+inline unsigned warp_largest(unsigned v) {
+  auto slots = emulator::exchange(&v, sizeof v);
+  for (int i = 0; i < 32; i++) v = v > *(const unsigned*)slots[i] ? v : *(const unsigned*)slots[i];
+  return v;
+}
+inline unsigned warp_least(unsigned v) { return ~warp_largest(~v); }
 inline int count_bits(unsigned v) { return __builtin_popcount(v); }
 inline int lowest_bit(unsigned v) { return __builtin_ctz(v); }
 inline void __syncwarp() { char c = 0; emulator::exchange(&c, 1); }

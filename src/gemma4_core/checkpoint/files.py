@@ -22,6 +22,8 @@ from gemma4_core.errors import CheckpointError, summarise
 if TYPE_CHECKING:
     from tinygrad import Tensor
 
+    from gemma4_core.checkpoint.upload import StagedUpload
+
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # the name is in Python's mmap from 3.12 on; Linux alone needs it
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if sys.platform == "linux" else 0
@@ -121,7 +123,7 @@ class CheckpointFiles:
         self.header_metadata: dict[str, str] = {}
         """Free text of the files' headers, merged."""
         self._places: dict[str, tuple[Shard, Entry]] = {}
-        self._devices: set[str] = set()
+        self._uploads: dict[str, StagedUpload | None] = {}
         for shard in shards:
             self.header_metadata |= shard.header.metadata
             for name, entry in shard.header.tensors.items():
@@ -192,7 +194,8 @@ class CheckpointFiles:
         copied piece by piece, so that host memory stays small. ``dtypes.int8`` takes stored int8 numbers as they are.
         Raises DeviceError where the device is full.
         """
-        from gemma4_core.checkpoint.upload import NAMES, map_tensor, upload_tensor
+        from gemma4_core.checkpoint.upload import NAMES, StagedUpload, map_tensor, upload_tensor
+        from gemma4_core.devices import staging_of
 
         shard, entry = self._place(name)
         if not (entry.dtype == NAMES[dtype] == "I8"):
@@ -200,8 +203,10 @@ class CheckpointFiles:
         mapped = map_tensor(shard, entry, device, dtype)
         if mapped is not None:
             return mapped
-        self._devices.add(device)
-        return upload_tensor(name, shard, entry, device, dtype)
+        if device not in self._uploads:
+            staging = staging_of(device)
+            self._uploads[device] = StagedUpload(staging) if staging is not None else None
+        return upload_tensor(name, shard, entry, device, dtype, self._uploads[device])
 
     def close(self) -> None:
         """Close the files and free staging memory; tensors, arrays and bytes handed out stay valid."""
@@ -209,9 +214,12 @@ class CheckpointFiles:
 
         for shard in self.shards:
             shard.close()
-        for device in self._devices:
-            release_staging(device)
-        self._devices.clear()
+        for device, upload in self._uploads.items():
+            if upload is not None:
+                upload.close()
+            else:
+                release_staging(device)
+        self._uploads.clear()
 
     def _place(self, name: str) -> tuple[Shard, Entry]:
         if name not in self._places:

@@ -7,8 +7,8 @@ import mmap
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tinygrad import Device, Tensor, dtypes
@@ -20,10 +20,15 @@ from gemma4_core.checkpoint.header import ITEMSIZE, Entry
 from gemma4_core.config.files import shown
 from gemma4_core.errors import DeviceError
 
+if TYPE_CHECKING:
+    from gemma4_core.descriptions import Staging
+
 PIECE = 16 << 20
 """Bytes read at a time; small enough that the copy after it reads from the processor's cache."""
 READERS = 3
 """Threads that read ahead: copying out of the page cache takes as long as the copy to a GPU's staging memory."""
+STAGED_READERS = 4
+"""The same where they read into memory that the device copies from."""
 SYNCHRONIZE_EVERY = 256 << 20
 """Bytes: tinygrad's CUDA device keeps pinned copies of what it was given until it is synchronized."""
 ALIGNMENT = 16
@@ -54,8 +59,11 @@ def released(mapping: mmap.mmap) -> None:
     """The end of one tensor's hold on its mapping; dropping the reference is all there is to do."""
 
 
-def upload_tensor(name: str, shard: Shard, entry: Entry, device: str, dtype: Any) -> Tensor:
-    """Read a tensor in pieces, convert each to the wanted dtype, copy it to the device."""
+def upload_tensor(
+    name: str, shard: Shard, entry: Entry, device: str, dtype: Any, staged: StagedUpload | None = None
+) -> Tensor:
+    """Read a tensor in pieces, convert each to the wanted dtype, copy it to the device; through its staging if it has
+    some."""
     wanted = NAMES[dtype]
     count, stored_size, size = math.prod(entry.shape), ITEMSIZE[entry.dtype], ITEMSIZE[wanted]
     try:
@@ -66,6 +74,9 @@ def upload_tensor(name: str, shard: Shard, entry: Entry, device: str, dtype: Any
     except MemoryError as fault:
         need = f"{count * size / 1e9:.2f} GB"
         raise DeviceError(f"{device} has no room for the {need} of {shown(name)}: {one_line(fault)}") from fault
+    if staged is not None:
+        staged.fill(buffer, shard, entry, wanted)
+        return tensor
     step = PIECE // stored_size if offsets_work(device) else count
     first = pending = 0
     for bits in pieces(shard, entry, step, wanted):
@@ -77,6 +88,53 @@ def upload_tensor(name: str, shard: Shard, entry: Entry, device: str, dtype: Any
             pending = 0
     Device[device].synchronize()
     return tensor
+
+
+class StagedUpload:
+    """Loads tensors through a device's :class:`Staging`: threads read files straight into its slots, and the device
+    copies from there while others are read."""
+
+    def __init__(self, staging: Staging) -> None:
+        self.staging = staging
+        self.threads = ThreadPoolExecutor(STAGED_READERS)
+        self.next = 0
+
+    def fill(self, buffer: Buffer, shard: Shard, entry: Entry, wanted: str) -> None:
+        """Queue the copy of a tensor's numbers, as bits of the wanted dtype, into a buffer of the device."""
+        stored, size, count = ITEMSIZE[entry.dtype], ITEMSIZE[wanted], math.prod(entry.shape)
+        step = self.staging.slots[0].nbytes // max(stored, size)
+        reading: deque[tuple[int, int, int, Future[None]]] = deque()
+        for first in range(0, count, step):
+            if len(reading) == len(self.staging.slots):
+                self._send(buffer, *reading.popleft())
+            slot, length = self.next, min(step, count - first)
+            self.next = (self.next + 1) % len(self.staging.slots)
+            self.staging.wait(slot)
+            place = self.staging.slots[slot]
+            begin = entry.start + first * stored
+            read = self.threads.submit(read_bits, shard, begin, entry.dtype, wanted, length, place)
+            reading.append((slot, length * size, first * size, read))
+        while reading:
+            self._send(buffer, *reading.popleft())
+
+    def _send(self, buffer: Buffer, slot: int, size: int, offset: int, read: Future[None]) -> None:
+        read.result()
+        self.staging.copy(slot, size, buffer, offset)
+
+    def close(self) -> None:
+        """Wait for all copies and let the memory go."""
+        for slot in range(len(self.staging.slots)):
+            self.staging.wait(slot)
+        self.threads.shutdown()
+
+
+def read_bits(shard: Shard, begin: int, stored: str, wanted: str, count: int, place: np.ndarray) -> None:
+    """Numbers of a file as bits of the wanted dtype at the beginning of ``place``, uint8."""
+    bits = place[: count * ITEMSIZE[stored]].view(KINDS[stored])
+    shard.read(begin, bits)
+    converted = convert(bits, stored, wanted)
+    if converted is not bits:
+        place[: converted.nbytes] = np.ascontiguousarray(converted).view(np.uint8)
 
 
 def pieces(shard: Shard, entry: Entry, step: int, wanted: str) -> Iterator[np.ndarray]:

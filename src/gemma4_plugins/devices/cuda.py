@@ -11,6 +11,7 @@ from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.devices.probing import open_device
 
 if TYPE_CHECKING:
+    from gemma4_core.descriptions import Staging
     from gemma4_core.ops import Operations
 
 TARGET = "CUDA"
@@ -67,6 +68,13 @@ def read_bandwidth() -> float | None:
     return read_bandwidth(free_memory() or 0)
 
 
+def staging() -> Staging:
+    """Page-locked memory to load through."""
+    from gemma4_plugins.kernels.cuda.staging import PinnedStaging
+
+    return PinnedStaging()
+
+
 def details() -> dict[str, str]:
     """The GPU's name and architecture."""
     from tinygrad import Device
@@ -90,6 +98,7 @@ def gemma4_devices() -> list[DeviceBackend]:
             operations=operations,
             details=details,
             read_bandwidth=read_bandwidth,
+            staging=staging,
             matches=chosen_by_dev(TARGET),
             priority=40,
         )

@@ -208,7 +208,7 @@ struct Consumer {
     const int left = count / 2 - first_two();
 #pragma unroll
     for (int r = 0; r < TIMES; r++)
-      wait_two_packets<COUNT, (COUNT > PATIENCE)>(from + r * COUNT * CONSUMERS * 2, CONSUMERS, left - r * COUNT * CONSUMERS, tag_in, v + r * COUNT);
+      wait_two_packets<COUNT, (COUNT > 4)>(from + r * COUNT * CONSUMERS * 2, CONSUMERS, left - r * COUNT * CONSUMERS, tag_in, v + r * COUNT);
     put_twos(v, count, own);
   }
   DEVICE void take_pairs(int at, int count, u32 tag_in, bool own) {

@@ -1,45 +1,41 @@
 // Mixture of experts inside the persistent step. A copying warp itself chooses the experts when their rows need to be
 // known: until then the ring holds the dense branch, whose rows do not depend on the choice.
 
-constexpr int CHOICE_LANES = EXPERTS ? (EXPERTS + 31) / 32 : 1;
+// Numbers whose order as integers is that of floats.
+DEVICE u32 ordered(float v) { return as_bits(v) & 0x80000000u ? ~as_bits(v) : as_bits(v) | 0x80000000u; }
+DEVICE float of_ordered(u32 v) { return as_float(v & 0x80000000u ? v & 0x7fffffffu : ~v); }
 
-// The TOP largest of the router's sums, the earlier of equals first, and their softmax shares times a scale each.
-DEVICE void choose_experts(const uint2* sums, u32 tag, const u16* scale, int lane, const Choice& out) {
-  float x[CHOICE_LANES], values[TOP ? TOP : 1], total = 0;
+// The TOP largest of the router's sums, the earlier of equals first, and their softmax shares times a scale each; bf16
+// scales of experts lane, lane + 32, … are in `scales`.
+DEVICE void choose_experts(const uint2* sums, u32 tag, const u32 (&scales)[CHOICE_LANES], int lane, const Choice& out) {
+  u32 bits[CHOICE_LANES], keys[CHOICE_LANES];
+  wait_packets<CHOICE_LANES>(sums + lane, [](int i) { return 32 * i; }, EXPERTS - lane, tag, bits);
+  __syncwarp();
 #pragma unroll
-  for (int i = 0; i < CHOICE_LANES; i++)
-    x[i] = lane + 32 * i < EXPERTS ? as_float(wait_packet(sums + lane + 32 * i, tag)) : -1e30f;
+  for (int i = 0; i < CHOICE_LANES; i++) keys[i] = lane + 32 * i < EXPERTS ? ordered(as_float(bits[i])) : 0;
+  float top = 0, total = 0, share = 0, scale = 0;
   int mine = 0;
 #pragma unroll
   for (int k = 0; k < TOP; k++) {
-    float best = x[0];
-    int at = lane;
+    u32 best = keys[0], at = lane;
 #pragma unroll
     for (int i = 1; i < CHOICE_LANES; i++)
-      if (x[i] > best) best = x[i], at = lane + 32 * i;
-    for (int o = 16; o; o >>= 1) {
-      float other = __shfl_xor_sync(ALL, best, o);
-      int where = __shfl_xor_sync(ALL, at, o);
-      if (other > best || (other == best && where < at)) best = other, at = where;
-    }
+      if (keys[i] > best) best = keys[i], at = lane + 32 * i;
+    const u32 most = warp_largest(best);
+    at = warp_least(best == most ? at : ~0u);
+    u32 own = 0;
 #pragma unroll
     for (int i = 0; i < CHOICE_LANES; i++)
-      if (at == lane + 32 * i) x[i] = -3e30f;
-    if (lane == k) mine = at;
-    values[k] = best;
+      if (at == (u32)(lane + 32 * i)) keys[i] = 0, own = scales[i];
+    own = __shfl_sync(ALL, own, at & 31);
+    if (k == 0) top = of_ordered(most);
+    const float weight = exp_fast(of_ordered(most) - top);
+    total += weight;
+    if (lane == k) mine = (int)at, share = weight, scale = low_bf16(own);
   }
-  float top = values[0], share = 0;
-#pragma unroll
-  for (int k = 0; k < TOP; k++) {
-    values[k] = exp_fast(values[k] - top);
-    total += values[k];
-  }
-#pragma unroll
-  for (int k = 0; k < TOP; k++)
-    if (lane == k) share = quotient(values[k], total);
   if (lane < TOP) {
     out.expert[lane] = mine;
-    out.weight[lane] = share * low_bf16(load_early(scale + mine));
+    out.weight[lane] = quotient(share, total) * scale;
   }
   __syncwarp();
 }

@@ -1,6 +1,3 @@
-#ifndef PATIENCE
-#define PATIENCE 4
-#endif
 // One decode step (batch 1) as one persistent kernel: state, tables and the copying warps. See docs/performance.md.
 //
 // Compiled for one model, cache and device: plan.py defines sizes in capitals, places in scratch memory (AT_*, in
@@ -43,6 +40,7 @@ constexpr int PLE_EACH = INT8 ? 2 : 1;
 DEVICE constexpr int larger(int a, int b) { return a > b ? a : b; }
 constexpr int PAIRS = larger(FF_MAX, larger(HEADS * D_MAX, TOP * EXPERT_FF)) / 2, TWOS_EACH = (PAIRS / 2 + CONSUMERS - 1) / CONSUMERS;
 constexpr int ROUNDS = (TWOS_EACH + 11) / 12, TWOS = (TWOS_EACH + ROUNDS - 1) / ROUNDS;
+constexpr int CHOICE_LANES = EXPERTS ? (EXPERTS + 31) / 32 : 1;  // experts that a lane of a warp looks at
 constexpr int EXPERT_ROWS = EXPERT_FF ? EXPERT_FF : 1;
 
 struct Arguments {

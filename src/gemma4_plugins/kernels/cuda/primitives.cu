@@ -27,6 +27,8 @@ DEVICE int opaque(int v) {
   return v;
 }
 DEVICE u32 warp_ballot(bool v) { return __ballot_sync(ALL, v); }
+DEVICE u32 warp_largest(u32 v) { return __reduce_max_sync(ALL, v); }
+DEVICE u32 warp_least(u32 v) { return __reduce_min_sync(ALL, v); }
 DEVICE int count_bits(u32 v) { return __popc(v); }
 DEVICE int lowest_bit(u32 v) { return __ffs(v) - 1; }
 // Registers of a thread move from copying warps to multiplying ones, where groups of four warps do one or the other.

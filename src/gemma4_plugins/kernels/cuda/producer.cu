@@ -158,7 +158,7 @@ struct Choice {  // of experts, in shared memory
   int* expert;
   float* weight;
 };
-DEVICE void choose_experts(const uint2* sums, u32 tag, const u16* scale, int lane, const Choice& out);
+DEVICE void choose_experts(const uint2* sums, u32 tag, const u32 (&scales)[CHOICE_LANES], int lane, const Choice& out);
 
 // ---- a copying warp walks through the step
 struct Producer {
@@ -169,6 +169,8 @@ struct Producer {
   const Slice* slices;
   Choice choice;
   u64* choice_made;
+
+  u32 expert_scales[CHOICE_LANES];
 
   DEVICE const u8* field(int f) const { return (const u8*)__shfl_sync(ALL, layer, f); }
   DEVICE const u8* of_model(int f) const { return (const u8*)__shfl_sync(ALL, model, f); }
@@ -224,11 +226,16 @@ struct Producer {
       if (w.product == W_QKV) {
         layer = next;
         if (w.layer + 1 < LAYERS) next = a.table[(w.layer + 2) * 64 + feed.lane];
+        if (EXPERTS && feed.warp == 0) {  // long before: a page that was not looked at for a while takes 10 us
+          const u16* scales = (const u16*)field(F_EXPERT_SCALE);
+#pragma unroll
+          for (int i = 0; i < CHOICE_LANES; i++) expert_scales[i] = feed.lane + 32 * i < EXPERTS ? load_early(scales + feed.lane + 32 * i) : 0;
+        }
       }
       if (w.product == W_O) keys_values((u32)(u64)field(F_INFO));
       if (EXPERTS && w.product == W_EXPERT) {  // the choice is needed now, and not sooner
         if (feed.warp == 0) {
-          choose_experts(a.scratch + AT_ROUTER, a.tag + 1 + w.layer * PHASES + P_ROUTER, (const u16*)field(F_EXPERT_SCALE), feed.lane, choice);
+          choose_experts(a.scratch + AT_ROUTER, a.tag + 1 + w.layer * PHASES + P_ROUTER, expert_scales, feed.lane, choice);
           if (feed.lane == 0) mbarrier_arrive(choice_made);
         } else {
           mbarrier_wait(choice_made, w.layer & 1);

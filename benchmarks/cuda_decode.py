@@ -37,8 +37,7 @@ PARTS = ("qkv", "o", "router", "gate_up", "down", "experts", "experts_down", "pl
 def timed_step(model: GemmaModel, context: int, warps: int, parts: bool) -> cuda_step.CudaStep:
     """The step against a cache for this context."""
     storage = model.pool.take(model, 1, context + 256)
-    base = cuda_step.machine()
-    machine = Machine(base.blocks, base.shared_bytes, warps)
+    machine = dataclasses.replace(cuda_step.machine(), warps=warps)
     plan = make_plan(model.text.config, machine, cuda_step.served(model, storage) == "int8", parts)
     assert plan is not None, "the kernel does not fit this device"
     source = device_source(step_source(plan))

@@ -52,7 +52,7 @@ def test_steps_and_prompts_are_as_near_to_the_truth_as_the_portable_form(
     name: str, joined: int, emulated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # both ways of putting slices of positions together
-    monkeypatch.setattr(plan, "JOINED", dict.fromkeys(plan.JOINED, joined))
+    monkeypatch.setattr(plan, "JOINED", joined)
     assert cuda_check.check(name, [0, 100 if joined else 130], [40])
 
 

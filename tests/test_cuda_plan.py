@@ -12,7 +12,8 @@ from gemma4_core.config.text import TextConfig
 from gemma4_plugins.kernels.cuda import chunk, operations, plan, sources
 
 SIZES = ("E2B", "E4B", "26B-A4B", "31B")
-HOPPER, A100, ADA = plan.Machine(132, 232_448), plan.Machine(108, 166_912), plan.Machine(128, 101_376)
+HOPPER = plan.Machine(132, 232_448, moves_registers=True)
+A100, ADA = plan.Machine(108, 166_912), plan.Machine(128, 101_376)
 
 
 def text(name: str) -> TextConfig:
@@ -46,6 +47,20 @@ def test_smaller_devices_get_a_shorter_ring_or_none() -> None:
         assert plan.LEAST_STAGES <= made.constants["STAGES"] < plan.MOST_STAGES
     assert plan.make_plan(text("31B"), ADA) is None
     assert plan.make_plan(text("31B"), plan.Machine(8, 232_448)) is None  # fewer blocks than key heads
+
+
+def test_only_groups_of_four_warps_move_registers() -> None:
+    plans = [plan.make_plan(text("E2B"), replace(HOPPER, producers=n), int8) for n in (4, 2) for int8 in (False, True)]
+    moving, joined = zip(*((p.constants["MOVES_REGISTERS"], p.constants["JOINED"]) for p in plans if p), strict=True)
+    assert moving == (1, 1, 0, 0) and joined == (8, 4, 4, 4)
+
+
+def test_layers_of_a_kind_share_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [(info & plan.IS_FULL, info & plan.IS_OWN, ff) for info, ff in plan.kinds(text("E2B"))] == [
+        (0, 2, 6144), (1, 2, 6144), (0, 0, 12288), (1, 0, 12288)
+    ]  # fmt: skip
+    monkeypatch.setattr(plan, "MOST_KINDS", 3)
+    assert plan.unsupported(text("E2B")) == "4 kinds of layers" and plan.unsupported(text("31B")) is None
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -64,15 +64,14 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
   }
   __syncthreads();
   Ring ring = {memory + S_RING, full, empty, 0, 0};
-  // 168 registers for each of 12 warps are what the kernel is started with
-  constexpr bool MOVING = WARPS == 8 && PRODUCERS == 4;
-  constexpr int GIVEN = EXPERTS ? 88 : 56, TAKEN = (12 * 168 - 4 * GIVEN) / 8;
+  // of the registers that the kernel is started with copying warps keep what they need
+  constexpr int STARTED = 65536 / THREADS / 8 * 8, KEPT = EXPERTS ? 88 : 56, TAKEN = (THREADS / 32 * STARTED - PRODUCERS * KEPT) / WARPS / 8 * 8;
   if (warp >= WARPS) {
-    if (MOVING) give_registers<GIVEN>();
+    if (MOVES_REGISTERS) give_registers<KEPT>();
     Producer producer = {{ring, ring, warp - WARPS, lane, 0, stream_policy()}, 0, 0, 0, a, shapes, slices, choice, choice_made};
     producer.run();
   } else {
-    if (MOVING) take_registers<TAKEN>();
+    if (MOVES_REGISTERS) take_registers<TAKEN>();
     Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, shapes, slices, choice, choice_made};
     consumer.run();
   }

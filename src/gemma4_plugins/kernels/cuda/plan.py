@@ -23,9 +23,10 @@ SPAN = 256
 """Positions whose scores are held in shared memory at a time."""
 FLIGHT = 50688
 """Bytes on their way from memory at a time: what bandwidth times latency asks for, and little more."""
-JOINED = {"bf16": 8, "int8": 4}
+JOINED, JOINED_WIDELY = 4, 8
 """Slices of cached positions at most that every block puts together for itself, a power of two or 0: one hop between
-blocks less than sharing that out, for more to read; by the weights' type, since int8 ones leave less time to hide it."""
+blocks less than sharing that out, for more to read. More of them where registers hold all that is asked for at once and
+bf16 weights leave the time."""
 JOINED_PIECES = 4
 """Stages of keys that such a slice has at most."""
 GROUP_TILES = 4
@@ -57,6 +58,8 @@ class Machine:
     """Multiplying warps of a block, a power of two."""
     producers: int = 4
     """Copying warps of a block: one starts a copy of a row in some 60 cycles, memory brings 1 KB in fewer."""
+    moves_registers: bool = False
+    """Whether copying warps can give registers to multiplying ones."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,12 @@ def make_plan(text: TextConfig, machine: Machine, int8: bool = False, timers: bo
     blocks = min(machine.blocks, text.hidden_size)
     if blocks < max(items(text, sliding), items(text, full)):
         return None
+    # groups of four warps move theirs together
+    moving = machine.moves_registers and machine.warps % 4 == machine.producers % 4 == 0
     constants = model_constants(text) | {
         "GRID": blocks, "WARPS": machine.warps, "PRODUCERS": machine.producers,
-        "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED": JOINED["int8" if int8 else "bf16"], "JOINED_PIECES": JOINED_PIECES, "HISTORY": HISTORY,
+        "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED_PIECES": JOINED_PIECES, "HISTORY": HISTORY,
+        "JOINED": JOINED_WIDELY if moving and not int8 else JOINED, "MOVES_REGISTERS": int(moving),
         "WEIGHT_BYTES": 1 if int8 else 2, "KINDS": len(kinds(text)),
         **({"TIMERS": 1} if timers else {}),
     }  # fmt: skip

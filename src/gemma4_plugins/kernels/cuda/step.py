@@ -60,7 +60,8 @@ def widens() -> bool:
 
 def machine() -> Machine:
     """The current device."""
-    return Machine(launch.attribute("MULTIPROCESSOR_COUNT"), launch.attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"))
+    blocks, shared = map(launch.attribute, ("MULTIPROCESSOR_COUNT", "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"))
+    return Machine(blocks, shared, moves_registers=launch.features() == "a")
 
 
 def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep | None:

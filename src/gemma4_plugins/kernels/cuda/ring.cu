@@ -141,6 +141,7 @@ struct Eater {
     ask(0);
     const Columns c(*this, s, paired, x, BYTES);
     const float unit = make_operand();
+    if (!s.tiles) bar_sync(1, CONSUMERS);  // each product has a barrier: what comes next may use the operand's memory
 #pragma unroll 1
     for (int index = 0; index < s.tiles; index++) {
       float sums[2];

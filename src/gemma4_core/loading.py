@@ -102,6 +102,7 @@ def load_pretrained(
         for spec in order_towers(wanted):
             model.towers[spec.name] = spec.build(model, source)
             model.tower_specs.append(spec)
+        model.transformed = bool(transforms)
         for transform in transforms:
             apply_transform(model, transform, options)
     finally:

@@ -15,6 +15,7 @@ from tinygrad import Tensor, TinyJit, UOp, dtypes
 from tinygrad.uop import Ops
 
 from gemma4_core.generation.finished import Finished
+from gemma4_core.generation.kept_graphs import KeptGraphs, may_be_kept
 from gemma4_core.model.cache import GemmaCache, Storage
 from gemma4_core.model.media import put_soft
 from gemma4_core.model.spans import ChunkSpan, TokenSpan
@@ -64,14 +65,20 @@ class Chunk:
 
 class Graph:
     """A function captured at its first call: TinyJit without the eager trial call, since every buffer that it touches
-    is realized beforehand."""
+    is realized beforehand. With ``kept`` it is taken from disk under ``key``, or kept there when it was captured."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], kept: KeptGraphs | None = None, key: object = None) -> None:
         self.jit = TinyJit(function)
-        self.jit.cnt = 1
+        captured = kept.fetch(key) if kept is not None else None
+        self.jit.captured, self.jit.cnt = captured, 1 if captured is None else 2
+        self.kept, self.key = kept if captured is None else None, key
 
     def __call__(self, *args: Any) -> Any:
-        return self.jit(*args)
+        result = self.jit(*args)
+        if self.kept is not None and self.jit.captured is not None:
+            self.kept.store(self.key, self.jit.captured)
+            self.kept = None
+        return result
 
     @property
     def kernels(self) -> int:
@@ -155,7 +162,8 @@ class Engine:
     def _chunk_graph(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> Graph:
         key = ("chunk", length, media, blocked, every)
         if key not in storage.graphs:
-            storage.graphs[key] = Graph(self._chunk_function(storage, length, media, blocked, every))
+            function = self._chunk_function(storage, length, media, blocked, every)
+            storage.graphs[key] = Graph(function, self._kept(storage, length), key)
         return storage.graphs[key]  # type: ignore[return-value]
 
     def _chunk_function(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> Callable:
@@ -182,7 +190,8 @@ class Engine:
     def hidden_step(self, storage: Storage, at: int, ids: np.ndarray) -> Tensor:
         """Append one position ``ids [B, 1]`` and return its final hidden state ``[B, 1, H]``."""
         if "hidden" not in storage.graphs:
-            storage.graphs["hidden"] = Graph(self._token_function(storage, head=False))
+            kept = self._kept(storage, self.model.chunk)
+            storage.graphs["hidden"] = Graph(self._token_function(storage, head=False), kept, "hidden")
         start = first_position(storage, at)
         return storage.graphs["hidden"](*self._token_inputs(self._upload(ids), ids), start)  # type: ignore[operator]
 
@@ -210,8 +219,9 @@ class Engine:
 
     def portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
         """The portable form of ``decode_step``."""
-        graph = Graph(self._token_function(storage, head=True, sampled=sampled))
-        storage.graphs["decode graph", sampled] = graph
+        key = ("decode graph", sampled)
+        function = self._token_function(storage, head=True, sampled=sampled)
+        storage.graphs[key] = graph = Graph(function, self._kept(storage, self.model.chunk), key)
 
         def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
             start = first_position(storage, position)
@@ -243,6 +253,15 @@ class Engine:
 
         return run
 
+    def _kept(self, storage: Storage | None, length: int = 0) -> KeptGraphs | None:
+        """Where graphs against these buffers are kept, None where they may not be; ``length`` is what their rotation
+        table holds beyond the cache's capacity."""
+        if not may_be_kept(self.model):
+            return None
+        table = self.model.text.rotation_table(storage.capacity + length) if storage is not None else None
+        pairs = (*table.sliding, *table.full) if table is not None else ()
+        return KeptGraphs(self.model, storage, {str(i): tensor for i, tensor in enumerate(pairs)})
+
     # ------------------------------------------------------------------------------------------- choosing
 
     def first_token(
@@ -255,7 +274,7 @@ class Engine:
         if key not in self.model.graphs:
             text, ops = self.model.text, self.model.operations
             function = self._choosing(lambda hidden: text.logits(hidden[:, 0], ops), state is not None)
-            self.model.graphs[key] = Graph(function)
+            self.model.graphs[key] = Graph(function, self._kept(None), key)
         extra = [state.params, state.seed, state.seen] if state is not None else []
         place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
         return self.model.graphs[key](hidden, *extra, place)  # type: ignore[operator]

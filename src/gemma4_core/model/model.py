@@ -72,6 +72,8 @@ class GemmaModel:
         """What trains and is saved in place of the whole model, such as an adapter."""
         self.pool = StoragePool()
         self.graphs: dict[object, object] = {}
+        self.transformed = False
+        """Whether a transform changed it."""
         self.weights_revision = self.graphs_revision = 0
         """How often weights changed, and how often they changed such that captured graphs hold the old ones."""
         self._engine: Any = None

@@ -1,0 +1,197 @@
+"""Captured graphs on disk: a new process replays what an earlier one traced, lowered and compiled.
+
+A graph is kept as what it runs, without any buffer's content: buffers that the model or its cache own are named, those
+that the graph itself writes are made anew. One that reads anything else is not kept, since nothing would tell whether
+that is still the same. Files are pickles, which are code: they lie in this user's own cache folder and are read only
+where nobody else could have written them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import pickle
+import platform
+import stat
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinygrad import Device, Tensor
+from tinygrad.dtype import AddrSpace
+from tinygrad.helpers import ContextVar
+from tinygrad.uop.ops import Ops, UOp
+
+from gemma4_core import machine
+from gemma4_core.checkpoint.atomic import atomic_file
+from gemma4_core.ops import portable
+
+if TYPE_CHECKING:
+    from tinygrad.engine.jit import CapturedJit
+
+    from gemma4_core.model.cache import Storage
+    from gemma4_core.model.model import GemmaModel
+
+MOST_FILES = 64
+"""Graphs kept; the ones that were not read for longest go first."""
+SOURCES = ("gemma4_core", "gemma4_plugins")
+"""The packages whose code makes the graphs that are kept."""
+FUNCTIONS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts", "logits", "sample")
+"""What graphs are made of, in ``Operations``."""
+SILENT = ("DEBUG", "PROFILE", "VIZ")
+"""tinygrad's settings that change nothing about what is run."""
+
+
+def is_global(uop: UOp) -> bool:
+    """Whether this stands for memory of a device, and not for a kernel's registers or local memory."""
+    return uop.op is Ops.BUFFER and uop.arg.addrspace is AddrSpace.GLOBAL
+
+
+class NotKept(Exception):
+    """A graph that reads what nobody named."""
+
+
+class Writer(pickle.Pickler):
+    """Pickles a graph; buffers become names or places to make anew."""
+
+    def __init__(self, file: Any, names: Mapping[UOp, str], written: set[UOp]) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.names, self.written = names, written
+        self.made: dict[UOp, int] = {}
+
+    def persistent_id(self, obj: Any) -> Any:
+        if type(obj) is not UOp or not is_global(obj):
+            return None
+        if obj in self.names:
+            return "named", self.names[obj]
+        if obj not in self.written:
+            raise NotKept(f"{obj.arg}")
+        return "made", self.made.setdefault(obj, len(self.made)), obj.device, int(obj.shape[0]), obj.dtype
+
+
+class Reader(pickle.Unpickler):
+    """The other way."""
+
+    def __init__(self, file: Any, buffers: Mapping[str, UOp]) -> None:
+        super().__init__(file)
+        self.buffers = buffers
+        self.made: dict[int, UOp] = {}
+
+    def persistent_load(self, pid: Any) -> UOp:
+        kind, name, *sizes = pid
+        if kind == "named":
+            return self.buffers[name]
+        if name not in self.made:
+            self.made[name] = UOp.new_buffer(*sizes)
+        return self.made[name]
+
+
+def named_buffers(model: GemmaModel, storage: Storage | None, tables: Mapping[str, Tensor]) -> dict[str, UOp]:
+    """What a graph of this model may read and write beside its inputs and its own buffers."""
+    tensors = {f"{name}/{part}": t for name, place in model.places.items() for part, t in place.matrix.parts().items()}
+    tensors |= {f"tensor/{name}": tensor for name, tensor in model.tensors.items()}
+    tensors |= {f"table/{name}": tensor for name, tensor in tables.items()}
+    if model.suppressed is not None:
+        tensors["suppressed"] = model.suppressed
+    if storage is not None:
+        tensors |= {f"cache/{i}": tensor for i, tensor in enumerate(storage.layers) if tensor is not None}
+    return {name: tensor.uop.base for name, tensor in tensors.items()}
+
+
+def may_be_kept(model: GemmaModel) -> bool:
+    """Whether this model's graphs are of this project's code alone: portable operations, no transform, weights of its
+    own formats. What other code puts into a graph, nothing would tell from what it puts there another day."""
+    table = portable()
+    own = all(getattr(model.operations, name) is getattr(table, name) for name in FUNCTIONS)
+    formats = {type(place.matrix).__module__.split(".")[0] for place in model.places.values()}
+    wanted = os.environ.get("GEMMA4_KEEP_GRAPHS", "").strip() != "0"
+    return wanted and own and not model.transformed and formats <= set(SOURCES)
+
+
+class KeptGraphs:
+    """Where graphs of one model against one cache's buffers are kept."""
+
+    def __init__(self, model: GemmaModel, storage: Storage | None, tables: Mapping[str, Tensor]) -> None:
+        self.buffers = named_buffers(model, storage, tables)
+        sizes = {name: (uop.dtype, uop.shape) for name, uop in self.buffers.items()}
+        shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
+        self.what = repr((surroundings(str(model.device)), model.config, model.chunk, model.ple_host is not None,
+                          storage.capacity if storage is not None else None, sizes, shapes))  # fmt: skip
+
+    def path(self, key: object) -> Path:
+        """The file of a graph; ``key`` says what it does."""
+        name = hashlib.sha256(f"{self.what} {key!r}".encode()).hexdigest()[:32]
+        folder = machine.cache_dir() / "graphs"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / f"{name}.graph"
+
+    def fetch(self, key: object) -> CapturedJit | None:
+        """The captured graph of an earlier process, None where there is none that may be used."""
+        try:
+            path = self.path(key)
+            with open(path, "rb") as file:
+                if not is_ours(os.fstat(file.fileno())) or not is_ours(path.parent.lstat()):
+                    return None
+                _, captured = Reader(file, self.buffers).load()
+            os.utime(path)
+            return captured
+        except Exception:  # no such file, or one of other times that cannot be read any more: it is captured again
+            return None
+
+    def store(self, key: object, captured: CapturedJit) -> bool:
+        """Keep a captured graph. Whether that was possible."""
+        names = {uop: name for name, uop in self.buffers.items()}
+        # what a node is made of comes before it, so that pickling does not descend through the whole graph
+        ordered = list(captured._linear.toposort())
+        try:
+            path = self.path(key)
+            with atomic_file(path) as file:
+                os.chmod(file.name, 0o600)
+                Writer(file, names, captured._written_uops).dump((ordered, captured))
+            files = sorted(path.parent.glob("*.graph"), key=lambda other: other.stat().st_mtime)
+            for old in files[:-MOST_FILES]:
+                old.unlink(missing_ok=True)
+            return True
+        except Exception:  # it reads what nobody named, or the disk is full: a graph that is not kept is as good
+            return False
+
+
+def is_ours(status: os.stat_result) -> bool:
+    """Whether a file or folder belongs to this user and nobody else can write to it."""
+    ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    return ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def surroundings(device: str) -> tuple[object, ...]:
+    """What a graph depends on beside the model: code, versions, the device, the processor, tinygrad's settings."""
+    settings = {name: repr(value.value) for name, value in sorted(ContextVar._cache.items()) if name not in SILENT}
+    opened = Device[device]
+    return (sources(), importlib.metadata.version("tinygrad"), platform.python_version(), device, processor(),
+            repr(opened.renderer.target), type(opened.renderer).__name__, settings)  # fmt: skip
+
+
+@cache
+def sources() -> str:
+    """A digest of this project's code as it lies on disk: sizes and times of its files."""
+    found = []
+    for package in SOURCES:
+        spec = importlib.util.find_spec(package)
+        for root in spec.submodule_search_locations or () if spec else ():
+            with contextlib.suppress(OSError):
+                files = [(file, file.stat()) for file in Path(root).rglob("*.py")]
+                found += [(str(file), status.st_size, status.st_mtime_ns) for file, status in files]
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
+
+
+@cache
+def processor() -> str:
+    """What machine code for this processor depends on: a home folder may be used from several machines."""
+    told = [platform.machine(), platform.processor()]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+        told += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -1,0 +1,133 @@
+"""Captured graphs on disk: what a later process gets of them, and when they are left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tinygrad import Tensor
+
+from gemma4_core import load_pretrained
+from gemma4_core.checkpoint import write_random_checkpoint
+from gemma4_core.generation import kept_graphs
+from gemma4_core.generation.engine import Engine, Graph
+from gemma4_core.model.model import GemmaModel
+
+PROMPT = [2, 5, 9, 11, 7]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("kept") / "model", "tiny-e2b", towers=False)
+
+
+@pytest.fixture
+def graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_loops: None) -> Path:
+    """Where they are kept."""
+    for name, value in (("GEMMA4_KEEP_GRAPHS", "1"), ("GEMMA4_KERNELS", "portable"), ("XDG_CACHE_HOME", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    return tmp_path / "gemma4" / "graphs"
+
+
+def opened(folder: Path) -> GemmaModel:
+    return load_pretrained(folder, device="cpu", modalities=("text",))
+
+
+def answers(model: GemmaModel) -> list[list[int]]:
+    """Greedy and drawn."""
+    greedy = list(model.generate(PROMPT, 4, stop_ids=()))
+    return [greedy, list(model.generate(PROMPT, 4, stop_ids=(), temperature=1.0, seed=3))]
+
+
+def captured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the text model's functions fail where they are traced."""
+
+    def function(*_: Any, **__: Any) -> Any:
+        def run(*_: Any) -> Any:
+            raise AssertionError("traced again")
+
+        return run
+
+    for name in ("_chunk_function", "_token_function", "_choosing"):
+        monkeypatch.setattr(Engine, name, function)
+
+
+def test_a_later_model_traces_nothing_and_reads_its_own_weights(
+    folder: Path, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = answers(opened(folder))
+    files = {file.name for file in graphs.iterdir()}
+    assert len(files) >= 4 and all(file.stat().st_mode & 0o777 == 0o600 for file in graphs.iterdir())
+    other = write_random_checkpoint(tmp_path / "other", "tiny-e2b", towers=False, seed=1)
+    monkeypatch.setenv("GEMMA4_KEEP_GRAPHS", "0")
+    expected = answers(opened(other))
+    assert expected != first
+    monkeypatch.setenv("GEMMA4_KEEP_GRAPHS", "1")
+    captured_nothing(monkeypatch)
+    assert answers(opened(folder)) == first
+    assert answers(opened(other)) == expected
+    assert {file.name for file in graphs.iterdir()} == files
+
+
+@pytest.mark.parametrize("fault", ["garbage", "others may write", "another version"])
+def test_a_file_that_cannot_be_trusted_or_read_is_captured_anew(
+    folder: Path, graphs: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    greedy = list(opened(folder).generate(PROMPT, 3, stop_ids=()))
+    for file in graphs.iterdir():
+        if fault == "garbage":
+            file.write_bytes(b"\x80\x05" + bytes(100))
+        elif fault == "others may write":
+            file.chmod(0o620)
+    if fault == "another version":
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "0.14.1")
+    before = len(list(graphs.iterdir()))
+    fetched: list[object] = []
+    plain = kept_graphs.KeptGraphs.fetch
+    monkeypatch.setattr(
+        kept_graphs.KeptGraphs, "fetch", lambda kept, key: fetched.append(plain(kept, key)) or fetched[-1]
+    )
+    assert list(opened(folder).generate(PROMPT, 3, stop_ids=())) == greedy
+    assert fetched and not any(fetched)
+    assert len(list(graphs.iterdir())) == before * (2 if fault == "another version" else 1)
+
+
+def test_what_other_code_had_a_part_in_is_not_kept(
+    folder: Path, graphs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened(folder)
+    assert kept_graphs.may_be_kept(model)
+    linear = model.operations.linear
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "transformed", True)
+        assert not kept_graphs.may_be_kept(model)
+    with monkeypatch.context() as patch:
+        patch.setattr("gemma4_core.ops._portable.linear", lambda x, matrix: linear(x, matrix))
+        assert not kept_graphs.may_be_kept(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(next(iter(model.places.values())).matrix), "__module__", "elsewhere.formats")
+        assert not kept_graphs.may_be_kept(model)
+    monkeypatch.setenv("GEMMA4_KEEP_GRAPHS", "0")
+    assert not kept_graphs.may_be_kept(model)
+
+
+def test_a_graph_that_reads_what_nobody_named_is_not_kept(folder: Path, graphs: Path) -> None:
+    model = opened(folder)
+    hidden = Tensor([1.0, 2.0, 3.0], device=model.device).contiguous().realize()
+    given = Tensor([4.0, 5.0, 6.0], device=model.device).contiguous().realize()
+    kept = kept_graphs.KeptGraphs(model, None, {})
+    graph = Graph(lambda x: (x + hidden).contiguous().realize(), kept, "secret")
+    assert graph(given).tolist() == [5.0, 7.0, 9.0]
+    assert not graphs.exists() or not list(graphs.iterdir())
+    kept = kept_graphs.KeptGraphs(model, None, {"h": hidden})
+    named = Graph(lambda x: (x + hidden).contiguous().realize(), kept, "told")
+    assert named(given).tolist() == [5.0, 7.0, 9.0] and len(list(graphs.iterdir())) == 1
+
+
+def test_the_ones_that_were_not_read_for_longest_go(
+    folder: Path, graphs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_graphs, "MOST_FILES", 2)
+    answers(opened(folder))
+    assert len(list(graphs.iterdir())) == 2

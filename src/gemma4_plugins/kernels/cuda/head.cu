@@ -72,7 +72,7 @@ KERNEL(THREADS) decode_step(const u64* table, uint2* scratch, const int* token, 
     producer.run();
   } else {
     if (MOVES_REGISTERS) take_registers<TAKEN>();
-    Consumer consumer = {{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, shapes, slices, choice, choice_made};
+    Consumer consumer = {{{ring, (float*)(memory + S_PARTS), thread, warp, lane, 0}, a, memory, 0, 1.f}, shapes, slices, choice, choice_made};
     consumer.run();
   }
 }

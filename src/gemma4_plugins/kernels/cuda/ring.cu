@@ -122,10 +122,10 @@ struct Eater {
   int thread, warp, lane, buffer;
 
   // Multiply this block's rows with the operand `x` in shared memory and hand every sum to
-  // `sink(unit, row, valid, sum)`, the unit counted from the block's first, a call that whole warps make together. `ahead(tile, row)` gives the factor of a sum,
-  // and is called long before, so that it can ask memory for it; `scale(tile, row, segment)` says where a part of an
-  // int8 row has its own. `make_operand()` waits for the operand, makes it, and says what an int8 one is counted in;
-  // whatever does not depend on it is done before.
+  // `sink(unit, row, valid, sum)`, a call that whole warps make together; the unit is counted from the block's first.
+  // `ahead(tile, row)` gives the factor of a sum, and is called long before, so that it can ask memory for it;
+  // `scale(tile, row, segment)` says where a part of an int8 row has its own. `make_operand()` waits for the operand,
+  // makes it, and says what an int8 one is counted in; whatever does not depend on it is done before.
   template <bool BYTES, class Make, class Scale, class Ahead, class Sink, class Gathered>
   DEVICE void multiply_rows(const Shape& s, bool paired, int segments, const u8* x, Make make_operand, Scale scale, Ahead ahead, Sink sink, Gathered gathered) {
     int group = 0;

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gemma4_plugins.kernels.cuda.plan import Plan
 
-STEP_FILES = ("history", "layout", "ring", "producer", "attention", "jobs", "consumer", "products", "experts", "head")
+STEP_FILES = ("history", "layout", "ring", "producer", "attention", "slices", "best", "vectors", "consumer", "products", "experts", "head")
 ENTRY = "decode_step"
 CHUNK_FILES = ("expand", "product", "gemm", "rows", "chunk_attention")
 WIDE_FILES = ("wgmma", "product", "gemm_wide")

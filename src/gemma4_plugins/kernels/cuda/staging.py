@@ -41,4 +41,5 @@ class PinnedStaging:
 
     def __del__(self) -> None:
         for event in getattr(self, "events", ()):
+            launch.driver()[0].cuEventSynchronize(event)  # before the memory goes
             launch.driver()[0].cuEventDestroy_v2(event)

@@ -9,9 +9,10 @@ from typing import Any
 import cuda_emulation
 import numpy as np
 import pytest
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 from gemma4_core.errors import DeviceError
+from gemma4_core.model.ple import HostTable
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.kernels.cuda import plan, step
 
@@ -104,6 +105,22 @@ def test_the_token_after_a_prompt_is_drawn_by_the_kernel(emulated: None) -> None
     assert token.item() == expected[0].item() and logprob.item() == pytest.approx(expected[1].item(), abs=1e-4)
     assert (ours.seen.numpy() == theirs.seen.numpy()).all() and ours.seen.numpy().sum() == 1
     assert finished.choose(model.engine, 21, None)[0].item() == finished.logits.numpy().argmax()
+
+
+@pytest.mark.parametrize("name", ["small", "small@int8"])
+def test_per_layer_rows_may_come_from_the_host(name: str, emulated: None) -> None:
+    model = cuda_check.model_of(name)
+    table, token = model.text.ple_table, Tensor(np.array([[7]], np.int32), device="CPU").contiguous().realize()
+    assert table is not None and model.ple_host is None
+    found = []
+    for on_host in (False, True):
+        if on_host:
+            read = lambda ids: table.matrix.rows(Tensor(ids, device="CPU")).float().numpy()  # noqa: E731
+            model.ple_host, model.text.ple_table = HostTable(read, "CPU", dtypes.bfloat16), None
+        taken = step.decode_step(model.engine, model.pool.take(model, 1, 8), True)
+        assert isinstance(taken, step.CudaStep)
+        found.append(cuda_check.step_logits(taken, token, 0))
+    assert np.isfinite(found[0]).all() and (found[0] == found[1]).all()
 
 
 def test_int8_numbers_become_bf16(emulated: None) -> None:

@@ -67,7 +67,7 @@ DEVICE void Consumer::start() {
   token = *a.token;
   const u8* row = (const u8*)of_model(M_EMBEDDING) + (u64)(u32)token * HIDDEN * WEIGHT_BYTES;
   float scale = INT8 ? scales_of_model(M_EMBEDDING)[token] : 1.f;
-  if (INT8 && PLE) token_scale = scales_of_model(M_PLE_TABLE)[token];
+  if (INT8 && PLE && !a.ple_rows) token_scale = scales_of_model(M_PLE_TABLE)[token];
 #pragma unroll
   for (int i = 0; i < H_PER_THREAD; i++)
     if (mine(i)) h(i) = round_bf16(stored(row, element(i), scale) * EMBED_SCALE);

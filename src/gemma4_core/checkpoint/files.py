@@ -22,7 +22,7 @@ from gemma4_core.errors import CheckpointError, summarise
 if TYPE_CHECKING:
     from tinygrad import Tensor
 
-    from gemma4_core.checkpoint.upload import StagedUpload
+    from gemma4_core.checkpoint.upload import Upload
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # the name is in Python's mmap from 3.12 on; Linux alone needs it
@@ -123,7 +123,7 @@ class CheckpointFiles:
         self.header_metadata: dict[str, str] = {}
         """Free text of the files' headers, merged."""
         self._places: dict[str, tuple[Shard, Entry]] = {}
-        self._uploads: dict[str, StagedUpload | None] = {}
+        self._uploads: dict[str, Upload | None] = {}
         for shard in shards:
             self.header_metadata |= shard.header.metadata
             for name, entry in shard.header.tensors.items():
@@ -194,7 +194,7 @@ class CheckpointFiles:
         copied piece by piece, so that host memory stays small. ``dtypes.int8`` takes stored int8 numbers as they are.
         Raises DeviceError where the device is full.
         """
-        from gemma4_core.checkpoint.upload import NAMES, StagedUpload, map_tensor, upload_tensor
+        from gemma4_core.checkpoint.upload import NAMES, Upload, map_tensor, upload_tensor
         from gemma4_core.devices import staging_of
 
         shard, entry = self._place(name)
@@ -205,7 +205,7 @@ class CheckpointFiles:
             return mapped
         if device not in self._uploads:
             staging = staging_of(device)
-            self._uploads[device] = StagedUpload(staging) if staging is not None else None
+            self._uploads[device] = Upload(staging) if staging is not None else None
         return upload_tensor(name, shard, entry, device, dtype, self._uploads[device])
 
     def close(self) -> None:

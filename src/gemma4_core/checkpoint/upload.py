@@ -6,8 +6,9 @@ import math
 import mmap
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
 
 PIECE = 16 << 20
 """Bytes read at a time; small enough that the copy after it reads from the processor's cache."""
-READERS = 3
+READERS = 4
 """Threads that read ahead: copying out of the page cache takes as long as the copy to a GPU's staging memory."""
-STAGED_READERS = 4
-"""The same where they read into memory that the device copies from."""
 SYNCHRONIZE_EVERY = 256 << 20
 """Bytes: tinygrad's CUDA device keeps pinned copies of what it was given until it is synchronized."""
 ALIGNMENT = 16
@@ -60,10 +59,10 @@ def released(mapping: mmap.mmap) -> None:
 
 
 def upload_tensor(
-    name: str, shard: Shard, entry: Entry, device: str, dtype: Any, staged: StagedUpload | None = None
+    name: str, shard: Shard, entry: Entry, device: str, dtype: Any, upload: Upload | None = None
 ) -> Tensor:
-    """Read a tensor in pieces, convert each to the wanted dtype, copy it to the device; through its staging if it has
-    some."""
+    """Read a tensor in pieces, convert each to the wanted dtype, copy it to the device: through the upload that its
+    staging memory serves, if it has some."""
     wanted = NAMES[dtype]
     count, stored_size, size = math.prod(entry.shape), ITEMSIZE[entry.dtype], ITEMSIZE[wanted]
     try:
@@ -74,29 +73,44 @@ def upload_tensor(
     except MemoryError as fault:
         need = f"{count * size / 1e9:.2f} GB"
         raise DeviceError(f"{device} has no room for the {need} of {shown(name)}: {one_line(fault)}") from fault
-    if staged is not None:
-        staged.fill(buffer, shard, entry, wanted)
+    if upload is not None:
+        upload.fill(buffer, shard, entry, wanted)
         return tensor
-    step = PIECE // stored_size if offsets_work(device) else count
-    first = pending = 0
-    for bits in pieces(shard, entry, step, wanted):
-        copy_in(buffer, first * size, bits, dtype)
-        first += bits.size
-        pending += bits.nbytes
-        if pending >= SYNCHRONIZE_EVERY:
-            Device[device].synchronize()
-            pending = 0
+    whole = count * max(stored_size, size)
+    plain = PlainStaging(device, min(PIECE, whole) if offsets_work(device) else whole)
+    with closing(Upload(plain)) as upload:
+        upload.fill(buffer, shard, entry, wanted)
     Device[device].synchronize()
     return tensor
 
 
-class StagedUpload:
-    """Loads tensors through a device's :class:`Staging`: threads read files straight into its slots, and the device
-    copies from there while others are read."""
+class PlainStaging:
+    """Ordinary memory in place of a device's :class:`Staging`: tinygrad has read a slot when it returns from copying
+    it."""
+
+    def __init__(self, device: str, size: int) -> None:
+        self.device, self.pending = device, 0
+        self.slots: Sequence[np.ndarray] = [np.empty(size, np.uint8) for _ in range(READERS)]
+
+    def copy(self, slot: int, size: int, buffer: Buffer, offset: int) -> None:
+        bits = self.slots[slot][:size].view(KINDS[NAMES[buffer.dtype]])
+        copy_in(buffer, offset, bits, buffer.dtype)
+        self.pending += size
+        if self.pending >= SYNCHRONIZE_EVERY:
+            Device[self.device].synchronize()
+            self.pending = 0
+
+    def wait(self, slot: int) -> None:
+        """Nothing reads it."""
+
+
+class Upload:
+    """Loads tensors through staging memory: threads read files into its slots, which the device is given in order while
+    others are read."""
 
     def __init__(self, staging: Staging) -> None:
         self.staging = staging
-        self.threads = ThreadPoolExecutor(STAGED_READERS)
+        self.threads = ThreadPoolExecutor(READERS)
         self.next = 0
 
     def fill(self, buffer: Buffer, shard: Shard, entry: Entry, wanted: str) -> None:
@@ -135,31 +149,6 @@ def read_bits(shard: Shard, begin: int, stored: str, wanted: str, count: int, pl
     converted = convert(bits, stored, wanted)
     if converted is not bits:
         place[: converted.nbytes] = np.ascontiguousarray(converted).view(np.uint8)
-
-
-def pieces(shard: Shard, entry: Entry, step: int, wanted: str) -> Iterator[np.ndarray]:
-    """A tensor's numbers in pieces of ``step`` as bits of the wanted dtype, in order, while other threads read and
-    convert the next ones. A piece is overwritten once the one after it is asked for."""
-    kind, size, count = KINDS[entry.dtype], ITEMSIZE[entry.dtype], math.prod(entry.shape)
-    spans = [(first, min(step, count - first)) for first in range(0, count, step)]
-    staging = [np.empty(min(step, count), kind) for _ in spans[: READERS + 1]]
-
-    def read(number: int) -> np.ndarray:
-        first, length = spans[number]
-        piece = staging[number % len(staging)][:length]
-        shard.read(entry.start + first * size, piece)
-        return convert(piece, entry.dtype, wanted)
-
-    if len(spans) == 1:
-        yield read(0)
-        return
-    with ThreadPoolExecutor(READERS) as threads:
-        waiting = deque(threads.submit(read, number) for number in range(min(READERS, len(spans))))
-        for number in range(READERS, len(spans) + READERS):
-            bits = waiting.popleft().result()
-            if number < len(spans):
-                waiting.append(threads.submit(read, number))
-            yield bits
 
 
 def offsets_work(device: str) -> bool:

@@ -118,9 +118,8 @@ class KeptGraphs:
     def __init__(self, model: GemmaModel, storage: Storage | None, tables: Mapping[str, Tensor]) -> None:
         self.buffers = named_buffers(model, storage, tables)
         sizes = {name: (uop.dtype, uop.shape) for name, uop in self.buffers.items()}
-        shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
         self.what = repr((surroundings(str(model.device)), model.config, model.chunk, model.ple_host is not None,
-                          storage.capacity if storage is not None else None, sizes, shapes))  # fmt: skip
+                          storage.capacity if storage is not None else None, sizes))  # fmt: skip
 
     def path(self, key: object) -> Path:
         """The file of a graph; ``key`` says what it does."""

@@ -139,7 +139,7 @@ DEVICE void Consumer::add_and_norm(int product) {
   over_block(sums, tops);
   const float factor = low_bf16(bits), r = inverse_rms(sums.x) * factor;
   const float norm = inverse_rms(sums.y * factor * factor + r * (2.f * factor * sums.z + r * sums.w));
-  // the larger of both summands bounds an element to a factor of two
+  // an element is at most what both summands are at most
   unit = unit_of((tops.x * fabsf(factor) + fabsf(r) * tops.y) * norm);
   const float units = quotient(1.f, unit);
   u8* to = operand() + place(first());

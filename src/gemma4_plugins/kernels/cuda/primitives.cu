@@ -162,11 +162,6 @@ DEVICE float load_float_early(const float* p) {
   asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(p));
   return v;
 }
-DEVICE u32 load_pair_early(const u16* p) {
-  u32 v;
-  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
-  return v;
-}
 DEVICE void fence_system() { __threadfence_system(); }
 
 // ---- numbers

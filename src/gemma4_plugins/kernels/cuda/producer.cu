@@ -48,6 +48,13 @@ struct Heads {  // the same code serves both kinds: instructions, too, come thro
   BY_KIND(by_items, ITEMS)
   BY_KIND(by_subgroups, SUBGROUPS)
 #undef BY_KIND
+
+  // The item that a query head belongs to, and which of its heads it is.
+  DEVICE int item_of(int head, int& local) const {
+    const int group = by_group(head), within = head - group * this->group(), sub = by_each(within);
+    local = within - sub * each();
+    return group * subgroups() + sub;
+  }
 };
 
 struct alignas(16) Slice {  // of one kind of layer, the same in all of them; 48 bytes

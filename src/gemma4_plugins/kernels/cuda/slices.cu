@@ -10,20 +10,15 @@ DEVICE void join(const Eater& e, const Arguments& a, const Heads& n, int slices,
   uint4 stats[STATS];  // maximum and sum
   uint4 v[JOINED_TWOS][EACH];
   const uint4 nothing = make_uint4(0, tag, 0, tag);
-  auto place = [&](int head, int& local) {  // of a head: its item, and its number there
-    int group = n.by_group(head), within = head - group * n.group(), sub = n.by_each(within);
-    local = within - sub * n.each();
-    return group * n.subgroups() + sub;
-  };
 #pragma unroll
   for (int k = 0; k < STATS; k++) {
-    int i = e.thread + k * CONSUMERS, s = i % EACH, head = i / EACH, local, item = place(head, local);
+    int i = e.thread + k * CONSUMERS, s = i % EACH, head = i / EACH, local, item = n.item_of(head, local);
     stat[k] = s < slices && head < HEADS ? a.scratch + AT_STAT + (s * n.items() + item) * 16 + local * 2 : nullptr;
     stats[k] = stat[k] ? load_two_packets(stat[k]) : make_uint4(as_bits(-1e30f), tag, 0, tag);
   }
 #pragma unroll
   for (int k = 0; k < JOINED_TWOS; k++) {
-    int two = first + k * CONSUMERS, head = n.by_half(2 * two), local, item = place(head, local);
+    int two = first + k * CONSUMERS, head = n.by_half(2 * two), local, item = n.item_of(head, local);
     part[k] = a.scratch + AT_PART + item * 8 * (D_MAX / 2) + local * half + 2 * two - head * half;
 #pragma unroll
     for (int s = 0; s < EACH; s++) v[k][s] = two < twos && s < slices ? load_two_packets(part[k] + s * apart) : nothing;
@@ -91,8 +86,8 @@ struct SlicePart {
   }
 };
 
-// Of many slices: put them together, a block its share of the result. A warp makes two neighbouring lanes of a head (two such pairs at a time), its lanes look at
-// one slice each.
+// Of many slices: put them together, a block its share of the result. A warp makes two neighbouring lanes of a head (two
+// such pairs at a time), its lanes look at one slice each.
 DEVICE void combine(const Eater& e, const Arguments& a, const Heads& n, int slices, u32 tag_in, u32 tag_out) {
   const int half = n.d() / 2, pairs = HEADS * half, to = share(pairs, this_block() + 1);
 #pragma unroll 1
@@ -102,8 +97,7 @@ DEVICE void combine(const Eater& e, const Arguments& a, const Heads& n, int slic
     int stat[2], part[2];
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-      int pair = first + k * WARPS, head = n.by_half(pair), group = n.by_group(head), within = head - group * n.group();
-      int sub = n.by_each(within), local = within - sub * n.each(), item = group * n.subgroups() + sub;
+      int pair = first + k * WARPS, head = n.by_half(pair), local, item = n.item_of(head, local);
       stat[k] = AT_STAT + item * 16 + local * 2;
       part[k] = AT_PART + item * 8 * (D_MAX / 2) + local * half + pair - head * half;
     }

@@ -67,14 +67,17 @@ bench_command.add_command(ops_command)
 
 def bench_report(model: GemmaModel, found: Speed) -> dict[str, Any]:
     """The whole report as JSON has it; ``score`` is the first answer's speed, else the first prompt's."""
-    same = about(model)
+    same, layers = about(model), model.config.text_config.num_hidden_layers
     read = same["read_bytes_per_second"]
     best = next((result for result in found.results if result.new_tokens), found.results[0])
     return same | {
-        "kernels_for": {part: model.operations.name if part in found.taken_over else "portable"
-                        for part in ("prefill", "decode")},
+        "kernels_for": {part: model.operations.name if own else "portable" for part, own in (
+            ("prefill", "prefill" in found.taken_over),
+            ("decode", "decode" in found.taken_over or found.layer_kernels > 0),
+        )},
         "kernels_per_token": found.step_kernels or None,
-        "kernels_per_layer": found.step_kernels / model.config.text_config.num_hidden_layers or None,
+        # where layers are the device's own their kernels are known, else all that a token launches is shared out
+        "kernels_per_layer": (found.layer_kernels or found.step_kernels) / layers or None,
         "load_seconds": model.load_seconds,
         "first_token_seconds": found.first_token_seconds,
         "first_prompt_tokens": found.first_prompt_tokens,

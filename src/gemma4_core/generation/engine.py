@@ -19,6 +19,7 @@ from gemma4_core.generation.kept_graphs import KeptGraphs, may_be_kept
 from gemma4_core.model.cache import GemmaCache, Storage
 from gemma4_core.model.media import put_soft
 from gemma4_core.model.spans import ChunkSpan, TokenSpan
+from gemma4_core.ops import LAYER_KERNELS
 from gemma4_core.ops.sampling import SamplingState
 
 if TYPE_CHECKING:
@@ -83,8 +84,14 @@ class Graph:
     @property
     def kernels(self) -> int:
         """Kernels of a replay, those within a batch that the device takes as one graph too; 0 before the first call."""
+        return len(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """Their names, empty where they have none, such as copies."""
         calls = self.jit.captured.linear.src if self.jit.captured is not None else ()
-        return sum(len(call.src[0].src[0].src) if is_batch(call.src[0]) else 1 for call in calls)
+        single = [one for call in calls for one in (call.src[0].src[0].src if is_batch(call.src[0]) else (call,))]
+        return [getattr(one.src[0].arg, "name", "") for one in single]
 
 
 def is_batch(called: UOp) -> bool:
@@ -217,6 +224,12 @@ class Engine:
         graph = storage.graphs.get(("decode graph", False))
         return graph.kernels if isinstance(graph, Graph) else int("decode" in self.taken_over(storage))
 
+    def layer_kernels(self, storage: Storage) -> int:
+        """Those of a greedy step's kernels that ``Operations.layers`` brought; 0 where it was not asked, or served
+        nothing."""
+        graph = storage.graphs.get(("decode graph", False))
+        return sum(name.startswith(LAYER_KERNELS) for name in graph.names) if isinstance(graph, Graph) else 0
+
     def portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
         """The portable form of ``decode_step``."""
         key = ("decode graph", sampled)
@@ -244,9 +257,11 @@ class Engine:
         def run(*args: Any) -> Tensor | tuple[Tensor, ...]:
             token, *rest, start = args
             ple_rows = rest.pop(0) if model.ple_host is not None else None
-            span = TokenSpan(storage.layers, start, model.device)
             inputs = text.inputs(token, text.embed(token), ops, ple_rows)
-            hidden = text.run(inputs, span, text.rotation(table, start, 1), ops)
+            hidden = ops.layers(text, inputs, storage.layers, table, start) if ops.layers is not None else None
+            if hidden is None:
+                span = TokenSpan(storage.layers, start, model.device)
+                hidden = text.run(inputs, span, text.rotation(table, start, 1), ops)
             if not head:
                 return hidden.contiguous().realize()
             return self._choose(text.logits(hidden[:, 0], ops), SamplingState(*rest) if sampled else None, start + 1)

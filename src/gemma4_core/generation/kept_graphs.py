@@ -16,6 +16,7 @@ import os
 import pickle
 import platform
 import stat
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,6 @@ from tinygrad.uop.ops import Ops, UOp
 
 from gemma4_core import machine
 from gemma4_core.checkpoint.atomic import atomic_file
-from gemma4_core.ops import portable
 
 if TYPE_CHECKING:
     from tinygrad.engine.jit import CapturedJit
@@ -40,7 +40,7 @@ MOST_FILES = 64
 """Graphs kept; the ones that were not read for longest go first."""
 SOURCES = ("gemma4_core", "gemma4_plugins")
 """The packages whose code makes the graphs that are kept."""
-FUNCTIONS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts", "logits", "sample")
+FUNCTIONS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts", "logits", "sample", "layers")
 """What graphs are made of, in ``Operations``."""
 SILENT = ("DEBUG", "PROFILE", "VIZ")
 """tinygrad's settings that change nothing about what is run."""
@@ -95,6 +95,8 @@ def named_buffers(model: GemmaModel, storage: Storage | None, tables: Mapping[st
     tensors = {f"{name}/{part}": t for name, place in model.places.items() for part, t in place.matrix.parts().items()}
     tensors |= {f"tensor/{name}": tensor for name, tensor in model.tensors.items()}
     tensors |= {f"table/{name}": tensor for name, tensor in tables.items()}
+    if model.operations.layers is not None:
+        tensors |= {f"number/{i}": tensor for i, tensor in enumerate(model.text.layer_numbers)}
     if model.suppressed is not None:
         tensors["suppressed"] = model.suppressed
     if storage is not None:
@@ -103,13 +105,18 @@ def named_buffers(model: GemmaModel, storage: Storage | None, tables: Mapping[st
 
 
 def may_be_kept(model: GemmaModel) -> bool:
-    """Whether this model's graphs are of this project's code alone: portable operations, no transform, weights of its
-    own formats. What other code puts into a graph, nothing would tell from what it puts there another day."""
-    table = portable()
-    own = all(getattr(model.operations, name) is getattr(table, name) for name in FUNCTIONS)
-    formats = {type(place.matrix).__module__.split(".")[0] for place in model.places.values()}
+    """Whether this model's graphs are of this project's code alone: its operations, no transform, weights of its own
+    formats. What other code puts into a graph, nothing would tell from what it puts there another day."""
+    made = {getattr(model.operations, name) for name in FUNCTIONS} - {None}
+    made |= {type(place.matrix) for place in model.places.values()}
     wanted = os.environ.get("GEMMA4_KEEP_GRAPHS", "").strip() != "0"
-    return wanted and own and not model.transformed and formats <= set(SOURCES)
+    return wanted and not model.transformed and all(map(is_of_this_project, made))
+
+
+def is_of_this_project(made: Any) -> bool:
+    """Whether a function or class is one of this project's modules, and no wrapper that took over its name."""
+    module, name = getattr(made, "__module__", ""), getattr(made, "__qualname__", "")
+    return module.split(".")[0] in SOURCES and getattr(sys.modules.get(module), name, None) is made
 
 
 class KeptGraphs:

@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tinygrad import Tensor
+from tinygrad import Tensor, UOp
 
-from gemma4_core.generation.engine import Chunk, Graph
+from gemma4_core.generation.engine import Chunk, Graph, first_position
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.measure.speed import prompt_ids
 from gemma4_core.measure.timing import median_seconds
 from gemma4_core.measure.traffic import cache_bytes, stored_bytes, weight_bytes
 from gemma4_core.model import GemmaModel
+from gemma4_core.model.decoder import Inputs
 from gemma4_core.model.layers import DenseFeedForward, ExpertFeedForward, matrix, stack
+from gemma4_core.model.spans import TokenSpan
 from gemma4_core.ops import Operations, portable
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.training.multiply import made
@@ -258,6 +260,32 @@ class Cases:
         nbytes = weight_bytes(self.model) + cache_bytes(self.model, self.depth)
         own = stepping(self.model) if self.taken("decode") else None
         yield Case("decode_step", f"1 token after {self.depth}", nbytes, 1, own, stepping(self.twin()))
+
+    def of_layers(self) -> Iterator[Case]:
+        """All layers of a token, and the final norm."""
+        text, layers = self.model.text, self.model.operations.layers
+        storage = self.model.make_cache().reserve(self.model, 1, self.depth + 1)
+        table = text.rotation_table(storage.capacity + self.model.chunk)
+        ids, start = self.ids(np.array(prompt_ids(self.model, 1)).reshape(1, 1)), first_position(storage, self.depth)
+        ple_rows = self.model.ple_host.rows(np.zeros((1, 1), np.int32)) if self.model.ple_host is not None else None
+
+        def inputs() -> Inputs:
+            return text.inputs(ids, text.embed(ids), self.plain_table, ple_rows)
+
+        def plain(start: UOp) -> Tensor:
+            span = TokenSpan(storage.layers, start, self.model.device)
+            return text.run(inputs(), span, text.rotation(table, start, 1), self.plain_table).contiguous().realize()
+
+        def own(start: UOp) -> Tensor | None:
+            found = layers(text, inputs(), storage.layers, table, start) if layers is not None else None
+            return None if found is None else found.contiguous().realize()
+
+        head = stored_bytes(matrix(text.embedding))
+        nbytes = weight_bytes(self.model) - head + cache_bytes(self.model, self.depth)
+        served = own(start) is not None
+        forms = [Graph(own), Graph(plain)]
+        runs = [lambda graph=graph: graph(start) for graph in forms]
+        yield Case("layers", f"1 token after {self.depth}", nbytes, 1, runs[0] if served else None, runs[1])
 
     def of_prefill(self) -> Iterator[Case]:
         """A chunk of a prompt, as long as suits each form; the time of one position."""

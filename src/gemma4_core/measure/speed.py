@@ -84,6 +84,8 @@ class Speed:
     """Which of ``decode`` and ``prefill`` the device did its own way."""
     step_kernels: int = 0
     """Kernels that a token of an answer launches; 0 where no answer was asked for."""
+    layer_kernels: int = 0
+    """Those of them that the device's form of the layers launches; 0 where it has none."""
     peak_memory_bytes: int = 0
 
 
@@ -103,7 +105,9 @@ def measure(model: GemmaModel, asked: Asked, tell: Callable[[str], Any] = lambda
             found.first_token_seconds, found.first_prompt_tokens = seconds, length
         found.taken_over = model.engine.taken_over(bench.cache.storage)
         found.results += bench.results(tell)
-        found.step_kernels = model.engine.step_kernels(bench.cache.storage) if asked.answers else 0
+        if asked.answers:
+            found.step_kernels = model.engine.step_kernels(bench.cache.storage)
+            found.layer_kernels = model.engine.layer_kernels(bench.cache.storage)
         found.peak_memory_bytes = max(found.peak_memory_bytes, peak_memory_bytes(model.device))
     return found
 

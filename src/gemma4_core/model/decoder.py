@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
@@ -72,6 +73,12 @@ class TextDecoder:
         ]
         self.device = self.norm.device
         self._tables: dict[int, Rotation] = {}
+
+    @cached_property
+    def layer_numbers(self) -> list[Tensor]:
+        """int32 ``[1]`` on the device for each layer: kernels that are the same in all layers read which one it is."""
+        make = lambda i: Tensor(np.array([i], np.int32), device=self.device).contiguous().realize()  # noqa: E731
+        return [make(layer.config.index) for layer in self.layers]
 
     def rotation_table(self, positions: int) -> Rotation:
         """Rotary tables for positions below ``positions``; made once per size, so ask with few sizes."""

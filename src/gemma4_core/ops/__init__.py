@@ -8,11 +8,11 @@ replacement that cannot serve a call (another weight format, an odd shape) passe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinygrad import Tensor
+from tinygrad import Tensor, UOp
 
 from gemma4_core.ops import portable as _portable
 from gemma4_core.ops import sampling as _sampling
@@ -20,8 +20,13 @@ from gemma4_core.ops import sampling as _sampling
 if TYPE_CHECKING:
     from gemma4_core.generation.engine import ChunkStep, DecodeStep, Engine
     from gemma4_core.model.cache import Storage
+    from gemma4_core.model.decoder import Inputs, TextDecoder
+    from gemma4_core.model.layers import Rotation
     from gemma4_core.ops.attention import KeyValues
     from gemma4_core.weights import ExpertStack, Matrix
+
+LAYER_KERNELS = "layer_"
+"""What names of kernels begin with that ``Operations.layers`` launches for each layer, so that they are counted."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class Operations:
     """Positions per prefill chunk that suits this device."""
     decode_step: Callable[[Engine, Storage, bool], DecodeStep | None] | None = None
     """A whole decode step taken over by the device; None, or a result of None, means operation by operation."""
+    layers: Callable[[TextDecoder, Inputs, Sequence[Tensor | None], Rotation, UOp], Tensor | None] | None = None
+    """All layers and the final norm for one position, inside the graph of a decode step: the decoder, what the layers
+    start from, the cache's buffers (which get the position's keys and values), the rotary tables of all positions and
+    the position, bound: ``[1, 1, H]``. None, or a result of None, means layer by layer."""
     run_ahead: int = 0
     """The most steps that such a decode step lets the host queue before the first of them is read."""
     prefill: Callable[[Engine, Storage], ChunkStep | None] | None = None

@@ -18,12 +18,11 @@ TARGET = "CUDA"
 
 
 def operations() -> Operations:
-    """The portable operations; from compute capability 8.0 on with the kernels of ``gemma4_plugins.kernels.cuda``."""
-    from gemma4_core.ops import portable
-    from gemma4_plugins.kernels import cuda
+    """Kernels written in UOps; from compute capability 8.0 on those of ``gemma4_plugins.kernels.cuda`` before them."""
+    from gemma4_plugins.kernels import cuda, uops
     from gemma4_plugins.kernels.cuda import launch
 
-    return cuda.operations() if launch.attribute("COMPUTE_CAPABILITY_MAJOR") >= 8 else portable()
+    return cuda.operations() if launch.attribute("COMPUTE_CAPABILITY_MAJOR") >= 8 else uops.operations()
 
 
 def unusable() -> str | None:

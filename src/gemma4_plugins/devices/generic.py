@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from gemma4_core.descriptions import Context, DeviceBackend
 from gemma4_core.devices import requested_target
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.devices.probing import open_device
+from gemma4_plugins.kernels.uops import operations
+
+if TYPE_CHECKING:
+    from gemma4_core.ops import Operations
 
 OWN_PLUGINS = ("CPU", "CUDA", "NV", "METAL", "AMD")
 UNNAMED = "TINYGRAD"
 """Stands for a backend where ``DEV`` names none."""
+WITH_KERNELS = ("CL", "QCOM")
+"""Backends that run the kernels written in UOps as they are: with memory that threads share, and enough buffers."""
 BY_NAME = {
     "CL": "any GPU with an OpenCL driver",
     "WEBGPU": "any GPU through WebGPU (Dawn)",
@@ -39,6 +47,11 @@ def unusable(target: str) -> str | None:
     return None if reason is None else f"tinygrad's {target} backend does not open: {reason}; use --device auto"
 
 
+def operations_of(target: str) -> Callable[[], Operations] | None:
+    """What a backend computes with; None for the portable operations alone."""
+    return operations if target in WITH_KERNELS else None
+
+
 def _only_by_name(context: Context) -> bool:
     return False
 
@@ -51,6 +64,7 @@ def gemma4_devices() -> list[DeviceBackend]:
         summary="the tinygrad backend that DEV names",
         target=named,
         unusable=partial(unusable, named),
+        operations=operations_of(named),
         matches=lambda context: other_backend() is not None,
     )
     others = [
@@ -59,6 +73,7 @@ def gemma4_devices() -> list[DeviceBackend]:
             summary=summary,
             target=target,
             unusable=partial(unusable, target),
+            operations=operations_of(target),
             matches=_only_by_name,
         )
         for target, summary in BY_NAME.items()

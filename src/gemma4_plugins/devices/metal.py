@@ -9,6 +9,7 @@ from gemma4_core.descriptions import DeviceBackend
 from gemma4_core.devices import chosen_by_dev
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.devices.probing import open_device
+from gemma4_plugins.kernels.uops import operations
 
 TARGET = "METAL"
 
@@ -31,6 +32,7 @@ def gemma4_devices() -> list[DeviceBackend]:
             summary="Apple GPU through Metal",
             target=TARGET,
             unusable=unusable,
+            operations=operations,
             free_memory=machine.free_memory_bytes,
             matches=chosen_by_dev(TARGET),
             priority=50,

@@ -8,6 +8,7 @@ from gemma4_core.descriptions import DeviceBackend
 from gemma4_core.devices import chosen_by_dev
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.devices.probing import open_device
+from gemma4_plugins.kernels.uops import operations
 
 TARGET = "NV"
 CONTROL = "/dev/nvidiactl"
@@ -38,6 +39,7 @@ def gemma4_devices() -> list[DeviceBackend]:
             summary="NVIDIA GPU through tinygrad's own driver",
             target=TARGET,
             unusable=unusable,
+            operations=operations,
             matches=chosen_by_dev(TARGET),
             priority=30,
         )

@@ -10,17 +10,19 @@ if TYPE_CHECKING:
 
 
 def operations() -> Operations:
-    """The portable operations with those that these kernels replace; all portable where that is asked for."""
+    """What these kernels replace, and kernels written in UOps for what they do not serve; all portable where that is
+    asked for."""
     from gemma4_core.ops import kernels_wanted, portable
 
     if not kernels_wanted():
         return portable()
+    from gemma4_plugins.kernels import uops
     from gemma4_plugins.kernels.cuda.chunk import CHUNK
     from gemma4_plugins.kernels.cuda.matmul import matmul
     from gemma4_plugins.kernels.cuda.prefill import prefill
     from gemma4_plugins.kernels.cuda.step import AHEAD, decode_step
 
     return replace(
-        portable(), name="cuda", prefill_chunk=CHUNK, decode_step=decode_step, run_ahead=AHEAD, prefill=prefill,
+        uops.operations(), name="cuda", prefill_chunk=CHUNK, decode_step=decode_step, run_ahead=AHEAD, prefill=prefill,
         prefill_both_ways=CHUNK, matmul=matmul,
     )

@@ -1,0 +1,21 @@
+"""A token's work as kernels written in UOps, for every GPU that tinygrad renders for. See docs/performance.md."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gemma4_core.ops import Operations
+
+
+def operations() -> Operations:
+    """The portable operations with those that these kernels replace; all portable where that is asked for."""
+    from gemma4_core.ops import kernels_wanted, portable
+
+    if not kernels_wanted():
+        return portable()
+    from gemma4_plugins.kernels.uops.layers import token_layers
+    from gemma4_plugins.kernels.uops.single import linear, logits
+
+    return replace(portable(), name="uops", linear=linear, logits=logits, layers=token_layers)

@@ -1,0 +1,155 @@
+"""Writing one kernel as UOps: its parameters, its loops, memory that the threads of a group share.
+
+tinygrad renders such a kernel for every GPU that it knows. It is lowered as written: no heuristics, no search.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from tinygrad import Tensor, UOp, dtypes
+from tinygrad.dtype import AddrSpace, DType
+from tinygrad.uop.ops import AxisType, KernelInfo, Ops
+
+SHARED_BYTES = 32768
+"""What every GPU's thread groups may share: METAL has no more (tinygrad 0.14 ``renderer: shared_max``)."""
+SUMMED_BY = 16
+"""Threads that add up what all threads of a group have, before each reads these sums."""
+
+
+class Kernel:
+    """A kernel of thread groups.
+
+    Args:
+        name: of kernels that are the same; whatever is part of the code belongs into it, for whoever reads a profile.
+        groups: how many, or a function of the position that says so.
+        threads: of each group.
+        start: the position, bound, for kernels that depend on it.
+    """
+
+    def __init__(
+        self, name: str, groups: int | Callable[[UOp], int | UOp], threads: int, start: UOp | None = None
+    ) -> None:
+        self.name, self.threads = name, threads
+        self.arguments: list[UOp] = []
+        self.outputs: list[int] = []
+        self.shared_bytes = 0
+        self.axes, self.places = itertools.count(2), itertools.count()
+        self.start, self.position = start, UOp.const(0)
+        if start is not None:
+            low, high = start.src[0].arg.vmin_vmax
+            self.position = UOp.variable("start", low, high, dtypes.int, param=True).cast(dtypes.weakint)
+        self.group = UOp.range(groups if isinstance(groups, int) else groups(self.position), 0, AxisType.GLOBAL)
+        self.thread = UOp.range(threads, 1, AxisType.LOCAL)
+
+    # ------------------------------------------------------------------------------------------- parameters
+
+    def read(self, tensor: Tensor, dtype: DType | None = None) -> UOp:
+        """A tensor's memory as a flat array, of elements of another type where one is named."""
+        dtype = dtype or tensor.dtype
+        size = int(tensor.numel()) * tensor.dtype.itemsize // dtype.itemsize
+        self.arguments.append(tensor.uop)
+        return UOp.placeholder((size,), dtype, len(self.arguments) - 1)
+
+    def write(self, tensor: Tensor, dtype: DType | None = None) -> UOp:
+        """The same, of a tensor that the kernel writes into."""
+        self.outputs.append(len(self.arguments))
+        return self.read(tensor, dtype)
+
+    # ------------------------------------------------------------------------------------------- loops and memory
+
+    def sum_over(self, count: int | UOp, terms: Callable[[UOp], Sequence[UOp]]) -> list[UOp]:
+        """Sums of each term over ``0 … count - 1``, in one loop of a thread."""
+        return self.fold(count, Ops.ADD, terms)
+
+    def most_over(self, count: int | UOp, terms: Callable[[UOp], Sequence[UOp]]) -> list[UOp]:
+        """The largest of each term."""
+        return self.fold(count, Ops.MAX, terms)
+
+    def fold(self, count: int | UOp, op: Ops, terms: Callable[[UOp], Sequence[UOp]]) -> list[UOp]:
+        if once(count):
+            return list(terms(UOp.const(0)))
+        i = UOp.range(count, next(self.axes), AxisType.REDUCE)
+        return [term.reduce(i, arg=op) for term in terms(i)]
+
+    def each(self, count: int | UOp, stores: Callable[[UOp], Sequence[UOp]]) -> UOp:
+        """Stores, for ``0 … count - 1`` one after the other."""
+        if once(count):
+            return UOp.group(*stores(UOp.const(0)))
+        i = UOp.range(count, next(self.axes), AxisType.LOOP)
+        return UOp.group(*stores(i)).end(i)
+
+    def spread(self, count: int, stores: Callable[[UOp, UOp], Sequence[UOp]]) -> UOp:
+        """Stores for ``0 … count - 1``, spread over the threads, neighbours to neighbours. They are given an index that
+        is always below ``count``, and the condition under which it is this thread's."""
+        steps = -(-count // self.threads)
+
+        def of_step(step: UOp) -> list[UOp]:
+            index = step * self.threads + self.thread
+            if steps * self.threads == count:
+                return list(stores(index, UOp.const(True)))
+            return list(stores((index < count).where(index, 0), index < count))
+
+        return self.each(steps, of_step)
+
+    def summed_over(self, count: int, terms: Callable[[UOp], Sequence[UOp]]) -> list[UOp]:
+        """Sums over ``0 … count - 1`` that all threads take part in, and get."""
+        steps = -(-count // self.threads)
+
+        def own(step: UOp) -> list[UOp]:
+            index = step * self.threads + self.thread
+            if steps * self.threads == count:
+                return list(terms(index))
+            return [(index < count).where(term, 0.0) for term in terms((index < count).where(index, 0))]
+
+        return self.gathered(self.sum_over(steps, own), Ops.ADD)
+
+    def shared(self, size: int, dtype: DType = dtypes.float) -> UOp:
+        """Memory that the threads of a group share."""
+        self.shared_bytes += size * dtype.itemsize
+        return UOp.placeholder((size,), dtype, next(self.places), AddrSpace.LOCAL)
+
+    def gathered(self, values: Sequence[UOp], op: Ops) -> list[UOp]:
+        """What an operation makes of each value in all threads, for all of them.
+
+        In two steps, since one thread after the other would take too long.
+        """
+        threads, numbered = self.threads, list(enumerate(values))
+        by = next(n for n in range(min(SUMMED_BY, threads), 0, -1) if threads % n == 0)
+        every, few = self.shared(len(values) * threads), self.shared(len(values) * by)
+        every = every.after(UOp.group(*(every[n * threads + self.thread].store(v) for n, v in numbered)))
+        mine = self.thread % by
+        part = self.fold(threads // by, op, lambda i: [every[n * threads + i * by + mine] for n, _ in numbered])
+        at = self.thread if by == threads else self.thread.valid(self.thread < by)
+        few = few.after(UOp.group(*(few[n * by + at].store(v) for n, v in enumerate(part))))
+        return [combined([few[n * by + i] for i in range(by)], op) for n, _ in numbered]
+
+    # ------------------------------------------------------------------------------------------- what is run
+
+    def run(self, *stores: UOp) -> list[Tensor]:
+        """Call the kernel with what it stores. Returns the tensors that it wrote, in order."""
+        assert self.shared_bytes <= SHARED_BYTES, f"{self.name} shares {self.shared_bytes} bytes"
+        body = UOp.group(*stores).end(self.group, self.thread)
+        sink = body.sink(arg=KernelInfo(self.name, opts_to_apply=()))
+        bound = () if self.start is None else (self.start,)
+        call = sink.call(*self.arguments, *bound)
+        return [Tensor(self.arguments[slot].after(call)) for slot in self.outputs]
+
+
+def once(count: int | UOp) -> bool:
+    """Whether a loop is none: tinygrad would make a constant of its range. Counts of steps are never 0."""
+    return (count if isinstance(count, int) else int(count.vmax)) == 1
+
+
+def combined(values: Sequence[UOp], op: Ops = Ops.ADD) -> UOp:
+    """One value of several, in pairs, so that no chain is longer than it must be."""
+    while len(values) > 1:
+        pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
+        values = [pair[0].alu(op, pair[1]) if len(pair) > 1 else pair[0] for pair in pairs]
+    return values[0]
+
+
+def bounded(index: UOp, count: int, end: int) -> UOp:
+    """An index below ``end`` that stays below ``count``."""
+    return index if end <= count else (index < count).where(index, count - 1)

@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--contexts", nargs="+", type=int, default=[512])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warps", nargs="+", type=int, default=[Machine(1, 1).warps])
-    parser.add_argument("--flight", nargs="+", type=int, default=[plan.FLIGHT], help="bytes on their way to a block")
+    parser.add_argument("--flight", nargs="+", type=int, help="bytes on their way to a block, instead of the plan's")
     parser.add_argument("--pieces", nargs="+", type=int, help="bytes of a row in a stage, instead of plan.PIECES")
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--runs", type=int, default=5, help="of a prompt")
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--binaries", help="folder of kernels compiled beforehand, see cuda_models.use_binaries")
     options = parser.parse_args()
     pieces = [(piece,) for piece in options.pieces] if options.pieces else [plan.PIECES]
+    flights = [(each, each) for each in options.flight or ()] or [(plan.FLIGHT, plan.WIDE_FLIGHT)]
     if options.binaries:
         use_binaries(options.binaries)
     rate = read_bandwidth(registry.devices["cuda"])
@@ -130,12 +131,13 @@ def main() -> None:
         model = random_model(preset, operations, int8=int8 == "int8")
         size = weight_bytes(model)
         for context in options.contexts:
-            for warps, flight, tried in itertools.product(options.warps, options.flight, pieces):
-                plan.FLIGHT, plan.PIECES = flight, tried
+            for warps, flight, tried in itertools.product(options.warps, flights, pieces):
+                (plan.FLIGHT, plan.WIDE_FLIGHT), plan.PIECES = flight, tried
                 step = timed_step(model, context, warps, options.parts)
+                flying = step.plan.constants["FLIGHT"]
                 seconds = statistics.median(times := measure(step, context, options.steps))
                 print(
-                    f"{name} context {context} warps {warps} flight {flight} pieces {tried}: {seconds * 1e3:.3f} ms "
+                    f"{name} context {context} warps {warps} flight {flying} pieces {tried}: {seconds * 1e3:.3f} ms "
                     f"{1 / seconds:.1f} tok/s ({1 / max(times):.1f} to {1 / min(times):.1f}), "
                     f"{size / seconds / 1e12:.2f} TB/s, {100 * size / seconds / rate:.0f} % of read",
                     flush=True,

@@ -1,6 +1,7 @@
 """Speed and equality of a token's work as kernels written in UOps, on an NVIDIA GPU, with random weights made there.
 
     python benchmarks/uops_decode.py [--models E2B E2B@int8 E2B:10] [--contexts 512] [--steps 64] [--check] [--kernels]
+    python benchmarks/uops_decode.py --models E2B --prompt 1024 --chunks 32 128 512
 
 These kernels are what GPUs without kernels of their own run; here tinygrad renders them as CUDA. Prints tokens per
 second of the captured graph, bytes of weights per second and the share of a plain read's rate. ``--check`` compares the
@@ -24,7 +25,7 @@ from cuda_check import filled, in_fp32, relative
 from cuda_models import random_model, with_chunk
 from tinygrad import Device, Tensor
 
-from gemma4_core.generation.engine import Graph
+from gemma4_core.generation.engine import Chunk, Graph
 from gemma4_core.measure.bandwidth import read_bandwidth
 from gemma4_core.measure.traffic import weight_bytes
 from gemma4_core.model.cache import Storage
@@ -59,6 +60,22 @@ def measure(model: GemmaModel, context: int, steps: int) -> tuple[list[float], f
     graph = storage.graphs["decode graph", False]
     assert isinstance(graph, Graph)
     return times[1:], graph.kernels / model.config.text_config.num_hidden_layers
+
+
+def measure_prompt(name: str, length: int, chunk: int) -> float:
+    """Positions per second of a prompt through the portable graph, in chunks of so many."""
+    preset, _, int8 = name.partition("@")
+    model = random_model(preset, with_chunk(uops.operations(), chunk), int8=int8 == "int8")
+    storage = model.pool.take(model, 1, length)
+    ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        for start in range(0, length, chunk):
+            model.engine.append_portable(storage, start, Chunk(ids[:, start : start + chunk]), None, False)
+        Device[model.device].synchronize()
+        seconds.append(time.perf_counter() - began)
+    return length / min(seconds[1:])
 
 
 def hidden(model: GemmaModel, storage: Storage, position: int, plain: bool) -> np.ndarray:
@@ -117,12 +134,19 @@ def main() -> int:
     parser.add_argument("--contexts", nargs="+", type=int, default=[512])
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--prompt", type=int, help="length of a prompt that is measured instead, chunk by chunk")
+    parser.add_argument("--chunks", nargs="+", type=int, default=[32, 128, 512])
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    rate = None if options.child else read_bandwidth(registry.devices["cuda"])
+    rate = None if options.child or options.prompt else read_bandwidth(registry.devices["cuda"])
     good = True
     for name in options.models:
+        if options.prompt:
+            for chunk in options.chunks:
+                rate = measure_prompt(name, options.prompt, chunk)
+                print(f"{name} prompt of {options.prompt} in chunks of {chunk}: {rate:.0f} tok/s", flush=True)
+            continue
         model = model_of(name)
         if options.child:
             print("MEASURED")

@@ -21,8 +21,9 @@ LEAST_STAGE = 16896
 MOST_STAGES, ENOUGH_STAGES, LEAST_STAGES = 12, 5, 3
 SPAN = 256
 """Positions whose scores are held in shared memory at a time."""
-FLIGHT = 50688
-"""Bytes on their way from memory at a time: what bandwidth times latency asks for, and little more."""
+FLIGHT, WIDE_FLIGHT, WIDE = 50688, 84480, 4096
+"""Bytes on their way from memory at a time: what bandwidth times latency asks for, and little more. More of them from a
+``hidden_size`` on: such layers stream for longer between two results that others wait for."""
 JOINED, JOINED_WIDELY = 4, 8
 """Slices of cached positions at most that every block puts together for itself, a power of two or 0: one hop between
 blocks less than sharing that out, for more to read. More of them where registers hold all that is asked for at once and
@@ -140,7 +141,7 @@ def make_plan(text: TextConfig, machine: Machine, int8: bool = False, timers: bo
     moving = machine.moves_registers and machine.warps % 4 == machine.producers % 4 == 0
     constants = model_constants(text) | {
         "GRID": blocks, "WARPS": machine.warps, "PRODUCERS": machine.producers,
-        "FLIGHT": FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED_PIECES": JOINED_PIECES, "HISTORY": HISTORY,
+        "FLIGHT": WIDE_FLIGHT if text.hidden_size >= WIDE else FLIGHT, "SPAN": SPAN, "GROUP_TILES": GROUP_TILES, "JOINED_PIECES": JOINED_PIECES, "HISTORY": HISTORY,
         "JOINED": JOINED_WIDELY if moving and not int8 else JOINED, "MOVES_REGISTERS": int(moving),
         "WEIGHT_BYTES": 1 if int8 else 2, "KINDS": len(kinds(text)),
         **({"TIMERS": 1} if timers else {}),

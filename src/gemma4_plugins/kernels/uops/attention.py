@@ -26,8 +26,9 @@ SHORT, LONG = 32, 128
 FEW = 2048
 LANES = 8
 """Threads that share a key."""
-MOST_QUERIES = 1024
-"""Numbers of the query heads that a thread group serves; more heads of one key head are shared out."""
+MOST_QUERIES, MOST_LONG_QUERIES = 1024, 2048
+"""Numbers of the query heads that a thread group serves, in short slices and in long ones; more heads of one key head
+are shared out, which reads their keys and values once more."""
 JOINING = 256
 """Threads that put slices together."""
 
@@ -56,7 +57,8 @@ class Slices:
     def together(self) -> int:
         """Query heads that a thread group serves: a part of those of one key head."""
         group = self.heads // self.key_heads
-        return next(n for n in range(max(min(group, MOST_QUERIES // self.size), 1), 0, -1) if group % n == 0)
+        most = min(group, (MOST_LONG_QUERIES if self.seen > FEW else MOST_QUERIES) // self.size)
+        return next(n for n in range(max(most, 1), 0, -1) if group % n == 0)
 
     @property
     def items(self) -> int:
@@ -318,7 +320,7 @@ class Slice:
         """Each head's weighted sum of values: this thread's two neighbours."""
         cut, heads = self.cut, range(self.cut.together)
         each = 2 // cut.packing.count  # a thread's words of a head
-        wide = next(n for n in (4, 2, 1) if cut.length % n == 0)
+        wide = next(n for n in (8, 4, 2, 1) if cut.length % n == 0)
 
         def terms(step: UOp) -> list[UOp]:
             found: list[list[UOp]] = [[] for _ in range(cut.together * 2)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tinygrad import Tensor, UOp, dtypes
 
 from gemma4_plugins.kernels.uops.stream import Vector
-from gemma4_plugins.kernels.uops.writing import Kernel, combined
+from gemma4_plugins.kernels.uops.writing import Kernel
 
 NEVER = -1e30
 """The router's sum of an expert that is not there."""
@@ -48,9 +48,13 @@ class Choice:
         # as an index's own type: a cast around what is added to it would hide that vectors are aligned
         return self.experts[place].load().cast(dtypes.weakint)
 
-    def shares(self, scale: Vector) -> list[UOp]:
-        """Softmax over the chosen, each times its expert's scale."""
-        tops = [self.scores[i] for i in range(self.count)]
-        exps = [(t - tops[0]).exp() for t in tops]
-        total = combined(exps)
-        return [e / total * scale[self.expert(i)] for i, e in enumerate(exps)]
+    def shares(self, scale: Vector) -> UOp:
+        """Softmax over the chosen, each times its expert's scale, in shared memory."""
+        shares = self.kernel.shared(self.count)
+        relative = lambda i: (self.scores[i] - self.scores[0]).exp()  # noqa: E731
+        total = self.kernel.sum_over(self.count, lambda i: [relative(i)])[0]
+
+        def stores(i: UOp, mine: UOp) -> list[UOp]:
+            return [shares[i.valid(mine)].store(relative(i) / total * scale[self.expert(i)])]
+
+        return shares.after(self.kernel.spread(self.count, stores))

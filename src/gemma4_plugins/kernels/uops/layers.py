@@ -30,7 +30,7 @@ from gemma4_plugins.kernels.uops.product import (
     stored_rows,
 )
 from gemma4_plugins.kernels.uops.stream import Operand, Stream, Vector
-from gemma4_plugins.kernels.uops.writing import Kernel, combined
+from gemma4_plugins.kernels.uops.writing import Kernel
 
 
 def token_layers(
@@ -208,15 +208,16 @@ class Token:
         outs = [k.write(self.empty(size)) for _ in range(2)]
         product = Product(k, cut)
         (plain,) = product.partial([rows], lambda chunk: dense.layout.numbers(first, chunk))
-        weighted: list[list[UOp]] = [[] for _ in product.rows]
-        for e, share in enumerate(shares):
-            chosen = stack.moved(lambda row, e=e: choice.expert(e) * size + row)  # type: ignore[misc]
-            memory = second.shrink(((e * inner, (e + 1) * inner),))
-            (part,) = product.partial([chosen], lambda chunk, memory=memory: down.layout.numbers(memory, chunk))  # type: ignore[misc]
-            for found, value, own in zip(weighted, part, product.rows, strict=True):
-                scale = chosen.scale(own)
-                found.append(value * (share if scale is None else share * scale))
-        row, mine, (alone, sums) = product.finished([plain, [combined(found) for found in weighted]])
+
+        def of_expert(e: UOp) -> list[UOp]:
+            """This thread's part of each row, weighted."""
+            chosen = stack.moved(lambda row: choice.expert(e) * size + row)
+            first_number = e * inner  # of what the expert's gate and up gave
+            (part,) = product.partial([chosen], lambda chunk: down.layout.numbers(second, chunk, first_number))
+            scales = [chosen.scale(own) for own in product.rows]
+            return [v * shares[e] if s is None else v * (shares[e] * s) for v, s in zip(part, scales, strict=True)]
+
+        row, mine, (alone, sums) = product.finished([plain, k.sum_over(f.count, of_expert)])
         scale = rows.scale(row)
         values = [alone if scale is None else alone * scale, sums]
         results = k.run(*(out[row.valid(mine)].store(value) for out, value in zip(outs, values, strict=True)))

@@ -48,12 +48,12 @@ class Layout:
         plane = index % self.vector // 4
         return plane * (self.size // self.planes) + index // self.vector * 4 + index % 4
 
-    def numbers(self, memory: UOp, chunk: UOp) -> list[UOp]:
-        """The numbers that meet vector ``chunk`` of a row."""
+    def numbers(self, memory: UOp, chunk: UOp, first: UOp | int = 0) -> list[UOp]:
+        """The numbers that meet vector ``chunk`` of a row, of an operand that begins at number ``first``."""
         if self.planes == 1:
-            return [memory[chunk * self.vector + i] for i in range(self.vector)]
+            return [memory[first + chunk * self.vector + i] for i in range(self.vector)]
         plane = self.size // self.planes
-        return [memory[p * plane + chunk * 4 + i] for p in range(self.planes) for i in range(4)]
+        return [memory[first + p * plane + chunk * 4 + i] for p in range(self.planes) for i in range(4)]
 
 
 @dataclass(frozen=True)

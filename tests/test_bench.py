@@ -104,6 +104,14 @@ def test_portable_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert none["kernels_per_token"] is None and none["kernels_per_layer"] is None
 
 
+def test_kernels_of_a_devices_own_layers_are_told_apart(moe: GemmaModel) -> None:
+    layers = moe.config.text_config.num_hidden_layers
+    own = speed.Speed([speed.Result(0, 7, 0, (3.0, 5.0))], step_kernels=8 * layers + 9, layer_kernels=8 * layers)
+    found = bench_report(moe, own)
+    assert (found["kernels_per_token"], found["kernels_per_layer"]) == (8 * layers + 9, 8.0)
+    assert found["kernels_for"] == {"prefill": "portable", "decode": moe.operations.name}
+
+
 def test_kernels_within_a_batch_are_counted() -> None:
     from tinygrad.engine.jit import create_graph_call
 

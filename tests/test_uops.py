@@ -166,6 +166,14 @@ def test_single_products(kind: str, cpu: str) -> None:
     assert two.shape == (1, 2, 40) and distance(two.float().numpy()[0, 1], right) < 1e-2
 
 
+def test_gated_mlp_of_several_rows(cpu: str) -> None:
+    random = np.random.default_rng(1)
+    made = lambda *shape: Tensor(random.standard_normal(shape).astype(np.float32), device=cpu).realize()  # noqa: E731
+    x, gate, up, down = made(1, 5, 64), *(DenseMatrix(made(*shape)) for shape in ((96, 64), (96, 64), (64, 96)))
+    got, right = single.gated_mlp(x, gate, up, down), portable().gated_mlp(x, gate, up, down)
+    assert got.shape == (1, 5, 64) and distance(got.numpy(), right.numpy()) < 1e-6
+
+
 def test_what_is_not_served_is_left_to_portable_operations(cpu: str) -> None:
     config, kind = MODELS["shared fp32"]
     model = model_of(config, kind, cpu, uops.operations(), Drawn().on(cpu))

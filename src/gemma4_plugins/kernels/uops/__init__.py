@@ -20,8 +20,9 @@ def operations() -> Operations:
     if not kernels_wanted():
         return portable()
     from gemma4_plugins.kernels.uops.layers import token_layers
-    from gemma4_plugins.kernels.uops.single import linear, logits
+    from gemma4_plugins.kernels.uops.single import gated_mlp, linear, logits
 
     return replace(
-        portable(), name="uops", linear=linear, logits=logits, layers=token_layers, prefill_chunk=PREFILL_CHUNK
-    )
+        portable(), name="uops", linear=linear, gated_mlp=gated_mlp, logits=logits, layers=token_layers,
+        prefill_chunk=PREFILL_CHUNK,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Single operations on one row; everything else goes to their portable form."""
+"""Single operations: on one row as kernels of ours, on several in the form that tensor cores are found for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 from tinygrad import Tensor, dtypes
 
+from gemma4_core.ops import products
+from gemma4_core.ops.portable import gelu_tanh
 from gemma4_core.ops.portable import linear as portable_linear
 from gemma4_core.ops.portable import logits as portable_logits
 from gemma4_core.weights import Matrix
@@ -31,7 +33,9 @@ def linear(x: Tensor, matrix: Matrix) -> Tensor:
     """``x [..., in]`` times the transpose: ``[..., out]`` in x's dtype."""
     rows = row_of(x, matrix)
     if rows is None:
-        return portable_linear(x, matrix)
+        # [..., in] -> [n, in] -> [n, out] -> [..., out]
+        found = products.linear(x.reshape(-1, x.shape[-1]), matrix, portable_linear)
+        return found.reshape(*x.shape[:-1], matrix.shape[0])
     # [out] -> [..., out]
     return plain_product(in_layout(x.flatten(), rows.layout), rows).reshape(*x.shape[:-1], rows.rows).cast(x.dtype)
 
@@ -44,3 +48,10 @@ def logits(h: Tensor, head: Matrix, softcap: float | None) -> Tensor:
     # [V] -> [..., V]
     raw = plain_product(in_layout(h.flatten(), rows.layout), rows).reshape(*h.shape[:-1], rows.rows)
     return raw if softcap is None else (raw / softcap).tanh() * softcap
+
+
+def gated_mlp(x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
+    """``down(gelu_tanh(gate(x)) * up(x))``. Both products of the input are kept, since in one kernel with two loops no
+    tensor core is used."""
+    first, second = (linear(x, matrix).contiguous() for matrix in (gate, up))
+    return linear(gelu_tanh(first) * second, down)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from uops_models import Drawn, model_of, nothing, small
 
 from gemma4_core.config import GemmaConfig, parse_config, preset_dict
 from gemma4_core.generation.engine import Engine, first_position
+from gemma4_core.generation.kept_graphs import KeptGraphs
 from gemma4_core.model.cache import Storage, allocate
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.spans import TokenSpan
@@ -131,13 +133,20 @@ def test_a_captured_step_chooses_what_the_portable_step_chooses_and_is_kept(
     assert plain.engine.layer_kernels(held) == 0 < plain.engine.step_kernels(held)
     for name, value in (("GEMMA4_KEEP_GRAPHS", "1"), ("XDG_CACHE_HOME", str(tmp_path))):
         monkeypatch.setenv(name, value)
-    model = model_of(config, kind, EMULATED, uops.operations(), drawn.on(EMULATED))
+    # caches of the same size, so that they are filled alike
+    operations = dataclasses.replace(uops.operations(), prefill_chunk=plain.chunk)
+    model = model_of(config, kind, EMULATED, operations, drawn.on(EMULATED))
     storage = filled(model, 40)
     assert chosen(model, storage, 3) == expected
     assert model.engine.layer_kernels(storage) == 8 * 4 < model.engine.step_kernels(storage)
+    # what portable operations make is another graph
+    paths = []
+    for model.operations in (operations, portable()):
+        paths.append(KeptGraphs(model, storage, {}).path("graph"))
+    assert paths[0] != paths[1]
     # a later process takes the graph from disk, and traces nothing
     monkeypatch.setattr(Engine, "_token_function", lambda *_, **__: lambda *_: pytest.fail("traced again"))
-    later = model_of(config, kind, EMULATED, uops.operations(), drawn.on(EMULATED))
+    later = model_of(config, kind, EMULATED, operations, drawn.on(EMULATED))
     assert chosen(later, filled(later, 40), 2) == expected[:2]
 
 
@@ -196,6 +205,18 @@ def test_what_is_not_served_is_left_to_portable_operations(cpu: str) -> None:
         assert not served(model.text, one.layers)
     place.matrix = plain
     assert served(model.text, one.layers)
+
+
+def test_a_model_that_is_too_wide_is_left_to_portable_operations(cpu: str) -> None:
+    for change in ({"hidden_size": 8192}, {"head_dim": 4096}):
+        config = small("tiny-31b", **TWO, **change)
+        model = model_of(config, "bf16", "NULL", uops.operations(), nothing("NULL"))
+        storage = allocate(model, 1, 40)
+        ids, start = Tensor(np.array([[7]], np.int32), device="NULL"), first_position(storage, 3)
+        inputs = model.text.inputs(ids, model.text.embed(ids), portable())
+        table = model.text.rotation_table(storage.capacity + model.chunk)
+        assert served(model.text, storage.layers)
+        assert token_layers(model.text, inputs, storage.layers, table, start) is None
 
 
 def test_they_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,15 +107,24 @@ def named_buffers(model: GemmaModel, storage: Storage | None, tables: Mapping[st
 def may_be_kept(model: GemmaModel) -> bool:
     """Whether this model's graphs are of this project's code alone: its operations, no transform, weights of its own
     formats. What other code puts into a graph, nothing would tell from what it puts there another day."""
-    made = {getattr(model.operations, name) for name in FUNCTIONS} - {None}
-    made |= {type(place.matrix) for place in model.places.values()}
+    made = {one for _, one in made_of(model) if one is not None} | {type(x.matrix) for x in model.places.values()}
     wanted = os.environ.get("GEMMA4_KEEP_GRAPHS", "").strip() != "0"
     return wanted and not model.transformed and all(map(is_of_this_project, made))
 
 
+def made_of(model: GemmaModel) -> list[tuple[str, Any]]:
+    """The operations that graphs of this model are made of."""
+    return [(name, getattr(model.operations, name)) for name in FUNCTIONS]
+
+
+def named(made: Any) -> tuple[str, str]:
+    """Module and name of a function or class."""
+    return getattr(made, "__module__", ""), getattr(made, "__qualname__", "")
+
+
 def is_of_this_project(made: Any) -> bool:
     """Whether a function or class is one of this project's modules, and no wrapper that took over its name."""
-    module, name = getattr(made, "__module__", ""), getattr(made, "__qualname__", "")
+    module, name = named(made)
     return module.split(".")[0] in SOURCES and getattr(sys.modules.get(module), name, None) is made
 
 
@@ -125,8 +134,9 @@ class KeptGraphs:
     def __init__(self, model: GemmaModel, storage: Storage | None, tables: Mapping[str, Tensor]) -> None:
         self.buffers = named_buffers(model, storage, tables)
         sizes = {name: (uop.dtype, uop.shape) for name, uop in self.buffers.items()}
+        made = [(name, *named(one)) for name, one in made_of(model)]
         self.what = repr((surroundings(str(model.device)), model.config, model.chunk, model.ple_host is not None,
-                          storage.capacity if storage is not None else None, sizes))  # fmt: skip
+                          storage.capacity if storage is not None else None, sizes, made))  # fmt: skip
 
     def path(self, key: object) -> Path:
         """The file of a graph; ``key`` says what it does."""

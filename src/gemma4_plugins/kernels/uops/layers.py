@@ -30,7 +30,7 @@ from gemma4_plugins.kernels.uops.product import (
     stored_rows,
 )
 from gemma4_plugins.kernels.uops.stream import Operand, Stream, Vector
-from gemma4_plugins.kernels.uops.writing import Kernel
+from gemma4_plugins.kernels.uops.writing import DoesNotFit, Kernel
 
 
 def token_layers(
@@ -49,10 +49,13 @@ def token_layers(
     ple = None if inputs.ple is None else inputs.ple.flatten().cast(dtypes.float32).contiguous()
     token = Token(text, list(storage), rotation, start, ple)
     stream = Stream(inputs.h.flatten().cast(dtypes.float32).contiguous())
-    for layer in text.layers:
-        stream = token.layer(layer, stream)
-    # [H] -> [1, 1, H]
-    return token.final_norm(stream).reshape(1, 1, -1).cast(text.dtype)
+    try:
+        for layer in text.layers:
+            stream = token.layer(layer, stream)
+        hidden = token.final_norm(stream)
+    except DoesNotFit:
+        return None
+    return hidden.reshape(1, 1, -1).cast(text.dtype)  # [H] -> [1, 1, H]
 
 
 # ---- what is served

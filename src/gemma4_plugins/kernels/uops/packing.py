@@ -40,23 +40,26 @@ def shifted(word: UOp, which: UOp, bits: int) -> UOp:
 
 
 def bf16_pair(word: UOp) -> list[UOp]:
+    """Two bf16 numbers, the first in the low half."""
     return [(word << 16).bitcast(dtypes.float), (word & 0xFFFF0000).bitcast(dtypes.float)]
 
 
 def bf16_bits(value: UOp) -> UOp:
     """fp32 to bf16, in the high half of a word; NaN does not occur where finite weights meet finite activations."""
     bits = value.bitcast(dtypes.uint)
-    return bits + 0x7FFF + ((bits >> 16) & 1) & 0xFFFF0000
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
 
 
 def bf16_word(values: list[UOp]) -> UOp:
+    """Two fp32 numbers as bf16 in a word."""
     low, high = map(bf16_bits, values)
     return (low >> 16) | high
 
 
 def signed_bytes(word: UOp) -> list[UOp]:
+    """Four int8 numbers, the first in the lowest byte."""
     bits = word.bitcast(dtypes.int)
-    return [(bits << 24 - 8 * i >> 24).cast(dtypes.float) for i in range(4)]
+    return [((bits << (24 - 8 * i)) >> 24).cast(dtypes.float) for i in range(4)]
 
 
 BF16 = Packing(

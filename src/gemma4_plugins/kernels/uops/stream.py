@@ -47,6 +47,7 @@ class Vector:
 
 
 def inverse_rms(squares: UOp, size: int, eps: float) -> UOp:
+    """What a norm multiplies with, from the sum of squares."""
     return (squares * (1.0 / size) + eps).rsqrt()
 
 

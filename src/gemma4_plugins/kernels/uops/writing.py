@@ -12,10 +12,14 @@ from tinygrad import Tensor, UOp, dtypes
 from tinygrad.dtype import AddrSpace, DType
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops
 
-SHARED_BYTES = 32768
-"""What every GPU's thread groups may share: METAL has no more (tinygrad 0.14 ``renderer: shared_max``)."""
+SHARED_BYTES, MOST_THREADS = 32768, 1024
+"""What every GPU's thread groups may share and have: METAL allows no more (tinygrad 0.14 ``renderer: shared_max``)."""
 SUMMED_BY = 16
 """Threads that add up what all threads of a group have, before each reads these sums."""
+
+
+class DoesNotFit(Exception):
+    """A kernel that asks for more than every GPU has: the model is too wide for it."""
 
 
 class Kernel:
@@ -68,6 +72,7 @@ class Kernel:
         return self.fold(count, Ops.MAX, terms)
 
     def fold(self, count: int | UOp, op: Ops, terms: Callable[[UOp], Sequence[UOp]]) -> list[UOp]:
+        """What an operation makes of each term."""
         if once(count):
             return list(terms(UOp.const(0)))
         i = UOp.range(count, next(self.axes), AxisType.REDUCE)
@@ -128,8 +133,9 @@ class Kernel:
     # ------------------------------------------------------------------------------------------- what is run
 
     def run(self, *stores: UOp) -> list[Tensor]:
-        """Call the kernel with what it stores. Returns the tensors that it wrote, in order."""
-        assert self.shared_bytes <= SHARED_BYTES, f"{self.name} shares {self.shared_bytes} bytes"
+        """Call the kernel with what it stores. Returns the tensors that it wrote, in order. Raises DoesNotFit."""
+        if self.shared_bytes > SHARED_BYTES or self.threads > MOST_THREADS:
+            raise DoesNotFit(f"{self.name}: {self.shared_bytes} bytes, {self.threads} threads")
         body = UOp.group(*stores).end(self.group, self.thread)
         sink = body.sink(arg=KernelInfo(self.name, opts_to_apply=()))
         bound = () if self.start is None else (self.start,)

@@ -37,11 +37,11 @@ from gemma4_plugins.kernels import uops
 LIMIT = 1.25
 
 
-def model_of(name: str) -> GemmaModel:
+def model_of(name: str, chunk: int = 128) -> GemmaModel:
     """A preset with random weights; ``:10`` behind it keeps so many layers, ``@int8`` means int8 matrices."""
     name, _, int8 = name.partition("@")
     preset, _, layers = name.partition(":")
-    return random_model(preset, with_chunk(uops.operations(), 128), int(layers) if layers else None, int8 == "int8")
+    return random_model(preset, with_chunk(uops.operations(), chunk), int(layers) if layers else None, int8 == "int8")
 
 
 def measure(model: GemmaModel, context: int, steps: int) -> tuple[list[float], float]:
@@ -64,8 +64,7 @@ def measure(model: GemmaModel, context: int, steps: int) -> tuple[list[float], f
 
 def measure_prompt(name: str, length: int, chunk: int) -> float:
     """Positions per second of a prompt through the portable graph, in chunks of so many."""
-    preset, _, int8 = name.partition("@")
-    model = random_model(preset, with_chunk(uops.operations(), chunk), int8=int8 == "int8")
+    model = model_of(name, chunk)
     storage = model.pool.take(model, 1, length)
     ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
     seconds = []
@@ -144,8 +143,8 @@ def main() -> int:
     for name in options.models:
         if options.prompt:
             for chunk in options.chunks:
-                rate = measure_prompt(name, options.prompt, chunk)
-                print(f"{name} prompt of {options.prompt} in chunks of {chunk}: {rate:.0f} tok/s", flush=True)
+                speed = measure_prompt(name, options.prompt, chunk)
+                print(f"{name} prompt of {options.prompt} in chunks of {chunk}: {speed:.0f} tok/s", flush=True)
             continue
         model = model_of(name)
         if options.child:

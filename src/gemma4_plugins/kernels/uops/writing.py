@@ -88,27 +88,23 @@ class Kernel:
     def spread(self, count: int, stores: Callable[[UOp, UOp], Sequence[UOp]]) -> UOp:
         """Stores for ``0 … count - 1``, spread over the threads, neighbours to neighbours. They are given an index that
         is always below ``count``, and the condition under which it is this thread's."""
-        steps = -(-count // self.threads)
+        return self.each(-(-count // self.threads), lambda step: stores(*self.turn(step, count)))
 
-        def of_step(step: UOp) -> list[UOp]:
-            index = step * self.threads + self.thread
-            if steps * self.threads == count:
-                return list(stores(index, UOp.const(True)))
-            return list(stores((index < count).where(index, 0), index < count))
-
-        return self.each(steps, of_step)
+    def turn(self, step: UOp, count: int) -> tuple[UOp, UOp]:
+        """Of ``0 … count - 1`` what this thread has in a step, and whether it has something; else some other index."""
+        index = step * self.threads + self.thread
+        if count % self.threads == 0:
+            return index, UOp.const(True)
+        return (index < count).where(index, 0), index < count
 
     def summed_over(self, count: int, terms: Callable[[UOp], Sequence[UOp]]) -> list[UOp]:
         """Sums over ``0 … count - 1`` that all threads take part in, and get."""
-        steps = -(-count // self.threads)
 
         def own(step: UOp) -> list[UOp]:
-            index = step * self.threads + self.thread
-            if steps * self.threads == count:
-                return list(terms(index))
-            return [(index < count).where(term, 0.0) for term in terms((index < count).where(index, 0))]
+            index, mine = self.turn(step, count)
+            return [mine.where(term, 0.0) for term in terms(index)]
 
-        return self.gathered(self.sum_over(steps, own), Ops.ADD)
+        return self.gathered(self.sum_over(-(-count // self.threads), own), Ops.ADD)
 
     def shared(self, size: int, dtype: DType = dtypes.float) -> UOp:
         """Memory that the threads of a group share."""

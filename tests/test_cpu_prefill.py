@@ -13,6 +13,7 @@ from gemma4_core.generation.engine import Chunk, Engine
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.ids import split
 from gemma4_core.text.tiny import TINY_TEXT_IDS
+from gemma4_plugins.kernels.cpu import text
 
 CONFIG = {
     "model_type": "gemma4_text", **TINY_TEXT_IDS, "vocab_size": 512, "vocab_size_per_layer_input": 512,
@@ -40,7 +41,16 @@ def logits_of(folder: Path, dtype: str, pieces: tuple[int, ...]) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.usefixtures("plain_loops")
+@pytest.fixture(params=["vector registers", "tile registers"])
+def registers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This processor's own form of a chunk's products, and that of AMX with its instructions said in C."""
+    if request.param == "tile registers":
+        at = text.SOURCES.index("amx.c")
+        emulated = (*text.SOURCES[:at], str(Path(__file__).with_name("amx_emulation.c")), *text.SOURCES[at:])
+        monkeypatch.setattr(text, "SOURCES", emulated)
+
+
+@pytest.mark.usefixtures("plain_loops", "registers")
 @pytest.mark.parametrize("pieces", [(331,), (3, 301, 27)])
 def test_chunks_are_as_near_to_the_truth_as_the_portable_form(
     folder: Path, pieces: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from gemma4_plugins.modalities.products import Products, fast_products
 random = np.random.default_rng(0)
 SEEDED = random.bit_generator.state
 TOLERANCE = {dtypes.float32: 2e-5, dtypes.bfloat16: 0.04}
-FORMS = ("portable", "kernels")
+FORMS = ("portable", "kernels", "tile registers")
+EMULATION = Path(__file__).with_name("amx_emulation.c")
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +37,23 @@ def wide(tensor: Tensor) -> np.ndarray:
     return tensor.float().numpy().astype(np.float64)
 
 
+class TileProducts(cpu_kernels.CpuProducts):
+    """The kernels as they are compiled for a processor with AMX, whose instructions are said in C here."""
+
+    def _launch(self, kernel: str, *rest: Any) -> Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu_kernels, "SOURCES", (EMULATION, *cpu_kernels.SOURCES))
+            cpu_kernels._source.cache_clear()
+            try:
+                return super()._launch(kernel, *rest)
+            finally:
+                cpu_kernels._source.cache_clear()
+
+
 def products(form: str, device: str) -> Products:
-    return Products(portable()) if form == "portable" else cpu_kernels.CpuProducts(portable(), device)
+    kinds = {"portable": lambda: Products(portable()), "kernels": lambda: cpu_kernels.CpuProducts(portable(), device),
+             "tile registers": lambda: TileProducts(portable(), device)}  # fmt: skip
+    return kinds[form]()
 
 
 def apart(found: Tensor, truth: np.ndarray) -> float:
@@ -45,7 +62,7 @@ def apart(found: Tensor, truth: np.ndarray) -> float:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=str)
-@pytest.mark.parametrize(("rows", "width", "inner"), [(1, 3, 5), (17, 70, 300), (800, 65, 33)])
+@pytest.mark.parametrize(("rows", "width", "inner"), [(1, 3, 5), (17, 70, 300), (800, 65, 33), (40, 64, 512)])
 def test_linear(cpu: str, form: str, dtype: DType, rows: int, width: int, inner: int) -> None:
     x, w = drawn(rows, inner, dtype=dtype), drawn(width, inner, dtype=dtype)
     found = products(form, cpu).linear(x, DenseMatrix(w))

@@ -15,6 +15,8 @@ from tinygrad import Device
 from tinygrad.runtime.support.compiler_cpu import ClangCompiler
 from tinygrad.runtime.support.elf import jit_loader
 
+from gemma4_plugins.kernels.cpu.amx import permitted
+
 HERE = Path(__file__).parent
 
 
@@ -34,9 +36,7 @@ def load(names: tuple[str, ...], defines: tuple[str, ...] = ()) -> Program:
     The compiler's cache is keyed by the source, so the processor's name and features go into it.
     """
     Device["CPU"]  # the device's set-up picks the compiler
-    if "GenuineIntel" in cpu_features():
-        defines = (*defines, "STREAMS 2", "AHEAD 4096")  # see products.c
-    prologue = "".join(f"#define {define}\n" for define in defines) + f"// {cpu_features()}\n"
+    prologue = "".join(f"#define {define}\n" for define in (*defines, *tuning())) + f"// {cpu_features()}\n"
     compiler = ClangCompiler([_arch(), "native"])
     image = jit_loader(compiler.compile_cached(prologue + "".join((HERE / name).read_text() for name in names)))
     flags = mmap.MAP_ANON | mmap.MAP_PRIVATE
@@ -44,6 +44,16 @@ def load(names: tuple[str, ...], defines: tuple[str, ...] = ()) -> Program:
     memory.write(image)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     return Program(address, ctypes.CFUNCTYPE(None)(address), memory)
+
+
+def tuning() -> tuple[str, ...]:
+    """Definitions that choose between forms which this processor's instruction set leaves open.
+
+    Intel's want two rows and fetches ahead for products with a vector (products.c). They multiply pairs of bf16 in
+    vector registers at a quarter of the rate of fp32, so tile registers do it there, or else fp32.
+    """
+    intel = ("STREAMS 2", "AHEAD 4096", "SLOW_PAIRS 1") if "GenuineIntel" in cpu_features() else ()
+    return (*intel, "AMX_PERMITTED 1") if permitted() else intel
 
 
 def loadable() -> bool:

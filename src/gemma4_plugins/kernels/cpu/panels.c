@@ -4,7 +4,7 @@
 
 enum { PANEL = 64, DEPTH = 256, TILE = 6 };                // weight rows, columns per block, rows of x per tile
 
-#if defined(__AVX512BF16__)
+#if AMX || defined(__AVX512BF16__) && !defined(SLOW_PAIRS)
 #define PAIRS 1                                            // x and packed weights in bf16, two columns per 32 bits
 typedef u16 xtype;
 #else
@@ -89,7 +89,13 @@ static inline u32x words(const Matrix *m, i64 row, i64 col, int pairs) {
     return (u32x)f;
 }
 
-// Pack rows [from, from + PANEL) of columns [col, col + DEPTH) as [word of the column][row].
+// Where a packed block holds a word of the columns for 16 rows from `row` on: [word][PANEL], as tile() reads them, or for
+// tile registers [PANEL / 16][word][16].
+static inline u32 *packed_at(u32 *packed, i64 word, i64 row, int pairs) {
+    return AMX && pairs ? packed + (row / 16 * DEPTH + word) * 16 : packed + word * PANEL + row;
+}
+
+// Pack rows [from, from + PANEL) of columns [col, col + DEPTH).
 static void pack(const Matrix *m, i64 from, i64 end, i64 col, i64 words_count, int pairs, u32 *out) {
     for (i64 k = 0; k < words_count; k += 16)
         for (int j = 0; j < PANEL; j += 16) {
@@ -99,11 +105,11 @@ static void pack(const Matrix *m, i64 from, i64 end, i64 col, i64 words_count, i
                 r[i] = row < end ? words(m, row, col + k * (pairs ? 2 : 1), pairs) : (u32x){0};
             }
             transpose(r);
-            for (int i = 0; i < 16; i++) *(u32x *)(out + (k + i) * PANEL + j) = r[i];
+            for (int i = 0; i < 16; i++) *(u32x *)packed_at(out, k + i, j, pairs) = r[i];
         }
 }
 
-#if PAIRS
+#if PAIRS && !AMX
 static inline __attribute__((always_inline)) f32x step_pairs(f32x acc, u32x w, u32 x) {
     u32x spread = (u32x){0} + x;
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(spread));
@@ -145,7 +151,28 @@ static inline void bring(const Ahead *a, i64 part, i64 parts) {
     for (i64 i = all * part / parts; i < all * (part + 1) / parts; i++) __builtin_prefetch(a->from + i / lines * a->stride + i % lines * 64, 0, 2);
 }
 
+#if AMX
+static void register_tiles(const u32 *packed, i64 count, const Rows *x, i64 word, float *sums, int first, const Ahead *ahead) {
+    i64 blocks = (x->rows + TILE_ROWS - 1) / TILE_ROWS, parts = blocks * (PANEL / TILE_COLUMNS);
+    Tiles t;
+    t.product_rows = 0;
+    for (i64 part = 0; part < parts; part++) {             // columns outermost: their words stay in the first cache
+        i64 column = part / blocks * TILE_COLUMNS, r = part % blocks * TILE_ROWS, rows = x->rows - r < TILE_ROWS ? x->rows - r : TILE_ROWS;
+        if (ahead) bring(ahead, part, parts);
+        multiply_tiles(&t, rows, count, (const u32 *)row_at(x->x, r, x->stride, 1) + word, x->stride * 2, packed + column * DEPTH, 16 * DEPTH, sums + r * PANEL + column, PANEL * 4, first);
+    }
+    TILE_RELEASE(&t);
+}
+#endif
+
+// All rows of x against a packed block of `count` words: sums[row][PANEL] (+)= ...
 static void tiles(const u32 *packed, i64 count, const Rows *x, i64 word, float *sums, int first, const Ahead *ahead) {
+#if AMX
+    if (x->pairs) {
+        register_tiles(packed, count, x, word, sums, first, ahead);
+        return;
+    }
+#endif
     for (i64 r = 0; r < x->rows; r += TILE) {
         if (ahead) bring(ahead, r / TILE, (x->rows + TILE - 1) / TILE);
         float *out = sums + r * PANEL;

@@ -10,25 +10,25 @@ static inline i64 attended_rows(const Step *s, const Layer *l) {
     return ATTENDED / group;
 }
 
-// A block of keys [slot][d] as [pair of columns][slot].
+// A block of keys [slot][d], packed by pairs of columns.
 static void pack_keys(const u16 *keys, const i64 *where, i64 count, i64 d, u32 *out) {
     for (i64 k = 0; k < d / 2; k += 16)
         for (int j = 0; j < PANEL; j += 16) {
             u32x r[16];
             for (int i = 0; i < 16; i++) r[i] = j + i < count ? *(const u32x *)(keys + where[j + i] + 2 * k) : (u32x){0};
             transpose(r);
-            for (int i = 0; i < 16; i++) *(u32x *)(out + (k + i) * PANEL + j) = r[i];
+            for (int i = 0; i < 16; i++) *(u32x *)packed_at(out, k + i, j, 1) = r[i];
         }
 }
 
-// PANEL lanes of a block of values [slot][d] as [pair of slots][lane].
+// PANEL lanes of a block of values [slot][d], packed by pairs of slots.
 static void pack_values(const u16 *values, const i64 *where, i64 count, u32 *out) {
     for (int k = 0; k < SLOTS / 2; k++)
         for (int j = 0; j < PANEL; j += 16) {
             u32x low = {0}, high = {0};
             if (2 * k < count) low = __builtin_convertvector(*(const u16x *)(values + where[2 * k] + j), u32x);
             if (2 * k + 1 < count) high = __builtin_convertvector(*(const u16x *)(values + where[2 * k + 1] + j), u32x);
-            *(u32x *)(out + k * PANEL + j) = low | high << 16;
+            *(u32x *)packed_at(out, k, j, 1) = low | high << 16;
         }
 }
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from gemma4_core.model.cache import Storage
     from gemma4_core.model.model import GemmaModel
 
-SOURCES = ("entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c", "panels.c", "rows.c", "chunk.c")
+SOURCES = (
+    "entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c", "amx.c", "panels.c", "rows.c", "chunk.c",
+)  # fmt: skip
 # sizes that the C sources fix
 LARGEST_TOP = 16
 SPLITS = 64

@@ -15,6 +15,7 @@ from tinygrad import Device, Tensor, dtypes
 from gemma4_core import machine
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, Matrix
+from gemma4_plugins.kernels.cpu import build
 from gemma4_plugins.kernels.launching import launch
 from gemma4_plugins.modalities.products import Products
 
@@ -22,10 +23,13 @@ LARGEST_HEAD = 256
 """A job's buffers lie on the stack."""
 
 
+SOURCES = (Path(__file__).with_name("tiles.c"), Path(build.__file__).with_name("amx.c"))
+"""What the kernels are made of, before their own."""
+
+
 @lru_cache
 def _source(name: str) -> str:
-    folder = Path(__file__).parent
-    return (folder / "tiles.c").read_text() + (folder / name).read_text()
+    return "".join(file.read_text() for file in (*SOURCES, Path(__file__).with_name(name)))
 
 
 def usable(device: str) -> bool:
@@ -64,6 +68,7 @@ class CpuProducts(Products):
         constants = constants | {"PARTS": self.parts, "BF16": int(narrow)}
         name = "_".join(["tower", kernel, *map(str, constants.values())])
         defines = "".join(f"#define {key} {value}\n" for key, value in ({"NAME": name} | constants).items())
+        defines += "".join(f"#define {define}\n" for define in build.tuning())
         out = (shape, inputs[0].dtype)
         return launch(name, defines + _source(f"{kernel}.c"), out, inputs, self.target, (self.parts, 1, 1),
                       parts=self.parts, operations=operations)

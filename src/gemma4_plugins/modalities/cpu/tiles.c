@@ -3,9 +3,10 @@
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
+typedef unsigned long long u64;
 typedef long long i64;
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(TILE_STATE)              // the latter by tests on other processors
 enum { LANES = 16, VECTORS = 4 };
 #elif defined(__AVX__)
 enum { LANES = 8, VECTORS = 2 };
@@ -46,7 +47,7 @@ INLINE void multiply(float *c, i64 c_pitch, const float *a, i64 a_pitch, const f
     for (int v = 0; v < vectors; v++) *(vec *)(c + r * c_pitch + v * LANES) = sums[r][v];
 }
 
-#if BF16 && defined(__AVX512BF16__)
+#if BF16 && defined(__AVX512BF16__) && !defined(SLOW_PAIRS)
 #define PAIRS 1
 typedef u32 uvec __attribute__((vector_size(LANES * 4), aligned(4)));
 

@@ -59,7 +59,7 @@ void NAME(item *restrict out, const item *restrict a, const item *restrict w, co
       for (i64 m = 0; m < rows; m += ROWS) {
         const item *left[ROWS];
         for (i64 r = 0; r < ROWS; r++) left[r] = a + (m0 + (m + r < rows ? m + r : m)) * K + k0;
-        multiply_pairs(sums + m * WIDE, left, packed, pairs);
+        multiply_pairs(sums + m * WIDE, WIDE, left, packed, WIDE, pairs, VECTORS);
       }
     }
 #else

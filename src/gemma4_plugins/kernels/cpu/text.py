@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
 
 SOURCES = (
-    "entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c", "amx.c", "panels.c", "rows.c", "chunk.c",
+    "entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c",
+    "transpose.c", "amx.c", "panels.c", "rows.c", "chunk.c",
 )  # fmt: skip
 # sizes that the C sources fix
 LARGEST_TOP = 16

@@ -23,13 +23,14 @@ LARGEST_HEAD = 256
 """A job's buffers lie on the stack."""
 
 
-SOURCES = (Path(__file__).with_name("tiles.c"), Path(build.__file__).with_name("amx.c"))
+HERE = Path(__file__).parent
+SOURCES = (HERE / "tiles.c", build.HERE / "transpose.c", build.HERE / "amx.c", HERE / "pairs.c")
 """What the kernels are made of, before their own."""
 
 
 @lru_cache
 def _source(name: str) -> str:
-    return "".join(file.read_text() for file in (*SOURCES, Path(__file__).with_name(name)))
+    return "".join(file.read_text() for file in (*SOURCES, HERE / name))
 
 
 def usable(device: str) -> bool:

@@ -2,7 +2,6 @@
 // q [COUNT][HEADS][SIZE], k and v [COUNT][KEY_HEADS][SIZE]. A job is QUERIES queries of one head; keys pass by WIDE at a
 // time with a running softmax. Where the processor multiplies pairs of bf16, so does this; elsewhere in fp32.
 #define UP(n, step) (((n) + (step) - 1) / (step) * (step))
-#define PAIRED (BF16 && (PAIRS || AMX))
 enum {
   QUERIES = 16 * ROWS,
   DEPTH = PAIRED ? UP(SIZE, AMX ? 32 : 2) : SIZE,         // of q and k
@@ -18,7 +17,6 @@ typedef u32 right_type;                                   // of the right sides:
 INLINE i64 place(i64 pair, i64 column, i64 pairs, i64 columns) {
   return AMX ? (column / 16 * pairs + pair) * 16 + column % 16 : pair * columns + column;
 }
-INLINE u32 both(item low, item high) { return low | (u32)high << 16; }
 #else
 typedef float left_type, right_type;
 #define KEEP(f) (f)
@@ -61,8 +59,7 @@ void NAME(item *restrict out, const item *restrict q, const item *restrict k, co
     float peak[QUERIES];
     vec total[QUERIES];                                   // by lanes
     for (i64 i = 0; i < SIZE; i++) nothing[i] = 0;
-    for (i64 i = 0; i < DEPTH / EACH * WIDE; i++) keys[i] = 0;
-    for (i64 i = 0; i < WIDE / EACH * PITCH; i++) values[i] = 0;
+    for (i64 i = 0; i < WIDE / EACH * PITCH; i++) values[i] = 0;  // columns beyond SIZE stay so
     for (i64 r = 0; r < QUERIES; r++) {
       const item *query = q + ((first + (first + r < COUNT ? r : 0)) * HEADS + head) * SIZE;
       for (i64 d = 0; d < DEPTH; d++) left[r * DEPTH + d] = d < SIZE ? KEEP(get(query[d])) : 0;
@@ -83,9 +80,13 @@ void NAME(item *restrict out, const item *restrict q, const item *restrict k, co
       }
       if (!any) continue;
 #if PAIRED
-      for (i64 j = 0; j < WIDE; j++)                       // what lies beyond SIZE stays zero
-        for (i64 d = 0; d < SIZE; d += 2)
-          keys[place(d / 2, j, DEPTH / 2, WIDE)] = both(key[j][d], d + 1 < SIZE ? key[j][d + 1] : 0);
+      for (i64 j = 0; j < WIDE; j += 16)
+        for (i64 pair = 0; pair < DEPTH / 2; pair += 16) {
+          Words r[16];
+          for (i64 i = 0; i < 16; i++) r[i] = pairs_of(key[j + i] + 2 * pair, SIZE - 2 * pair);
+          transpose(r);
+          for (i64 i = 0; i < 16 && pair + i < DEPTH / 2; i++) *(Words *)(keys + place(pair + i, j, DEPTH / 2, WIDE)) = r[i];
+        }
       for (i64 j = 0; j < WIDE; j += 2)
         for (i64 d0 = 0; d0 < SIZE; d0 += 16) {
           u32 *to = values + place(j / 2, d0, WIDE / 2, PITCH);

@@ -4,8 +4,8 @@
 enum { BLOCK = 128 * ROWS, DEPTH = 256 };
 
 #if AMX && BF16
-// sums[rows][WIDE] = a @ w^T for `columns` rows of w. Slices are padded with zeros to whole tiles: the
-// last one of a is copied for that.
+// sums[rows][WIDE] = a @ w^T for `columns` rows of w. Slices are padded with zeros to whole tiles: the last
+// one of a is copied for that.
 static inline void multiply_block(float *sums, const item *a, i64 rows, const item *w, i64 columns) {
   enum { PADDED = (DEPTH / 2 + TILE_PAIRS - 1) / TILE_PAIRS * TILE_PAIRS };
   u32 packed[WIDE * PADDED] __attribute__((aligned(64)));  // [WIDE / 16][pair][16]
@@ -14,12 +14,13 @@ static inline void multiply_block(float *sums, const item *a, i64 rows, const it
   tiles.product_rows = 0;
   for (i64 k0 = 0; k0 < K; k0 += DEPTH) {
     const i64 depth = K - k0 < DEPTH ? K - k0 : DEPTH, pairs = (depth + 2 * TILE_PAIRS - 1) / (2 * TILE_PAIRS) * TILE_PAIRS;
-    for (i64 n = 0; n < WIDE; n++) {
-      const item *row = w + (n < columns ? n : 0) * K + k0;
-      u32 *to = packed + n / 16 * 16 * PADDED + n % 16;
-      for (i64 k = 0; k < depth / 2; k++) __builtin_memcpy(to + k * 16, row + 2 * k, 4);
-      for (i64 k = depth / 2; k < pairs; k++) to[k * 16] = 2 * k < depth ? row[2 * k] : 0;
-    }
+    for (i64 n = 0; n < WIDE; n += 16)
+      for (i64 k = 0; k < pairs; k += 16) {
+        Words r[16];
+        for (i64 i = 0; i < 16; i++) r[i] = pairs_of(w + (n + i < columns ? n + i : 0) * K + k0 + 2 * k, depth - 2 * k);
+        transpose(r);
+        for (i64 i = 0; i < 16; i++) *(Words *)(packed + n * PADDED + (k + i) * 16) = r[i];
+      }
     for (i64 m = 0; m < rows; m += TILE_ROWS) {
       const i64 here = rows - m < TILE_ROWS ? rows - m : TILE_ROWS;
       const item *left = a + m * K + k0;

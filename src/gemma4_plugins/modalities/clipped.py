@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
 from gemma4_core.config.tensors import CLIP_BOUNDS
@@ -78,4 +78,6 @@ class Linear:
 
 def clamp(x: Tensor, low: Any, high: Any) -> Tensor:
     """``x`` between two bounds, each a number or a scalar tensor of x's dtype."""
-    return x.maximum(low).minimum(high)
+    # in fp32: most devices have no maximum of bf16 values, and what stands in for it rounds after each step
+    wide, low, high = (y.cast(dtypes.float32) if isinstance(y, Tensor) else y for y in (x, low, high))
+    return wide.maximum(low).minimum(high).cast(x.dtype)

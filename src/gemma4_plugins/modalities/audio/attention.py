@@ -91,13 +91,14 @@ class LocalAttention:
         c = self.config
         heads = lambda y: y.cast(dtypes.float32).reshape(y.shape[0], c.num_attention_heads, c.head_dim)  # noqa: E731
         q, k, v = (heads(layer(x, products)).contiguous() for layer in (self.q, self.k, self.v))  # [n, heads, D]
-        q = q * (c.head_dim**-0.5 / math.log(2)) * softplus(self.per_dim_scale.cast(dtypes.float32))
+        # in memory, as all that every distance would compute anew
+        q = (q * (c.head_dim**-0.5 / math.log(2)) * softplus(self.per_dim_scale.cast(dtypes.float32))).contiguous()
         k = k * (math.log(1 + math.e) / math.log(2))
         r = heads(self.relative(positions, products))  # [distances, heads, D]
         clips = lambda y: y.reshape(*real.shape, *y.shape[1:])  # noqa: E731  [clips * T, …] -> [clips, T, …]
         near = (clips(q).unsqueeze(2) * shifted(clips(k), self.band)).sum(-1)  # [clips, T, distances, heads]
         # [heads, n, D] @ [heads, D, distances] -> [n, distances, heads]
-        relative = q.permute(1, 0, 2).matmul(r.permute(1, 2, 0)).permute(1, 2, 0)
+        relative = q.permute(1, 0, 2).matmul(r.permute(1, 2, 0)).permute(1, 2, 0).contiguous()
         scores = ((near + clips(relative)) / c.attention_logit_cap).tanh() * c.attention_logit_cap
         seen = shifted(real, self.band).unsqueeze(-1)  # [clips, T, distances, 1]
         weights = seen.where(scores, c.attention_invalid_logits_value).softmax(2)  # [clips, T, distances, heads]

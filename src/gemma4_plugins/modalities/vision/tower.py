@@ -131,7 +131,8 @@ class VisionTower(EncodingTower):
         frequencies = (1.0 / np.power(np.float32(self.config.rope_theta), exponents)).astype(np.float32)
         angles = positions.cast(dtypes.float32).unsqueeze(-1) * Tensor(frequencies, device=self.device)
         rounded = lambda x: x.cast(self.dtype).cast(dtypes.float32)  # noqa: E731
-        return rounded(angles.cos()), rounded(angles.sin())
+        # in memory: fused into every layer's rotation they would be computed anew in each
+        return rounded(angles.cos()).contiguous(), rounded(angles.sin()).contiguous()
 
     def _pool(self, h: Tensor, real: Tensor) -> Tensor:
         """Mean over the patches of each soft token, scaled and standardised in fp32: ``[N / pool², hidden]``."""

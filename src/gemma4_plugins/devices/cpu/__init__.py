@@ -42,14 +42,18 @@ def prepare(settings: DeviceSettings) -> None:
 
 
 def details() -> dict[str, str]:
-    """Compiler, those passed over, threads."""
+    """Compiler, those passed over, threads, tile registers where there are any."""
     from gemma4_plugins.devices.cpu import compiler, threads
+    from gemma4_plugins.kernels.cpu import amx
 
     choice = compiler.chosen()
     passed = {f"passed over {name}": why for name, why in choice.passed}
     kind = f", {threads.pool_kind()} pool" if machine.thread_count() > 1 else ""
     told = f"{choice.name} ({choice.version}): {choice.path}"
-    return {"compiler": told, **passed, "threads": f"{machine.thread_count()}{kind}"}
+    found = {"compiler": told, **passed, "threads": f"{machine.thread_count()}{kind}"}
+    if amx.present():
+        found["AMX"] = "used" if amx.permitted() else "the system does not grant its registers to this process"
+    return found
 
 
 def operations() -> Operations:

@@ -12,6 +12,12 @@ typedef u16 xtype;
 typedef float xtype;
 #endif
 
+#if defined(__AVX512F__)
+enum { VECTORS = 4 };                                      // of a panel at a time: TILE times that many sums fit into registers
+#else
+enum { VECTORS = 1 };
+#endif
+
 typedef struct { const void *x; i64 rows, stride; int pairs; } Rows;   // stride in elements, padded to whole pairs
 
 static inline i64 row_stride(i64 cols) { return (cols + 31) & ~31LL; }
@@ -92,26 +98,26 @@ static inline f32x step_pairs(f32x acc, u32x w, u32 x) { return acc; }
 
 // rows (<= TILE) rows of x against a packed block: out[r][0..PANEL) (+)= ...
 static inline __attribute__((always_inline)) void tile(const u32 *packed, i64 count, const Rows *x, i64 row, i64 word, int rows, int pairs, float *out, int first) {
-    f32x acc[TILE][4];
+    f32x acc[TILE][VECTORS];
     const u32 *p[TILE];
 #pragma clang loop unroll(full)
     for (int r = 0; r < rows; r++) {
         p[r] = (const u32 *)row_at(x->x, row + r, x->stride, pairs) + word;
-        for (int j = 0; j < 4; j++) acc[r][j] = first ? (f32x){0} : *(const f32x *)(out + r * PANEL + j * LANES);
+        for (int j = 0; j < VECTORS; j++) acc[r][j] = first ? (f32x){0} : *(const f32x *)(out + r * PANEL + j * LANES);
     }
     for (i64 k = 0; k < count; k++) {
-        u32x w[4];
-        for (int j = 0; j < 4; j++) w[j] = *(const u32x *)(packed + k * PANEL + j * LANES);
+        u32x w[VECTORS];
+        for (int j = 0; j < VECTORS; j++) w[j] = *(const u32x *)(packed + k * PANEL + j * LANES);
 #pragma clang loop unroll(full)
         for (int r = 0; r < rows; r++)
-            for (int j = 0; j < 4; j++) {
+            for (int j = 0; j < VECTORS; j++) {
                 if (pairs) acc[r][j] = step_pairs(acc[r][j], w[j], p[r][k]);
                 else { float f; __builtin_memcpy(&f, p[r] + k, 4); acc[r][j] += (f32x)w[j] * f; }
             }
     }
 #pragma clang loop unroll(full)
     for (int r = 0; r < rows; r++)
-        for (int j = 0; j < 4; j++) *(f32x *)(out + r * PANEL + j * LANES) = acc[r][j];
+        for (int j = 0; j < VECTORS; j++) *(f32x *)(out + r * PANEL + j * LANES) = acc[r][j];
 }
 
 // Bytes of weight rows that will be packed next, brought into the cache bit by bit beside the work at hand.
@@ -148,13 +154,14 @@ static void tiles(const u32 *packed, i64 count, const Rows *x, i64 word, float *
         if (ahead) bring(ahead, r / TILE, (x->rows + TILE - 1) / TILE);
         float *out = sums + r * PANEL;
         int rows = (int)(x->rows - r < TILE ? x->rows - r : TILE);
-        if (rows == TILE) {
-            if (x->pairs) tile(packed, count, x, r, word, TILE, 1, out, first);
-            else tile(packed, count, x, r, word, TILE, 0, out, first);
-        } else for (int i = 0; i < rows; i++) {
-            if (x->pairs) tile(packed, count, x, r + i, word, 1, 1, out + i * PANEL, first);
-            else tile(packed, count, x, r + i, word, 1, 0, out + i * PANEL, first);
-        }
+        for (int j = 0; j < PANEL; j += VECTORS * LANES)
+            if (rows == TILE) {
+                if (x->pairs) tile(packed + j, count, x, r, word, TILE, 1, out + j, first);
+                else tile(packed + j, count, x, r, word, TILE, 0, out + j, first);
+            } else for (int i = 0; i < rows; i++) {
+                if (x->pairs) tile(packed + j, count, x, r + i, word, 1, 1, out + i * PANEL + j, first);
+                else tile(packed + j, count, x, r + i, word, 1, 0, out + i * PANEL + j, first);
+            }
     }
 }
 

@@ -6,6 +6,7 @@
 
 typedef unsigned char u8;
 typedef signed char i8;
+typedef short i16;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -16,6 +17,7 @@ typedef float f32x __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef u32 u32x __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int i32x __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef u16 u16x __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef i16 i16x __attribute__((vector_size(2 * LANES), aligned(2)));
 typedef i8 i8x __attribute__((vector_size(LANES), aligned(1)));
 
 enum { F32 = 0, BF16 = 1, I8 = 2 };                       // storage types

@@ -2,11 +2,22 @@
 
 // The operand of a product, laid out once per phase and thread for the storage type of the weights.
 //   F32: as it is.  BF16: of each 32 values first the even ones, then the odd ones, to match the halves of a u32.
-//   I8: two int8 digits v = 256 * high + low of x * 32512 / max|x|, exact to 2^-15; low digits follow the high ones.
-typedef struct { const float *x; const i8 *high, *low; float scale; int sum_high, sum_low; } Operand;
+//   I8: v = x * 32512 / max|x| as whole numbers, exact to 2^-15: of 16 bits, or with VNNI as two int8 digits
+//       v = 256 * high + low, the low digits behind the high ones.
+typedef struct { const float *x; const i16 *whole; const i8 *high, *low; float scale; int sum_high, sum_low; } Operand;
+
+#if defined(__AVX512VNNI__)
+#define VNNI 1
+#else
+#define VNNI 0
+#endif
+
+static inline i32x nearest(f32x y) {                       // y + 0.5 of y's sign, cut
+    return __builtin_convertvector(y + (f32x)(((u32x)y & 0x80000000u) | 0x3f000000u), i32x);
+}
 
 static Operand operand(const float *x, i64 n, i64 type, float *scratch) {
-    Operand o = {x, 0, 0, 0, 0, 0};
+    Operand o = {x, 0, 0, 0, 0, 0, 0};
     i64 i = 0;
     if (type == BF16) {
         for (; i + 32 <= n; i += 32) {
@@ -17,15 +28,15 @@ static Operand operand(const float *x, i64 n, i64 type, float *scratch) {
         for (; i < n; i++) scratch[i] = x[i];
         o.x = scratch;
     } else if (type == I8) {
-        i8 *high = (i8 *)scratch, *low = high + n;
         float top = largest(x, n), factor = top > 0 ? 32512.0f / top : 0;
+        o.scale = top / 32512.0f;
+#if VNNI
+        i8 *high = (i8 *)scratch, *low = high + n;
         i32x sum_high = {0}, sum_low = {0};
         for (; i + 64 <= n; i += 64)
 #pragma clang loop unroll(full)
             for (int j = 0; j < 64; j += LANES) {
-                f32x y = *(const f32x *)(x + i + j) * factor;
-                i32x v = __builtin_convertvector(y + (f32x)(((u32x)y & 0x80000000u) | 0x3f000000u), i32x);  // + 0.5 of y's sign
-                i32x h = (v + 128) >> 8, l = v - (h << 8);
+                i32x v = nearest(*(const f32x *)(x + i + j) * factor), h = (v + 128) >> 8, l = v - (h << 8);
                 *(i8x *)(high + i + j) = __builtin_convertvector(h, i8x);
                 *(i8x *)(low + i + j) = __builtin_convertvector(l, i8x);
                 sum_high += h;
@@ -40,7 +51,12 @@ static Operand operand(const float *x, i64 n, i64 type, float *scratch) {
         }
         o.high = high;
         o.low = low;
-        o.scale = top / 32512.0f;
+#else
+        i16 *whole = (i16 *)scratch;
+        for (; i + LANES <= n; i += LANES) *(i16x *)(whole + i) = __builtin_convertvector(nearest(*(const f32x *)(x + i) * factor), i16x);
+        for (; i < n; i++) { float y = x[i] * factor; whole[i] = (i16)(int)(y < 0 ? y - 0.5f : y + 0.5f); }
+        o.whole = whole;
+#endif
     }
     return o;
 }
@@ -93,7 +109,7 @@ INLINE void dot_bf16(const u16 *w, int rows, i64 n, const float *x, float *out) 
     }
 }
 
-#if defined(__AVX512VNNI__)
+#if VNNI
 typedef long long v8 __attribute__((vector_size(64), aligned(1)));
 typedef int v16 __attribute__((vector_size(64)));
 INLINE v16 dot4(v16 acc, v16 unsigned_bytes, v16 signed_bytes) {
@@ -121,18 +137,36 @@ INLINE void dot_i8(const i8 *w, int rows, i64 n, const Operand *o, float *out) {
     }
 }
 #else
+#if defined(__AVX2__)
+typedef i16 v16h __attribute__((vector_size(32), aligned(2)));
+typedef int v8w __attribute__((vector_size(32)));
+// Sums of 32 products, by 8 lanes.
+INLINE v8w products(const i8 *w, const i16 *x) {
+    v16h a = __builtin_convertvector(*(const i8x *)w, v16h), b = __builtin_convertvector(*(const i8x *)(w + 16), v16h);
+    return __builtin_ia32_pmaddwd256(a, *(const v16h *)x) + __builtin_ia32_pmaddwd256(b, *(const v16h *)(x + 16));
+}
+#else
+typedef i32x v8w;
+INLINE v8w products(const i8 *w, const i16 *x) {
+    i32x a = __builtin_convertvector(__builtin_convertvector(*(const i8x *)w, i16x), i32x) * __builtin_convertvector(*(const i16x *)x, i32x);
+    i32x b = __builtin_convertvector(__builtin_convertvector(*(const i8x *)(w + 16), i16x), i32x) * __builtin_convertvector(*(const i16x *)(x + 16), i32x);
+    return a + b;
+}
+#endif
+enum { LANES_EACH = sizeof(v8w) / 4, RUN = 128 * 32 };     // a lane takes 128 sums of at most 4 products below 2^22
 INLINE void dot_i8(const i8 *w, int rows, i64 n, const Operand *o, float *out) {
     for (int r = 0; r < rows; r++, w += n) {
-        i32x a = {0}, b = {0};
-        i64 i = 0;
-        for (; i + LANES <= n; i += LANES) {
-            i32x v = __builtin_convertvector(*(const i8x *)(w + i), i32x);
-            a += v * __builtin_convertvector(*(const i8x *)(o->high + i), i32x);
-            b += v * __builtin_convertvector(*(const i8x *)(o->low + i), i32x);
+        i64 total = 0, i = 0;
+        while (i + 32 <= n) {
+            v8w sums = {0};
+            for (i64 end = n - i < RUN ? n - 31 : i + RUN - 31; i < end; i += 32) {
+                fetch(w + i);
+                sums += products(w + i, o->whole + i);
+            }
+            for (int j = 0; j < LANES_EACH; j++) total += sums[j];
         }
-        int high = add(a), low = add(b);
-        for (; i < n; i++) { high += w[i] * o->high[i]; low += w[i] * o->low[i]; }
-        out[r] = 256.0f * (float)high + (float)low;
+        for (; i < n; i++) total += w[i] * o->whole[i];
+        out[r] = (float)total;
     }
 }
 #endif

@@ -1,0 +1,78 @@
+"""The text kernels compiled for processors with less than this one has, which they are run on; and for ARM's, compiled only."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma4_core import load_pretrained
+from gemma4_core.checkpoint import write_random_checkpoint
+from gemma4_core.quantize import quantize
+from gemma4_plugins.devices.cpu import compiler
+from gemma4_plugins.kernels.cpu import build, text
+from test_cpu_prefill import CONFIG, IDS
+
+LESSER = ("haswell", "nehalem") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("architectures")
+    folder = write_random_checkpoint(root / "model", CONFIG, 3)
+    return {"bf16": folder, "fp32": folder, "int8": quantize(folder, root / "int8", "int8")}
+
+
+@pytest.fixture
+def compiled_for(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Kernels are loaded anew, before and after."""
+    build.load.cache_clear()
+    yield monkeypatch
+    build.load.cache_clear()
+
+
+def outputs(folder: Path, form: str) -> tuple[np.ndarray, list[float]]:
+    """Logits of a prompt's positions, and log probabilities of tokens one by one."""
+    model = load_pretrained(folder, device="cpu", **({"dtype": "float32"} if form == "fp32" else {}))
+    cache = model.make_cache()
+    logits = model.forward_ids([IDS[:150]], cache=cache)[0].numpy()[0]
+    # given tokens, so that a near tie does not lead elsewhere
+    steps = [model.forward_ids([IDS[at : at + 1]], cache=cache)[0].numpy()[0, -1] for at in range(150, 156)]
+    tokens = model.stream_generate(prompt_tokens=IDS[:40], max_new_tokens=3, stop_ids=())
+    return np.concatenate([logits, np.stack(steps)]), [token.logprob for token in tokens]
+
+
+@pytest.mark.usefixtures("plain_loops")
+@pytest.mark.parametrize("form", ["bf16", "int8", "fp32"])
+@pytest.mark.parametrize("architecture", LESSER)
+def test_same_results(
+    folders: dict[str, Path], compiled_for: pytest.MonkeyPatch, form: str, architecture: str
+) -> None:
+    ours, chances = outputs(folders[form], form)
+    build.load.cache_clear()
+    original, asked = build.ClangCompiler, []
+
+    def lesser(arch: list[str]) -> build.ClangCompiler:
+        asked.append(arch)
+        return original([arch[0], architecture])
+
+    compiled_for.setattr(build, "ClangCompiler", lesser)
+    theirs, other_chances = outputs(folders[form], form)
+    assert asked
+    distance = float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours - ours.mean()))
+    assert distance < (1e-5 if form == "fp32" else 0.03)
+    assert other_chances == pytest.approx(chances, abs=1e-4 if form == "fp32" else 0.05)
+
+
+def test_arm(cpu: str) -> None:
+    flags = [a for a in compiler.clang_arguments() if not a.startswith(("-march", "-mcpu", "--target", "-ffixed"))]
+    flags = ["-S" if a == "-c" else a for a in flags]
+    source = "".join((build.HERE / name).read_text() for name in text.SOURCES)
+    command = [str(compiler.configure().path), "--target=aarch64-none-unknown-elf", "-ffixed-x18", *flags]
+    done = subprocess.run(command, input=source.encode(), capture_output=True, check=True, timeout=120)
+    found = done.stdout.decode()
+    assert "fmla" in found and ("smlal" in found or "smull" in found)

@@ -1,4 +1,4 @@
-"""The text kernels compiled for processors with less than this one has, which they are run on; and for ARM's, compiled only."""
+"""The text kernels compiled for lesser processors and run on this one; for ARM's they are compiled only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wide_model import CONFIG, IDS
 
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.quantize import quantize
 from gemma4_plugins.devices.cpu import compiler
 from gemma4_plugins.kernels.cpu import build, text
-from test_cpu_prefill import CONFIG, IDS
 
 LESSER = ("haswell", "nehalem") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
 

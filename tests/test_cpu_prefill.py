@@ -6,24 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wide_model import CONFIG, IDS
 
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.generation.engine import Chunk, Engine
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.ids import split
-from gemma4_core.text.tiny import TINY_TEXT_IDS
 from gemma4_plugins.kernels.cpu import text
-
-CONFIG = {
-    "model_type": "gemma4_text", **TINY_TEXT_IDS, "vocab_size": 512, "vocab_size_per_layer_input": 512,
-    "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 4,
-    "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 1,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "num_global_key_value_heads": 1,
-    "head_dim": 64, "global_head_dim": 128, "sliding_window": 70, "hidden_size_per_layer_input": 16,
-    "max_position_embeddings": 2048, "final_logit_softcapping": 30.0,
-}  # fmt: skip
-IDS = [2, *((7919 * i + 3) % 500 + 5 for i in range(330))]
 
 
 @pytest.fixture(scope="module")

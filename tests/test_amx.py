@@ -3,6 +3,7 @@ test_cpu_prefill.py and test_vision_products.py, with the instructions said in C
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 def test_the_system_is_asked_once(machine: SimpleNamespace) -> None:
     assert amx.permitted() and amx.permitted()
     assert machine.asked == [(158, 0x1023, 18)]
-    assert "AMX_PERMITTED 1" in build.tuning() and cpu.details()["AMX"] == "used"
+    assert "AMX_PERMITTED 1" in build.tuning() and cpu.details()["AMX"] == "granted"
 
 
 def test_a_system_that_refuses(machine: SimpleNamespace) -> None:
@@ -51,12 +52,13 @@ def test_processors_without_are_not_asked(machine: SimpleNamespace, flags: str) 
     assert ("SLOW_PAIRS 1" in build.tuning()) == ("GenuineIntel" in flags)
 
 
-def assembly(source: str, defines: tuple[str, ...], architecture: str) -> str:
+def assembly(source: str, defines: tuple[str, ...], architecture: str, *more: str) -> str:
     """What the compiler makes of C for a processor."""
     given = "".join(f"#define {define}\n" for define in defines) + source
     arguments = ["-S" if a == "-c" else a for a in compiler.clang_arguments() if not a.startswith(("-march", "-mcpu"))]
     arguments = [a for a in arguments if a != "-ffixed-x18" and not a.startswith("--target")]
-    command = [str(compiler.configure().path), "--target=x86_64-none-unknown-elf", f"-march={architecture}", *arguments]
+    command = [str(compiler.configure().path), "--target=x86_64-none-unknown-elf", f"-march={architecture}", *more,
+               *arguments]  # fmt: skip
     done = subprocess.run(command, input=given.encode(), capture_output=True, check=True, timeout=120)
     return done.stdout.decode()
 
@@ -75,4 +77,9 @@ def test_instructions(cpu: str, machine: SimpleNamespace, unit: str) -> None:
     amx.permitted.cache_clear()
     refused = assembly(source, (*defines, *build.tuning()), "sapphirerapids")
     assert "tdpbf16ps" not in refused and "vdpbf16ps" not in refused  # slower there than fp32
+    assert re.search(r"vfmadd\d+ps.*%zmm", refused)
+    if unit != "text":  # whose products with a vector may take either width
+        assert not re.search(r"vfmadd\d+ps.*%ymm", refused)
+    masked = assembly(source, (*defines, "AMX_PERMITTED 1"), "sapphirerapids", "-mno-avx512f")
+    assert "tdpbf16ps" not in masked  # rows of tiles are wider than its vectors
     assert "vdpbf16ps" in assembly(source, defines, "znver4")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +20,14 @@ from gemma4_plugins.devices.cpu import compiler
 from gemma4_plugins.kernels.cpu import build, text
 
 LESSER = ("haswell", "nehalem") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
+LONG = {"intermediate_size": 8256}
+"""Rows longer than a run of sums of int8 products."""
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("architectures")
-    folder = write_random_checkpoint(root / "model", CONFIG, 3)
+    folder = write_random_checkpoint(root / "model", CONFIG | LONG, 3)
     return {"bf16": folder, "fp32": folder, "int8": quantize(folder, root / "int8", "int8")}
 
 
@@ -68,6 +72,26 @@ def test_same_results(
     assert other_chances == pytest.approx(chances, abs=1e-4 if form == "fp32" else 0.05)
 
 
+@pytest.mark.parametrize("count", [5, 64, 12288 + 17])
+@pytest.mark.parametrize("architecture", ("native", *LESSER))
+def test_sums_of_int8_products(cpu: str, compiled_for: pytest.MonkeyPatch, architecture: str, count: int) -> None:
+    original = build.ClangCompiler
+    compiled_for.setattr(build, "ClangCompiler", lambda arch: original([arch[0], architecture]))
+    entry = str(Path(__file__).with_name("int8_product.c"))
+    program = build.load((entry, *text.SOURCES, entry), ("YIELD_SYSCALL",))
+    random = np.random.default_rng(count)
+    noise = random.standard_normal(count).astype(np.float32)
+    rows = random.integers(-127, 128, count).astype(np.int8)
+    # the largest sums that there are, of either sign, and ordinary ones
+    for w, x in ((np.full_like(rows, 127), np.ones_like(noise)), (np.full_like(rows, -128), np.ones_like(noise)),
+                 (rows, noise)):  # fmt: skip
+        scratch, out = np.zeros(count + 64, np.float32), np.zeros(1, np.float32)
+        places = (w.ctypes.data, count, x.ctypes.data, scratch.ctypes.data, out.ctypes.data)
+        program.fxn(*map(ctypes.c_uint64, places))
+        parts = w.astype(np.float64) * x
+        assert out[0] == pytest.approx(parts.sum(), abs=5e-5 * np.abs(parts).sum())
+
+
 def test_arm(cpu: str) -> None:
     flags = [a for a in compiler.clang_arguments() if not a.startswith(("-march", "-mcpu", "--target", "-ffixed"))]
     flags = ["-S" if a == "-c" else a for a in flags]
@@ -75,4 +99,4 @@ def test_arm(cpu: str) -> None:
     command = [str(compiler.configure().path), "--target=aarch64-none-unknown-elf", "-ffixed-x18", *flags]
     done = subprocess.run(command, input=source.encode(), capture_output=True, check=True, timeout=120)
     found = done.stdout.decode()
-    assert "fmla" in found and ("smlal" in found or "smull" in found)
+    assert re.search(r"fmla\s+v\d+\.4s", found) and re.search(r"smlal2?\s+v\d+\.4s", found)

@@ -13,7 +13,9 @@ from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.generation.engine import Chunk, Engine
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.ids import split
+from gemma4_core.quantize import quantize
 from gemma4_plugins.kernels.cpu import text
+from gemma4_plugins.kernels.cpu.amx import permitted
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +33,18 @@ def logits_of(folder: Path, dtype: str, pieces: tuple[int, ...]) -> np.ndarray:
     return np.concatenate(found)
 
 
+def in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile the form for AMX, with its instructions said in C."""
+    at = text.SOURCES.index("amx.c")
+    emulated = (*text.SOURCES[:at], str(Path(__file__).with_name("amx_emulation.c")), *text.SOURCES[at:])
+    monkeypatch.setattr(text, "SOURCES", emulated)
+
+
 @pytest.fixture(params=["vector registers", "tile registers"])
 def registers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """This processor's own form of a chunk's products, and that of AMX with its instructions said in C."""
     if request.param == "tile registers":
-        at = text.SOURCES.index("amx.c")
-        emulated = (*text.SOURCES[:at], str(Path(__file__).with_name("amx_emulation.c")), *text.SOURCES[at:])
-        monkeypatch.setattr(text, "SOURCES", emulated)
+        in_tiles(monkeypatch)
 
 
 @pytest.mark.usefixtures("plain_loops", "registers")
@@ -72,7 +79,7 @@ def hidden_with_blocks(folder: Path, dtype: str) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.usefixtures("plain_loops")
+@pytest.mark.usefixtures("plain_loops", "registers")
 def test_blocks_that_see_both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GemmaModel, "bidirectional", True)
     taken: list[int] = []
@@ -86,3 +93,20 @@ def test_blocks_that_see_both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch
     distance = lambda x: float(np.linalg.norm(x - truth) / np.linalg.norm(truth))  # noqa: E731
     assert distance(exact) < 1e-4
     assert distance(ours) < 1.25 * distance(plain)
+
+
+@pytest.mark.usefixtures("plain_loops")
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+def test_experts_in_tile_registers(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 96,
+               "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "intermediate_size": 128}  # fmt: skip
+    folder = write_random_checkpoint(tmp_path / "model", CONFIG | mixture, 5)
+    folder = quantize(folder, tmp_path / "int8", "int8") if form == "int8" else folder
+    vectors = logits_of(folder, "bfloat16", (331,))
+    in_tiles(monkeypatch)
+    tiles = logits_of(folder, "bfloat16", (331,))
+    assert permitted() or not np.array_equal(vectors, tiles)
+    # a row near the border between two experts may go to another one
+    spread = np.linalg.norm(vectors - vectors.mean(-1, keepdims=True), axis=-1)
+    apart = np.linalg.norm(vectors - tiles, axis=-1) / spread
+    assert np.median(apart) < 0.02

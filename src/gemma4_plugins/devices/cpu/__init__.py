@@ -52,7 +52,7 @@ def details() -> dict[str, str]:
     told = f"{choice.name} ({choice.version}): {choice.path}"
     found = {"compiler": told, **passed, "threads": f"{machine.thread_count()}{kind}"}
     if amx.present():
-        found["AMX"] = "used" if amx.permitted() else "the system does not grant its registers to this process"
+        found["AMX"] = "granted" if amx.permitted() else "the system does not grant its registers to this process"
     return found
 
 

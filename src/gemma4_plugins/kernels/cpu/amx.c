@@ -1,6 +1,6 @@
 // Products of bf16 pairs in the tile registers of AMX, each 16 rows of 64 bytes. The names in capitals are the compiler's
 // instructions, unless whoever compiles this has defined them (the tests say them in plain C).
-#if defined(AMX_PERMITTED) && defined(__AMX_BF16__) && !defined(TILE_STATE)
+#if defined(AMX_PERMITTED) && defined(__AMX_BF16__) && defined(__AVX512F__) && !defined(TILE_STATE)
 #define TILE_STATE
 #define TILE_CONFIGURE(t, config) __builtin_ia32_tile_loadconfig(config)
 #define TILE_RELEASE(t) __builtin_ia32_tilerelease()

@@ -89,7 +89,7 @@ static void chunk_attention(Worker *w, const Layer *l, const Call *call, const C
     float *q = c->wide, *mixed = c->other;
     const int *until = l->window ? call->until : 0;       // full layers are causal even inside a picture
     chunk_heads(w, l, call, c, 0);
-    i64 each = attended_rows(s, l), blocks = (c->count + each - 1) / each;
+    i64 each = attended_rows(s, l, c->count), blocks = (c->count + each - 1) / each;
     while (claim(w, blocks * l->kv_heads, 1, &ticket, &end)) {
         // late rows see the most: they go first, so that no thread is left with them alone
         i64 row = (blocks - 1 - ticket / l->kv_heads) * each, kv = ticket % l->kv_heads, group = s->heads / l->kv_heads;

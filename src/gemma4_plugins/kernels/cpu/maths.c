@@ -64,12 +64,6 @@ static inline float sum(f32x v) {
     return (v[0] + v[2]) + (v[1] + v[3]);
 }
 
-static inline int add(i32x v) {
-    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    return (v[0] + v[2]) + (v[1] + v[3]);
-}
-
 // The largest magnitude.
 static float largest(const float *x, i64 n) {
     u32x top = {0};                                        // magnitudes order as their bits do

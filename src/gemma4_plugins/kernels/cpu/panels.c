@@ -14,8 +14,10 @@ typedef float xtype;
 
 #if defined(__AVX512F__)
 enum { VECTORS = 4 };                                      // of a panel at a time: TILE times that many sums fit into registers
+#define WIDEST __attribute__((min_vector_width(512)))      // for Intel's, compilers would make two halves of each, which do not
 #else
 enum { VECTORS = 1 };
+#define WIDEST
 #endif
 
 typedef struct { const void *x; i64 rows, stride; int pairs; } Rows;   // stride in elements, padded to whole pairs
@@ -97,7 +99,7 @@ static inline f32x step_pairs(f32x acc, u32x w, u32 x) { return acc; }
 #endif
 
 // rows (<= TILE) rows of x against a packed block: out[r][0..PANEL) (+)= ...
-static inline __attribute__((always_inline)) void tile(const u32 *packed, i64 count, const Rows *x, i64 row, i64 word, int rows, int pairs, float *out, int first) {
+static inline __attribute__((always_inline)) WIDEST void tile(const u32 *packed, i64 count, const Rows *x, i64 row, i64 word, int rows, int pairs, float *out, int first) {
     f32x acc[TILE][VECTORS];
     const u32 *p[TILE];
 #pragma clang loop unroll(full)
@@ -143,7 +145,7 @@ static void register_tiles(const u32 *packed, i64 count, const Rows *x, i64 word
 #endif
 
 // All rows of x against a packed block of `count` words: sums[row][PANEL] (+)= ...
-static void tiles(const u32 *packed, i64 count, const Rows *x, i64 word, float *sums, int first, const Ahead *ahead) {
+static WIDEST void tiles(const u32 *packed, i64 count, const Rows *x, i64 word, float *sums, int first, const Ahead *ahead) {
 #if AMX
     if (x->pairs) {
         register_tiles(packed, count, x, word, sums, first, ahead);

@@ -112,6 +112,11 @@ INLINE void dot_bf16(const u16 *w, int rows, i64 n, const float *x, float *out) 
 #if VNNI
 typedef long long v8 __attribute__((vector_size(64), aligned(1)));
 typedef int v16 __attribute__((vector_size(64)));
+static inline int add(i32x v) {
+    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    return (v[0] + v[2]) + (v[1] + v[3]);
+}
 INLINE v16 dot4(v16 acc, v16 unsigned_bytes, v16 signed_bytes) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(unsigned_bytes), "v"(signed_bytes));
     return acc;

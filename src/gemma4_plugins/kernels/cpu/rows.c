@@ -2,12 +2,13 @@
 // block of keys, and their weights those of a product with its values; between them an online softmax. In pairs of bf16
 // where products of bf16 models are, else in fp32.
 
-enum { ATTENDED = 120 };                                   // rows of x at a time, whole tiles
+enum { ATTENDED = 120 };                                   // rows of x at a time, a multiple of TILE
 
-// Positions whose queries attend together: 1 where heads are not whole panels.
-static inline i64 attended_rows(const Step *s, const Layer *l) {
-    i64 group = s->heads / l->kv_heads;
-    return l->head_dim % PANEL || 2 * group > ATTENDED ? 1 : ATTENDED / group;
+// Positions whose queries attend together, fewer where threads would have nothing to do: 1 where heads are not whole panels
+// or two positions are too many.
+static inline i64 attended_rows(const Step *s, const Layer *l, i64 count) {
+    i64 group = s->heads / l->kv_heads, most = ATTENDED / group, share = (count * l->kv_heads + s->threads - 1) / s->threads;
+    return l->head_dim % PANEL || most < 2 ? 1 : share < most ? share : most;
 }
 
 // 16 values of the cache as fp32.

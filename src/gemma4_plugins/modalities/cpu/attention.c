@@ -1,6 +1,6 @@
 // out[COUNT][HEADS * SIZE] = softmax(q @ k^T) @ v for every head, scale 1, over the keys that `real` marks.
 // q [COUNT][HEADS][SIZE], k and v [COUNT][KEY_HEADS][SIZE]. A job is QUERIES queries of one head; keys pass by WIDE at a
-// time with a running softmax. Where the processor multiplies pairs of bf16, so does this; elsewhere in fp32.
+// time with a running softmax. In pairs of bf16 where the processor is faster at those, elsewhere in fp32.
 #define UP(n, step) (((n) + (step) - 1) / (step) * (step))
 enum {
   QUERIES = 16 * ROWS,
@@ -47,15 +47,20 @@ INLINE void product(float *c, i64 columns, const left_type *a, i64 depth, const 
 #endif
 }
 
-void NAME(item *restrict out, const item *restrict q, const item *restrict k, const item *restrict v,
+WIDEST void NAME(item *restrict out, const item *restrict q, const item *restrict k, const item *restrict v,
           const u8 *restrict real, const int core_id) {
   const i64 groups = (COUNT + QUERIES - 1) / QUERIES;
   for (i64 job = core_id; job < groups * HEADS; job += PARTS) {
     const i64 head = job / groups, own = head / (HEADS / KEY_HEADS), first = job % groups * QUERIES;
-    left_type left[QUERIES * DEPTH] __attribute__((aligned(64))), shares[QUERIES * WIDE] __attribute__((aligned(64)));
+    left_type left[QUERIES * DEPTH] __attribute__((aligned(64)));
     right_type keys[DEPTH / EACH * WIDE] __attribute__((aligned(64))), values[WIDE / EACH * PITCH] __attribute__((aligned(64)));
     float scores[QUERIES * WIDE] __attribute__((aligned(64))), mixed[QUERIES * PITCH] __attribute__((aligned(64)));
     item nothing[SIZE];
+#if PAIRED
+    left_type shares[QUERIES * WIDE] __attribute__((aligned(64)));
+#else
+    left_type *shares = scores;                           // which they replace
+#endif
     float peak[QUERIES];
     vec total[QUERIES];                                   // by lanes
     for (i64 i = 0; i < SIZE; i++) nothing[i] = 0;
@@ -114,7 +119,7 @@ void NAME(item *restrict out, const item *restrict q, const item *restrict k, co
           *(vec *)(scores + r * WIDE + j) = share;
           part += share;
         }
-        for (i64 j = 0; j < WIDE; j++) shares[r * WIDE + j] = KEEP(scores[r * WIDE + j]);
+        if (PAIRED) for (i64 j = 0; j < WIDE; j++) shares[r * WIDE + j] = KEEP(scores[r * WIDE + j]);
         for (i64 d = 0; d < PITCH; d += LANES) *(vec *)(mixed + r * PITCH + d) *= keep;
         total[r] = total[r] * keep + part;
         peak[r] = top;

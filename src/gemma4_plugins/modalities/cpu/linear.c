@@ -1,5 +1,5 @@
 // out[M][N] = a[M][K] @ w[N][K]^T with fp32 sums. A job is a block of rows by WIDE columns; jobs are dealt to PARTS cores.
-// Weights are turned slice by slice, and widened where the processor does not multiply pairs of bf16; then tiles of ROWS
+// Weights are turned slice by slice, and widened where the processor is not faster at pairs of bf16; then tiles of ROWS
 // rows run over them from registers, or of TILE_ROWS from tile registers.
 enum { BLOCK = 128 * ROWS, DEPTH = 256 };
 
@@ -39,7 +39,7 @@ static inline void multiply_block(float *sums, const item *a, i64 rows, const it
 }
 #endif
 
-void NAME(item *restrict out, const item *restrict a, const item *restrict w, const int core_id) {
+WIDEST void NAME(item *restrict out, const item *restrict a, const item *restrict w, const int core_id) {
   const i64 panels = (N + WIDE - 1) / WIDE, blocks = (M + BLOCK - 1) / BLOCK;
   for (i64 job = core_id; job < panels * blocks; job += PARTS) {
     const i64 n0 = job % panels * WIDE, m0 = job / panels * BLOCK;

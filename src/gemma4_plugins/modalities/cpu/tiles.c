@@ -16,6 +16,11 @@ enum { LANES = 4, VECTORS = 4 };
 enum { ROWS = 6, WIDE = LANES * VECTORS };
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int ivec __attribute__((vector_size(LANES * 4), aligned(4)));
+#if defined(__AVX512F__)
+#define WIDEST __attribute__((min_vector_width(512)))  // for Intel's, compilers would make two halves of each vector
+#else
+#define WIDEST
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 #if BF16

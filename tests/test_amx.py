@@ -4,14 +4,13 @@ test_cpu_prefill.py and test_vision_products.py, with the instructions said in C
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from cross_compiling import assembly
 
 from gemma4_plugins.devices import cpu
-from gemma4_plugins.devices.cpu import compiler
 from gemma4_plugins.kernels.cpu import amx, build, text
 from gemma4_plugins.modalities import cpu as towers
 
@@ -52,15 +51,10 @@ def test_processors_without_are_not_asked(machine: SimpleNamespace, flags: str) 
     assert ("SLOW_PAIRS 1" in build.tuning()) == ("GenuineIntel" in flags)
 
 
-def assembly(source: str, defines: tuple[str, ...], architecture: str, *more: str) -> str:
-    """What the compiler makes of C for a processor."""
-    given = "".join(f"#define {define}\n" for define in defines) + source
-    arguments = ["-S" if a == "-c" else a for a in compiler.clang_arguments() if not a.startswith(("-march", "-mcpu"))]
-    arguments = [a for a in arguments if a != "-ffixed-x18" and not a.startswith("--target")]
-    command = [str(compiler.configure().path), "--target=x86_64-none-unknown-elf", f"-march={architecture}", *more,
-               *arguments]  # fmt: skip
-    done = subprocess.run(command, input=given.encode(), capture_output=True, check=True, timeout=120)
-    return done.stdout.decode()
+def compiled(source: str, defines: tuple[str, ...], architecture: str, *flags: str) -> str:
+    """Assembly for an x86-64 processor."""
+    given = "".join(f"#define {define}\n" for define in defines)
+    return assembly(given + source, "x86_64", f"-march={architecture}", *flags)
 
 
 @pytest.mark.parametrize("unit", ["text", "linear.c", "attention.c"])
@@ -71,15 +65,15 @@ def test_instructions(cpu: str, machine: SimpleNamespace, unit: str) -> None:
         source = towers._source(unit)
         sizes = "M 100", "N 70", "K 144", "COUNT 100", "HEADS 4", "KEY_HEADS 2", "SIZE 72"
         defines = ("NAME tested", "BF16 1", "PARTS 2", *sizes)
-    with_tiles = assembly(source, (*defines, *build.tuning()), "sapphirerapids")
+    with_tiles = compiled(source, (*defines, *build.tuning()), "sapphirerapids")
     assert "tdpbf16ps" in with_tiles and "tilerelease" in with_tiles and "vdpbf16ps" not in with_tiles
     machine.answer = -1
     amx.permitted.cache_clear()
-    refused = assembly(source, (*defines, *build.tuning()), "sapphirerapids")
+    refused = compiled(source, (*defines, *build.tuning()), "sapphirerapids")
     assert "tdpbf16ps" not in refused and "vdpbf16ps" not in refused  # slower there than fp32
     assert re.search(r"vfmadd\d+ps.*%zmm", refused)
     if unit != "text":  # whose products with a vector may take either width
         assert not re.search(r"vfmadd\d+ps.*%ymm", refused)
-    masked = assembly(source, (*defines, "AMX_PERMITTED 1"), "sapphirerapids", "-mno-avx512f")
+    masked = compiled(source, (*defines, "AMX_PERMITTED 1"), "sapphirerapids", "-mno-avx512f")
     assert "tdpbf16ps" not in masked  # rows of tiles are wider than its vectors
-    assert "vdpbf16ps" in assembly(source, defines, "znver4")
+    assert "vdpbf16ps" in compiled(source, defines, "znver4")

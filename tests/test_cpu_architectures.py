@@ -5,18 +5,17 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cross_compiling import assembly
 from wide_model import CONFIG, IDS
 
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.quantize import quantize
-from gemma4_plugins.devices.cpu import compiler
 from gemma4_plugins.kernels.cpu import build, text
 
 LESSER = ("haswell", "nehalem") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
@@ -93,10 +92,6 @@ def test_sums_of_int8_products(cpu: str, compiled_for: pytest.MonkeyPatch, archi
 
 
 def test_arm(cpu: str) -> None:
-    flags = [a for a in compiler.clang_arguments() if not a.startswith(("-march", "-mcpu", "--target", "-ffixed"))]
-    flags = ["-S" if a == "-c" else a for a in flags]
     source = "".join((build.HERE / name).read_text() for name in text.SOURCES)
-    command = [str(compiler.configure().path), "--target=aarch64-none-unknown-elf", "-ffixed-x18", *flags]
-    done = subprocess.run(command, input=source.encode(), capture_output=True, check=True, timeout=120)
-    found = done.stdout.decode()
+    found = assembly(source, "aarch64", "-ffixed-x18")
     assert re.search(r"fmla\s+v\d+\.4s", found) and re.search(r"smlal2?\s+v\d+\.4s", found)

@@ -6,10 +6,8 @@ enum { PANEL = 64, DEPTH = 256, TILE = 6 };                // weight rows, colum
 
 #if AMX || defined(__AVX512BF16__) && !defined(SLOW_PAIRS)
 #define PAIRS 1                                            // x and packed weights in bf16, two columns per 32 bits
-typedef u16 xtype;
 #else
 #define PAIRS 0
-typedef float xtype;
 #endif
 
 #if defined(__AVX512F__)

@@ -4,10 +4,10 @@
 enum { BLOCK = 128 * ROWS, DEPTH = 256 };
 
 #if AMX && BF16
-// sums[rows][WIDE] = a @ w^T for `columns` rows of w. Slices are padded with zeros to whole tiles: the last
-// one of a is copied for that.
+// sums[rows][WIDE] = a @ w^T for `columns` rows of w. The last slice is padded with zeros to whole tiles: that of a is
+// copied for it.
 static inline void multiply_block(float *sums, const item *a, i64 rows, const item *w, i64 columns) {
-  enum { PADDED = (DEPTH / 2 + TILE_PAIRS - 1) / TILE_PAIRS * TILE_PAIRS };
+  enum { PADDED = DEPTH / 2 };                             // pairs of a slice: whole tiles
   u32 packed[WIDE * PADDED] __attribute__((aligned(64)));  // [WIDE / 16][pair][16]
   item edge[TILE_ROWS * 2 * PADDED] __attribute__((aligned(64)));
   Tiles tiles;

@@ -14,6 +14,7 @@ from gemma4_core.ops.attention import KeyValues
 from gemma4_core.training.multiply import made, multiplied
 from gemma4_core.training.operations import training_operations
 from gemma4_core.weights import DenseMatrix
+from gemma4_plugins.kernels.cuda import dynamic
 from gemma4_plugins.kernels.cuda import matmul as cuda
 from gemma4_plugins.kernels.cuda.sources import device_source
 
@@ -38,22 +39,32 @@ def expected(a: np.ndarray, b: np.ndarray, form: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", cuda.FORMS)
-@pytest.mark.parametrize("tile", [cuda.LARGE, cuda.SMALL], ids=["large", "small"])
+@pytest.mark.parametrize("tile", [cuda.LARGE, cuda.SMALL, *cuda.HOPPER_COLUMNS], ids=["large", "small", "128", "256"])
 @pytest.mark.parametrize(
     ("m", "n", "k", "count", "group", "floats"),
-    [(72, 136, 40, 1, 1, False), (8, 16, 200, 6, 3, True), (136, 8, 32, 2, 2, False), (128, 128, 96, 1, 1, True)],
+    [(72, 136, 40, 1, 1, False), (8, 16, 200, 6, 3, True), (136, 8, 32, 2, 2, False), (128, 128, 96, 1, 1, True),
+     (136, 264, 328, 1, 1, False)],
 )
 def test_kernel(
-    form: str, tile: tuple[int, int, int, int], m: int, n: int, k: int, count: int, group: int, floats: bool
+    form: str, tile: tuple[int, int, int, int] | int, m: int, n: int, k: int, count: int, group: int, floats: bool
 ) -> None:
     down = cuda.FORMS[form]
     a = bf16(random.standard_normal((count, k, m) if down[0] else (count, m, k)))
     b = bf16(random.standard_normal((count // group, k, n) if down[1] else (count // group, n, k)))
-    name, source = cuda.kernel({"M": m, "N": n, "K": k, "GROUP": group, "WIDE": int(floats)}, form, tile)
+    values = {"M": m, "N": n, "K": k, "GROUP": group, "WIDE": int(floats)}
+    if isinstance(tile, int):
+        name, source = cuda.hopper_kernel(values, form, tile)
+        rows, columns, threads = cuda.HOPPER_ROWS, tile, 256
+        found_bytes = dynamic.BYTES.search(name)
+        assert found_bytes
+        shared_bytes = int(found_bytes[1])
+    else:
+        name, source = cuda.kernel(values, form, tile)
+        rows, columns, threads, shared_bytes = *tile[:2], 32 * tile[2] * tile[3], 49152
     out = np.full((count, m, n), 7, np.float32 if floats else np.uint16)
-    grid = map(ctypes.c_int, (-(-n // tile[1]), -(-m // tile[0]), count, 32 * tile[2] * tile[3]))
+    grid = map(ctypes.c_int, (-(-n // columns), -(-m // rows), count, threads))
     buffers = [ctypes.c_void_p(array.ctypes.data) for array in (out, a, b)]
-    compiled(device_source(source)).launch_NAME(*grid, ctypes.c_size_t(49152), *buffers)
+    compiled(device_source(source)).launch_NAME(*grid, ctypes.c_size_t(shared_bytes), *buffers)
     assert name.startswith(f"matmul_{form}_{m}_{n}_{k}")
     found, truth = (out if floats else wide(out)), expected(wide(a), wide(b), form)
     assert np.abs(found - truth).max() < (1e-4 if floats else 0.008 * np.abs(truth).max())
@@ -66,6 +77,11 @@ def test_tiles_and_pieces_fill_a_card() -> None:
         blocks = -(-m // 64) * -(-n // 64) * pieces
         assert k % pieces == 0 and cuda.cuts("nt", m, n, k) == 1
         assert blocks >= cuda.FULL_CARD or (k // pieces < 2 * cuda.LEAST_DEPTH or k // pieces % 2)
+
+
+def test_tiles_of_hopper() -> None:
+    assert cuda.columns_of(2560, 768, 1) == 128  # 120 tiles instead of 60
+    assert cuda.columns_of(2560, 4304, 1) == cuda.columns_of(2560, 1152, 1) == 256
 
 
 def on_host(a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor | None:

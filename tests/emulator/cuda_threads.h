@@ -365,20 +365,22 @@ inline void fence_matrix_operands() {}
 inline void matrix_fence() {}
 inline void matrix_commit() {}
 template <int LEFT> inline void matrix_wait() {}
-inline float matrix_element(uint64_t operand, int row, int k) {
-  uint64_t logical = operand + row * 128 + k * 2, physical = logical ^ (logical >> 7 & 7) << 4;
+inline uint64_t matrix_operand_down(const unsigned char* tile, int k) { return matrix_operand(tile, k * 128); }
+template <bool DOWN> inline float matrix_element(uint64_t operand, int row, int k) {
+  uint64_t logical = operand + (DOWN ? row / 64 * 8192 + k * 128 + row % 64 * 2 : row * 128 + k * 2);
+  uint64_t physical = logical ^ (logical >> 7 & 7) << 4;
   uint16_t v;
   memcpy(&v, (const void*)physical, 2);
   return as_float((unsigned)v << 16);
 }
-inline void matrix_multiply(float (&c)[128], uint64_t a, uint64_t b) {
+template <bool A_IS_DOWN = false, bool B_IS_DOWN = false, int SUMS> inline void matrix_multiply(float (&c)[SUMS], uint64_t a, uint64_t b) {
   int t = emulator::current->thread & 127, l = t & 31;
   for (int h = 0; h < 2; h++) {
     float row[16];
-    for (int k = 0; k < 16; k++) row[k] = matrix_element(a, t / 32 * 16 + l / 4 + 8 * h, k);
-    for (int j = 0; j < 32; j++)
+    for (int k = 0; k < 16; k++) row[k] = matrix_element<A_IS_DOWN>(a, t / 32 * 16 + l / 4 + 8 * h, k);
+    for (int j = 0; j < SUMS / 4; j++)
       for (int i = 0; i < 2; i++)
-        for (int k = 0; k < 16; k++) c[4 * j + 2 * h + i] += row[k] * matrix_element(b, j * 8 + l % 4 * 2 + i, k);
+        for (int k = 0; k < 16; k++) c[4 * j + 2 * h + i] += row[k] * matrix_element<B_IS_DOWN>(b, j * 8 + l % 4 * 2 + i, k);
   }
 }
 

@@ -5,21 +5,38 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from gemma4_core.machine import cpu_count
+
 Value = TypeVar("Value")
+
+
+PIECE, HASHERS = 1 << 20, 4
+"""Bytes of an array that are hashed at once, and threads that do it: one takes five milliseconds for a large image."""
+
+
+def _hash(data: Any) -> Any:
+    return hashlib.sha1(data, usedforsecurity=False)
 
 
 def digest(*parts: Any) -> bytes:
     """A content hash of bytes and numpy arrays; shapes and dtypes count."""
-    state = hashlib.sha1(usedforsecurity=False)
+    state = _hash(b"")
     for part in parts:
         if isinstance(part, np.ndarray):
             state.update(f"{part.dtype}{part.shape}".encode())
             part = np.ascontiguousarray(part).view(np.uint8).reshape(-1) if part.size else b""
-        state.update(part)
+        if len(part) <= PIECE:
+            state.update(part)
+            continue
+        with ThreadPoolExecutor(min(HASHERS, cpu_count())) as threads:
+            pieces = [part[at : at + PIECE] for at in range(0, len(part), PIECE)]
+            for piece in threads.map(lambda piece: _hash(piece).digest(), pieces):
+                state.update(piece)
     return state.digest()
 
 

@@ -14,6 +14,7 @@ from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 def launch(
     name: str, source: str, out: tuple[tuple[int, ...], DType], inputs: Sequence[Tensor], target: Any,
     grid: tuple[int, int, int], block: tuple[int, int, int] = (1, 1, 1), parts: int = 0, operations: int = 0,
+    binary: bytes | None = None,
 ) -> Tensor:
     """The output of the function ``name`` of a source, whose first argument it is; the inputs follow.
 
@@ -23,6 +24,7 @@ def launch(
         grid: groups, and ``block`` threads in each.
         parts: on processors: a last argument ``core_id`` counts the parts that a kernel is called in.
         operations: arithmetic operations of a call, for statistics.
+        binary: the source as compiled; without it tinygrad compiles it.
     """
     shape, dtype = out
 
@@ -36,7 +38,8 @@ def launch(
         sink = UOp.sink(*(buffer.base for buffer in buffers), *scalars, arg=KernelInfo(name, estimates=work))
         info = ProgramInfo(name, grid, block, scalars, slots, (0,), slots[1:], target)
         linear = UOp(Ops.LINEAR, src=(*sink.src, sink))
-        return UOp(Ops.PROGRAM, src=(sink, linear, UOp(Ops.SOURCE, arg=source)), arg=info)
+        compiled = () if binary is None else (UOp(Ops.BINARY, arg=binary),)
+        return UOp(Ops.PROGRAM, src=(sink, linear, UOp(Ops.SOURCE, arg=source), *compiled), arg=info)
 
     empty = Tensor.empty(*shape, dtype=dtype, device=inputs[0].device)
     return empty.custom_kernel(*(x.contiguous() for x in inputs), fxn=program)[0]

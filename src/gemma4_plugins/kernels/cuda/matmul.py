@@ -1,6 +1,6 @@
 """Products of bf16 matrices on the tensor cores as kernels of tinygrad's graph: for training, and for towers.
 
-tinygrad's own kernels reach 30 to 60 TFLOP/s there, these about ten times as much.
+tinygrad's own kernels reach 30 to 60 TFLOP/s there, these about ten times as much. Hopper has kernels of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.helpers import Context as TinygradContext
 
+from gemma4_plugins.kernels.cuda import dynamic
 from gemma4_plugins.kernels.cuda.sources import defines, device_source, source_file
 from gemma4_plugins.kernels.launching import launch
 
@@ -24,6 +25,12 @@ LARGE, SMALL = (128, 128, 2, 4), (64, 64, 2, 2)
 """Rows and columns of a tile, and of its grid of warps."""
 LEAST_DEPTH = 256
 """Of a piece of K."""
+HOPPER_ROWS, HOPPER_STAGES, HOPPER_DEPTH = 128, 4, 64
+HOPPER_COLUMNS = {128: 0.6, 256: 1.0}
+"""Of a tile, and the time that a tile takes."""
+HOPPER_LEAST_K = 512
+"""With fewer steps a tile alone on its multiprocessor waits for its first and last bytes too long: at 256 the other
+kernel, of which two run side by side, makes 125 TFLOP/s to 101."""
 FORMS = {"nt": (False, False), "nn": (False, True), "tn": (True, True)}
 """Whether K runs down the columns of a and of b."""
 
@@ -58,11 +65,17 @@ def matmul(a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor | None
     tile = tile_of(m, n, count * pieces)
     values = {"M": m, "N": n, "K": k // pieces, "GROUP": count // shared, "WIDE": int(wide or pieces > 1)}
     out = (count * pieces, m, n), dtypes.float32 if values["WIDE"] else dtypes.bfloat16
-    name, source = kernel(values, form, tile)
-    grid = (-(-n // tile[1]), -(-m // tile[0]), count * pieces)
-    target = target_of(str(a.device))
-    threads = 32 * tile[2] * tile[3]
-    made = launch(name, device_source(source), out, (a, b), target, grid, (threads, 1, 1), operations=2 * count * m * n * k)
+    target, binary = target_of(str(a.device)), None
+    if tile == LARGE and values["K"] >= HOPPER_LEAST_K and str(target.arch) == "sm_90":
+        columns = columns_of(m, n, count * pieces)
+        name, source = hopper_kernel(values, form, columns)
+        binary = dynamic.compiled(str(a.device), device_source(source))
+        grid, threads = (-(-n // columns), -(-m // HOPPER_ROWS), count * pieces), 256
+    else:
+        name, source = kernel(values, form, tile)
+        grid, threads = (-(-n // tile[1]), -(-m // tile[0]), count * pieces), 32 * tile[2] * tile[3]
+    made = launch(name, device_source(source), out, (a, b), target, grid, (threads, 1, 1),
+                  operations=2 * count * m * n * k, binary=binary)
     if pieces > 1:
         made = made.sum(0).cast(dtypes.float32 if wide else dtypes.bfloat16)
     return made.reshape(*a.shape[:-2], m, n)  # [count, M, N] -> [..., M, N]
@@ -82,6 +95,23 @@ def cuts(form: str, m: int, n: int, k: int) -> int:
             break
         pieces *= 2
     return pieces
+
+
+def columns_of(m: int, n: int, count: int) -> int:
+    """The columns of a tile with which a Hopper card is through first, a tile on every multiprocessor at a time."""
+    rounds = {columns: -(-(-(-m // HOPPER_ROWS) * -(-n // columns) * count) // FULL_CARD) for columns in HOPPER_COLUMNS}
+    return min(rounds, key=lambda columns: rounds[columns] * HOPPER_COLUMNS[columns])
+
+
+def hopper_kernel(values: Mapping[str, int], form: str, columns: int) -> tuple[str, str]:
+    """As ``kernel``, on Hopper's warpgroup matrix unit, in tiles of ``HOPPER_ROWS`` rows."""
+    down = dict(zip(("A_DOWN", "B_DOWN"), map(int, FORMS[form]), strict=True))
+    shared_bytes = HOPPER_STAGES * (HOPPER_ROWS + columns) * HOPPER_DEPTH * 2
+    name = dynamic.named("_".join(["matmul", form, *(str(v) for v in (*values.values(), "wide", columns))]), shared_bytes)
+    types = f"#define NAME {name}\n#define OUT {'float' if values['WIDE'] else 'u16'}\n"
+    sizes = {"TILE_M": HOPPER_ROWS, "TILE_N": columns, "STAGES": HOPPER_STAGES, "DEPTH": HOPPER_DEPTH}
+    body = source_file("wgmma") + source_file("matmul_wide")
+    return name, types + defines({**values, **sizes, **down}) + body
 
 
 def kernel(values: Mapping[str, int], form: str, tile: tuple[int, int, int, int]) -> tuple[str, str]:

@@ -199,8 +199,10 @@ class AudioTower(EncodingTower):
 
     def _run(self, features: np.ndarray, valid: np.ndarray) -> Tensor:
         arranged = arrange(features[None], valid[None])
+        rows = arranged.rows[0]
+        tokens = self.captured(arranged.arrays, int(rows[-1]) + 1)
         # rows of valid frames are the first ones unless a mask has holes
-        return rows_of(self.captured(arranged.arrays), arranged.rows[0])
+        return tokens if len(rows) == tokens.shape[0] else rows_of(tokens, rows)
 
     def arrange(self, features: Mapping[str, Any]) -> ArrangedMedia:
         return arrange(*self._read(features))

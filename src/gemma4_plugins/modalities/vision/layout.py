@@ -95,8 +95,12 @@ def arrange(pixels: np.ndarray, positions: np.ndarray, pool: int, name: str) -> 
     """One image ``[patches, …]`` in its slots."""
     layout = lay_out(positions, pool, name)
     total = -(-padded_tokens(layout.tokens) * pool * pool // ROWS) * ROWS
-    out_pixels, out_positions = np.zeros((total, pixels.shape[1]), np.float32), np.full((total, 2), -1, np.int32)
-    out_pixels[layout.slots], out_positions[layout.slots] = pixels[layout.patches], positions[layout.patches]
+    patches = np.full(total, -1)
+    patches[layout.slots] = layout.patches
+    padding = patches < 0
+    # one pass over the pixels: what goes to padding is taken from the last patch and cleared
+    out_pixels, out_positions = pixels[patches], positions[patches].astype(np.int32)
+    out_pixels[padding], out_positions[padding] = 0, -1
     return Slots(out_pixels, out_positions, layout.tokens)
 
 

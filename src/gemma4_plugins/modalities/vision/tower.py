@@ -97,7 +97,7 @@ class VisionTower(EncodingTower):
 
     def _run(self, pixels: np.ndarray, positions: np.ndarray) -> Tensor:
         slots = arrange(pixels, positions, self.config.pooling_kernel_size, "pixel_values")
-        return self.captured([slots.pixels, slots.positions])[: slots.tokens]
+        return self.captured([slots.pixels, slots.positions], slots.tokens)
 
     def arrange(self, features: Mapping[str, Any]) -> ArrangedMedia:
         return arrange_together(*self._read(features), self.config.pooling_kernel_size, "pixel_values")

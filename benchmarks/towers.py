@@ -116,6 +116,23 @@ def check(device: str, operations: Any) -> float:
     truth = wide(x) / np.sqrt((wide(x) ** 2).mean(-1, keepdims=True) + 1e-6) * wide(w)
     error = np.abs(wide(products.norm(x, w, 1e-6)) - truth).max() / truth.std()
     print(f"norm: {error:.4f}")
+    worst = max(worst, error)
+    for heads, size in ((12, 64), (16, 72)):
+        x, w, angles = draw(2560, heads * size), draw(size), random.uniform(0, 60, (2560, 2, size // 4))
+        turn = tuple(Tensor(f(angles).astype(np.float32), device=device).realize() for f in (np.cos, np.sin))
+        split = wide(x).reshape(2560, heads, size)
+        normed = split / np.sqrt((split**2).mean(-1, keepdims=True) + 1e-6) * wide(w)
+        turned = normed.reshape(2560, heads, 2, 2, size // 4)
+        cos, sin, (first, second) = np.cos(angles)[:, None], np.sin(angles)[:, None], np.moveaxis(turned, 3, 0)
+        truth = np.stack([first * cos - second * sin, second * cos + first * sin], 3).reshape(2560, heads, size)
+        error = np.abs(wide(products.heads(x, size, w, 1e-6, None, turn)) - truth).max() / truth.std()
+        print(f"heads {heads} x {size}: {error:.4f}")
+        worst = max(worst, error)
+    gate, up = draw(2560, 3072), draw(2560, 3072)
+    g = wide(gate)
+    truth = 0.5 * g * (1 + np.tanh(0.7978845608028654 * (g + 0.044715 * g**3))) * wide(up)
+    error = np.abs(wide(products.gated(gate, up, None, None, None)) - truth).max() / truth.std()
+    print(f"gated: {error:.4f}")
     return float(max(worst, error))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor
 from tinygrad.dtype import DType
 
 from gemma4_core.config.tensors import CLIP_BOUNDS
 from gemma4_core.descriptions import WeightSource
 from gemma4_core.weights import DenseMatrix, Matrix, Weight
+from gemma4_plugins.modalities.bounds import Bounds, clamp
 from gemma4_plugins.modalities.products import Products
 
 
@@ -66,18 +66,15 @@ class Linear:
     """``x @ weight.T``; a clipped one bounds its input and its output."""
 
     def __init__(self, place: Weight, bounds: list[Tensor] | None) -> None:
-        self.place, self.bounds = place, bounds
+        self.place = place
+        low, high, out_low, out_high = bounds or [None] * 4
+        self.inner: Bounds | None = None if low is None or high is None else (low, high)
+        self.outer: Bounds | None = None if out_low is None or out_high is None else (out_low, out_high)
 
     def __call__(self, x: Tensor, products: Products) -> Tensor:
+        return clamp(self.product(clamp(x, self.inner), products), self.outer)
+
+    def product(self, x: Tensor, products: Products) -> Tensor:
+        """Without the bounds, for a caller that sees to them."""
         assert isinstance(self.place.matrix, Matrix)
-        if self.bounds is None:
-            return products.linear(x, self.place.matrix)
-        low, high, out_low, out_high = self.bounds
-        return clamp(products.linear(clamp(x, low, high), self.place.matrix), out_low, out_high)
-
-
-def clamp(x: Tensor, low: Any, high: Any) -> Tensor:
-    """``x`` between two bounds, each a number or a scalar tensor of x's dtype."""
-    # in fp32: most devices have no maximum of bf16 values, and what stands in for it rounds after each step
-    wide, low, high = (y.cast(dtypes.float32) if isinstance(y, Tensor) else y for y in (x, low, high))
-    return wide.maximum(low).minimum(high).cast(x.dtype)
+        return products.linear(x, self.place.matrix)

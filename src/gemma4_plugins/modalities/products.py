@@ -8,10 +8,13 @@ from __future__ import annotations
 from tinygrad import Tensor
 
 from gemma4_core.ops import Operations, kernels_wanted
-from gemma4_core.ops.portable import MASKED, rms_norm
+from gemma4_core.ops.portable import MASKED, gelu_tanh, rms_norm
 from gemma4_core.ops.products import kept, linear, product
 from gemma4_core.weights import Matrix
+from gemma4_plugins.modalities.bounds import Bounds, clamp
 
+Rotation = tuple[Tensor, Tensor]
+"""cos and sin ``[N, 2, D / 4]`` in fp32, of a patch's column and of its row."""
 QUERY_ROWS = 1280
 """Queries attended at once: bounds the scores in memory for large budgets."""
 
@@ -48,9 +51,38 @@ class Products:
         mixed = rows[0].cat(*rows[1:], dim=3) if len(rows) > 1 else rows[0]
         return mixed.permute(0, 3, 1, 2, 4).reshape(count, heads * size)
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Root-mean-square norm of ``x [n, width]`` in fp32."""
-        return rms_norm(x, weight, eps)
+    def norm(
+        self, x: Tensor, weight: Tensor, eps: float, bounds: Bounds | None = None, added: Tensor | None = None
+    ) -> Tensor:
+        """Root-mean-square norm of ``x [n, width]``, bounded before, in fp32; added to ``added``, and kept then."""
+        normed = rms_norm(clamp(x, bounds), weight, eps)
+        # in memory after each addition: else every reader repeats the additions before it
+        return normed if added is None else (added + normed).contiguous()
+
+    def heads(
+        self, x: Tensor, size: int, weight: Tensor | None, eps: float, bounds: Bounds | None, turn: Rotation | None
+    ) -> Tensor:
+        """Heads of ``x [N, heads * D]``, bounded, normed each for itself and turned: ``[N, heads, D]``."""
+        x = clamp(x, bounds).reshape(x.shape[0], -1, size)  # [N, heads * D] -> [N, heads, D]
+        normed = rms_norm(x, weight, eps)
+        return normed if turn is None else rotate(normed, *turn)
+
+    def gated(
+        self, gate: Tensor, up: Tensor, gate_bounds: Bounds | None, up_bounds: Bounds | None, bounds: Bounds | None
+    ) -> Tensor:
+        """``gelu(gate) * up``, each ``[n, width]``, both operands and the result bounded."""
+        return clamp(gelu_tanh(clamp(gate, gate_bounds)) * clamp(up, up_bounds), bounds)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Two-dimensional rotary embedding of ``x [N, heads, D]``: the first half of a head turns with the patch's column,
+    the second with its row; inside a half, lane j pairs with lane j + D/4. ``cos, sin`` are ``[N, 2, D/4]``."""
+    count, heads, size = x.shape
+    halves = x.reshape(count, heads, 2, 2, size // 4)  # [N, heads, axis, lane half, D/4]
+    first, second = halves[:, :, :, 0], halves[:, :, :, 1]  # [N, heads, axis, D/4]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # [N, 1, axis, D/4]
+    turned = (first * cos - second * sin).stack(second * cos + first * sin, dim=3)
+    return turned.reshape(count, heads, size).cast(x.dtype)
 
 
 def fast_products(ops: Operations, device: str) -> Products:

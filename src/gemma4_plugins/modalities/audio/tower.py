@@ -21,7 +21,7 @@ from gemma4_core.processing.captured import Captured, upload
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
 from gemma4_plugins.modalities.audio.processor import KEYWORDS
-from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights, clamp
+from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower, rows_of
 from gemma4_plugins.modalities.products import Products, fast_products
 
@@ -47,14 +47,14 @@ class FeedForward:
     """Norm, two layers with SiLU between them, norm, weighted and added to the stream."""
 
     def __init__(self, config: AudioConfig, names: Names) -> None:
-        self.bound, self.weight = config.gradient_clipping, config.residual_weight
+        self.bounds, self.weight = (-config.gradient_clipping, config.gradient_clipping), config.residual_weight
         self.before, self.after = names["pre_layer_norm.weight"], names["post_layer_norm.weight"]
         self.widen, self.narrow = names.clipped("ffw_layer_1"), names.clipped("ffw_layer_2")
 
     def __call__(self, h: Tensor, products: Products) -> Tensor:
-        x = products.norm(clamp(h, -self.bound, self.bound), self.before, LAYER_EPS)
+        x = products.norm(h, self.before, LAYER_EPS, self.bounds)
         x = self.narrow(silu(self.widen(x, products)), products)
-        x = products.norm(clamp(x, -self.bound, self.bound), self.after, LAYER_EPS)
+        x = products.norm(x, self.after, LAYER_EPS, self.bounds)
         # kept in memory after each addition: else every reader repeats the additions before it
         return (x * self.weight + h).contiguous()
 
@@ -63,7 +63,7 @@ class LightConvolution:
     """Gated linear unit, a causal convolution per channel, SiLU; added to the stream."""
 
     def __init__(self, config: AudioConfig, names: Names) -> None:
-        self.bound, self.eps = config.gradient_clipping, config.rms_norm_eps
+        self.bounds, self.eps = (-config.gradient_clipping, config.gradient_clipping), config.rms_norm_eps
         self.before, self.conv_norm = names["pre_layer_norm.weight"], names["conv_norm.weight"]
         self.start, self.end = names.clipped("linear_start"), names.clipped("linear_end")
         self.taps = names["depthwise_conv1d.weight"]  # [hidden, 1, taps]
@@ -73,7 +73,7 @@ class LightConvolution:
         x = self.start(products.norm(h, self.before, self.eps), products).cast(dtypes.float32)
         value, gate = x.chunk(2, dim=-1)
         x = self._convolve((value * gate.sigmoid()).cast(h.dtype).contiguous(), clips)
-        x = silu(products.norm(clamp(x, -self.bound, self.bound), self.conv_norm, self.eps))
+        x = silu(products.norm(x, self.conv_norm, self.eps, self.bounds))
         return (self.end(x, products) + h).contiguous()
 
     def _convolve(self, x: Tensor, clips: int) -> Tensor:
@@ -91,7 +91,7 @@ class ConformerLayer:
     """Half a feed-forward, attention, convolution, half a feed-forward, norm."""
 
     def __init__(self, config: AudioConfig, names: Names) -> None:
-        self.bound = config.gradient_clipping
+        self.bounds = (-config.gradient_clipping, config.gradient_clipping)
         self.first, self.last = (FeedForward(config, names.below(f"feed_forward{n}.")) for n in (1, 2))
         self.attention = LocalAttention(config, names.below("self_attn."))
         self.convolution = LightConvolution(config, names.below("lconv1d."))
@@ -102,11 +102,11 @@ class ConformerLayer:
         ``[clips * T, hidden]``."""
         before, after, out = self.norms
         h = self.first(h, products)
-        x = products.norm(clamp(h, -self.bound, self.bound), before, LAYER_EPS)
+        x = products.norm(h, before, LAYER_EPS, self.bounds)
         x = self.attention(x, positions, real, products)
-        h = (products.norm(clamp(x, -self.bound, self.bound), after, LAYER_EPS) + h).contiguous()
+        h = products.norm(x, after, LAYER_EPS, self.bounds, added=h)
         h = self.last(self.convolution(h, int(real.shape[0]), products), products)
-        return products.norm(clamp(h, -self.bound, self.bound), out, LAYER_EPS)
+        return products.norm(h, out, LAYER_EPS, self.bounds)
 
 
 class Subsampling:

@@ -11,8 +11,8 @@ DEVICE void load_tile(u16* to, const u16* from, int first, int head) {
   for (int i = threadIdx.x; i < TILE * PIECES; i += 32 * WARPS) {
     int row = i / PIECES, piece = i % PIECES;
     bool real = piece * 8 < SIZE;
-    copy16(to + row * PITCH + piece * 8,
-           from + ((long long)(first + row) * KEY_HEADS + head) * SIZE + (real ? piece * 8 : 0), real);
+    copy16_or_zeros(to + row * PITCH + piece * 8,
+                    from + ((long long)(first + row) * KEY_HEADS + head) * SIZE + (real ? piece * 8 : 0), real);
   }
 }
 
@@ -26,11 +26,11 @@ DEVICE float across(float x, bool largest) {  // over the four lanes that share 
   return x;
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) NAME(u16* __restrict__ out, const u16* __restrict__ q,
-                                                              const u16* __restrict__ k, const u16* __restrict__ v,
-                                                              const u8* __restrict__ real) {
-  __shared__ __align__(128) u16 keys[2][TILE * PITCH], values[2][TILE * PITCH];
-  __shared__ float bias[2][TILE];
+KERNELS(32 * WARPS, 1) NAME(u16* out, INPUTS) {
+  BLOCK_MEMORY(memory, 4 * TILE * PITCH * 2 + 2 * TILE * 4);
+  typedef u16 Tile[TILE * PITCH];
+  Tile *keys = (Tile*)memory, *values = keys + 2;
+  float(*bias)[TILE] = (float(*)[TILE])(values + 2);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, head = blockIdx.y, key_head = head / (HEADS / KEY_HEADS);
   const int row = blockIdx.x * TILE + warp * 16 + (lane >> 2), column = (lane & 3) * 2;
 
@@ -47,17 +47,17 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) NAME(u16* __restrict__ 
 
   load_tile(keys[0], k, 0, key_head);
   load_tile(values[0], v, 0, key_head);
-  commit();
+  copies_commit();
   for (int tile = 0; tile < COUNT / TILE; tile++) {
     const int slot = tile & 1;
     if (threadIdx.x < TILE) bias[slot][threadIdx.x] = real[tile * TILE + threadIdx.x] ? 0.f : MASKED;
-    wait_copies<0>();
+    copies_wait<0>();
     __syncthreads();
     if (tile + 1 < COUNT / TILE) {
       load_tile(keys[slot ^ 1], k, (tile + 1) * TILE, key_head);
       load_tile(values[slot ^ 1], v, (tile + 1) * TILE, key_head);
     }
-    commit();
+    copies_commit();
 
     float scores[TILE / 8][4] = {};
 #pragma unroll
@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) NAME(u16* __restrict__ 
 #pragma unroll
       for (int j = 0; j < TILE / 16; j++) {
         u32 b[4];
-        load4(b, keys[slot] + (j * 16 + (lane & 7) + ((lane >> 4) << 3)) * PITCH + i * 16 + ((lane >> 3) & 1) * 8);
+        load_tiles(b, keys[slot] + (j * 16 + (lane & 7) + ((lane >> 4) << 3)) * PITCH + i * 16 + ((lane >> 3) & 1) * 8);
         multiply(scores[2 * j], queries[i], b[0], b[1]);
         multiply(scores[2 * j + 1], queries[i], b[2], b[3]);
       }
@@ -101,12 +101,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) NAME(u16* __restrict__ 
     total[1] += sum[1];
 #pragma unroll
     for (int i = 0; i < TILE / 16; i++) {
-      u32 p[4] = {pack(scores[2 * i][0], scores[2 * i][1]), pack(scores[2 * i][2], scores[2 * i][3]),
-                  pack(scores[2 * i + 1][0], scores[2 * i + 1][1]), pack(scores[2 * i + 1][2], scores[2 * i + 1][3])};
+      u32 p[4] = {pack_bf16(scores[2 * i][0], scores[2 * i][1]), pack_bf16(scores[2 * i][2], scores[2 * i][3]),
+                  pack_bf16(scores[2 * i + 1][0], scores[2 * i + 1][1]), pack_bf16(scores[2 * i + 1][2], scores[2 * i + 1][3])};
 #pragma unroll
       for (int j = 0; j < WIDE / 16; j++) {
         u32 b[4];
-        load4_transposed(b, values[slot] + (i * 16 + (lane & 15)) * PITCH + j * 16 + (lane >> 4) * 8);
+        load_tiles_transposed(b, values[slot] + (i * 16 + (lane & 15)) * PITCH + j * 16 + (lane >> 4) * 8);
         multiply(mixed[2 * j], p, b[0], b[1]);
         multiply(mixed[2 * j + 1], p, b[2], b[3]);
       }
@@ -118,6 +118,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) NAME(u16* __restrict__ 
     u16* to = out + ((long long)(row + 8 * h) * HEADS + head) * SIZE;
 #pragma unroll
     for (int j = 0; j < WIDE / 8; j++)
-      if (j * 8 + column < SIZE) *(u32*)(to + j * 8 + column) = pack(mixed[j][2 * h] * share, mixed[j][2 * h + 1] * share);
+      if (j * 8 + column < SIZE) *(u32*)(to + j * 8 + column) = pack_bf16(mixed[j][2 * h] * share, mixed[j][2 * h + 1] * share);
   }
 }

@@ -15,12 +15,13 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import VisionConfig, expected_vision_tensors
 from gemma4_core.descriptions import WeightSource
-from gemma4_core.ops.portable import gelu_tanh, rms_norm
+from gemma4_core.ops.portable import rms_norm
 from gemma4_core.processing.arranged import ArrangedMedia
 from gemma4_core.processing.captured import Captured
+from gemma4_plugins.modalities.bounds import clamp
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower
-from gemma4_plugins.modalities.products import Products, fast_products
+from gemma4_plugins.modalities.products import Products, Rotation, fast_products
 from gemma4_plugins.modalities.vision.layout import KEYWORDS, arrange, arrange_together, read_features
 
 if TYPE_CHECKING:
@@ -28,17 +29,6 @@ if TYPE_CHECKING:
 
 TOWER, EMBEDDER = "model.vision_tower.", "model.embed_vision."
 NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Two-dimensional rotary embedding of ``x [N, heads, D]``: the first half of a head turns with the patch's column,
-    the second with its row; inside a half, lane j pairs with lane j + D/4. ``cos, sin`` are ``[N, 2, D/4]``."""
-    count, heads, size = x.shape
-    halves = x.reshape(count, heads, 2, 2, size // 4)  # [N, heads, axis, lane half, D/4]
-    first, second = halves[:, :, :, 0], halves[:, :, :, 1]  # [N, heads, axis, D/4]
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # [N, 1, axis, D/4]
-    turned = (first * cos - second * sin).stack(second * cos + first * sin, dim=3)
-    return turned.reshape(count, heads, size).cast(x.dtype)
 
 
 class EncoderLayer:
@@ -52,23 +42,30 @@ class EncoderLayer:
         self.q_norm, self.k_norm = attention["q_norm.weight"], attention["k_norm.weight"]
         self.gate, self.up, self.down = (mlp.clipped(f"{name}_proj") for name in ("gate", "up", "down"))
 
-    def __call__(self, h: Tensor, cos: Tensor, sin: Tensor, real: Tensor, products: Products) -> Tensor:
+    def __call__(self, h: Tensor, turn: Rotation, real: Tensor, products: Products) -> Tensor:
         """``h [N, hidden]`` to ``[N, hidden]``; ``real`` as for ``Products.attend``."""
         before, after, before_mlp, after_mlp = self.norms
-        x = self.attention(products.norm(h, before, self.eps), cos, sin, real, products)
-        # kept in memory after each addition: else every reader repeats the additions before it
-        h = (h + products.norm(x, after, self.eps)).contiguous()
+        x = self.attention(products.norm(h, before, self.eps), turn, real, products)
+        h = products.norm(self._bounded(self.o, x, products), after, self.eps, self.o.outer, added=h)
         x = products.norm(h, before_mlp, self.eps)
-        x = self.down(gelu_tanh(self.gate(x, products)) * self.up(x, products), products)
-        return (h + products.norm(x, after_mlp, self.eps)).contiguous()
+        gate, up = (self._bounded(layer, x, products) for layer in (self.gate, self.up))
+        x = products.gated(gate, up, self.gate.outer, self.up.outer, self.down.inner)
+        return products.norm(self.down.product(x, products), after_mlp, self.eps, self.down.outer, added=h)
 
-    def attention(self, x: Tensor, cos: Tensor, sin: Tensor, real: Tensor, products: Products) -> Tensor:
-        """``x [N, hidden]`` to ``[N, hidden]``."""
-        heads = lambda y: y.reshape(y.shape[0], -1, self.config.head_dim)  # noqa: E731  [N, heads * D] -> [N, heads, D]
-        q, k, v = (heads(layer(x, products)) for layer in (self.q, self.k, self.v))
-        q = rotate(rms_norm(q, self.q_norm, self.eps), cos, sin)
-        k = rotate(rms_norm(k, self.k_norm, self.eps), cos, sin)
-        return self.o(products.attend(q, k, rms_norm(v, None, self.eps), real), products)
+    def attention(self, x: Tensor, turn: Rotation, real: Tensor, products: Products) -> Tensor:
+        """``x [N, hidden]`` to mixed values ``[N, heads * D]``."""
+        kinds = ((self.q, self.q_norm, turn), (self.k, self.k_norm, turn), (self.v, None, None))
+        size = self.config.head_dim
+        q, k, v = (
+            products.heads(self._bounded(layer, x, products), size, weight, self.eps, layer.outer, turned)
+            for layer, weight, turned in kinds
+        )
+        return products.attend(q, k, v, real)
+
+    @staticmethod
+    def _bounded(layer: Linear, x: Tensor, products: Products) -> Tensor:
+        """The layer's product, its input bounded and its output not yet."""
+        return layer.product(clamp(x, layer.inner), products)
 
 
 class VisionTower(EncodingTower):
@@ -113,9 +110,9 @@ class VisionTower(EncodingTower):
         # only attention tells images apart: [images, N, …] -> [images * N, …]
         pixels, positions = pixels.reshape(-1, pixels.shape[-1]), positions.reshape(-1, 2)
         h = self._embed(products, pixels, positions, real.reshape(-1))
-        cos, sin = self._rotation(positions)
+        turn = self._rotation(positions)
         for layer in self.layers:
-            h = layer(h, cos, sin, real, products)
+            h = layer(h, turn, real, products)
         return self._embedder(products, self._pool(h, real.reshape(-1)))
 
     def _embed(self, products: Products, pixels: Tensor, positions: Tensor, real: Tensor) -> Tensor:
@@ -124,7 +121,7 @@ class VisionTower(EncodingTower):
         where = self.position_table[0][places[:, 0]] + self.position_table[1][places[:, 1]]  # [N, hidden]
         return h + real.unsqueeze(1).where(where, 0)
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotation(self, positions: Tensor) -> Rotation:
         """cos and sin ``[N, 2, D/4]`` rounded to the working dtype as the reference does, held in fp32."""
         half = self.config.head_dim // 2
         exponents = np.arange(0, half, 2, dtype=np.float32) / np.float32(half)

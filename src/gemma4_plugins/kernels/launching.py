@@ -42,4 +42,17 @@ def launch(
         return UOp(Ops.PROGRAM, src=(sink, linear, UOp(Ops.SOURCE, arg=source), *compiled), arg=info)
 
     empty = Tensor.empty(*shape, dtype=dtype, device=inputs[0].device)
-    return empty.custom_kernel(*(x.contiguous() for x in inputs), fxn=program)[0]
+    return empty.custom_kernel(*map(in_memory, inputs), fxn=program)[0]
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """The same values in the same order in memory, in whatever shape: for a reshaped result tinygrad would copy it."""
+    uop = x.uop
+    while uop.op is Ops.RESHAPE:
+        uop = uop.src[0]
+    if uop.op is Ops.CONTIGUOUS:
+        below = uop.src[0]
+        while below.op is Ops.RESHAPE:
+            below = below.src[0]
+        uop = below if below.op is Ops.AFTER else uop
+    return Tensor(uop).contiguous()

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import math
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from cuda_emulation import compiled
 from tinygrad import Tensor, dtypes
+from tinygrad.device import CompileError
+from tinygrad.helpers import Context
+from tinygrad.uop.ops import Ops, UOp
 
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.training.multiply import made, multiplied
@@ -38,36 +43,111 @@ def expected(a: np.ndarray, b: np.ndarray, form: str) -> np.ndarray:
     return left @ (b.swapaxes(1, 2) if form == "nt" else b)
 
 
+TILES = pytest.mark.parametrize(
+    "tile", [cuda.LARGE, cuda.SMALL, *cuda.HOPPER_COLUMNS], ids=["large", "small", "128", "256"]
+)
+Tile = tuple[int, int, int, int] | int
+"""A tile of the general kernel, or the columns of one of Hopper's."""
+
+
+def run(form: str, tile: Tile, sizes: dict[str, int], a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The kernel on the host: bf16 bits, or fp32 if ``WIDE``."""
+    if isinstance(tile, int):
+        name, source = cuda.hopper_kernel(sizes, form, tile)
+        rows, columns, threads, shared_bytes = cuda.HOPPER_ROWS, tile, 256, dynamic.shared_bytes(name)
+        assert shared_bytes > 49152
+    else:
+        name, source = cuda.kernel(sizes, form, tile)
+        rows, columns, threads, shared_bytes = *tile[:2], 32 * tile[2] * tile[3], 49152
+    m, n, count = sizes["M"], sizes["N"], len(a)
+    assert name.startswith(f"matmul_{form}_{m}_{n}_{sizes['K']}")
+    out = np.full((count, m, n), 7, np.float32 if sizes["WIDE"] else np.uint16)
+    grid = map(ctypes.c_int, (-(-n // columns), -(-m // rows), count, threads))
+    buffers = [ctypes.c_void_p(array.ctypes.data) for array in (out, a, b)]
+    compiled(device_source(source)).launch_NAME(*grid, ctypes.c_size_t(shared_bytes), *buffers)
+    return out
+
+
+@TILES
 @pytest.mark.parametrize("form", cuda.FORMS)
-@pytest.mark.parametrize("tile", [cuda.LARGE, cuda.SMALL, *cuda.HOPPER_COLUMNS], ids=["large", "small", "128", "256"])
 @pytest.mark.parametrize(
     ("m", "n", "k", "count", "group", "floats"),
     [(72, 136, 40, 1, 1, False), (8, 16, 200, 6, 3, True), (136, 8, 32, 2, 2, False), (128, 128, 96, 1, 1, True),
      (136, 264, 328, 1, 1, False)],
-)
-def test_kernel(
-    form: str, tile: tuple[int, int, int, int] | int, m: int, n: int, k: int, count: int, group: int, floats: bool
-) -> None:
+)  # fmt: skip
+def test_kernel(form: str, tile: Tile, m: int, n: int, k: int, count: int, group: int, floats: bool) -> None:
     down = cuda.FORMS[form]
     a = bf16(random.standard_normal((count, k, m) if down[0] else (count, m, k)))
     b = bf16(random.standard_normal((count // group, k, n) if down[1] else (count // group, n, k)))
-    values = {"M": m, "N": n, "K": k, "GROUP": group, "WIDE": int(floats)}
-    if isinstance(tile, int):
-        name, source = cuda.hopper_kernel(values, form, tile)
-        rows, columns, threads = cuda.HOPPER_ROWS, tile, 256
-        found_bytes = dynamic.BYTES.search(name)
-        assert found_bytes
-        shared_bytes = int(found_bytes[1])
-    else:
-        name, source = cuda.kernel(values, form, tile)
-        rows, columns, threads, shared_bytes = *tile[:2], 32 * tile[2] * tile[3], 49152
-    out = np.full((count, m, n), 7, np.float32 if floats else np.uint16)
-    grid = map(ctypes.c_int, (-(-n // columns), -(-m // rows), count, threads))
-    buffers = [ctypes.c_void_p(array.ctypes.data) for array in (out, a, b)]
-    compiled(device_source(source)).launch_NAME(*grid, ctypes.c_size_t(shared_bytes), *buffers)
-    assert name.startswith(f"matmul_{form}_{m}_{n}_{k}")
+    out = run(form, tile, {"M": m, "N": n, "K": k, "GROUP": group, "WIDE": int(floats)}, a, b)
     found, truth = (out if floats else wide(out)), expected(wide(a), wide(b), form)
     assert np.abs(found - truth).max() < (1e-4 if floats else 0.008 * np.abs(truth).max())
+
+
+@TILES
+@pytest.mark.parametrize(("m", "n"), [(1, 2), (131, 138), (65, 266)])
+def test_sizes_that_are_no_multiple_of_8(tile: Tile, m: int, n: int) -> None:
+    a, b = bf16(random.standard_normal((1, m, 72))), bf16(random.standard_normal((1, n, 72)))
+    out = run("nt", tile, {"M": m, "N": n, "K": 72, "GROUP": 1, "WIDE": 0}, a, b)
+    truth = expected(wide(a), wide(b), "nt")
+    assert np.abs(wide(out) - truth).max() < 0.008 * np.abs(truth).max()
+
+
+class Card(NamedTuple):
+    """Stands in for what tinygrad compiles for."""
+
+    arch: str
+
+
+def programs(found: Tensor) -> list[UOp]:
+    return [u for u in found.uop.toposort() if u.op is Ops.PROGRAM]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90", "sm_100"])
+@pytest.mark.parametrize("k", [504, 512])
+@pytest.mark.parametrize("compiles", [True, False])
+def test_which_kernel_a_card_gets(monkeypatch: pytest.MonkeyPatch, arch: str, k: int, compiles: bool) -> None:
+    monkeypatch.setattr(cuda, "usable", lambda device: True)
+    monkeypatch.setattr(cuda, "target_of", lambda device: Card(arch))
+    monkeypatch.setattr(cuda.dynamic, "compiled", lambda device, source: b"code" if compiles else None)
+    a, b = (Tensor.empty(rows, k, dtype=dtypes.bfloat16, device="NULL") for rows in (1024, 1152))
+    with Context(DEV="NULL"):
+        found = cuda.matmul(a, b, "nt")
+    assert found is not None
+    (program,) = programs(found)
+    hopper = arch == "sm_90" and k >= cuda.HOPPER_LEAST_K and compiles
+    assert [u.arg for u in program.src if u.op is Ops.BINARY] == [b"code"] * hopper
+    assert ("wide" in program.arg.name) == hopper
+    assert program.arg.global_size == ((9, 8, 1) if not hopper or cuda.columns_of(1024, 1152, 1) == 128 else (5, 8, 1))
+
+
+def test_programs_are_loaded_with_the_memory_that_their_names_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
+
+    class Program:
+        def __init__(self, dev: object, obj: object, smem: int = 0) -> None:
+            loaded.append(smem)
+
+    monkeypatch.setattr("tinygrad.runtime.ops_cuda.CUDAProgram", Program)
+    device = SimpleNamespace(runtime_t=Program)
+    dynamic.load_with_memory(device)
+    for name in (dynamic.named("matmul", 131072), "matmul_nt_128"):
+        device.runtime_t(device, SimpleNamespace(name=name))
+    assert loaded == [131072, 0]
+    other = SimpleNamespace(runtime_t=object)
+    dynamic.load_with_memory(other)
+    assert other.runtime_t is object
+
+
+def test_a_compiler_without_the_features_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        def compile_cached(self, source: str) -> bytes:
+            raise CompileError("sm_90a")
+
+    monkeypatch.setattr(dynamic, "Device", {"CUDA": SimpleNamespace(runtime_t=object)})
+    monkeypatch.setattr(dynamic.launch, "features", lambda: "a")
+    monkeypatch.setattr(dynamic.launch, "compiler", lambda features: Old())
+    assert dynamic.compiled("CUDA", "source of a test") is None
 
 
 def test_tiles_and_pieces_fill_a_card() -> None:

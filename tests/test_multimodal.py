@@ -154,6 +154,7 @@ def test_changed_weights_are_seen() -> None:
         ({"pixel_values": "all", "image_position_ids": "equal"}, "patches fall into one soft token"),
         ({"input_features": np.zeros((1, 40, 7), np.float32)}, r"input_features: shape \[1, 40, 7\]"),
         ({"input_features": np.zeros((1, 8, 128)), "input_features_mask": np.zeros((1, 8), bool)}, "no valid frame"),
+        ({"input_features": np.zeros((1, 8, 128)), "input_features_mask": np.arange(8)[None] == 5}, "every 4th"),
         ({"depth": np.zeros(3)}, "depth: no loaded modality takes it"),
         ({}, "take 0"),
     ],

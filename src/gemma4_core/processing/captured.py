@@ -9,6 +9,7 @@ import numpy as np
 from tinygrad import Tensor, TinyJit
 from tinygrad.device import Buffer
 
+from gemma4_core.checkpoint.upload import offsets_work
 from gemma4_core.processing.kept import Kept, digest
 
 GRAPHS = 8
@@ -23,14 +24,17 @@ def upload(array: np.ndarray, device: str) -> Tensor:
 
 
 def write(tensor: Tensor, array: np.ndarray) -> None:
-    """Copy an array into a realized tensor's buffer: an upload as a new tensor costs milliseconds of bookkeeping."""
+    """Copy an array into a realized tensor's buffer: an upload as a new tensor costs milliseconds of bookkeeping. Some
+    devices read the array later, so it must stay as it is until they have."""
     content = np.require(array, requirements=["C", "W"])  # tinygrad takes the address of writable memory alone
     source = Buffer("PYTHON", content.size, tensor.dtype, opaque=content.data.cast("B"))
     tensor.uop.base.buffer.copy_from(source)
 
 
 def first_rows(tensor: Tensor, rows: int) -> Tensor:
-    """A copy of some rows of a realized tensor; a cut and a clone cost milliseconds of bookkeeping too."""
+    """A copy of the first rows of a tensor that is a whole buffer; cutting and cloning cost milliseconds."""
+    if not offsets_work(str(tensor.device)):
+        return tensor[:rows].clone().realize()
     made = Tensor.empty(rows, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
     held = made.uop.base.buffer.ensure_allocated()
     held.copy_from(tensor.uop.base.buffer.view(held.size, held.dtype, 0).ensure_allocated())
@@ -55,14 +59,15 @@ class Captured:
         self._buffers: tuple[Any, ...] = ()
         self._hashed: tuple[tuple[Any, ...], list[bytes]] = ((), [])
 
-    def __call__(self, arrays: Sequence[np.ndarray], rows: int) -> Tensor:
-        """The first rows of the function's value for these inputs, in a buffer of their own."""
+    def __call__(self, arrays: Sequence[np.ndarray], rows: int | None = None) -> Tensor:
+        """The function's value for these inputs, or its first rows, in a buffer of their own."""
         self._check_weights()
         key = tuple((array.shape, array.dtype.str) for array in arrays)
         graph, inputs = self.graphs.get(key, lambda: (self._graph(), [upload(a, self.device) for a in arrays]))
         for held, array in zip(inputs, arrays, strict=True):
             write(held, array)
-        return first_rows(graph(*inputs), rows)
+        made = graph(*inputs)
+        return first_rows(made, int(made.shape[0]) if rows is None else rows)
 
     def digests(self, given: Sequence[Any], arrays: Sequence[np.ndarray]) -> list[bytes]:
         """Content hashes along the first axis of ``arrays``, as read from ``given``. The core asks for them once to

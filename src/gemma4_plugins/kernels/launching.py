@@ -47,12 +47,19 @@ def launch(
 
 def in_memory(x: Tensor) -> Tensor:
     """The same values in the same order in memory, in whatever shape: for a reshaped result tinygrad would copy it."""
-    uop = x.uop
+    return Tensor(beneath(x)).contiguous()
+
+
+def beneath(x: Tensor) -> UOp:
+    """What has ``x``'s values in their order, without what only names another shape: AFTER a kernel where they are its
+    result."""
+    uop = _unshaped(x.uop)
+    if uop.op is Ops.CONTIGUOUS and (made := _unshaped(uop.src[0])).op is Ops.AFTER:
+        return made
+    return uop
+
+
+def _unshaped(uop: UOp) -> UOp:
     while uop.op is Ops.RESHAPE:
         uop = uop.src[0]
-    if uop.op is Ops.CONTIGUOUS:
-        below = uop.src[0]
-        while below.op is Ops.RESHAPE:
-            below = below.src[0]
-        uop = below if below.op is Ops.AFTER else uop
-    return Tensor(uop).contiguous()
+    return uop

@@ -67,12 +67,14 @@ class Linear:
 
     def __init__(self, place: Weight, bounds: list[Tensor] | None) -> None:
         self.place = place
-        low, high, out_low, out_high = bounds or [None] * 4
-        self.inner: Bounds | None = None if low is None or high is None else (low, high)
-        self.outer: Bounds | None = None if out_low is None or out_high is None else (out_low, out_high)
+        self.inner: Bounds | None = None
+        self.outer: Bounds | None = None
+        if bounds is not None:
+            low, high, out_low, out_high = bounds
+            self.inner, self.outer = (low, high), (out_low, out_high)
 
     def __call__(self, x: Tensor, products: Products) -> Tensor:
-        return clamp(self.product(clamp(x, self.inner), products), self.outer)
+        return clamp(self.product(products.bounded(x, self.inner), products), self.outer)
 
     def product(self, x: Tensor, products: Products) -> Tensor:
         """Without the bounds, for a caller that sees to them."""

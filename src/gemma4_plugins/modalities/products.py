@@ -5,7 +5,7 @@ A tower runs differentiable with the portable form, and captured with the best f
 
 from __future__ import annotations
 
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 from gemma4_core.ops import Operations, kernels_wanted
 from gemma4_core.ops.portable import MASKED, gelu_tanh, rms_norm
@@ -66,6 +66,15 @@ class Products:
         x = clamp(x, bounds).reshape(x.shape[0], -1, size)  # [N, heads * D] -> [N, heads, D]
         normed = rms_norm(x, weight, eps)
         return normed if turn is None else rotate(normed, *turn)
+
+    def bounded(self, x: Tensor, bounds: Bounds | None) -> Tensor:
+        """``x`` between bounds, about to be read by a product."""
+        return clamp(x, bounds)
+
+    def silu(self, x: Tensor, bounds: Bounds | None, after: Bounds | None) -> Tensor:
+        """``x · sigmoid(x)`` in fp32, bounded before and after."""
+        wide = clamp(x, bounds).cast(dtypes.float32)
+        return clamp((wide * wide.sigmoid()).cast(x.dtype), after)
 
     def gated(
         self, gate: Tensor, up: Tensor, gate_bounds: Bounds | None, up_bounds: Bounds | None, bounds: Bounds | None

@@ -23,16 +23,27 @@ def named(name: str, shared_bytes: int) -> str:
     return f"{name}_dynamic{shared_bytes}"
 
 
+def shared_bytes(name: str) -> int:
+    """What a kernel's name tells of it."""
+    found = BYTES.search(name)
+    return int(found[1]) if found else 0
+
+
 @lru_cache
-def compiled(device: str, source: str) -> bytes:
-    """Machine code for a CUDA device with its architecture's own features. Raises tinygrad's CompileError."""
+def compiled(device: str, source: str) -> bytes | None:
+    """Machine code for a CUDA device with its architecture's own features; None where the compiler does not know those."""
+    from tinygrad.device import CompileError
+
     # products are traced with devices locked where training recomputes layers
     with TinygradContext(ALLOW_DEVICE_USAGE=1):
-        _load_with_memory(Device[device])
-        return bytes(launch.compiler(launch.features()).compile_cached(source))
+        load_with_memory(Device[device])
+        try:
+            return bytes(launch.compiler(launch.features()).compile_cached(source))
+        except CompileError:
+            return None
 
 
-def _load_with_memory(opened: Any) -> None:
+def load_with_memory(opened: Any) -> None:
     """Let a device load programs with the dynamic shared memory that their names tell."""
     from tinygrad.runtime.ops_cuda import CUDAProgram
 
@@ -40,8 +51,7 @@ def _load_with_memory(opened: Any) -> None:
         """A program whose kernel's name may tell its dynamic shared memory."""
 
         def __init__(self, dev: Any, obj: Any) -> None:
-            found = BYTES.search(obj.name)
-            super().__init__(dev, obj, int(found[1]) if found else 0)
+            super().__init__(dev, obj, shared_bytes(obj.name))
 
     if opened.runtime_t is CUDAProgram:
         opened.runtime_t = NamedMemoryProgram

@@ -30,7 +30,7 @@ HOPPER_COLUMNS = {128: 0.6, 256: 1.0}
 """Of a tile, and the time that a tile takes."""
 HOPPER_LEAST_K = 512
 """With fewer steps a tile alone on its multiprocessor waits for its first and last bytes too long: at 256 the other
-kernel, of which two run side by side, makes 125 TFLOP/s to 101."""
+kernel, of which two run side by side, makes 125 TFLOP/s to 101. Measured there and from 768 on."""
 FORMS = {"nt": (False, False), "nn": (False, True), "tn": (True, True)}
 """Whether K runs down the columns of a and of b."""
 
@@ -66,14 +66,15 @@ def matmul(a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor | None
     values = {"M": m, "N": n, "K": k // pieces, "GROUP": count // shared, "WIDE": int(wide or pieces > 1)}
     out = (count * pieces, m, n), dtypes.float32 if values["WIDE"] else dtypes.bfloat16
     target, binary = target_of(str(a.device)), None
+    name, source = kernel(values, form, tile)
+    grid, threads = (-(-n // tile[1]), -(-m // tile[0]), count * pieces), 32 * tile[2] * tile[3]
     if tile == LARGE and values["K"] >= HOPPER_LEAST_K and str(target.arch) == "sm_90":
         columns = columns_of(m, n, count * pieces)
-        name, source = hopper_kernel(values, form, columns)
-        binary = dynamic.compiled(str(a.device), device_source(source))
-        grid, threads = (-(-n // columns), -(-m // HOPPER_ROWS), count * pieces), 256
-    else:
-        name, source = kernel(values, form, tile)
-        grid, threads = (-(-n // tile[1]), -(-m // tile[0]), count * pieces), 32 * tile[2] * tile[3]
+        better = hopper_kernel(values, form, columns)
+        binary = dynamic.compiled(str(a.device), device_source(better[1]))
+        if binary is not None:
+            name, source = better
+            grid, threads = (-(-n // columns), -(-m // HOPPER_ROWS), count * pieces), 256
     made = launch(name, device_source(source), out, (a, b), target, grid, (threads, 1, 1),
                   operations=2 * count * m * n * k, binary=binary)
     if pieces > 1:

@@ -21,6 +21,7 @@ from gemma4_core.processing.captured import Captured, upload
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
 from gemma4_plugins.modalities.audio.processor import KEYWORDS
+from gemma4_plugins.modalities.bounds import clamp
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower, rows_of
 from gemma4_plugins.modalities.products import Products, fast_products
@@ -37,12 +38,6 @@ SUBSAMPLING = 4
 """Frames per soft token."""
 
 
-def silu(x: Tensor) -> Tensor:
-    """x · sigmoid(x), in fp32."""
-    wide = x.cast(dtypes.float32)
-    return (wide * wide.sigmoid()).cast(x.dtype)
-
-
 class FeedForward:
     """Norm, two layers with SiLU between them, norm, weighted and added to the stream."""
 
@@ -53,8 +48,9 @@ class FeedForward:
 
     def __call__(self, h: Tensor, products: Products) -> Tensor:
         x = products.norm(h, self.before, LAYER_EPS, self.bounds)
-        x = self.narrow(silu(self.widen(x, products)), products)
-        x = products.norm(x, self.after, LAYER_EPS, self.bounds)
+        x = self.widen.product(products.bounded(x, self.widen.inner), products)
+        x = self.narrow.product(products.silu(x, self.widen.outer, self.narrow.inner), products)
+        x = products.norm(products.bounded(x, self.narrow.outer), self.after, LAYER_EPS, self.bounds)
         # kept in memory after each addition: else every reader repeats the additions before it
         return (x * self.weight + h).contiguous()
 
@@ -73,8 +69,8 @@ class LightConvolution:
         x = self.start(products.norm(h, self.before, self.eps), products).cast(dtypes.float32)
         value, gate = x.chunk(2, dim=-1)
         x = self._convolve((value * gate.sigmoid()).cast(h.dtype).contiguous(), clips)
-        x = silu(products.norm(x, self.conv_norm, self.eps, self.bounds))
-        return (self.end(x, products) + h).contiguous()
+        x = products.silu(products.norm(x, self.conv_norm, self.eps, self.bounds), None, self.end.inner)
+        return (clamp(self.end.product(x, products), self.end.outer) + h).contiguous()
 
     def _convolve(self, x: Tensor, clips: int) -> Tensor:
         """``x [clips * T, hidden]``: the last tap meets the frame itself, earlier taps earlier frames of its clip."""
@@ -193,8 +189,8 @@ class AudioTower(EncodingTower):
         valid = valid[None] if valid.ndim == 1 else valid
         if valid.shape != values.shape[:2]:
             raise InputError(f"input_features_mask: shape {list(valid.shape)}, expected {list(values.shape[:2])}")
-        if not valid.any(1).all():
-            raise InputError("input_features_mask: a clip has no valid frame")
+        if not valid[:, ::SUBSAMPLING].any(1).all():
+            raise InputError(f"input_features_mask: a clip has no valid frame among every {SUBSAMPLING}th, which count")
         return values.astype(np.float32, copy=False), valid
 
     def _run(self, features: np.ndarray, valid: np.ndarray) -> Tensor:

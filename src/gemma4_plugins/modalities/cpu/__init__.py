@@ -1,27 +1,33 @@
-"""Kernels for processors that the towers use while nothing is differentiated: products of many rows, and attention
-without stored scores. In C with the compiler's vector types, compiled by tinygrad's own compiler for this machine.
+"""Kernels for processors that the towers use while nothing is differentiated: products of many rows, attention without
+stored scores, and what lies between them. In C with the compiler's vector types, compiled by tinygrad's compiler for
+this machine.
 
 The code generator's own kernels reach 20 to 40 GFLOP/s here, these ten times as much.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tinygrad import Device, Tensor, dtypes
+from tinygrad.uop.ops import Ops
 
 from gemma4_core import machine
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, Matrix
 from gemma4_plugins.kernels.cpu import build
-from gemma4_plugins.kernels.launching import launch
-from gemma4_plugins.modalities.products import Products
+from gemma4_plugins.kernels.launching import beneath, launch
+from gemma4_plugins.modalities.bounds import Bounds
+from gemma4_plugins.modalities.kernels import Given, KernelProducts, bound, kernel_name, limits, prepared
 
 LARGEST_HEAD = 256
 """A job's buffers lie on the stack."""
-
+TYPES = {dtypes.bool: "u8"}
+"""Of what is not of the tower's own type, ``item``."""
 
 HERE = Path(__file__).parent
 SOURCES = (HERE / "tiles.c", build.HERE / "transpose.c", build.HERE / "amx.c", HERE / "pairs.c")
@@ -38,7 +44,7 @@ def usable(device: str) -> bool:
     return device.split(":")[0] == "CPU" and type(Device[device].renderer).__name__ == "ClangRenderer"
 
 
-class CpuProducts(Products):
+class CpuProducts(KernelProducts):
     """The kernels on this machine's processor."""
 
     def __init__(self, ops: Operations, device: str) -> None:
@@ -47,29 +53,51 @@ class CpuProducts(Products):
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         weight = matrix.parts()[""] if type(matrix) is DenseMatrix else None  # kinds derived from it have their own
-        if weight is None or weight.dtype != x.dtype or x.dtype not in (dtypes.float32, dtypes.bfloat16):
+        if weight is None or not self._serves(x, weight):
             return super().linear(x, matrix)
         rows, inner, width = int(x.shape[0]), int(x.shape[1]), matrix.shape[0]
-        constants = {"M": rows, "N": width, "K": inner}
-        return self._launch("linear", constants, (rows, width), (x, weight), 2 * rows * width * inner)
+        constants, inputs = {"M": rows, "N": width, "K": inner}, {"a": x, "w": weight}
+        return self._launch("linear", constants, (rows, width), inputs, rows, 2 * rows * width * inner)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         count, heads, size = (int(n) for n in q.shape)
-        if q.dtype not in (dtypes.float32, dtypes.bfloat16) or size > LARGEST_HEAD:
+        if not self._serves(q, k, v) or size > LARGEST_HEAD:
             return super().attend(q, k, v, real)
         constants = {"COUNT": count, "HEADS": heads, "KEY_HEADS": int(k.shape[1]), "SIZE": size}
-        operations = 4 * count * count * heads * size
-        return self._launch("attention", constants, (count, heads * size), (q, k, v, real), operations)
+        inputs, operations = {"q": q, "k": k, "v": v, "real": real}, 4 * count * count * heads * size
+        return self._launch("attention", constants, (count, heads * size), inputs, count, operations)
+
+    def bounded(self, x: Tensor, bounds: Bounds | None) -> Tensor:
+        # what is computed on the way is bounded on the way
+        held = beneath(x).op in (Ops.AFTER, Ops.CONTIGUOUS, Ops.BUFFER)
+        if bounds is None or not held or not self._serves(x, *limits(bounds)):
+            return super().bounded(x, bounds)
+        define, inputs = bound("BOUND", bounds)
+        count = math.prod(int(n) for n in x.shape)
+        return self._launch("bounded", {"COUNT": count} | define, tuple(x.shape), {"x": x} | inputs, count, 2 * count)
+
+    def silu(self, x: Tensor, bounds: Bounds | None, after: Bounds | None) -> Tensor:
+        if not self._serves(x, *limits(bounds), *limits(after)):
+            return super().silu(x, bounds, after)
+        (define, inputs), (more, behind) = bound("BOUND", bounds), bound("BOUND_AFTER", after)
+        count = math.prod(int(n) for n in x.shape)
+        constants, given = {"COUNT": count} | define | more, {"x": x} | inputs | behind
+        return self._launch("silu", constants, tuple(x.shape), given, count, 16 * count)
+
+    def _serves(self, *tensors: Tensor | None) -> bool:
+        kinds = {tensor.dtype for tensor in tensors if tensor is not None}
+        return len(kinds) == 1 and kinds <= {dtypes.float32, dtypes.bfloat16}
 
     def _launch(
-        self, kernel: str, constants: dict[str, Any], shape: tuple[int, ...], inputs: tuple[Tensor, ...],
+        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, jobs: int,
         operations: int,
     ) -> Tensor:
-        narrow = inputs[0].dtype == dtypes.bfloat16
-        constants = constants | {"PARTS": self.parts, "BF16": int(narrow)}
-        name = "_".join(["tower", kernel, *map(str, constants.values())])
-        defines = "".join(f"#define {key} {value}\n" for key, value in ({"NAME": name} | constants).items())
-        defines += "".join(f"#define {define}\n" for define in build.tuning())
-        out = (shape, inputs[0].dtype)
-        return launch(name, defines + _source(f"{kernel}.c"), out, inputs, self.target, (self.parts, 1, 1),
-                      parts=self.parts, operations=operations)
+        given = list(inputs.values())
+        constants = dict(constants) | {"PARTS": self.parts, "BF16": int(given[0].dtype == dtypes.bfloat16)}
+        name = kernel_name(kernel, constants, inputs)
+        types = {key: TYPES.get(tensor.dtype, "item") for key, tensor in inputs.items()}
+        types |= {key: "float" for key in ("cos", "sin")}
+        source = "".join(f"#define {define}\n" for define in build.tuning())
+        source += prepared(name, constants, inputs, types, _source(f"{kernel}.c"))
+        return launch(name, source, (shape, given[0].dtype), given, self.target, (self.parts, 1, 1), parts=self.parts,
+                      operations=operations)

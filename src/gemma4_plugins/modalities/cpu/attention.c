@@ -47,8 +47,7 @@ INLINE void product(float *c, i64 columns, const left_type *a, i64 depth, const 
 #endif
 }
 
-WIDEST void NAME(item *restrict out, const item *restrict q, const item *restrict k, const item *restrict v,
-          const u8 *restrict real, const int core_id) {
+WIDEST void NAME(item *restrict out, INPUTS, const int core_id) {
   const i64 groups = (COUNT + QUERIES - 1) / QUERIES;
   for (i64 job = core_id; job < groups * HEADS; job += PARTS) {
     const i64 head = job / groups, own = head / (HEADS / KEY_HEADS), first = job % groups * QUERIES;
@@ -127,8 +126,7 @@ WIDEST void NAME(item *restrict out, const item *restrict q, const item *restric
       product(mixed, PITCH, shares, WIDE, values);
     }
     for (i64 r = 0; r < QUERIES && first + r < COUNT; r++) {
-      float sum = 0.0f;
-      for (int i = 0; i < LANES; i++) sum += total[r][i];
+      float sum = sum_of(total[r]);
       for (i64 d = 0; d < SIZE; d++) out[((first + r) * HEADS + head) * SIZE + d] = put(mixed[r * PITCH + d] / sum);
     }
   }

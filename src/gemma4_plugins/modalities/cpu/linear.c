@@ -39,7 +39,7 @@ static inline void multiply_block(float *sums, const item *a, i64 rows, const it
 }
 #endif
 
-WIDEST void NAME(item *restrict out, const item *restrict a, const item *restrict w, const int core_id) {
+WIDEST void NAME(item *restrict out, INPUTS, const int core_id) {
   const i64 panels = (N + WIDE - 1) / WIDE, blocks = (M + BLOCK - 1) / BLOCK;
   for (i64 job = core_id; job < panels * blocks; job += PARTS) {
     const i64 n0 = job % panels * WIDE, m0 = job / panels * BLOCK;

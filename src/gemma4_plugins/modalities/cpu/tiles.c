@@ -33,7 +33,12 @@ INLINE float get(item x) { return x; }
 INLINE item put(float f) { return f; }
 #endif
 
+#define SCALAR(p) get(p[0])
+INLINE float AT_LEAST(float v, float low) { return v > low ? v : low; }
+INLINE float AT_MOST(float v, float high) { return v < high ? v : high; }
+
 // c[ROWS][vectors * LANES] += a[ROWS][depth] @ b[depth][vectors * LANES]; rows of each stand c_pitch, a_pitch, b_pitch apart
+#if BF16
 INLINE void multiply(float *c, i64 c_pitch, const float *a, i64 a_pitch, const float *b, i64 b_pitch, i64 depth, int vectors) {
   vec sums[ROWS][VECTORS];
   for (int r = 0; r < ROWS; r++)
@@ -51,6 +56,22 @@ INLINE void multiply(float *c, i64 c_pitch, const float *a, i64 a_pitch, const f
   for (int r = 0; r < ROWS; r++)
     for (int v = 0; v < vectors; v++) *(vec *)(c + r * c_pitch + v * LANES) = sums[r][v];
 }
+#else
+// In double precision: fp32 is for those who compare, and a model multiplies a tower's rounding.
+typedef double dvec __attribute__((vector_size(LANES * 8), aligned(4)));
+INLINE void multiply(float *c, i64 c_pitch, const float *a, i64 a_pitch, const float *b, i64 b_pitch, i64 depth, int vectors) {
+  for (int v = 0; v < vectors; v++) {
+    dvec sums[ROWS];
+    for (int r = 0; r < ROWS; r++) sums[r] = __builtin_convertvector(*(const vec *)(c + r * c_pitch + v * LANES), dvec);
+    for (i64 k = 0; k < depth; k++) {
+      const dvec x = __builtin_convertvector(*(const vec *)(b + k * b_pitch + v * LANES), dvec);
+#pragma clang loop unroll(full)
+      for (int r = 0; r < ROWS; r++) sums[r] += x * (double)a[r * a_pitch + k];
+    }
+    for (int r = 0; r < ROWS; r++) *(vec *)(c + r * c_pitch + v * LANES) = __builtin_convertvector(sums[r], vec);
+  }
+}
+#endif
 
 INLINE float largest(vec v) {
   float t[LANES];
@@ -59,6 +80,20 @@ INLINE float largest(vec v) {
   for (int half = LANES / 2; half; half /= 2)
     for (int i = 0; i < half; i++) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
   return t[0];
+}
+
+INLINE float sum_of(vec v) {
+  float sum = 0.0f;
+  for (int i = 0; i < LANES; i++) sum += v[i];
+  return sum;
+}
+INLINE float sum_of_squares(const float *x, i64 n) {
+  vec parts = {0};
+  i64 i = 0;
+  for (; i + LANES <= n; i += LANES) parts += *(const vec *)(x + i) * *(const vec *)(x + i);
+  float sum = sum_of(parts);
+  for (; i < n; i++) sum += x[i] * x[i];
+  return sum;
 }
 
 // e^x for x <= 0: 2^n times a polynomial; relative error below 2e-7
@@ -76,4 +111,11 @@ INLINE vec exponential(vec x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   return p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
+}
+
+INLINE vec sigmoid(vec x) {
+  const vec one = (vec){0} + 1.0f;
+  vec small = exponential((vec)((ivec)x | (-__INT_MAX__ - 1)));  // e^-|x|
+  ivec negative = x < 0.0f;
+  return (vec)((negative & (ivec)small) | (~negative & (ivec)one)) / (one + small);
 }

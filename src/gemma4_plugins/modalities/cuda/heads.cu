@@ -1,11 +1,11 @@
-// Heads of queries, keys or values, [ROWS, HEADS, SIZE]: bounded, divided by their root mean square, WEIGHTED, and TURNED
+// Heads of queries, keys or values, [COUNT, HEADS, SIZE]: bounded, divided by their root mean square, WEIGHTED, and TURNED
 // in two dimensions: the first half of a head by the angles of its row's first axis, the second half by the second's,
-// lane j with lane j + SIZE / 4. cos and sin are [ROWS, 2, SIZE / 4] in fp32. One warp a head.
+// lane j with lane j + SIZE / 4. cos and sin are [COUNT, 2, SIZE / 4] in fp32. One warp a head.
 constexpr int QUARTER = SIZE / 4, PAIRS = SIZE / 2, EACH = (PAIRS + 31) / 32;
 
 KERNELS(128, 8) NAME(u16* out, INPUTS) {
   const int lane = threadIdx.x & 31, head = blockIdx.x * 4 + (threadIdx.x >> 5), row = head / HEADS;
-  if (head >= ROWS * HEADS) return;
+  if (head >= COUNT * HEADS) return;
   const u16* from = x + (long long)head * SIZE;
   u16* to = out + (long long)head * SIZE;
   auto place = [](int pair) { return pair / QUARTER * PAIRS + pair % QUARTER; };

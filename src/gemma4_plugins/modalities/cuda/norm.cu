@@ -1,8 +1,8 @@
-// out[ROWS, WIDTH] = x * (mean(x^2) + EPS)^-1/2 * weight, in fp32, x bounded before; ADDED to h. bf16 in and out. WIDTH is
+// out[COUNT, WIDTH] = x * (mean(x^2) + EPS)^-1/2 * weight, in fp32, x bounded before; ADDED to h. bf16 in and out. WIDTH is
 // a multiple of 2. One warp a row.
 KERNELS(128, 8) NAME(u16* out, INPUTS) {
   const int lane = threadIdx.x & 31, row = blockIdx.x * 4 + (threadIdx.x >> 5);
-  if (row >= ROWS) return;
+  if (row >= COUNT) return;
   const u32 *from = (const u32*)(x + (long long)row * WIDTH), *scales = (const u32*)weight;
   u32* to = (u32*)(out + (long long)row * WIDTH);
   float sum = 0.f;

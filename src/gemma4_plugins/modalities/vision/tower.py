@@ -18,7 +18,6 @@ from gemma4_core.descriptions import WeightSource
 from gemma4_core.ops.portable import rms_norm
 from gemma4_core.processing.arranged import ArrangedMedia
 from gemma4_core.processing.captured import Captured
-from gemma4_plugins.modalities.bounds import clamp
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower
 from gemma4_plugins.modalities.products import Products, Rotation, fast_products
@@ -65,7 +64,7 @@ class EncoderLayer:
     @staticmethod
     def _bounded(layer: Linear, x: Tensor, products: Products) -> Tensor:
         """The layer's product, its input bounded and its output not yet."""
-        return layer.product(clamp(x, layer.inner), products)
+        return layer.product(products.bounded(x, layer.inner), products)
 
 
 class VisionTower(EncodingTower):

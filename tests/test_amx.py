@@ -64,7 +64,9 @@ def test_instructions(cpu: str, machine: SimpleNamespace, unit: str) -> None:
     else:
         source = towers._source(unit)
         sizes = "M 100", "N 70", "K 144", "COUNT 100", "HEADS 4", "KEY_HEADS 2", "SIZE 72"
-        defines = ("NAME tested", "BF16 1", "PARTS 2", *sizes)
+        given = {"linear.c": "aw", "attention.c": "qkv"}[unit]
+        inputs = ", ".join([*(f"const item *restrict {name}" for name in given), "const u8 *restrict real"])
+        defines = ("NAME tested", "BF16 1", "PARTS 2", f"INPUTS {inputs}", *sizes)
     with_tiles = compiled(source, (*defines, *build.tuning()), "sapphirerapids")
     assert "tdpbf16ps" in with_tiles and "tilerelease" in with_tiles and "vdpbf16ps" not in with_tiles
     machine.answer = -1

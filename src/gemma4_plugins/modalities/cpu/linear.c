@@ -50,13 +50,16 @@ WIDEST void NAME(item *restrict out, INPUTS, const int core_id) {
 #else
     for (i64 i = 0; i < (rows + ROWS - 1) / ROWS * ROWS * WIDE; i += LANES) *(vec *)(sums + i) = (vec){0};
 #if PAIRS && K % 2 == 0
-    u32 packed[DEPTH / 2 * WIDE];
+    u32 packed[DEPTH / 2 * WIDE] __attribute__((aligned(64)));  // [pair][WIDE]
     for (i64 k0 = 0; k0 < K; k0 += DEPTH) {
-      const i64 pairs = (K - k0 < DEPTH ? K - k0 : DEPTH) / 2;
-      for (i64 n = 0; n < WIDE; n++) {
-        const item *row = w + (n0 + (n < columns ? n : 0)) * K + k0;
-        for (i64 k = 0; k < pairs; k++) __builtin_memcpy(packed + k * WIDE + n, row + 2 * k, 4);
-      }
+      const i64 depth = K - k0 < DEPTH ? K - k0 : DEPTH, pairs = depth / 2;
+      for (i64 n = 0; n < WIDE; n += 16)
+        for (i64 k = 0; k < pairs; k += 16) {
+          Words r[16];
+          for (i64 i = 0; i < 16; i++) r[i] = pairs_of(w + (n0 + (n + i < columns ? n + i : 0)) * K + k0 + 2 * k, depth - 2 * k);
+          transpose(r);
+          for (i64 i = 0; i < 16 && k + i < pairs; i++) *(Words *)(packed + (k + i) * WIDE + n) = r[i];
+        }
       for (i64 m = 0; m < rows; m += ROWS) {
         const item *left[ROWS];
         for (i64 r = 0; r < ROWS; r++) left[r] = a + (m0 + (m + r < rows ? m + r : m)) * K + k0;

@@ -134,16 +134,18 @@ static void spread_qkv(Worker *w, const Layer *l, const float *x, float *packed)
     const Step *s = w->s;
     const Matrix *each[3] = {&l->q, &l->k, &l->v};
     float *out[3] = {s->q, s->k, s->v};
-    i64 rows = l->q.rows + (l->k.data ? l->k.rows : 0) + (l->v.data ? l->v.rows : 0), block = block_of(&l->q, rows, s->threads), ticket, end;
-    Operand o = operand(x, s->hidden, l->q.type, packed);
-    i64 type = l->q.type, blocks[3], count = 0;
-    for (int i = 0; i < 3; i++) count += blocks[i] = each[i]->data ? (each[i]->rows + block - 1) / block : 0;
-    while (claim(w, count, 1, &ticket, &end)) {
-        int i = 0;
-        while (ticket >= blocks[i]) ticket -= blocks[i++];
-        if (each[i]->type != type) o = operand(x, s->hidden, type = each[i]->type, packed);
-        i64 from = ticket * block, to = from + block < each[i]->rows ? from + block : each[i]->rows;
-        dot_rows(each[i], from, to - from, &o, out[i] + from);
+    i64 rows = l->q.rows + (l->k.data ? l->k.rows : 0) + (l->v.data ? l->v.rows : 0), type = l->q.type, first, last;
+    Operand o = operand(x, s->hidden, type, packed);
+    while (claim_shrinking(w, rows, least_of(&l->q), &first, &last)) {
+        i64 at = 0;                                        // of the matrix's rows among all
+        for (int i = 0; i < 3; i++) {
+            if (!each[i]->data) continue;
+            i64 from = first > at ? first - at : 0, to = last - at < each[i]->rows ? last - at : each[i]->rows;
+            at += each[i]->rows;
+            if (from >= to) continue;
+            if (each[i]->type != type) o = operand(x, s->hidden, type = each[i]->type, packed);
+            dot_rows(each[i], from, to - from, &o, out[i] + from);
+        }
     }
     barrier(w);
 }

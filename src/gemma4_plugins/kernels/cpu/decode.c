@@ -25,29 +25,36 @@ static void reset_tickets(Worker *w) {                    // after the last barr
     if (w->thread == 0) for (int i = 0; i < 3; i++) w->s->sync[32 + 16 * i] = 0;
 }
 
+// What is made of the products of a block of the head: logits, and with greedy the largest and the sum of exponentials.
+static void finish_block(const Step *s, i64 from, i64 to) {
+    float top = -1e30f, total = 0, shares[HEAD_BLOCK], *mine = s->partial + from / HEAD_BLOCK * 4;
+    if (s->softcap > 0) for (i64 i = from; i < to; i++) s->logits[i] = s->softcap * tangent(s->logits[i] / s->softcap);
+    for (i64 j = 0; j < s->suppressed_count; j++)
+        if ((i64)s->suppressed[j] >= from && (i64)s->suppressed[j] < to) s->logits[s->suppressed[j]] = -1e30f;
+    if (!s->greedy) return;
+    for (i64 i = from; i < to; i++) top = s->logits[i] > top ? s->logits[i] : top;
+    i64 best = from;
+    while (best < to - 1 && s->logits[best] != top) best++;
+    for (i64 i = from; i < to; i++) shares[i - from] = exponential(s->logits[i] - top);
+    for (i64 i = 0; i < to - from; i++) total += shares[i];
+    mine[0] = top;
+    mine[1] = total;
+    ((u32 *)mine)[2] = (u32)best;
+}
+
 // Logits of all rows; with greedy also the first largest and the logarithm of the sum of exponentials. Blocks are summed
 // up in their order, so that the result does not depend on which thread took which.
 static void head(Worker *w, const float *h, float *scratch) {
     const Step *s = w->s;
-    i64 from, to;
+    i64 from, to, first, last;
     float *x = scratch, *packed = scratch + s->hidden;
     rms_norm(x, h, s->norm, s->hidden, s->eps);
     Operand o = operand(x, s->hidden, s->embed.type, packed);
-    while (claim(w, s->vocab, HEAD_BLOCK, &from, &to)) {
+    while (claim_shrinking(w, (s->vocab + HEAD_BLOCK - 1) / HEAD_BLOCK, 1, &first, &last)) {
+        from = first * HEAD_BLOCK;
+        to = last * HEAD_BLOCK < s->vocab ? last * HEAD_BLOCK : s->vocab;
         dot_rows(&s->embed, from, to - from, &o, s->logits + from);
-        float top = -1e30f, total = 0, shares[HEAD_BLOCK], *mine = s->partial + from / HEAD_BLOCK * 4;
-        if (s->softcap > 0) for (i64 i = from; i < to; i++) s->logits[i] = s->softcap * tangent(s->logits[i] / s->softcap);
-        for (i64 j = 0; j < s->suppressed_count; j++)
-            if ((i64)s->suppressed[j] >= from && (i64)s->suppressed[j] < to) s->logits[s->suppressed[j]] = -1e30f;
-        if (!s->greedy) continue;
-        for (i64 i = from; i < to; i++) top = s->logits[i] > top ? s->logits[i] : top;
-        i64 best = from;
-        while (best < to - 1 && s->logits[best] != top) best++;
-        for (i64 i = from; i < to; i++) shares[i - from] = exponential(s->logits[i] - top);
-        for (i64 i = 0; i < to - from; i++) total += shares[i];
-        mine[0] = top;
-        mine[1] = total;
-        ((u32 *)mine)[2] = (u32)best;
+        for (; from < to; from += HEAD_BLOCK) finish_block(s, from, from + HEAD_BLOCK < to ? from + HEAD_BLOCK : to);
     }
     barrier(w);
     reset_tickets(w);

@@ -63,7 +63,7 @@ static void feed_forward(Worker *w, const Layer *l, float *h, float *scratch) {
     if (s->experts) experts(w, l, h, scratch);
     rms_norm(x, h, l->pre_ff, n, s->eps);
     Operand o = operand(x, n, l->gate.type, packed);
-    while (claim(w, l->ff, block_of(&l->gate, l->ff, s->threads), &from, &to)) gated(&l->gate, from, &l->up, from, to - from, &o, s->act + from);
+    while (claim_shrinking(w, l->ff, least_of(&l->gate), &from, &to)) gated(&l->gate, from, &l->up, from, to - from, &o, s->act + from);
     barrier(w);
     o = operand(s->act, l->ff, l->down.type, packed);
     spread(w, &l->down, &o, s->a);
@@ -83,7 +83,7 @@ static void per_layer(Worker *w, const Layer *l, i64 index, float *h, float *scr
     float *packed = scratch;
     i64 from, to;
     Operand o = operand(h, s->hidden, l->ple_gate.type, packed);
-    while (claim(w, s->ple, block_of(&l->ple_gate, s->ple, s->threads), &from, &to)) {
+    while (claim_shrinking(w, s->ple, least_of(&l->ple_gate), &from, &to)) {
         dot_rows(&l->ple_gate, from, to - from, &o, s->act + from);
         for (i64 i = from; i < to; i++) s->act[i] = gelu(s->act[i]) * s->ple_in[index * s->ple + i];
     }

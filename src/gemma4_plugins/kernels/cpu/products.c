@@ -89,23 +89,41 @@ INLINE void fetch(const void *w) {
     if (AHEAD) __builtin_prefetch((const char *)w + AHEAD);
 }
 
+// Sums of a row that grow side by side: each addition waits for the one before it, and long rows do not overlap. Where a
+// vector is several registers it has that already.
+#if defined(__AVX512F__)
+enum { CHAINS = 4 / STREAMS };
+#else
+enum { CHAINS = 1 };
+#endif
+
 INLINE void dot_bf16(const u16 *w, int rows, i64 n, const float *x, float *out) {
-    f32x even[STREAMS] = {{0}}, odd[STREAMS] = {{0}};
+    f32x even[STREAMS][CHAINS] = {{{0}}}, odd[STREAMS][CHAINS] = {{{0}}};
     i64 i = 0;
-    for (; i + 32 <= n; i += 32) {
-        f32x x0 = *(const f32x *)(x + i), x1 = *(const f32x *)(x + i + 16);
+    for (; i + 32 * CHAINS <= n; i += 32 * CHAINS)
 #pragma clang loop unroll(full)
-        for (int r = 0; r < rows; r++) {
-            u32x pair = *(const u32x *)(w + r * n + i);
-            fetch(w + r * n + i);
-            even[r] += (f32x)(pair << 16) * x0;
-            odd[r] += (f32x)(pair & 0xffff0000u) * x1;
+        for (int c = 0; c < CHAINS; c++) {
+            const i64 at = i + 32 * c;
+            f32x x0 = *(const f32x *)(x + at), x1 = *(const f32x *)(x + at + 16);
+#pragma clang loop unroll(full)
+            for (int r = 0; r < rows; r++) {
+                u32x pair = *(const u32x *)(w + r * n + at);
+                fetch(w + r * n + at);
+                even[r][c] += (f32x)(pair << 16) * x0;
+                odd[r][c] += (f32x)(pair & 0xffff0000u) * x1;
+            }
         }
-    }
     for (int r = 0; r < rows; r++) {
         float t = 0;
-        for (i64 j = i; j < n; j++) t += from_bf16(w[r * n + j]) * x[j];
-        out[r] = sum(even[r] + odd[r]) + t;
+        i64 j = i;
+        for (; j + 32 <= n; j += 32) {
+            u32x pair = *(const u32x *)(w + r * n + j);
+            even[r][0] += (f32x)(pair << 16) * *(const f32x *)(x + j);
+            odd[r][0] += (f32x)(pair & 0xffff0000u) * *(const f32x *)(x + j + 16);
+        }
+        for (; j < n; j++) t += from_bf16(w[r * n + j]) * x[j];
+        for (int c = 1; c < CHAINS; c++) even[r][0] += even[r][c], odd[r][0] += odd[r][c];
+        out[r] = sum(even[r][0] + odd[r][0]) + t;
     }
 }
 
@@ -122,22 +140,32 @@ INLINE v16 dot4(v16 acc, v16 unsigned_bytes, v16 signed_bytes) {
     return acc;
 }
 INLINE void dot_i8(const i8 *w, int rows, i64 n, const Operand *o, float *out) {
-    v16 a[STREAMS] = {{0}}, b[STREAMS] = {{0}};
-    const v16 flip = (v16){0} + (int)0x80808080;
+    v16 a[STREAMS][CHAINS] = {{{0}}}, b[STREAMS][CHAINS] = {{{0}}};
+    const v16 flip = (v16){0} + (int)0x80808080;           // w + 128 is unsigned, 128 is taken off again below
     i64 i = 0;
-    for (; i + 64 <= n; i += 64) {
-        v16 xh = (v16)*(const v8 *)(o->high + i), xl = (v16)*(const v8 *)(o->low + i);
+    for (; i + 64 * CHAINS <= n; i += 64 * CHAINS)
 #pragma clang loop unroll(full)
-        for (int r = 0; r < rows; r++) {
-            v16 bytes = (v16)*(const v8 *)(w + r * n + i) ^ flip;  // w + 128, taken off again below
-            fetch(w + r * n + i);
-            a[r] = dot4(a[r], bytes, xh);
-            b[r] = dot4(b[r], bytes, xl);
+        for (int c = 0; c < CHAINS; c++) {
+            const i64 at = i + 64 * c;
+            v16 xh = (v16)*(const v8 *)(o->high + at), xl = (v16)*(const v8 *)(o->low + at);
+#pragma clang loop unroll(full)
+            for (int r = 0; r < rows; r++) {
+                v16 bytes = (v16)*(const v8 *)(w + r * n + at) ^ flip;
+                fetch(w + r * n + at);
+                a[r][c] = dot4(a[r][c], bytes, xh);
+                b[r][c] = dot4(b[r][c], bytes, xl);
+            }
         }
-    }
     for (int r = 0; r < rows; r++) {
-        int high = add(a[r]) - 128 * o->sum_high, low = add(b[r]) - 128 * o->sum_low;
-        for (i64 j = i; j < n; j++) { high += w[r * n + j] * o->high[j]; low += w[r * n + j] * o->low[j]; }
+        i64 j = i;
+        for (; j + 64 <= n; j += 64) {
+            v16 bytes = (v16)*(const v8 *)(w + r * n + j) ^ flip;
+            a[r][0] = dot4(a[r][0], bytes, (v16)*(const v8 *)(o->high + j));
+            b[r][0] = dot4(b[r][0], bytes, (v16)*(const v8 *)(o->low + j));
+        }
+        for (int c = 1; c < CHAINS; c++) a[r][0] += a[r][c], b[r][0] += b[r][c];
+        int high = add(a[r][0]) - 128 * o->sum_high, low = add(b[r][0]) - 128 * o->sum_low;
+        for (; j < n; j++) { high += w[r * n + j] * o->high[j]; low += w[r * n + j] * o->low[j]; }
         out[r] = 256.0f * (float)high + (float)low;
     }
 }
@@ -200,10 +228,13 @@ static float element(const Matrix *m, i64 row, i64 col) {
     return ((const float *)m->data)[at];
 }
 
-// Rows per claim: several blocks per thread, so that all end at about the same time, but of 32 KB at least, since each
-// block starts a stream anew (Zen 5: blocks of 12 KB at 66 % of the read rate, of 48 KB at 93 %, of 192 KB at 100 %).
+// The fewest rows of a claim: 32 KB, since each block starts a stream anew (Zen 5: blocks of 12 KB at 66 % of the read rate, of
+// 48 KB at 93 %, of 192 KB at 95 to 100 %).
+static inline i64 least_of(const Matrix *m) { return 1 + 32768 / (m->cols * (m->type == I8 ? 1 : m->type == BF16 ? 2 : 4)); }
+
+// Rows of a claim where blocks are alike.
 static inline i64 block_of(const Matrix *m, i64 rows, i64 threads) {
-    i64 least = 1 + 32768 / (m->cols * (m->type == I8 ? 1 : m->type == BF16 ? 2 : 4)), block = rows / (threads * 8);
+    i64 least = least_of(m), block = rows / (threads * 8);
     block = block < least ? least : block;
     return block < MOST ? block : MOST;
 }
@@ -211,13 +242,16 @@ static inline i64 block_of(const Matrix *m, i64 rows, i64 threads) {
 // all rows of m, claimed in blocks, into out
 static void spread(Worker *w, const Matrix *m, const Operand *o, float *out) {
     i64 from, to;
-    while (claim(w, m->rows, block_of(m, m->rows, w->s->threads), &from, &to)) dot_rows(m, from, to - from, o, out + from);
+    while (claim_shrinking(w, m->rows, least_of(m), &from, &to)) dot_rows(m, from, to - from, o, out + from);
 }
 
-// out[i] = gelu(gate row i) * up row i of rows from .. from + count of each; count at most MOST
+// out[i] = gelu(gate row i) * up row i of rows from .. from + count of each
 static void gated(const Matrix *gate, i64 gate_at, const Matrix *up, i64 up_at, i64 count, const Operand *o, float *out) {
-    float other[MOST];
     dot_rows(gate, gate_at, count, o, out);
-    dot_rows(up, up_at, count, o, other);
-    for (i64 i = 0; i < count; i++) out[i] = gelu(out[i]) * other[i];
+    for (i64 at = 0; at < count; at += MOST) {
+        float other[MOST];
+        i64 here = count - at < MOST ? count - at : MOST;
+        dot_rows(up, up_at + at, here, o, other);
+        for (i64 i = 0; i < here; i++) out[at + i] = gelu(out[at + i]) * other[i];
+    }
 }

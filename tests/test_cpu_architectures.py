@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,24 +72,46 @@ def test_same_results(
     assert other_chances == pytest.approx(chances, abs=1e-4 if form == "fp32" else 0.05)
 
 
-@pytest.mark.parametrize("count", [5, 64, 12288 + 17])
+def entry(name: str) -> Any:
+    """A function of a file beside this one, which begins and ends the unit of the text kernels."""
+    file = str(Path(__file__).with_name(name))
+    return build.load((file, *text.SOURCES, file), ("YIELD_SYSCALL",)).fxn
+
+
+@pytest.mark.parametrize("count", [5, 64, 300, 12288 + 17])
 @pytest.mark.parametrize("architecture", ("native", *LESSER))
-def test_sums_of_int8_products(cpu: str, compiled_for: pytest.MonkeyPatch, architecture: str, count: int) -> None:
+def test_sums_of_products(cpu: str, compiled_for: pytest.MonkeyPatch, architecture: str, count: int) -> None:
     original = build.ClangCompiler
     compiled_for.setattr(build, "ClangCompiler", lambda arch: original([arch[0], architecture]))
-    entry = str(Path(__file__).with_name("int8_product.c"))
-    program = build.load((entry, *text.SOURCES, entry), ("YIELD_SYSCALL",))
-    random = np.random.default_rng(count)
+    product, random = entry("row_product.c"), np.random.default_rng(count)
     noise = random.standard_normal(count).astype(np.float32)
     rows = random.integers(-127, 128, count).astype(np.int8)
-    # the largest sums that there are, of either sign, and ordinary ones
-    for w, x in ((np.full_like(rows, 127), np.ones_like(noise)), (np.full_like(rows, -128), np.ones_like(noise)),
-                 (rows, noise)):  # fmt: skip
+    floats = random.standard_normal(count).astype(np.float32)
+    bf16 = (floats.view(np.uint32) >> 16).astype(np.uint16)
+    ones = np.ones_like(noise)
+    # of int8 the largest sums that there are, of either sign, and ordinary ones
+    cases = [(2, np.full_like(rows, 127), None, ones), (2, np.full_like(rows, -128), None, ones), (2, rows, None, noise)]
+    cases += [(1, bf16, (bf16.astype(np.uint32) << 16).view(np.float32), noise), (0, floats, None, noise)]
+    for kind, w, values, x in cases:
         scratch, out = np.zeros(count + 64, np.float32), np.zeros(1, np.float32)
-        places = (w.ctypes.data, count, x.ctypes.data, scratch.ctypes.data, out.ctypes.data)
-        program.fxn(*map(ctypes.c_uint64, places))
-        parts = w.astype(np.float64) * x
-        assert out[0] == pytest.approx(parts.sum(), abs=5e-5 * np.abs(parts).sum())
+        places = (w.ctypes.data, kind, count, x.ctypes.data, scratch.ctypes.data, out.ctypes.data)
+        product(*map(ctypes.c_uint64, places))
+        parts = (w if values is None else values).astype(np.float64) * x
+        assert out[0] == pytest.approx(parts.sum(), abs=(5e-5 if kind == 2 else 1e-6) * np.abs(parts).sum())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16, 100])
+def test_every_row_is_claimed_once(cpu: str, threads: int) -> None:
+    claims = entry("claims.c")
+    for rows in (1, 2, 7, 255, 256, 1536, 12288):
+        for least in (1, 22, 129, 5000):
+            out = np.zeros(2 * rows + 3, np.int64)
+            claims(*map(ctypes.c_uint64, (rows, least, threads, out.ctypes.data)))
+            blocks = out[1 : 1 + 2 * out[0]].reshape(-1, 2)
+            assert blocks[0, 0] == 0 and blocks[-1, 1] == rows and np.array_equal(blocks[1:, 0], blocks[:-1, 1])
+            sizes = blocks[:, 1] - blocks[:, 0]
+            assert (sizes > 0).all() and (sizes[:-1] >= least).all() and (np.diff(sizes) <= 0).all()
+            assert sizes[0] <= max(least, -(-3 * rows // (4 * threads)))
 
 
 def test_arm(cpu: str) -> None:

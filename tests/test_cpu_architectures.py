@@ -72,37 +72,44 @@ def test_same_results(
     assert other_chances == pytest.approx(chances, abs=1e-4 if form == "fp32" else 0.05)
 
 
-def entry(name: str) -> Any:
+def entry(name: str, *defines: str) -> Any:
     """A function of a file beside this one, which begins and ends the unit of the text kernels."""
     file = str(Path(__file__).with_name(name))
-    return build.load((file, *text.SOURCES, file), ("YIELD_SYSCALL",)).fxn
+    return build.load((file, *text.SOURCES, file), ("YIELD_SYSCALL", *defines)).fxn
 
 
 @pytest.mark.parametrize("count", [5, 64, 300, 12288 + 17])
+@pytest.mark.parametrize("tuning", [(), ("STREAMS 2", "AHEAD 4096")], ids=["one row", "two rows"])
 @pytest.mark.parametrize("architecture", ("native", *LESSER))
-def test_sums_of_products(cpu: str, compiled_for: pytest.MonkeyPatch, architecture: str, count: int) -> None:
+def test_sums_of_products(
+    cpu: str, compiled_for: pytest.MonkeyPatch, architecture: str, tuning: tuple[str, ...], count: int
+) -> None:
     original = build.ClangCompiler
     compiled_for.setattr(build, "ClangCompiler", lambda arch: original([arch[0], architecture]))
-    product, random = entry("row_product.c"), np.random.default_rng(count)
+    product, random = entry("row_product.c", *tuning), np.random.default_rng(count)
     noise = random.standard_normal(count).astype(np.float32)
-    rows = random.integers(-127, 128, count).astype(np.int8)
-    floats = random.standard_normal(count).astype(np.float32)
+    whole = random.integers(-127, 128, (3, count)).astype(np.int8)
+    whole[1:] = np.array([[127], [-128]], np.int8)  # with ones, the largest sums that there are
+    floats = random.standard_normal((3, count)).astype(np.float32)
     bf16 = (floats.view(np.uint32) >> 16).astype(np.uint16)
-    ones = np.ones_like(noise)
-    # of int8 the largest sums that there are, of either sign, and ordinary ones
-    cases = [(2, np.full_like(rows, most), None, ones) for most in (127, -128)] + [(2, rows, None, noise)]
-    cases += [(1, bf16, (bf16.astype(np.uint32) << 16).view(np.float32), noise), (0, floats, None, noise)]
+    scales = np.array([1, 0.5, 2], np.float32)
+    cases = [(2, whole, whole, x) for x in (noise, np.ones_like(noise))] + [(0, floats, floats, noise)]
+    cases += [(1, bf16, (bf16.astype(np.uint32) << 16).view(np.float32), noise)]
     for kind, w, values, x in cases:
-        scratch, out = np.zeros(count + 64, np.float32), np.zeros(1, np.float32)
-        places = (w.ctypes.data, kind, count, x.ctypes.data, scratch.ctypes.data, out.ctypes.data)
-        product(*map(ctypes.c_uint64, places))
-        parts = (w if values is None else values).astype(np.float64) * x
-        assert out[0] == pytest.approx(parts.sum(), abs=(5e-5 if kind == 2 else 1e-6) * np.abs(parts).sum())
+        scratch, out = np.zeros(count + 64, np.float32), np.full(4, 7, np.float32)
+        held = (w.ctypes.data, scales.ctypes.data, kind, 3, count, x.ctypes.data, scratch.ctypes.data, out.ctypes.data)
+        product(*map(ctypes.c_uint64, held))
+        parts = values.astype(np.float64) * x * (scales[:, None] if kind == 2 else 1)
+        assert (np.abs(out[:3] - parts.sum(1)) <= (5e-5 if kind == 2 else 1e-6) * np.abs(parts).sum(1)).all()
+        assert out[3] == 7
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16, 100])
 def test_every_row_is_claimed_once(cpu: str, threads: int) -> None:
     claims = entry("claims.c")
+    out = np.zeros(3, np.int64)
+    claims(*map(ctypes.c_uint64, (0, 22, threads, out.ctypes.data)))
+    assert out[0] == 0
     for rows in (1, 2, 7, 255, 256, 1536, 12288):
         for least in (1, 22, 129, 5000):
             out = np.zeros(2 * rows + 3, np.int64)

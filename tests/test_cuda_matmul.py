@@ -140,14 +140,27 @@ def test_programs_are_loaded_with_the_memory_that_their_names_tell(monkeypatch: 
 
 
 def test_a_compiler_without_the_features_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Old:
+    class Compiler(NamedTuple):
+        refused: str
+
         def compile_cached(self, source: str) -> bytes:
-            raise CompileError("sm_90a")
+            if self.refused in ("all", source):
+                raise CompileError("sm_90a")
+            return b"code"
 
     monkeypatch.setattr(dynamic, "Device", {"CUDA": SimpleNamespace(runtime_t=object)})
     monkeypatch.setattr(dynamic.launch, "features", lambda: "a")
-    monkeypatch.setattr(dynamic.launch, "compiler", lambda features: Old())
-    assert dynamic.compiled("CUDA", "source of a test") is None
+    for refused, expected in (("all", None), ("", b"code"), ("wrong", "raises")):
+        monkeypatch.setattr(dynamic.launch, "compiler", lambda features, refused=refused: Compiler(refused))
+        dynamic.features_known.cache_clear()
+        dynamic.compiled.cache_clear()
+        if expected == "raises":  # a mistake of ours is not taken for that
+            with pytest.raises(CompileError):
+                dynamic.compiled("CUDA", "wrong")
+        else:
+            assert dynamic.compiled("CUDA", "source") == expected
+    dynamic.features_known.cache_clear()
+    dynamic.compiled.cache_clear()
 
 
 def test_tiles_and_pieces_fill_a_card() -> None:

@@ -138,7 +138,7 @@ def test_silu(cpu: str, dtype: DType, kinds: tuple[str, str], rows: int, width: 
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("kind", ["numbers", "tensors"])
+@pytest.mark.parametrize("kind", ["numbers", "tensors", "infinite"])
 def test_bounded(cpu: str, dtype: DType, kind: str) -> None:
     own, x, weight = Processor(cpu), drawn(33, 70, dtype=dtype), drawn(70, dtype=dtype)
     limits = bounds(kind, dtype)
@@ -167,6 +167,24 @@ def test_attention(cpu: str, count: int, heads: int, groups: int, size: int, see
     found = emulated.attend(q, k, v, real)
     close(found, Products(portable()).attend(q.float(), k.float(), v.float(), real), 1 / 64)
     assert len(emulated.launched) == 1
+
+
+@pytest.mark.parametrize(("form", "dtype"), FORMS, ids=str)
+def test_what_is_no_number_stays_so(cpu: str, form: str, dtype: DType) -> None:
+    x, weight = Tensor([[1.0, math.nan], [2, 3]], device=cpu).cast(dtype).contiguous().realize(), drawn(2, dtype=dtype)
+    found = kernels(form, cpu).norm(x, weight, 1e-6, (-5.0, 5.0)).realize().float().numpy()
+    assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+
+
+def test_what_the_processor_does_not_serve_is_portable(cpu: str) -> None:
+    own, plain, x, weight = Processor(cpu), Products(portable()), drawn(4, 8), drawn(8)
+    wide = bounds("tensors", dtypes.float32)
+    for operation, given in (
+        ("norm", (x, weight.float(), 1e-6)), ("norm", (x, weight, 1e-6, wide)), ("silu", (x, None, wide)),
+        ("bounded", (x, wide)), ("gated", (x, x.float().realize(), None, None, None)),
+    ):  # fmt: skip
+        close(getattr(own, operation)(*given), getattr(plain, operation)(*given))
+    assert not own.launched
 
 
 def test_what_kernels_do_not_serve_is_portable(cpu: str) -> None:

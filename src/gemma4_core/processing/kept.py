@@ -33,8 +33,8 @@ def digest(*parts: Any) -> bytes:
         if len(part) <= PIECE:
             state.update(part)
             continue
+        state.update(len(part).to_bytes(8, "little"))
         with ThreadPoolExecutor(min(HASHERS, cpu_count())) as threads:
-            state.update(len(part).to_bytes(8, "little"))
             pieces = [part[at : at + PIECE] for at in range(0, len(part), PIECE)]
             for piece in threads.map(lambda piece: _hash(piece).digest(), pieces):
                 state.update(piece)

@@ -15,6 +15,8 @@ from gemma4_plugins.modalities.products import Products, Rotation
 
 Given = Mapping[str, Tensor]
 """A kernel's inputs by the names of its parameters."""
+RESTRICT = "__restrict__"
+"""As C++ and C compilers know it."""
 
 
 class KernelProducts(Products):
@@ -100,10 +102,6 @@ def prepared(name: str, constants: Mapping[str, Any], inputs: Given, types: Mapp
     """A kernel's source with its macros, and its parameters by name and type."""
     lines = "".join(f"#define {key} {value}\n" for key, value in ({"NAME": name} | dict(constants)).items())
     return lines + body.replace("INPUTS", ", ".join(f"const {types[key]} *{RESTRICT} {key}" for key in inputs))
-
-
-RESTRICT = "__restrict__"
-"""As C++ and C compilers know it."""
 
 
 def kernel_name(kernel: str, constants: Mapping[str, Any], inputs: Given) -> str:

@@ -21,7 +21,7 @@ typedef i16 i16x __attribute__((vector_size(2 * LANES), aligned(2)));
 typedef i8 i8x __attribute__((vector_size(LANES), aligned(1)));
 
 enum { F32 = 0, BF16 = 1, I8 = 2 };                       // storage types
-enum { MAX_EXPERTS = 16, HEAD_BLOCK = 256 };              // experts per token, rows of the head per claim
+enum { MAX_EXPERTS = 16, HEAD_BLOCK = 256 };              // experts per token, rows of the head summed up together
 
 typedef struct { const void *data; const float *scale; i64 type, rows, cols; } Matrix;
 

@@ -31,16 +31,24 @@ def shared_bytes(name: str) -> int:
 
 @lru_cache
 def compiled(device: str, source: str) -> bytes | None:
-    """Machine code for a CUDA device with its architecture's own features; None where the compiler does not know those."""
-    from tinygrad.device import CompileError
-
+    """Machine code for a CUDA device with its architecture's own features; None where the compiler does not know those.
+    Raises tinygrad's CompileError."""
     # products are traced with devices locked where training recomputes layers
     with TinygradContext(ALLOW_DEVICE_USAGE=1):
         load_with_memory(Device[device])
-        try:
-            return bytes(launch.compiler(launch.features()).compile_cached(source))
-        except CompileError:
-            return None
+        return bytes(launch.compiler(launch.features()).compile_cached(source)) if features_known() else None
+
+
+@lru_cache
+def features_known() -> bool:
+    """Whether the compiler knows the architecture's own features: CUDA 11's knows sm_90, but not sm_90a."""
+    from tinygrad.device import CompileError
+
+    try:
+        launch.compiler(launch.features()).compile_cached('extern "C" __global__ void nothing() {}')
+    except CompileError:
+        return False
+    return True
 
 
 def load_with_memory(opened: Any) -> None:

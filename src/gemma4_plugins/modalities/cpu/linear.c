@@ -1,4 +1,4 @@
-// out[M][N] = a[M][K] @ w[N][K]^T with fp32 sums. A job is a block of rows by WIDE columns; jobs are dealt to PARTS cores.
+// out[M][N] = a[M][K] @ w[N][K]^T with fp32 sums, of fp32 values in double precision by slices of DEPTH. A job is a block of rows by WIDE columns; jobs are dealt to PARTS cores.
 // Weights are turned slice by slice, and widened where the processor is not faster at pairs of bf16; then tiles of ROWS
 // rows run over them from registers, or of TILE_ROWS from tile registers.
 enum { BLOCK = 128 * ROWS, DEPTH = 256 };

@@ -34,8 +34,8 @@ INLINE item put(float f) { return f; }
 #endif
 
 #define SCALAR(p) get(p[0])
-INLINE float AT_LEAST(float v, float low) { return v > low ? v : low; }
-INLINE float AT_MOST(float v, float high) { return v < high ? v : high; }
+INLINE float AT_LEAST(float v, float low) { return v < low ? low : v; }  // what is no number stays so
+INLINE float AT_MOST(float v, float high) { return v > high ? high : v; }
 
 // c[ROWS][vectors * LANES] += a[ROWS][depth] @ b[depth][vectors * LANES]; rows of each stand c_pitch, a_pitch, b_pitch apart
 #if BF16
@@ -113,6 +113,7 @@ INLINE vec exponential(vec x) {
   return p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
 }
 
+// Never below e^-87: behind -1e35, which no model reaches, x * sigmoid(x) is no longer 0.
 INLINE vec sigmoid(vec x) {
   const vec one = (vec){0} + 1.0f;
   vec small = exponential((vec)((ivec)x | (-__INT_MAX__ - 1)));  // e^-|x|

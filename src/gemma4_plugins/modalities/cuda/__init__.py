@@ -26,7 +26,10 @@ LARGEST_HEAD = 80
 TYPES = {dtypes.bfloat16: "u16", dtypes.bool: "u8", dtypes.float32: "float"}
 BLOCKS = {"norm": (4, 128), "heads": (4, 128), "gated": (2048, 256)}
 """Jobs and threads of a block."""
-MACROS = "#define SCALAR(p) low_bf16(p[0])\n#define AT_LEAST fmaxf\n#define AT_MOST fminf\n"
+LIMITS = """#define SCALAR(p) low_bf16(p[0])
+DEVICE float AT_LEAST(float v, float low) { return v < low ? low : v; }  // what is no number stays so
+DEVICE float AT_MOST(float v, float high) { return v > high ? high : v; }
+"""
 
 
 class CudaProducts(KernelProducts):
@@ -73,4 +76,4 @@ def tower_kernel(kernel: str, constants: Mapping[str, Any], inputs: Given) -> tu
     name = kernel_name(kernel, constants, inputs)
     body = (Path(__file__).parent / f"{kernel}.cu").read_text(encoding="utf-8")
     types = {key: TYPES[tensor.dtype] for key, tensor in inputs.items()}
-    return name, MACROS + prepared(name, constants, inputs, types, body)
+    return name, LIMITS + prepared(name, constants, inputs, types, body)

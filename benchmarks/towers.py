@@ -92,16 +92,20 @@ def check(device: str, operations: Any) -> float:
     """The largest error of the device's kernels, in units of the result's spread; bf16 alone makes 0.02."""
     from gemma4_plugins.modalities.products import fast_products
 
-    products, worst = fast_products(operations, device), 0.0
+    products = fast_products(operations, device)
+    errors: list[float] = []
     draw = lambda *shape: Tensor(random.standard_normal(shape, np.float32), device=device).cast(dtypes.bfloat16).contiguous().realize()  # noqa: E501, E731
     wide = lambda tensor: tensor.float().numpy().astype(np.float64)  # noqa: E731
+
+    def compare(what: str, found: Tensor, truth: np.ndarray) -> None:
+        errors.append(float(np.abs(wide(found) - truth).max() / truth.std()))
+        print(f"{what}: {errors[-1]:.4f}")
+
     print("form:", type(products).__name__)
     for rows, width, inner in ((2560, 768, 768), (2560, 4304, 1152), (640, 1152, 4304), (130, 70, 40), (17, 1536, 768)):
         x, w = draw(rows, inner), draw(width, inner)
         truth = wide(x) @ wide(w).T
-        error = np.abs(wide(products.linear(x, DenseMatrix(w))) - truth).max() / truth.std()
-        print(f"linear {rows} x {inner} x {width}: {error:.4f}")
-        worst = max(worst, error)
+        compare(f"linear {rows} x {inner} x {width}", products.linear(x, DenseMatrix(w)), truth)
     for count, heads, groups, size, real in ((256, 3, 3, 64, 256), (2560, 16, 16, 72, 2394), (128, 4, 2, 24, 70)):
         q, k, v = draw(count, heads, size), draw(count, groups, size), draw(count, groups, size)
         seen = Tensor(np.arange(count) < real, device=device).contiguous().realize()
@@ -109,14 +113,10 @@ def check(device: str, operations: Any) -> float:
         scores = np.einsum("qhd,khd->hqk", wide(q), keys)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         truth = np.einsum("hqk,khd->qhd", shares / shares.sum(-1, keepdims=True), values).reshape(count, -1)
-        error = np.abs(wide(products.attend(q, k, v, seen)) - truth).max() / truth.std()
-        print(f"attention {count} x {heads} x {size}: {error:.4f}")
-        worst = max(worst, error)
+        compare(f"attention {count} x {heads} x {size}", products.attend(q, k, v, seen), truth)
     x, w = draw(2560, 768), draw(768)
     truth = wide(x) / np.sqrt((wide(x) ** 2).mean(-1, keepdims=True) + 1e-6) * wide(w)
-    error = np.abs(wide(products.norm(x, w, 1e-6)) - truth).max() / truth.std()
-    print(f"norm: {error:.4f}")
-    worst = max(worst, error)
+    compare("norm", products.norm(x, w, 1e-6), truth)
     for heads, size in ((12, 64), (16, 72)):
         x, w, angles = draw(2560, heads * size), draw(size), random.uniform(0, 60, (2560, 2, size // 4))
         turn = tuple(Tensor(f(angles).astype(np.float32), device=device).realize() for f in (np.cos, np.sin))
@@ -125,15 +125,12 @@ def check(device: str, operations: Any) -> float:
         turned = normed.reshape(2560, heads, 2, 2, size // 4)
         cos, sin, (first, second) = np.cos(angles)[:, None], np.sin(angles)[:, None], np.moveaxis(turned, 3, 0)
         truth = np.stack([first * cos - second * sin, second * cos + first * sin], 3).reshape(2560, heads, size)
-        error = np.abs(wide(products.heads(x, size, w, 1e-6, None, turn)) - truth).max() / truth.std()
-        print(f"heads {heads} x {size}: {error:.4f}")
-        worst = max(worst, error)
+        compare(f"heads {heads} x {size}", products.heads(x, size, w, 1e-6, None, turn), truth)
     gate, up = draw(2560, 3072), draw(2560, 3072)
     g = wide(gate)
     truth = 0.5 * g * (1 + np.tanh(0.7978845608028654 * (g + 0.044715 * g**3))) * wide(up)
-    error = np.abs(wide(products.gated(gate, up, None, None, None)) - truth).max() / truth.std()
-    print(f"gated: {error:.4f}")
-    return float(max(worst, error))
+    compare("gated", products.gated(gate, up, None, None, None), truth)
+    return max(errors)
 
 
 def main() -> None:

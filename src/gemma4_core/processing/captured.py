@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
-from tinygrad.device import Buffer
 
-from gemma4_core.checkpoint.upload import offsets_work
+from gemma4_core.checkpoint.upload import copy_in, offsets_work
 from gemma4_core.processing.kept import Kept, digest
 
 GRAPHS = 8
@@ -27,8 +26,7 @@ def write(tensor: Tensor, array: np.ndarray) -> None:
     """Copy an array into a realized tensor's buffer: an upload as a new tensor costs milliseconds of bookkeeping. Some
     devices read the array later, so it must stay as it is until they have."""
     content = np.require(array, requirements=["C", "W"])  # tinygrad takes the address of writable memory alone
-    source = Buffer("PYTHON", content.size, tensor.dtype, opaque=content.data.cast("B"))
-    tensor.uop.base.buffer.copy_from(source)
+    copy_in(tensor.uop.base.buffer, 0, content, tensor.dtype)
 
 
 def first_rows(tensor: Tensor, rows: int) -> Tensor:

@@ -10,8 +10,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from gemma4_core.machine import cpu_count
-
 Value = TypeVar("Value")
 
 
@@ -34,7 +32,7 @@ def digest(*parts: Any) -> bytes:
             state.update(part)
             continue
         state.update(len(part).to_bytes(8, "little"))
-        with ThreadPoolExecutor(min(HASHERS, cpu_count())) as threads:
+        with ThreadPoolExecutor(HASHERS) as threads:
             pieces = [part[at : at + PIECE] for at in range(0, len(part), PIECE)]
             for piece in threads.map(lambda piece: _hash(piece).digest(), pieces):
                 state.update(piece)

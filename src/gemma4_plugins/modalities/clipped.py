@@ -74,9 +74,13 @@ class Linear:
             self.inner, self.outer = (low, high), (out_low, out_high)
 
     def __call__(self, x: Tensor, products: Products) -> Tensor:
-        return clamp(self.product(products.bounded(x, self.inner), products), self.outer)
+        return clamp(self.unbounded(x, products), self.outer)
+
+    def unbounded(self, x: Tensor, products: Products) -> Tensor:
+        """Of ``x`` within its bounds, for a caller that bounds the output."""
+        return self.product(products.bounded(x, self.inner), products)
 
     def product(self, x: Tensor, products: Products) -> Tensor:
-        """Without the bounds, for a caller that sees to them."""
+        """Without any bounds, for a caller that sees to them."""
         assert isinstance(self.place.matrix, Matrix)
         return products.linear(x, self.place.matrix)

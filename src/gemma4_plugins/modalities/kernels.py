@@ -15,8 +15,8 @@ from gemma4_plugins.modalities.products import Products, Rotation
 
 Given = Mapping[str, Tensor]
 """A kernel's inputs by the names of its parameters."""
-RESTRICT = "__restrict__"
-"""As C++ and C compilers know it."""
+TYPES = {dtypes.bfloat16: "u16", dtypes.bool: "u8", dtypes.float32: "float"}
+"""As the sources call them."""
 
 
 class KernelProducts(Products):
@@ -29,10 +29,9 @@ class KernelProducts(Products):
 
     @abstractmethod
     def _launch(
-        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, jobs: int,
-        operations: int,
+        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, operations: int
     ) -> Tensor:
-        """The output of a kernel that does so many jobs, of the first input's dtype."""
+        """A kernel's output, of the first input's dtype."""
 
     def norm(
         self, x: Tensor, weight: Tensor, eps: float, bounds: Bounds | None = None, added: Tensor | None = None
@@ -43,7 +42,7 @@ class KernelProducts(Products):
         define, more = bound("BOUND", bounds)
         constants = {"COUNT": rows, "WIDTH": width, "ADDED": int(added is not None), "EPS": number(eps)} | define
         inputs = {"x": x, "weight": weight} | more | ({} if added is None else {"h": added})
-        return self._launch("norm", constants, (rows, width), inputs, rows, 4 * rows * width)
+        return self._launch("norm", constants, (rows, width), inputs, 4 * rows * width)
 
     def heads(
         self, x: Tensor, size: int, weight: Tensor | None, eps: float, bounds: Bounds | None, turn: Rotation | None
@@ -58,7 +57,7 @@ class KernelProducts(Products):
         constants = {"COUNT": rows, "HEADS": heads, "SIZE": size, **flags, "EPS": number(eps)} | define
         inputs = {"x": x} | more | ({} if weight is None else {"weight": weight})
         inputs |= dict(zip(("cos", "sin"), angles, strict=False))
-        return self._launch("heads", constants, (rows, heads, size), inputs, rows * heads, 8 * rows * heads * size)
+        return self._launch("heads", constants, (rows, heads, size), inputs, 8 * rows * heads * size)
 
     def gated(
         self, gate: Tensor, up: Tensor, gate_bounds: Bounds | None, up_bounds: Bounds | None, bounds: Bounds | None
@@ -73,7 +72,7 @@ class KernelProducts(Products):
             define, more = bound(name, given)
             constants |= define
             inputs |= more
-        return self._launch("gated", constants, (rows, width), inputs, rows * width, 16 * rows * width)
+        return self._launch("gated", constants, (rows, width), inputs, 16 * rows * width)
 
 
 def limits(bounds: Bounds | None) -> list[Tensor]:
@@ -98,10 +97,11 @@ def bound(name: str, bounds: Bounds | None) -> tuple[dict[str, str], dict[str, T
     return {f"{name}(v)": macro}, inputs
 
 
-def prepared(name: str, constants: Mapping[str, Any], inputs: Given, types: Mapping[str, str], body: str) -> str:
+def prepared(name: str, constants: Mapping[str, Any], inputs: Given, body: str) -> str:
     """A kernel's source with its macros, and its parameters by name and type."""
     lines = "".join(f"#define {key} {value}\n" for key, value in ({"NAME": name} | dict(constants)).items())
-    return lines + body.replace("INPUTS", ", ".join(f"const {types[key]} *{RESTRICT} {key}" for key in inputs))
+    parameters = ", ".join(f"const {TYPES[tensor.dtype]} *__restrict__ {key}" for key, tensor in inputs.items())
+    return lines + body.replace("INPUTS", parameters)
 
 
 def kernel_name(kernel: str, constants: Mapping[str, Any], inputs: Given) -> str:

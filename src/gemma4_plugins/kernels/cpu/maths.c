@@ -50,10 +50,12 @@ static void barrier(Worker *w) {
     }
 }
 
+// How many claims of this phase came before.
+static inline i64 next_ticket(Worker *w) { return __atomic_fetch_add(w->s->sync + 32 + 16 * (w->phase % 3), 1, __ATOMIC_RELAXED); }
+
 // The next block of rows of this phase: [*from, *to), 0 where none is left.
 static inline int claim(Worker *w, i64 rows, i64 block, i64 *from, i64 *to) {
-    u32 ticket = __atomic_fetch_add(w->s->sync + 32 + 16 * (w->phase % 3), 1, __ATOMIC_RELAXED);
-    *from = (i64)ticket * block;
+    *from = next_ticket(w) * block;
     *to = *from + block < rows ? *from + block : rows;
     return *from < rows;
 }
@@ -61,7 +63,7 @@ static inline int claim(Worker *w, i64 rows, i64 block, i64 *from, i64 *to) {
 // As claim, in blocks that shrink: three quarters of what is left go to as many claims as there are threads, so that streams
 // are long, and the last blocks are of `least` rows, so that all end at about the same time.
 static inline int claim_shrinking(Worker *w, i64 rows, i64 least, i64 *from, i64 *to) {
-    i64 ticket = __atomic_fetch_add(w->s->sync + 32 + 16 * (w->phase % 3), 1, __ATOMIC_RELAXED), at = 0, threads = w->s->threads;
+    i64 ticket = next_ticket(w), at = 0, threads = w->s->threads;
     for (;;) {
         i64 block = (rows - at) * 3 / (4 * threads);
         if (block <= least) break;

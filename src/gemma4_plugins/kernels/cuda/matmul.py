@@ -70,10 +70,10 @@ def matmul(a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor | None
     grid, threads = (-(-n // tile[1]), -(-m // tile[0]), count * pieces), 32 * tile[2] * tile[3]
     if tile == LARGE and values["K"] >= HOPPER_LEAST_K and str(target.arch) == "sm_90":
         columns = columns_of(m, n, count * pieces)
-        better = hopper_kernel(values, form, columns)
-        binary = dynamic.compiled(str(a.device), device_source(better[1]))
+        own_name, own_source = hopper_kernel(values, form, columns)
+        binary = dynamic.compiled(str(a.device), device_source(own_source))
         if binary is not None:
-            name, source = better
+            name, source = own_name, own_source
             grid, threads = (-(-n // columns), -(-m // HOPPER_ROWS), count * pieces), 256
     made = launch(name, device_source(source), out, (a, b), target, grid, (threads, 1, 1),
                   operations=2 * count * m * n * k, binary=binary)

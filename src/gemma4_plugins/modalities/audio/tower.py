@@ -21,7 +21,7 @@ from gemma4_core.processing.captured import Captured, upload
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
 from gemma4_plugins.modalities.audio.processor import KEYWORDS
-from gemma4_plugins.modalities.bounds import clamp
+from gemma4_plugins.modalities.bounds import Bounds, clamp
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower, rows_of
 from gemma4_plugins.modalities.products import Products, fast_products
@@ -38,17 +38,22 @@ SUBSAMPLING = 4
 """Frames per soft token."""
 
 
+def clipping(config: AudioConfig) -> Bounds:
+    """Of the stream before its norms."""
+    return -config.gradient_clipping, config.gradient_clipping
+
+
 class FeedForward:
     """Norm, two layers with SiLU between them, norm, weighted and added to the stream."""
 
     def __init__(self, config: AudioConfig, names: Names) -> None:
-        self.bounds, self.weight = (-config.gradient_clipping, config.gradient_clipping), config.residual_weight
+        self.bounds, self.weight = clipping(config), config.residual_weight
         self.before, self.after = names["pre_layer_norm.weight"], names["post_layer_norm.weight"]
         self.widen, self.narrow = names.clipped("ffw_layer_1"), names.clipped("ffw_layer_2")
 
     def __call__(self, h: Tensor, products: Products) -> Tensor:
         x = products.norm(h, self.before, LAYER_EPS, self.bounds)
-        x = self.widen.product(products.bounded(x, self.widen.inner), products)
+        x = self.widen.unbounded(x, products)
         x = self.narrow.product(products.silu(x, self.widen.outer, self.narrow.inner), products)
         x = products.norm(products.bounded(x, self.narrow.outer), self.after, LAYER_EPS, self.bounds)
         # kept in memory after each addition: else every reader repeats the additions before it
@@ -59,7 +64,7 @@ class LightConvolution:
     """Gated linear unit, a causal convolution per channel, SiLU; added to the stream."""
 
     def __init__(self, config: AudioConfig, names: Names) -> None:
-        self.bounds, self.eps = (-config.gradient_clipping, config.gradient_clipping), config.rms_norm_eps
+        self.bounds, self.eps = clipping(config), config.rms_norm_eps
         self.before, self.conv_norm = names["pre_layer_norm.weight"], names["conv_norm.weight"]
         self.start, self.end = names.clipped("linear_start"), names.clipped("linear_end")
         self.taps = names["depthwise_conv1d.weight"]  # [hidden, 1, taps]
@@ -87,7 +92,7 @@ class ConformerLayer:
     """Half a feed-forward, attention, convolution, half a feed-forward, norm."""
 
     def __init__(self, config: AudioConfig, names: Names) -> None:
-        self.bounds = (-config.gradient_clipping, config.gradient_clipping)
+        self.bounds = clipping(config)
         self.first, self.last = (FeedForward(config, names.below(f"feed_forward{n}.")) for n in (1, 2))
         self.attention = LocalAttention(config, names.below("self_attn."))
         self.convolution = LightConvolution(config, names.below("lconv1d."))

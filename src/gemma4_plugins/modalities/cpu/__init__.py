@@ -26,8 +26,6 @@ from gemma4_plugins.modalities.kernels import Given, KernelProducts, bound, kern
 
 LARGEST_HEAD = 256
 """A job's buffers lie on the stack."""
-TYPES = {dtypes.bool: "u8"}
-"""Of what is not of the tower's own type, ``item``."""
 
 HERE = Path(__file__).parent
 SOURCES = (HERE / "tiles.c", build.HERE / "transpose.c", build.HERE / "amx.c", HERE / "pairs.c")
@@ -57,7 +55,7 @@ class CpuProducts(KernelProducts):
             return super().linear(x, matrix)
         rows, inner, width = int(x.shape[0]), int(x.shape[1]), matrix.shape[0]
         constants, inputs = {"M": rows, "N": width, "K": inner}, {"a": x, "w": weight}
-        return self._launch("linear", constants, (rows, width), inputs, rows, 2 * rows * width * inner)
+        return self._launch("linear", constants, (rows, width), inputs, 2 * rows * width * inner)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         count, heads, size = (int(n) for n in q.shape)
@@ -65,7 +63,7 @@ class CpuProducts(KernelProducts):
             return super().attend(q, k, v, real)
         constants = {"COUNT": count, "HEADS": heads, "KEY_HEADS": int(k.shape[1]), "SIZE": size}
         inputs, operations = {"q": q, "k": k, "v": v, "real": real}, 4 * count * count * heads * size
-        return self._launch("attention", constants, (count, heads * size), inputs, count, operations)
+        return self._launch("attention", constants, (count, heads * size), inputs, operations)
 
     def bounded(self, x: Tensor, bounds: Bounds | None) -> Tensor:
         # what is computed on the way is bounded on the way
@@ -74,30 +72,27 @@ class CpuProducts(KernelProducts):
             return super().bounded(x, bounds)
         define, inputs = bound("BOUND", bounds)
         count = math.prod(int(n) for n in x.shape)
-        return self._launch("bounded", {"COUNT": count} | define, tuple(x.shape), {"x": x} | inputs, count, 2 * count)
+        return self._launch("bounded", {"COUNT": count} | define, tuple(x.shape), {"x": x} | inputs, 2 * count)
 
     def silu(self, x: Tensor, bounds: Bounds | None, after: Bounds | None) -> Tensor:
         if not self._serves(x, *limits(bounds), *limits(after)):
             return super().silu(x, bounds, after)
-        (define, inputs), (more, behind) = bound("BOUND", bounds), bound("BOUND_AFTER", after)
+        (define, inputs), (more, behind) = bound("BOUND_GATE", bounds), bound("BOUND_OUT", after)
         count = math.prod(int(n) for n in x.shape)
-        constants, given = {"COUNT": count} | define | more, {"x": x} | inputs | behind
-        return self._launch("silu", constants, tuple(x.shape), given, count, 16 * count)
+        constants, given = {"COUNT": count, "SILU": 1} | define | more, {"gate": x} | inputs | behind
+        return self._launch("gated", constants, tuple(x.shape), given, 16 * count)
 
     def _serves(self, *tensors: Tensor | None) -> bool:
         kinds = {tensor.dtype for tensor in tensors if tensor is not None}
         return len(kinds) == 1 and kinds <= {dtypes.float32, dtypes.bfloat16}
 
     def _launch(
-        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, jobs: int,
-        operations: int,
+        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, operations: int
     ) -> Tensor:
         given = list(inputs.values())
         constants = dict(constants) | {"PARTS": self.parts, "BF16": int(given[0].dtype == dtypes.bfloat16)}
         name = kernel_name(kernel, constants, inputs)
-        types = {key: TYPES.get(tensor.dtype, "item") for key, tensor in inputs.items()}
-        types |= {key: "float" for key in ("cos", "sin")}
         source = "".join(f"#define {define}\n" for define in build.tuning())
-        source += prepared(name, constants, inputs, types, _source(f"{kernel}.c"))
+        source += prepared(name, constants, inputs, _source(f"{kernel}.c"))
         return launch(name, source, (shape, given[0].dtype), given, self.target, (self.parts, 1, 1), parts=self.parts,
                       operations=operations)

@@ -8,7 +8,9 @@ its own takes a third to a tenth of the time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,8 @@ from gemma4_plugins.modalities.kernels import Given, KernelProducts, kernel_name
 
 LARGEST_HEAD = 80
 """Two tiles of keys and of values of this size fill the shared memory that needs no permission."""
-TYPES = {dtypes.bfloat16: "u16", dtypes.bool: "u8", dtypes.float32: "float"}
 BLOCKS = {"norm": (4, 128), "heads": (4, 128), "gated": (2048, 256)}
-"""Jobs and threads of a block."""
+"""Rows, heads or values of a block, and its threads."""
 LIMITS = """#define SCALAR(p) low_bf16(p[0])
 DEVICE float AT_LEAST(float v, float low) { return v < low ? low : v; }  // what is no number stays so
 DEVICE float AT_MOST(float v, float high) { return v > high ? high : v; }
@@ -56,10 +57,10 @@ class CudaProducts(KernelProducts):
         return all(tensor is None or tensor.dtype == dtypes.bfloat16 for tensor in tensors)
 
     def _launch(
-        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, jobs: int,
-        operations: int,
+        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, operations: int
     ) -> Tensor:
         each, threads = BLOCKS[kernel]
+        jobs = math.prod(shape if kernel == "gated" else shape[:-1])
         return self._run(kernel, constants, shape, inputs, (-(-jobs // each), 1), threads, operations)
 
     def _run(
@@ -74,6 +75,9 @@ class CudaProducts(KernelProducts):
 def tower_kernel(kernel: str, constants: Mapping[str, Any], inputs: Given) -> tuple[str, str]:
     """Name and source of a kernel, but for the instruction set."""
     name = kernel_name(kernel, constants, inputs)
-    body = (Path(__file__).parent / f"{kernel}.cu").read_text(encoding="utf-8")
-    types = {key: TYPES[tensor.dtype] for key, tensor in inputs.items()}
-    return name, LIMITS + prepared(name, constants, inputs, types, body)
+    return name, LIMITS + prepared(name, constants, inputs, _source(f"{kernel}.cu"))
+
+
+@lru_cache
+def _source(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -45,9 +45,9 @@ class EncoderLayer:
         """``h [N, hidden]`` to ``[N, hidden]``; ``real`` as for ``Products.attend``."""
         before, after, before_mlp, after_mlp = self.norms
         x = self.attention(products.norm(h, before, self.eps), turn, real, products)
-        h = products.norm(self._bounded(self.o, x, products), after, self.eps, self.o.outer, added=h)
+        h = products.norm(self.o.unbounded(x, products), after, self.eps, self.o.outer, added=h)
         x = products.norm(h, before_mlp, self.eps)
-        gate, up = (self._bounded(layer, x, products) for layer in (self.gate, self.up))
+        gate, up = (layer.unbounded(x, products) for layer in (self.gate, self.up))
         x = products.gated(gate, up, self.gate.outer, self.up.outer, self.down.inner)
         return products.norm(self.down.product(x, products), after_mlp, self.eps, self.down.outer, added=h)
 
@@ -56,15 +56,10 @@ class EncoderLayer:
         kinds = ((self.q, self.q_norm, turn), (self.k, self.k_norm, turn), (self.v, None, None))
         size = self.config.head_dim
         q, k, v = (
-            products.heads(self._bounded(layer, x, products), size, weight, self.eps, layer.outer, turned)
+            products.heads(layer.unbounded(x, products), size, weight, self.eps, layer.outer, turned)
             for layer, weight, turned in kinds
         )
         return products.attend(q, k, v, real)
-
-    @staticmethod
-    def _bounded(layer: Linear, x: Tensor, products: Products) -> Tensor:
-        """The layer's product, its input bounded and its output not yet."""
-        return layer.product(products.bounded(x, layer.inner), products)
 
 
 class VisionTower(EncodingTower):

@@ -3,7 +3,7 @@
     python benchmarks/plot.py benchmarks/h200.csv benchmarks/cpu.csv --out speed.svg
 
 The left half has a line for each size, format, device and beam over the length of its context; the right half the best
-rate of each size, with the share of the read rate on the bar. Needs the extra: pip install "tinygrad-gemma4[plot]".
+rate of each size, with the share of the read rate on the bar. Needs matplotlib: pip install matplotlib
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def draw(found: Sequence[Point], title: str) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError('drawing needs matplotlib; run: pip install "tinygrad-gemma4[plot]"') from None
+        raise InputError('drawing needs matplotlib; run: pip install matplotlib') from None
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, (contexts, rates) in lines(found).items():

@@ -89,7 +89,8 @@ class FakeModel:
         self.context = SimpleNamespace(folder=Path("/models/fake"), config=None)
         self.generation_config = GenerationConfig((1,), 0, 2)
         self.tower_specs: list[Any] = []
-        self.device_name = "fake"
+        self.device_name, self.format_name = "fake", "bf16"
+        self.operations = SimpleNamespace(name="portable")
         self.invalidated = 0
         self.caches: list[Any] = []
 

@@ -250,8 +250,10 @@ def test_the_alias_is_the_same_command(model: FakeModel) -> None:
 
 
 @pytest.mark.parametrize(("args", "culprit"), [
-    ([], "--prompt and --prompt-tokens: neither"),
-    (["--prompt", "a", "--prompt-tokens", "2"], "both"),
+    ([], "an argument, --prompt, -f or --prompt-tokens: none was given"),
+    (["--prompt", "a", "--prompt-tokens", "2"], "not both --prompt 'a' and --prompt-tokens '[2]'"),
+    (["two", "words"], "('two', 'words', …): put the prompt in quotes"),
+    (["a", "-f", "file"], "not both the argument 'a' and -f 'file'"),
     (["--prompt", "a", "--max-new-tokens", "-3"], "'-3'"),
     (["--prompt", "a", "--max-new-tokens", "0"], "'0'"),
     (["--prompt", "a", "--max-new-tokens", "9" * 40], "'99999"),
@@ -387,3 +389,101 @@ def test_a_checkpoint_answers_the_same_in_every_form(checkpoint: Path) -> None:
     assert found["finish_reason"] == "length" and found["stats"]["generated_tokens"] == 6
     bare = json.loads(gemma4(*args[:3], "--prompt-tokens", "2,106", "--tokenizer", "raw", "-n", 3, "--json").out)
     assert bare["text"] is None and len(bare["tokens"]) == 3 and bare["prompt_tokens"] == 2
+
+
+# ---------------------------------------------------------------------------------------------------- prompts
+
+
+def test_the_prompt_is_an_argument_an_option_a_file_or_a_pipe(model: FakeModel, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes("\ufeffHi there".encode())
+    ways: list[tuple[list[Any], bytes | None]] = [
+        (["Hi there"], None), (["--prompt", "Hi there"], None), (["-p", "Hi there"], None), (["-f", path], None),
+        (["--file", path], None), (["-"], b"Hi there"), (["--prompt", "-"], b"Hi there"), (["-f", "-"], b"Hi there"),
+        ([], b"Hi there"), ([], "\ufeffHi there".encode()), (["--", "Hi there"], None),
+    ]
+    for args, stdin in ways:
+        assert ask(*args, stdin=stdin).code == 0, args
+        assert model.asked.pop()["prompt"] == [{"role": "user", "content": "Hi there"}], args
+
+
+def test_a_prompt_after_the_values_of_a_media_option(model: FakeModel, tmp_path: Path) -> None:
+    picture = tmp_path / "a photo.png"
+    picture.write_bytes(b"")
+    assert ask("--image", picture, "What is this?").code == 0
+    asked = model.asked.pop()
+    assert asked["images"] == [str(picture)] and asked["prompt"][-1]["content"] == "What is this?"
+    # a file whose name has white space is a file, and a name without any is one that is missing, not a prompt
+    assert "none was given" in usage("generate", "-m", "m", "--image", "x.png", picture)
+    assert "none was given" in usage("generate", "-m", "m", "--image", "x.png", "mistyped.png")
+
+
+def test_a_prompt_file_that_cannot_be_read(model: FakeModel, tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    assert f"-f {tmp_path / 'bytes'}" in failure("generate", "-m", "m", "-f", tmp_path / "bytes")
+    assert "-f /no/such: No such file" in failure("generate", "-m", "m", "-f", "/no/such")
+    assert f"-f {tmp_path}: Is a directory" in failure("generate", "-m", "m", "-f", tmp_path)
+
+
+def test_without_streaming_the_answer_comes_whole(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr("gemma4_core.cli.output.write", written.append)
+    assert ask("Hi", "--no-stream").code == 0 and written == ["Hello world\n"]
+    written.clear()
+    assert ask("Hi").code == 0 and written == ["Hello", " world", "\n"]
+
+
+def test_quiet_and_verbose(model: FakeModel) -> None:
+    assert ask("Hi", "--quiet") == Ran(0, "Hello world\n", "")
+    lines = ask("Hi", "--verbose").err.splitlines()
+    assert len(lines) == 2 and "bf16 on fake" in lines[0] and "answer 2 tokens" in lines[1]
+    assert len(ask("Hi", "--quiet", "--stats").err.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------------------ environment
+
+
+def test_options_read_the_environment(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMA4_MODEL", "somewhere")
+    monkeypatch.setenv("GEMMA4_DEVICE", "cpu")
+    monkeypatch.setenv("GEMMA4_MAX_TOKENS", "7")
+    monkeypatch.setenv("GEMMA4_STOP", "one two\nthree")
+    monkeypatch.setenv("GEMMA4_THINKING", "1")
+    monkeypatch.setenv("GEMMA4_IMAGE_TOKENS", "70")
+    assert gemma4("generate", "Hi").code == 0
+    asked = model.asked.pop()
+    assert asked["max_new_tokens"] == 7 and asked["stop"] == ("one two", "three") and asked["thinking"] is True
+    loaded = model.loaded  # type: ignore[attr-defined]
+    assert (loaded["name"], loaded["device"], loaded["options"]["image_tokens"]) == ("somewhere", "cpu", 70)
+    assert gemma4("generate", "Hi", "-m", "other", "-n", "3").code == 0
+    assert model.asked.pop()["max_new_tokens"] == 3 and model.loaded["name"] == "other"  # type: ignore[attr-defined]
+
+
+def test_a_wrong_value_in_the_environment_names_the_variable(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA4_MAX_NEW_TOKENS", "many")
+    assert "GEMMA4_MAX_NEW_TOKENS" in (line := usage("generate", "-m", "m", "Hi")) and "'many'" in line
+
+
+def test_a_typed_prompt_wins_over_one_in_the_environment(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMA4_PROMPT", "from afar")
+    assert ask("typed").code == 0 and model.asked.pop()["prompt"][-1]["content"] == "typed"
+    assert ask().code == 0 and model.asked.pop()["prompt"][-1]["content"] == "from afar"
+
+
+# ------------------------------------------------------------------------------------------------ other packages
+
+
+def test_an_option_of_a_package_that_is_not_installed_names_it(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemma4_core.cli.packages.installed", lambda package: False)
+    monkeypatch.setattr("gemma4_core.cli.commands.plugin_commands", dict)
+    monkeypatch.setattr("gemma4_core.cli.group.plugin_commands", dict)
+    for args, package in (
+        (["train", "-m", "m", "--lorax"], None), (["fuse"], "gemma4-lora"), (["fuze"], None),
+        (["info", "-m", "m", "--video", "x"], "gemma4-video"), (["info", "-m", "m", "--lora-rank", "8"], "gemma4-lora"),
+    ):
+        line = usage(*args)
+        assert (f"pip install -e plugins/{package}" in line) if package else "plugins/" not in line, line

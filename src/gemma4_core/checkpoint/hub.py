@@ -38,6 +38,16 @@ def repository(name: str) -> str | None:
     return name if HUB_NAME.fullmatch(name) and ".." not in name else None
 
 
+def shown_name(folder: Path) -> str:
+    """What to call a checkpoint where a person reads: ``demo``, its hub name, or its folder as it was given."""
+    if folder == packaged_demo():
+        return DEMO
+    for part in folder.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    return str(folder)
+
+
 def packaged_demo() -> Path:
     """The folder of the trained demo model inside the package."""
     return Path(str(files("gemma4_core") / "data" / DEMO))

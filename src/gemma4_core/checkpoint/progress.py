@@ -1,11 +1,14 @@
-"""Progress on stderr, shown only to a person: nothing is written where stderr is no terminal."""
+"""Progress on stderr: a bar for a person, a line every few seconds in the log of a long run, else nothing."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
+
+from gemma4_core.console import LOG_SECONDS, console
 
 
 class Progress(Protocol):
@@ -22,9 +25,31 @@ class Silent:
         """Nothing to show."""
 
 
+class LogLines:
+    """Writes ``loading: 40 % of 10.2 GB`` to stderr, at most one line in ``LOG_SECONDS``."""
+
+    def __init__(self, total: int, description: str, unit: str) -> None:
+        self.total, self.description, self.unit = total, description, unit
+        self.done = 0
+        self._due = time.monotonic() + LOG_SECONDS
+
+    def update(self, amount: int) -> None:
+        """Count, and write a line where one is due."""
+        self.done += amount
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + LOG_SECONDS
+        whole = f"{self.total / 1e9:.2f} GB" if self.unit == "B" else f"{self.total} {self.unit}"
+        share = 100 * self.done / max(self.total, 1)
+        print(f"{self.description}: {share:.0f} % of {whole}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(total: int, description: str, unit: str = "it") -> Iterator[Progress]:
     """A bar for ``total`` units of work (``unit="B"`` for bytes), gone when the work is done."""
+    if console.logs():
+        yield LogLines(total, description, unit)
+        return
     bar = terminal_bar(total, description, unit)
     if bar is None:
         yield Silent()
@@ -37,7 +62,7 @@ def progress(total: int, description: str, unit: str = "it") -> Iterator[Progres
 
 def terminal_bar(total: int, description: str, unit: str) -> Any:
     """tqdm's bar on a terminal, None elsewhere or where tqdm (a dependency of huggingface_hub) is absent."""
-    if not sys.stderr.isatty():
+    if not console.on_terminal():
         return None
     try:
         from tqdm import tqdm  # type: ignore[import-untyped]

@@ -13,6 +13,12 @@ from gemma4_core.cli.failures import FAILURE, OK, handle
 from gemma4_core.cli.output import write
 
 
+class Text(click.types.StringParamType):
+    """A text. Where an option takes several, an environment variable holds one on each line."""
+
+    envvar_list_splitter = "\n"
+
+
 class ManyOption(click.Option):
     """An option with several values: ``--sizes E2B E4B``, ``--sizes E2B --sizes E4B``, with ``separator`` ``E2B,E4B``.
 
@@ -20,6 +26,8 @@ class ManyOption(click.Option):
     """
 
     def __init__(self, param_decls: Sequence[str], *, separator: str | None = None, **kwargs: Any) -> None:
+        if kwargs.get("type") in (None, str) and "default" not in kwargs:
+            kwargs["type"] = Text()
         super().__init__(param_decls, **kwargs | {"multiple": True})
         self.separator = separator
 
@@ -55,8 +63,40 @@ def spread(args: Sequence[str], flags: set[str], takes_value: set[str]) -> list[
     return result
 
 
+def read_environment(params: Sequence[click.Parameter]) -> None:
+    """Let every option read ``GEMMA4_<OPTION>``: ``--max-new-tokens`` is ``GEMMA4_MAX_NEW_TOKENS``.
+
+    Each long spelling counts, the first one that is set wins. Left out are options that already name a variable, and
+    those with ``allow_from_autoenv=False``: what a command is to do only when it is typed.
+    """
+    for param in params:
+        if isinstance(param, click.Option) and param.allow_from_autoenv and param.envvar is None and not param.is_eager:
+            flags = [flag[2:] for flag in param.opts if flag.startswith("--")]
+            param.envvar = [f"GEMMA4_{flag.replace('-', '_').upper()}" for flag in flags]
+
+
 class Robust(click.Command):
     """A command that, run on its own, reports every failure as one line and exits with the code that belongs to it."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        params = super().get_params(ctx)
+        read_environment(params)
+        return params
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            option = error.param
+            if isinstance(option, click.Option) and option.name is not None and from_environment(ctx, option.name):
+                option.show_envvar = True  # the message then says where the value is from
+            raise
+        except click.NoSuchOption as error:
+            from gemma4_core.cli.packages import missing, owner_of_option
+
+            if package := owner_of_option(error.option_name):
+                raise click.UsageError(missing(error.option_name, package), ctx) from error
+            raise
 
     def main(self, args: Any = None, prog_name: Any = None, complete_var: Any = None, standalone_mode: bool = True,
              **extra: Any) -> Any:
@@ -72,6 +112,20 @@ class Robust(click.Command):
             # click would take it for an end of input at a question; here it is a file that ends too early
             detail = f": {error}" if str(error) else ""
             raise click.ClickException(f"a file or stream ended too early{detail}") from error
+
+
+def from_environment(ctx: click.Context, name: str) -> bool:
+    """Whether a parameter's value is from an environment variable."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.ENVIRONMENT
+
+
+def prefer_typed(ctx: click.Context, values: dict[str, Any], *names: str) -> None:
+    """Among options that exclude each other, drop those from the environment where one was typed."""
+    typed = click.core.ParameterSource.COMMANDLINE
+    if any(ctx.get_parameter_source(name) is typed for name in names):
+        for name in names:
+            if from_environment(ctx, name):
+                values[name] = None
 
 
 def leave(run: Callable[[], Any]) -> NoReturn:

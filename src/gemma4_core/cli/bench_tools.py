@@ -23,7 +23,7 @@ OUTPUTS = ("md", "csv", "json")
 def bench_options(function: Any) -> Any:
     """What both commands take."""
     return apply(function, [
-        click.option("--model-dir", "--model", "-m", "model", envvar="GEMMA4_MODEL_DIR", show_envvar=True,
+        click.option("--model-dir", "--model", "-m", "model",
                      metavar="MODEL", help="Checkpoint folder, hub name or alias."),
         device_options,
         click.option("--format", default="auto", show_default=True, metavar="NAME", help="Checkpoint format plugin."),

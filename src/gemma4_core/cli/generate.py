@@ -6,18 +6,28 @@ from typing import Any
 
 import click
 
-from gemma4_core.cli.options import TokenIds, device_options, loading_options, model_option, sampling_options
+from gemma4_core.cli.options import (
+    TokenIds,
+    device_options,
+    loading_options,
+    model_option,
+    sampling_options,
+    verbosity_options,
+)
 from gemma4_core.cli.output import Printer, json_text, note, on_terminal, show_all, stats_line, write
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
 from gemma4_core.cli.prompt import taken_prompt
-from gemma4_core.cli.request import Loading, sampling
+from gemma4_core.cli.request import Loading, model_line, sampling
+from gemma4_core.console import console
 
 
 @click.command("generate", cls=PluginOptionsCommand)
+@click.argument("words", nargs=-1, metavar="[PROMPT]")
 @model_option
-@click.option("--prompt", "-p", metavar="TEXT", help="What to ask; - reads standard input.")
+@click.option("--prompt", "-p", metavar="TEXT", help="The prompt as an option; - reads standard input.")
+@click.option("--file", "-f", metavar="FILE", help="Read the prompt from a file.")
 @click.option("--prompt-tokens", type=TokenIds(), metavar="IDS",
-              help="Token ids such as 2,106,1234, in place of --prompt; needs no tokenizer.")
+              help="Token ids such as 2,106,1234 as the prompt; needs no tokenizer.")
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
 @click.option("--tools", metavar="FILE", help="JSON file with tool declarations for the template.")
 @click.option("--thinking/--no-thinking", default=False,
@@ -29,27 +39,45 @@ from gemma4_core.cli.request import Loading, sampling
 @loading_options
 @click.option("--json", "as_json", is_flag=True,
               help="Print one JSON object: text, tokens, finish_reason, prompt_tokens, stats.")
+@click.option("--stream/--no-stream", default=True, show_default=True,
+              help="Print the answer as it comes, or all at once at its end.")
 @click.option("--stats/--no-stats", default=None, help="Statistics on stderr. Default: on a terminal.")
-def generate_command(as_json: bool, stats: bool | None, plugin_values: PluginValues, **values: Any) -> None:
+@verbosity_options
+def generate_command(
+    as_json: bool, stats: bool | None, stream: bool, quiet: bool, verbose: bool, plugin_values: PluginValues,
+    **values: Any,
+) -> None:
     """Answer one prompt.
 
     \b
-    gemma4 generate -m e2b-it --prompt "Write a haiku about tinygrad."
-    gemma4 generate -m ./checkpoint --prompt "Describe <|image|>." --image photo.png
+    gemma4 generate -m e2b-it "Write a haiku about tinygrad."
+    gemma4 generate -m ./checkpoint "Describe <|image|>." --image photo.png
     gemma4 generate -m ./checkpoint --prompt-tokens 2,106,1234 --max-new-tokens 16 --json
-    cat report.txt | gemma4 generate -m e2b-it --prompt - --system "Summarise in one sentence."
+    cat report.txt | gemma4 generate -m e2b-it --system "Summarise in one sentence."
 
-    The prompt goes through the folder's chat template where it has one. stdout carries the answer and nothing else.
+    The prompt is an argument, --prompt, a file (-f), a pipe, or token ids. It goes through the folder's chat template
+    where it has one. stdout carries the answer and nothing else.
     """
+    with console.configured(quiet):
+        generate(as_json, verbose if stats is None and verbose else stats, stream, verbose, plugin_values, values)
+
+
+def generate(
+    as_json: bool, stats: bool | None, stream: bool, verbose: bool, plugin_values: PluginValues,
+    values: dict[str, Any],
+) -> None:
+    """What ``generate_command`` does. ``stats`` None is: where a person reads stderr."""
     from gemma4_core.text import has_text
 
     prompt, loading = taken_prompt(values, plugin_values), Loading.taken_from(values)
     stop = values["stop"]
     model = loading.load(plugin_values, lambda processor: prompt.check(processor, loading.context, stop))
+    if verbose:
+        note(model_line(model))
     textless = not has_text(model.tokenizer)
     asked = prompt.arguments(model.template, model.context) | sampling(model.generation_config, values)
     parts = model.stream_generate(max_new_tokens=values["max_new_tokens"], stop=stop, **asked)
-    printer = None if as_json else Printer(textless)
+    printer = None if as_json else Printer(textless, stream)
     try:
         answer = show_all(parts, printer)
     except KeyboardInterrupt:

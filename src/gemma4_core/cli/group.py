@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gemma4_core.cli.base import Robust
+from gemma4_core.cli.base import Robust, read_environment
 from gemma4_core.cli.commands import OWN_COMMANDS, load_plugin_command, origin, own_commands, plugin_commands
 
 HELP = """Gemma 4 on tinygrad: text, images and sound, on CPU or GPU.
@@ -16,12 +16,13 @@ HELP = """Gemma 4 on tinygrad: text, images and sound, on CPU or GPU.
 \b
   gemma4 demo                                         see it work
   gemma4 download --sizes E2B --it                    fetch a model
-  gemma4 generate -m e2b-it --prompt "Hello"          ask it
+  gemma4 generate -m e2b-it "Hello"                   ask it
   gemma4 chat -m e2b-it                               talk with it
 
 A model is a checkpoint folder, a hub name such as google/gemma-4-E2B-it, or an alias such as e2b-it.
 """
-EPILOG = "GEMMA4_DEBUG=1 shows tracebacks and all faults. GEMMA4_DISABLE_PLUGINS=a,b leaves plugins out."
+EPILOG = """Every option can be set as an environment variable: GEMMA4_MODEL=demo, GEMMA4_MAX_NEW_TOKENS=64.
+GEMMA4_DEBUG=1 shows tracebacks and all faults. GEMMA4_DISABLE_PLUGINS=a,b leaves plugins out."""
 
 
 class LazyGroup(Robust, click.Group):
@@ -36,7 +37,11 @@ class LazyGroup(Robust, click.Group):
         if known is not None and known.exists():
             return known.load()
         entry = plugin_commands().get(cmd_name)
-        return None if entry is None else load_plugin_command(entry)
+        if entry is None:
+            return None
+        command = load_plugin_command(entry)
+        read_environment(command.params)  # also where it is not a class of ours
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -44,8 +49,11 @@ class LazyGroup(Robust, click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            from gemma4_core.cli.packages import missing, owner_of_command
             from gemma4_core.plugins.origin import nearest
 
+            if package := owner_of_command(args[0]):
+                raise click.UsageError(missing(f"The command {args[0]}", package), ctx) from error
             if close := nearest(args[0], self.list_commands(ctx)):
                 raise click.UsageError(f"No such command {args[0]!r}{close}", ctx) from error
             raise

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemma4_core.cli.base import GemmaCommand
+from gemma4_core.cli.base import GemmaCommand, prefer_typed
 from gemma4_core.cli.output import human_bytes, human_count, json_text, write
 from gemma4_core.errors import Gemma4Error
 
@@ -213,7 +213,7 @@ def memory_lines(about: dict[str, Any]) -> list[str]:
 
 
 @click.command("info", cls=GemmaCommand)
-@click.option("--model-dir", "--model", "-m", "model", envvar="GEMMA4_MODEL_DIR", show_envvar=True, metavar="MODEL",
+@click.option("--model-dir", "--model", "-m", "model", metavar="MODEL",
               help="Checkpoint folder, hub name or alias.")
 @click.option("--size", metavar="SIZE", help="An official size instead: E2B, E4B, 26B-A4B, 31B.")
 @click.option("--format", default="auto", show_default=True, metavar="NAME", help="Checkpoint format plugin.")
@@ -229,8 +229,9 @@ def info_command(ctx: click.Context, model: str | None, size: str | None, format
     Only headers are read. memory is weights with cache, without the few hundred MB that a run takes besides;
     --modality text leaves the towers out, and --ple disk the per-layer embedding.
     """
-    if size is not None and ctx.get_parameter_source("model") is click.core.ParameterSource.ENVIRONMENT:
-        model = None
+    named = {"model": model, "size": size}
+    prefer_typed(ctx, named, "model", "size")
+    model, size = named["model"], named["size"]
     if (model is None) == (size is None):
         which = "neither was given" if model is None else "both were given"
         raise click.UsageError(f"Give exactly one of --model-dir and --size: {which}.")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gemma4_core.cli.base import ManyOption
+from gemma4_core.cli.base import ManyOption, Text
 
 F = TypeVar("F", bound=Callable[..., Any])
 LARGEST_COUNT = 1 << 27
@@ -107,7 +107,7 @@ def apply(function: F, decorators: Sequence[Callable[[F], F]]) -> F:
 
 
 model_option = click.option(
-    "--model-dir", "--model", "-m", "model", required=True, envvar="GEMMA4_MODEL_DIR", show_envvar=True,
+    "--model-dir", "--model", "-m", "model", required=True,
     metavar="MODEL", help="Checkpoint folder, hub name (google/gemma-4-E2B-it) or alias (e2b-it).",
 )
 
@@ -154,9 +154,17 @@ def sampling_options(function: F) -> F:
         click.option("--repetition-penalty", type=Number(0, 1000, above=True), default=None,
                      help="Above 1: tokens seen before become less likely."),
         click.option("--seed", type=Whole(0, (1 << 32) - 1), default=None, help="Make sampling repeatable."),
-        click.option("--stop", multiple=True, metavar="TEXT",
+        click.option("--stop", multiple=True, type=Text(), metavar="TEXT",
                      help="End the answer before this text; may be given more than once."),
     ])
 
 
 FROM_FOLDER = "Default: generation_config.json."
+
+
+def verbosity_options(function: F) -> F:
+    """``--quiet`` and ``--verbose``."""
+    return apply(function, [
+        click.option("--quiet", "-q", is_flag=True, help="Nothing on stderr but errors."),
+        click.option("--verbose", "-v", is_flag=True, help="Say what was loaded and how fast it ran, also in a log."),
+    ])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from gemma4_core.console import console
 
 if TYPE_CHECKING:
     from gemma4_core.generation.stream import Part, Stats
@@ -19,8 +22,8 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def on_terminal() -> bool:
-    """Whether a person reads stderr."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    """Whether a person reads stderr and did not ask for ``--quiet``."""
+    return console.on_terminal()
 
 
 def colour() -> bool:
@@ -74,7 +77,7 @@ def stats_line(stats: Stats, finish_reason: str | None) -> str:
     answer = f"answer {values['generated_tokens']} tokens in {values['generation_seconds']:.2f} s"
     parts = [prompt + rate(values["prompt_tps"]), answer + rate(values["generation_tps"])]
     for name, time in values["media"].items():
-        parts.append(f"{name} {time['seconds']:.2f} s ({time['seconds_each']:.3g} s per {time['unit']})")
+        parts.append(f"{name} {time['seconds']:.2f} s ({plain(time['seconds_each'])} s per {time['unit']})")
     if values.get("peak_memory_bytes"):
         parts.append(f"peak memory {human_bytes(values['peak_memory_bytes'])}")
     if values.get("load_seconds"):
@@ -84,7 +87,14 @@ def stats_line(stats: Stats, finish_reason: str | None) -> str:
 
 def rate(per_second: float) -> str:
     """``(12.3 tok/s)``, nothing where it is not known."""
-    return f" ({per_second:.3g} tok/s)" if per_second else ""
+    return f" ({plain(per_second)} tok/s)" if per_second else ""
+
+
+def plain(value: float) -> str:
+    """A number with three digits that count, never with an exponent: ``0.0123``, ``12.3``, ``1530``."""
+    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
+    text = f"{value:.{max(0, min(decimals, 12))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 @dataclass
@@ -134,8 +144,10 @@ class Printer:
     Thinking goes to a person's stderr, dim, and nowhere else.
     """
 
-    def __init__(self, textless: bool = False) -> None:
+    def __init__(self, textless: bool = False, stream: bool = True) -> None:
+        """``stream`` False holds the answer back until ``end``."""
         self.textless = textless
+        self.held: list[str] | None = None if stream else []
         self.thinking = False
         self.fresh = True
         """Whether stdout is at the beginning of a line."""
@@ -162,9 +174,16 @@ class Printer:
             self._end_thinking()
         if not self.fresh:
             self._write("\n")
+        if self.held:
+            write("".join(self.held))
+            self.held.clear()
 
     def _write(self, text: str) -> None:
-        write(text.translate(UNSAFE) if self.terminal else text)
+        shown = text.translate(UNSAFE) if self.terminal else text
+        if self.held is None:
+            write(shown)
+        else:
+            self.held.append(shown)
         self.fresh, self.empty = text.endswith("\n"), False
 
     def _show_thinking(self, text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemma4_core.cli.base import GemmaCommand, ManyOption
+from gemma4_core.cli.base import GemmaCommand, ManyOption, read_environment
 from gemma4_core.cli.options import Number, Whole
 from gemma4_core.errors import PluginError
 
@@ -124,6 +124,7 @@ class PluginOptionsCommand(GemmaCommand):
         if KEY not in ctx.meta:
             taken = {flag for param in self.params for flag in param.opts + param.secondary_opts}
             known = collect(taken).items()
+            read_environment([param.param for _, param in known])
             ctx.meta[KEY] = {name: param for name, param in known if self.trains or not param.training}
         return ctx.meta[KEY]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemma4_core.cli.request import checked_text, folder, read_standard_input, read_tools
+from gemma4_core.cli.base import prefer_typed
+from gemma4_core.cli.options import clipped
+from gemma4_core.cli.request import checked_text, folder, read_standard_input, read_text_file, read_tools
 from gemma4_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +67,7 @@ class Prompt:
         assert config is not None
         StopStrings(stop)
         if not has_text(processor.tokenizer.inner) and (self.tokens is None or stop):
-            what = f"--prompt {str(self.text)[:80]!r}" if self.tokens is None else f"--stop {stop[0][:80]!r}"
+            what = f"prompt {str(self.text)[:80]!r}" if self.tokens is None else f"--stop {stop[0][:80]!r}"
             where = folder(processor.context)
             raise InputError(f"{what} needs a tokenizer, and {where} is opened without one; give --prompt-tokens")
         asked = self.arguments(processor.template, processor.context)
@@ -87,31 +91,81 @@ def check_vocabulary(ids: Sequence[int], size: int, context: Context) -> None:
             raise InputError(f"--prompt-tokens {token}: {where}")
 
 
+NONE_GIVEN = "Give exactly one prompt, as an argument, --prompt, -f or --prompt-tokens: none was given."
+
+
 def taken_prompt(values: dict[str, Any], plugins: PluginValues) -> Prompt:
-    """Take the prompt out of a command's parameters.
+    """Take the prompt out of a command's parameters; without one it is what a pipe brings.
 
     Raises UsageError unless there is exactly one, InputError for an empty one or one that is not text.
     """
-    text, tokens = values.pop("prompt"), values.pop("prompt_tokens")
+    names = ("words", "prompt", "file", "prompt_tokens")
+    prefer_typed(click.get_current_context(), values, *names)
+    words, option, file, tokens = (values.pop(name) for name in names)
     system, tools = values.pop("system"), values.pop("tools")
-    if (text is None) == (tokens is None):
-        which = "neither was given" if text is None else "both were given"
-        raise click.UsageError(f"Give exactly one of --prompt and --prompt-tokens: {which}.")
-    readers = [plugins.flags[keyword] for keyword, files in plugins.media.items() for file in files if file == "-"]
-    readers += ["--prompt"] if text == "-" else []
+    if len(words) > 1:
+        raise click.UsageError(f"{len(words)} prompts were given ({clipped(words[0], 40)}, {clipped(words[1], 40)}, "
+                               "…): put the prompt in quotes.")
+    argument = words[0] if words else None
+    sources = {"the argument": argument, "--prompt": option, "-f": file, "--prompt-tokens": tokens}
+    given = [f"{label} {clipped(value, 40)}" for label, value in sources.items() if value is not None]
+    if not given:
+        argument = prompt_among_media(plugins)
+    if len(given) > 1:
+        raise click.UsageError(f"Give exactly one prompt, not both {' and '.join(given)}.")
+    text = argument if argument is not None else option
+    readers = [plugins.flags[keyword] for keyword, files in plugins.media.items() for name in files if name == "-"]
+    piped = text is None and file is None and tokens is None and not readers and not sys.stdin.isatty()
+    label = "--prompt" if option is not None else f"-f {file}" if file is not None else "the prompt"
+    readers += [label] if "-" in (text, file) else []
     if len(readers) > 1:
         raise click.UsageError(f"Standard input (-) can be read once: {' and '.join(readers)} want it.")
-    prompt = Prompt(text, tokens, plugins.media, system, None, values.pop("thinking"), values.pop("raw"))
+    prompt = Prompt(None, tokens, plugins.media, system, None, values.pop("thinking"), values.pop("raw"))
     if tokens is not None:
-        for option, value in (("--system", system), ("--tools", tools), ("--thinking", prompt.thinking)):
+        for name, value in (("--system", system), ("--tools", tools), ("--thinking", prompt.thinking)):
             if value:
-                raise click.UsageError(f"{option} goes with --prompt, not with --prompt-tokens.")
+                raise click.UsageError(f"{name} needs a prompt of text, not --prompt-tokens.")
         if not tokens:
             raise InputError("--prompt-tokens '': the prompt is empty; give ids such as 2,106,1234")
         return prompt
-    text = read_standard_input() if text == "-" else checked_text("--prompt", text)
-    if not (text if prompt.raw else text.strip()) and not plugins.media:
-        raise InputError(f"--prompt {text[:20]!r}: the prompt is empty; give some text")
+    text = read_prompt(text, file, piped, label)
+    empty = not (text if prompt.raw else text.strip())
+    if empty and piped:
+        raise click.UsageError(NONE_GIVEN)
+    if empty and not plugins.media:
+        raise InputError(f"{label} {text[:20]!r}: the prompt is empty; give some text")
     if system is not None:
         checked_text("--system", system)
     return replace(prompt, text=text, tools=read_tools(tools) if tools else None)
+
+
+def read_prompt(text: str | None, file: str | None, piped: bool, label: str) -> str:
+    """The prompt's text: as typed, or from a file or standard input. Raises UsageError where there is none."""
+    if piped or "-" in (text, file):
+        return read_standard_input()
+    if file is not None:
+        return read_text_file("-f", file)
+    if text is None:
+        raise click.UsageError(NONE_GIVEN)
+    return checked_text(label, text)
+
+
+def prompt_among_media(plugins: PluginValues) -> str | None:
+    """Take the prompt out of the values of a media option: ``--image a.png "What is this?"``.
+
+    Such an option takes all values that follow it. A last one with white space that is neither a file nor a URL is
+    the prompt.
+    """
+    for files in plugins.media.values():
+        last = files[-1]
+        if len(files) > 1 and any(map(str.isspace, last)) and "://" not in last and not is_file(last):
+            return files.pop()
+    return None
+
+
+def is_file(path: str) -> bool:
+    """Whether there is something of this name; a text that can be no name is none."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False

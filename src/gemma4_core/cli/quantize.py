@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from gemma4_core.cli.base import GemmaCommand, ManyOption
+from gemma4_core.cli.base import GemmaCommand, ManyOption, prefer_typed
 from gemma4_core.cli.output import note, on_terminal, write
 
 
@@ -22,8 +23,9 @@ from gemma4_core.cli.output import note, on_terminal, write
               help="With --models-dir: E2B, E4B, 26B-A4B, 31B; with -it for the tuned ones.")
 @click.option("--format", "format_name", default="int8", show_default=True, metavar="NAME",
               help="Checkpoint format plugin to write.")
+@click.pass_context
 def quantize_command(
-    model: str | None, out: Path | None, models_dir: Path | None, sizes: Sequence[str], format_name: str
+    ctx: click.Context, out: Path | None, sizes: Sequence[str], format_name: str, **named: Any
 ) -> None:
     """Write a checkpoint with quantised weights: half the size, and computed as it is stored.
 
@@ -33,6 +35,8 @@ def quantize_command(
 
     Memory stays small whatever the model's size. An interrupted run goes on when it is started again.
     """
+    prefer_typed(ctx, named, "model", "models_dir")
+    model, models_dir = named["model"], named["models_dir"]
     pairs = list(jobs(model, out, models_dir, sizes, format_name))
     from gemma4_core.quantize import done_before, quantize
 

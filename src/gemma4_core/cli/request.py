@@ -63,12 +63,27 @@ class Loading:
 def read_standard_input() -> str:
     """All of stdin as text. Raises InputError where it is too long or not UTF-8."""
     data = sys.stdin.buffer.read(STDIN_LIMIT + 1) if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
-    if len(data) > STDIN_LIMIT:
-        raise InputError(f"--prompt -: standard input is longer than {STDIN_LIMIT >> 20} MiB, which fits no context")
+    return decoded(data, "standard input")
+
+
+def read_text_file(option: str, path: str) -> str:
+    """A file's text. Raises InputError, naming option and file, where it cannot be read, is too long or not UTF-8."""
     try:
-        return data.decode("utf-8")
+        with open(path, "rb") as file:
+            data = file.read(STDIN_LIMIT + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from error
+    return decoded(data, f"{option} {path}")
+
+
+def decoded(data: bytes, where: str) -> str:
+    """Bytes as UTF-8 text without a byte order mark. Raises InputError."""
+    if len(data) > STDIN_LIMIT:
+        raise InputError(f"{where} is longer than {STDIN_LIMIT >> 20} MiB, which fits no context")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"--prompt -: standard input is not UTF-8 text (byte {error.start})") from error
+        raise InputError(f"{where} is not UTF-8 text (byte {error.start})") from error
 
 
 def checked_text(option: str, text: str) -> str:
@@ -115,3 +130,16 @@ def sampling(config: GenerationConfig, given: Mapping[str, Any]) -> dict[str, An
 def folder(context: Context) -> Path | str:
     """The folder of a checkpoint, for messages."""
     return context.folder or "the checkpoint"
+
+
+def model_name(context: Context) -> str:
+    """What to call a checkpoint where a person reads: its hub name, ``demo``, or its folder's name."""
+    from gemma4_core.checkpoint.hub import shown_name
+
+    return shown_name(context.folder) if context.folder is not None else "the checkpoint"
+
+
+def model_line(model: GemmaModel) -> str:
+    """What was loaded, as ``demo: bf16 on cpu, cpu kernels``."""
+    kernels = f"{model.operations.name} kernels"
+    return f"{model_name(model.context)}: {model.format_name} on {model.device_name}, {kernels}"

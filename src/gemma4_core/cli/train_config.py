@@ -125,7 +125,7 @@ def yaml(text: str) -> Any:
     try:
         from yaml import safe_load
     except ImportError as fault:
-        raise InputError("YAML files need pyyaml (pip install 'tinygrad-gemma4[train]'); TOML files need nothing") \
+        raise InputError("YAML files need pyyaml (pip install pyyaml); TOML files need nothing") \
             from fault
     return safe_load(text) or {}
 

@@ -90,7 +90,7 @@ class Reporter:
         if draw_curve(self.folder.log, self.folder.curve):
             self.plot = self.folder.curve
         elif on_terminal():
-            note(f"no loss curve: matplotlib is not installed (pip install 'tinygrad-gemma4[plot]'); the losses are in "
+            note(f"no loss curve: matplotlib is not installed (pip install matplotlib); the losses are in "
                  f"{self.folder.log}")
 
     def summary(self, optimizer: TrainingOptimizer, began: int, newest: Path) -> dict[str, Any]:

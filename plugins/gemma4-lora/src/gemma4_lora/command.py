@@ -13,7 +13,7 @@ from gemma4_core.cli.output import note, on_terminal, write
 
 
 @click.command("fuse", cls=GemmaCommand)
-@click.option("--model-dir", "--model", "-m", "model", required=True, envvar="GEMMA4_MODEL_DIR", show_envvar=True,
+@click.option("--model-dir", "--model", "-m", "model", required=True,
               metavar="MODEL", help="Checkpoint folder, hub name or alias of the base model.")
 @click.option("--adapter", "adapters", cls=ManyOption, required=True, metavar="FOLDER",
               help="Adapter folder in the peft layout; several add up.")

@@ -143,7 +143,7 @@ def _from_file(source: MediaSource, wanted: int) -> Frames:
     try:
         import av  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
-        raise InputError(f"{source}: reading video files needs PyAV: pip install 'gemma4-video[files]' (animated GIF "
+        raise InputError(f"{source}: reading video files needs PyAV: pip install av (animated GIF "
                          "and WebP, and folders of frames, are read without it)") from None
     try:
         return _decode(av, source, wanted)

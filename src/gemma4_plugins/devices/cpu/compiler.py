@@ -26,7 +26,7 @@ from pathlib import Path
 from gemma4_core.errors import CheckpointError
 from gemma4_core.machine import cache_dir
 
-INSTALL = 'pip install "tinygrad-gemma4[cpu]"'
+INSTALL = "pip install ziglang"
 TRY_SECONDS = 120.0
 """Longest trial of a candidate: reading ziglang's 200 MB from a cold disk takes a while."""
 ARCHITECTURES = {"amd64": "x86_64", "x86_64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}

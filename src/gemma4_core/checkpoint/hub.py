@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import CheckpointError
+from gemma4_core.plugins.origin import nearest
 
 REPOSITORIES = {
     "e2b": "google/gemma-4-E2B",
@@ -72,14 +73,26 @@ def resolve_folder(name: str | Path) -> Path:
     hub_name = repository(text)
     aliases = ", ".join(REPOSITORIES)
     if hub_name is None:
-        hint = f"give the path of a checkpoint folder, a hub name or one of {aliases} (with -it for tuned ones)"
-        raise CheckpointError(f"{shown(text, 160)} does not exist; {hint}")
+        close = nearest(text, known_names())
+        hint = f"give a checkpoint folder, a hub name, {DEMO}, or one of {aliases} (with -it for tuned ones)"
+        raise CheckpointError(f"{shown(text, 160)} does not exist{close or ';'} {hint}")
     cached = cached_snapshot(hub_name)
     if cached is None:
         named = shown(text, 160) + ("" if text == hub_name else f" ({hub_name})")
+        close = "" if hub_name in official_names() else nearest(hub_name, official_names())
         hint = f"fetch it with: {download_command(hub_name)}"
-        raise CheckpointError(f"{named} is neither a folder nor in the Hugging Face cache; {hint}")
+        raise CheckpointError(f"{named} is neither a folder nor in the Hugging Face cache{close or ';'} {hint}")
     return cached
+
+
+def known_names() -> list[str]:
+    """What a model may be called besides its path: ``demo`` and the aliases."""
+    return [DEMO, *REPOSITORIES, *(short + TUNED for short in REPOSITORIES)]
+
+
+def official_names() -> list[str]:
+    """The hub names of the official checkpoints."""
+    return [name + end for name in REPOSITORIES.values() for end in ("", TUNED)]
 
 
 def download_command(hub_name: str) -> str:

@@ -26,11 +26,11 @@ class BenchGroup(GemmaCommand, click.Group):
 
 @click.group("bench", cls=BenchGroup, invoke_without_command=True)
 @click.option("--prompt-tokens", "-p", "prompts", cls=ManyOption, separator=",", type=Whole(0), default=["512"],
-              show_default="512", metavar="N…", help="Lengths of prompts; 0 leaves them out.")
+              metavar="N…", help="Lengths of prompts; 0 leaves them out.  [default: 512]")
 @click.option("--new-tokens", "-n", "answers", cls=ManyOption, separator=",", type=Whole(0), default=["128"],
-              show_default="128", metavar="N…", help="Lengths of answers; 0 leaves them out.")
+              metavar="N…", help="Lengths of answers; 0 leaves them out.  [default: 128]")
 @click.option("--depth", "-d", "depths", cls=ManyOption, separator=",", type=Whole(0), default=["0"],
-              show_default="0", metavar="N…", help="Tokens of context before each test.")
+              metavar="N…", help="Tokens of context before each test.  [default: 0]")
 @click.option("--repetitions", "-r", type=Whole(1, 1000), default=3, show_default=True, metavar="N",
               help="Times that each test is run.")
 @bench_options

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemma4_core.cli.options import apply, device_options
+from gemma4_core.cli.options import apply, device_options, format_option, model_option
 from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.cli.request import Loading
@@ -23,10 +23,9 @@ OUTPUTS = ("md", "csv", "json")
 def bench_options(function: Any) -> Any:
     """What both commands take."""
     return apply(function, [
-        click.option("--model-dir", "--model", "-m", "model",
-                     metavar="MODEL", help="Checkpoint folder, hub name or alias."),
+        model_option(required=False, help="Checkpoint folder, hub name or alias."),
         device_options,
-        click.option("--format", default="auto", show_default=True, metavar="NAME", help="Checkpoint format plugin."),
+        format_option(),
         click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,
                      help="Type to compute in; auto is the files'."),
         click.option("--ple", type=click.Choice(["auto", "device", "host", "disk"]), default="auto", show_default=True,

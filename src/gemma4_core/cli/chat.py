@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemma4_core.cli.options import device_options, loading_options, model_option, sampling_options
+from gemma4_core.cli.options import device_options, loading_options, model_option, sampling_options, tools_option
 from gemma4_core.cli.output import note
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
 from gemma4_core.cli.request import Loading, checked_text, folder, read_tools, sampling
@@ -28,9 +28,9 @@ def check_talks(processor: GemmaMultimodalProcessor) -> None:
 
 
 @click.command("chat", cls=PluginOptionsCommand)
-@model_option
+@model_option()
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
-@click.option("--tools", metavar="FILE", help="JSON file with tool declarations for the template.")
+@tools_option
 @click.option("--thinking/--no-thinking", default=False, help="Let the model think before it answers.")
 @click.option("--allow-urls", is_flag=True, help="Fetch media given as URLs.")
 @sampling_options

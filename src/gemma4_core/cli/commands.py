@@ -47,6 +47,7 @@ OWN_COMMANDS: Mapping[str, OwnCommand] = MappingProxyType(dict([
     _own("generate", "Answer one prompt."),
     _own("chat", "Talk with a model."),
     _own("info", "What a checkpoint is and how much memory it needs, without loading it."),
+    _own("models", "List, show and remove the models on this machine."),
     _own("plugins", "List plugins, what they bring, and what became of them."),
     _own("doctor", "Check devices, compiler, plugins, and a checkpoint."),
     _own("download", "Fetch the official checkpoints."),

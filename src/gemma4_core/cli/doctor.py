@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemma4_core.cli.base import GemmaCommand
+from gemma4_core.cli.options import model_option
 from gemma4_core.cli.output import human_bytes, on_terminal, write
+from gemma4_core.cli.tables import fitted
 
 if TYPE_CHECKING:
     from gemma4_core.doctor import Report
@@ -18,8 +20,7 @@ MARKS = {"ok": "ok    ", "note": "note  ", "failed": "FAILED"}
 
 
 @click.command("doctor", cls=GemmaCommand)
-@click.option("--model-dir", "--model", "-m", "model", metavar="MODEL",
-              help="Also verify this checkpoint: a folder, hub name or alias.")
+@model_option(required=False, help="Also verify this checkpoint: a folder, hub name or alias.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Device that runs the checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor_command(model: str | None, device: str, as_json: bool) -> None:
@@ -43,7 +44,7 @@ def doctor_command(model: str | None, device: str, as_json: bool) -> None:
             found["model"] = {"name": model, "checks": [check.as_dict() for check in checks]}
         write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     else:
-        write("\n".join([*report_lines(report), *check_lines(model, checks)]) + "\n")
+        write("\n".join(fitted([*report_lines(report), *check_lines(model, checks)])) + "\n")
     failed = [check for check in checks if check.status == "failed"]
     if failed:
         what = "; ".join(f"{check.name}: {check.text}" for check in failed[:2])

@@ -6,12 +6,14 @@ from typing import Any
 
 import click
 
+from gemma4_core.cli.completion import files
 from gemma4_core.cli.options import (
     TokenIds,
     device_options,
     loading_options,
     model_option,
     sampling_options,
+    tools_option,
     verbosity_options,
 )
 from gemma4_core.cli.output import Printer, json_text, note, on_terminal, show_all, stats_line, write
@@ -23,13 +25,13 @@ from gemma4_core.console import console
 
 @click.command("generate", cls=PluginOptionsCommand)
 @click.argument("words", nargs=-1, metavar="[PROMPT]")
-@model_option
+@model_option()
 @click.option("--prompt", "-p", metavar="TEXT", help="The prompt as an option; - reads standard input.")
-@click.option("--file", "-f", metavar="FILE", help="Read the prompt from a file.")
+@click.option("--file", "-f", metavar="FILE", shell_complete=files, help="Read the prompt from a file.")
 @click.option("--prompt-tokens", type=TokenIds(), metavar="IDS",
               help="Token ids such as 2,106,1234 as the prompt; needs no tokenizer.")
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
-@click.option("--tools", metavar="FILE", help="JSON file with tool declarations for the template.")
+@tools_option
 @click.option("--thinking/--no-thinking", default=False,
               help="Let the model think first; its thoughts are no part of the answer.")
 @click.option("--raw", is_flag=True, help="Leave the chat template out.")

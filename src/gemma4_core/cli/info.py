@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gemma4_core.cli.base import GemmaCommand, prefer_typed
+from gemma4_core.cli.options import format_option, model_option
 from gemma4_core.cli.output import human_bytes, human_count, json_text, write
+from gemma4_core.cli.tables import fitted
 from gemma4_core.errors import Gemma4Error
 
 if TYPE_CHECKING:
@@ -160,10 +163,14 @@ def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
 
 def lines(about: dict[str, Any]) -> list[str]:
     """The report that a person reads."""
-    text = about["text"]
-    name = about["folder"] or "official size"
+    from gemma4_core.checkpoint.hub import shown_name
+
+    text, folder = about["text"], about["folder"]
+    name = shown_name(Path(folder)) if folder else "official size"
     shape = f", {about['size']} shape" if about["size"] else ""
     shown = [f"{name}: {about['model_type']}{shape}, {about['dtype']}"]
+    if folder and name != folder:
+        shown.append(f"folder      {folder}")
     if about["format"]:
         fit = f"but {about['problem']}" if about["problem"] else "as the config asks"
         files = f"{about['files']} file{'s' if about['files'] != 1 else ''} of {human_bytes(about['file_bytes'])}"
@@ -194,10 +201,10 @@ def tokenizer_lines(about: dict[str, Any]) -> list[str]:
 
 def part_lines(about: dict[str, Any]) -> list[str]:
     """Parameters and bytes by part."""
-    shown = [f"{'part':<22}{'parameters':>12}{'size':>11}"]
+    shown = [f"{'part':<21}{'parameters':>12}{'size':>11}"]
     for part in about["parts"]:
-        shown.append(f"{part['name']:<22}{human_count(part['parameters']):>12}{human_bytes(part['bytes']):>11}")
-    total = f"{'total':<22}{human_count(about['parameters']):>12}{human_bytes(about['weight_bytes']):>11}"
+        shown.append(f"{part['name']:<21}{human_count(part['parameters']):>12}{human_bytes(part['bytes']):>11}")
+    total = f"{'total':<21}{human_count(about['parameters']):>12}{human_bytes(about['weight_bytes']):>11}"
     experts = "experts" in about["text"]
     active = f"   ({human_count(about['active_parameters'])} active for a token of text)" if experts else ""
     return [*shown, total + active]
@@ -205,18 +212,17 @@ def part_lines(about: dict[str, Any]) -> list[str]:
 
 def memory_lines(about: dict[str, Any]) -> list[str]:
     """Memory by context length."""
-    shown = [f"{'context':<22}{'cache':>12}{'memory':>11}"]
+    shown = [f"{'context':<21}{'cache':>12}{'memory':>11}"]
     for need in about["memory"]:
         cache, total = human_bytes(need["cache_bytes"]), human_bytes(need["total_bytes"])
-        shown.append(f"{need['context']:<22}{cache:>12}{total:>11}")
+        shown.append(f"{need['context']:<21}{cache:>12}{total:>11}")
     return shown
 
 
 @click.command("info", cls=GemmaCommand)
-@click.option("--model-dir", "--model", "-m", "model", metavar="MODEL",
-              help="Checkpoint folder, hub name or alias.")
+@model_option(required=False, help="Checkpoint folder, hub name or alias.")
 @click.option("--size", metavar="SIZE", help="An official size instead: E2B, E4B, 26B-A4B, 31B.")
-@click.option("--format", default="auto", show_default=True, metavar="NAME", help="Checkpoint format plugin.")
+@format_option()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def info_command(ctx: click.Context, model: str | None, size: str | None, format: str, as_json: bool) -> None:
@@ -236,4 +242,4 @@ def info_command(ctx: click.Context, model: str | None, size: str | None, format
         which = "neither was given" if model is None else "both were given"
         raise click.UsageError(f"Give exactly one of --model-dir and --size: {which}.")
     about = gather(model, size, format)
-    write((json_text(about, indent=2) if as_json else "\n".join(lines(about))) + "\n")
+    write((json_text(about, indent=2) if as_json else "\n".join(fitted(lines(about)))) + "\n")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from gemma4_core.cli import completion
 from gemma4_core.cli.base import ManyOption, Text
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -106,16 +107,37 @@ def apply(function: F, decorators: Sequence[Callable[[F], F]]) -> F:
     return function
 
 
-model_option = click.option(
-    "--model-dir", "--model", "-m", "model", required=True,
-    metavar="MODEL", help="Checkpoint folder, hub name (google/gemma-4-E2B-it) or alias (e2b-it).",
-)
+def model_option(
+    required: bool = True, help: str = "Checkpoint folder, hub name (google/gemma-4-E2B-it) or alias (e2b-it)."
+) -> Callable[[F], F]:
+    """``--model-dir``, which is also ``--model`` and ``-m``."""
+    return click.option("--model-dir", "--model", "-m", "model", required=required, metavar="MODEL", help=help,
+                        shell_complete=completion.models)
+
+
+def tools_option(function: F) -> F:
+    """``--tools``."""
+    return click.option("--tools", metavar="FILE", shell_complete=completion.files,
+                        help="JSON file with tool declarations for the template.")(function)
+
+
+def tokenizer_option(function: F) -> F:
+    """``--tokenizer``."""
+    return click.option("--tokenizer", default="auto", show_default=True, metavar="NAME", help="Tokenizer plugin.",
+                        shell_complete=completion.plugins("tokenizers", "auto"))(function)
+
+
+def format_option(default: str = "auto", help: str = "Checkpoint format plugin.") -> Callable[[F], F]:
+    """``--format``, whose parameter is ``format``."""
+    return click.option("--format", default=default, show_default=True, metavar="NAME", help=help,
+                        shell_complete=completion.plugins("formats", "auto"))
 
 
 def device_options(function: F) -> F:
     """``--device``, ``--beam``, ``--beam-seconds``."""
     return apply(function, [
         click.option("--device", default="auto", show_default=True, metavar="NAME",
+                     shell_complete=completion.plugins("devices", "auto"),
                      help="Device plugin: cpu, cuda, metal, … (gemma4 doctor lists them)."),
         click.option("--beam", type=Beam(), default=0, show_default=True,
                      help="Width of tinygrad's kernel search; max is TINYGRAD_GEMMA_MAX_BEAM (4 by default)."),
@@ -127,10 +149,11 @@ def device_options(function: F) -> F:
 def loading_options(function: F) -> F:
     """What ``load_pretrained`` takes besides model and device."""
     return apply(function, [
-        click.option("--format", default="auto", show_default=True, metavar="NAME", help="Checkpoint format plugin."),
+        format_option(),
         click.option("--modality", cls=ManyOption, separator=",", default=None, metavar="NAME,…",
+                     shell_complete=completion.plugins("modalities", "text"),
                      help="Towers to load, such as text,vision; text alone skips all. Default: all there are."),
-        click.option("--tokenizer", default="auto", show_default=True, metavar="NAME", help="Tokenizer plugin."),
+        tokenizer_option,
         click.option("--context", "-c", type=Whole(), default=None, metavar="TOKENS",
                      help="Longest context. Default: the config's."),
         click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,

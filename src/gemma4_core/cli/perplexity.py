@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemma4_core.cli.base import GemmaCommand
-from gemma4_core.cli.options import Whole, device_options, model_option
+from gemma4_core.cli.options import Whole, device_options, format_option, model_option, tokenizer_option
 from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.cli.request import Loading
@@ -26,7 +26,7 @@ CONTEXT = 2048
 
 
 @click.command("perplexity", cls=GemmaCommand)
-@model_option
+@model_option()
 @click.option("--text", required=True, metavar="FILE", help="Text to predict, in UTF-8; - reads standard input.")
 @click.option("--context", "-c", type=Whole(2), default=None, metavar="TOKENS",
               help=f"Length of a window, BOS included. Default: {CONTEXT}, or the model's context if that is shorter.")
@@ -35,8 +35,8 @@ CONTEXT = 2048
 @click.option("--against", default=None, metavar="MODEL",
               help="Another model with the same tokens, such as the one before quantising: tells how far they differ.")
 @device_options
-@click.option("--format", default="auto", show_default=True, metavar="NAME", help="Checkpoint format plugin.")
-@click.option("--tokenizer", default="auto", show_default=True, metavar="NAME", help="Tokenizer plugin.")
+@format_option()
+@tokenizer_option
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,
               help="Type to compute in; auto is the files'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

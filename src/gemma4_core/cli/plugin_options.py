@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemma4_core.cli import completion
 from gemma4_core.cli.base import GemmaCommand, ManyOption, read_environment
 from gemma4_core.cli.options import Number, Whole
 from gemma4_core.errors import PluginError
@@ -110,6 +111,8 @@ def make_param(option: Option, media: bool = False) -> click.Option:
     shown = option.metavar or ("PATH" if media else None)
     help = option.help if option.default is None else f"{option.help}  [default: {option.default}]"
     settings: dict[str, Any] = {"type": kind, "metavar": shown, "help": help}
+    if shown in ("PATH", "FILE", "FOLDER"):
+        settings["shell_complete"] = completion.files
     return ManyOption(declaration, **settings) if option.multiple or media else click.Option(declaration, **settings)
 
 

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gemma4_core.cli.base import GemmaCommand
 from gemma4_core.cli.commands import own_commands
+from gemma4_core.cli.output import write
+from gemma4_core.cli.tables import columns, fitted
 
 if TYPE_CHECKING:
     from gemma4_core.plugins import Row
 
 KINDS = ("format", "modality", "tokenizer", "device", "optimizer", "transform", "command")
 COLUMNS = ("NAME", "KIND", "STATUS", "FROM", "SUMMARY")
-SUMMARY_WIDTH = 100
 
 
-@click.command("plugins")
+@click.command("plugins", cls=GemmaCommand)
 @click.option("--kind", type=click.Choice(KINDS, case_sensitive=False), help="Only plugins of this kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, one object per plugin.")
 def plugins_command(kind: str | None, as_json: bool) -> None:
@@ -34,19 +36,16 @@ def plugins_command(kind: str | None, as_json: bool) -> None:
 
     rows = [_shadowed(row) for row in registry.rows() if kind is None or row.kind == kind.casefold()]
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        write(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
         return
-    table = [COLUMNS]
+    table = []
     for row in rows:
         source = f"{row.distribution or 'by hand'} {row.version or ''}".strip()
         table.append((row.name, row.kind or "-", row.status, source, row.summary or row.error or ""))
-    widths = [max(len(line[column]) for line in table) for column in range(len(COLUMNS) - 1)]
-    for line in table:
-        cells = [f"{cell:<{width}}" for cell, width in zip(line, widths, strict=False)]
-        click.echo("  ".join([*cells, line[-1][:SUMMARY_WIDTH]]).rstrip())
+    lines = columns(COLUMNS, table) if table else []
     shadowed = [f"command '{r.name}' of {r.distribution}: {r.error}" for r in rows if r.kind == "command" and r.error]
-    for problem in dict.fromkeys([*registry.problems(), *shadowed]):
-        click.echo(f"! {problem}")
+    lines += fitted([f"! {problem}" for problem in dict.fromkeys([*registry.problems(), *shadowed])])
+    write("".join(f"{line}\n" for line in lines))
 
 
 def _shadowed(row: Row) -> Row:

@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from gemma4_core.cli import completion
 from gemma4_core.cli.base import GemmaCommand, ManyOption, prefer_typed
+from gemma4_core.cli.options import model_option
 from gemma4_core.cli.output import note, on_terminal, write
 
 
 @click.command("quantize", cls=GemmaCommand)
-@click.option("--model-dir", "--model", "-m", "model", default=None, metavar="MODEL",
-              help="Checkpoint folder, hub name or alias to quantise.")
+@model_option(required=False, help="Checkpoint folder, hub name or alias to quantise.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
               help="Folder to write; a checkpoint there is replaced.")
 @click.option("--models-dir", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
@@ -22,6 +23,7 @@ from gemma4_core.cli.output import note, on_terminal, write
 @click.option("--sizes", cls=ManyOption, separator=",", metavar="SIZE...",
               help="With --models-dir: E2B, E4B, 26B-A4B, 31B; with -it for the tuned ones.")
 @click.option("--format", "format_name", default="int8", show_default=True, metavar="NAME",
+              shell_complete=completion.plugins("formats"),
               help="Checkpoint format plugin to write.")
 @click.pass_context
 def quantize_command(

@@ -1,11 +1,84 @@
-"""Reports as tables: Markdown for people, CSV for spreadsheets."""
+"""Reports as tables: columns that fit a terminal, Markdown, CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+GAP = "  "
+"""Between two columns."""
+INDENT = "    "
+"""Before what does not fit on a row's first line."""
+LEAST = 24
+"""Characters that the last column needs to stay a column."""
+
+
+def terminal_width() -> int | None:
+    """Characters in a line of the terminal that stdout is; None for files and pipes, where lines are not wrapped."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Rows as lines of aligned columns, wrapped at words where a terminal is narrower.
+
+    Args:
+        head: the columns' titles.
+        rows: their cells; the last column may be of any length.
+        right: indices of columns that are aligned to the right.
+    """
+    limit = terminal_width()
+    last = len(head) - 1
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(last)]
+    before = sum(widths) + len(GAP) * last
+    if limit is not None and limit - before < min(LEAST, max(len(row[last]) for row in rows)):
+        return [line for row in rows for line in _stacked(row, limit)]
+    lines = []
+    for row in (head, *rows):
+        cells = [row[i].rjust(widths[i]) if i in right else row[i].ljust(widths[i]) for i in range(last)]
+        lines += wrapped(GAP.join([*cells, row[last]]).rstrip(), limit, " " * before)
+    return lines
+
+
+def _stacked(row: Sequence[str], limit: int) -> list[str]:
+    """A row on several lines: its first cells, and below them, indented, the others."""
+    lines = [""]
+    for cell in row:
+        joined = f"{lines[-1]}{GAP}{cell}" if lines[-1].strip() else lines[-1] + cell
+        if len(joined) <= limit:
+            lines[-1] = joined
+        else:
+            lines += wrapped(INDENT + cell, limit, INDENT)
+    return lines
+
+
+def wrapped(line: str, limit: int | None, indent: str | None = None) -> list[str]:
+    """A line cut at words where it is longer than ``limit``. Words and paths that are too long stay whole.
+
+    ``indent`` begins the further lines; by default they begin where the line's value does: below the text after the
+    first gap of two spaces, else two characters further in than the line.
+    """
+    if limit is None or len(line) <= limit:
+        return [line]
+    if indent is None:
+        label = re.match(r"\s*\S+(?: \S+)?  +", line)
+        blank = len(line) - len(line.lstrip())
+        indent = " " * (len(label[0]) if label and len(label[0]) <= limit - LEAST else blank + 2)
+    lead = line[: len(indent)] if len(indent) < limit else ""
+    body = textwrap.wrap(line[len(lead) :], max(limit - len(indent), 1), break_long_words=False,
+                         break_on_hyphens=False, drop_whitespace=True)
+    return [lead + body[0], *(indent + part for part in body[1:])] if body else [line]
+
+
+def fitted(lines: Sequence[str]) -> list[str]:
+    """The lines of a report, wrapped at words where stdout is a narrower terminal."""
+    limit = terminal_width()
+    return [part for line in lines for part in wrapped(line, limit)]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: int = 0) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from gemma4_core.cli import completion
 from gemma4_core.cli.base import ManyOption
 from gemma4_core.cli.options import Number, Whole, apply, clipped, device_options, loading_options, model_option
 from gemma4_core.cli.plugin_options import PluginValues
@@ -28,7 +29,8 @@ SETTINGS = [
     click.option("--dry-run", is_flag=True, help="Check everything and show what would be learnt; write nothing."),
 ]
 STEPS = [
-    click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="Optimizer plugin."),
+    click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="Optimizer plugin.",
+                 shell_complete=completion.plugins("optimizers")),
     click.option("--optimizer-option", multiple=True, metavar="NAME=VALUE",
                  help="An option of the optimizer, such as momentum=0.9; may be given more than once."),
     click.option("--lr", type=Number(0), default=1e-5, show_default=True, help="Learning rate."),
@@ -81,7 +83,7 @@ ON_THE_WAY = [
 def train_options(function: Any) -> Any:
     """All options but those of plugins."""
     own = [*SETTINGS, *STEPS, *EXAMPLES, *ON_THE_WAY]
-    return apply(function, [model_option, *own, device_options, loading_options])
+    return apply(function, [model_option(), *own, device_options, loading_options])
 
 
 @click.command("train", cls=TrainCommand)

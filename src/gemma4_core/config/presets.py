@@ -249,9 +249,13 @@ DICTS = all_dicts()
 
 
 def find(name: str) -> str:
-    """The preset's name in its own spelling, whatever the case. Raises ConfigError naming those there are."""
+    """The preset's name in its own spelling: of ``E2B`` in any case, ``e2b-it``, ``google/gemma-4-E2B``.
+
+    Raises ConfigError naming those there are.
+    """
+    wanted = name.lower().removeprefix("google/").removeprefix("gemma-4-").removesuffix("-it")
     for known in DICTS:
-        if known.lower() == name.lower():
+        if known.lower() == wanted:
             return known
     raise ConfigError(f"no preset {shown(name)}; there are {', '.join(DICTS)}")
 

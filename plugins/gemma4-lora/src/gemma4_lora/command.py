@@ -8,13 +8,12 @@ from pathlib import Path
 import click
 
 from gemma4_core.cli.base import GemmaCommand, ManyOption
-from gemma4_core.cli.options import Number
+from gemma4_core.cli.options import Number, model_option
 from gemma4_core.cli.output import note, on_terminal, write
 
 
 @click.command("fuse", cls=GemmaCommand)
-@click.option("--model-dir", "--model", "-m", "model", required=True,
-              metavar="MODEL", help="Checkpoint folder, hub name or alias of the base model.")
+@model_option(help="Checkpoint folder, hub name or alias of the base model.")
 @click.option("--adapter", "adapters", cls=ManyOption, required=True, metavar="FOLDER",
               help="Adapter folder in the peft layout; several add up.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER",

@@ -42,7 +42,8 @@ def test_examples_parse() -> None:
     pages = CLI + CHAT + (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", pages, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
-    commands = [line.split("| gemma4 ")[-1].removeprefix("gemma4 ") for line in lines if "gemma4 " in line]
+    commands = [line.split("| gemma4 ")[-1].removeprefix("gemma4 ") for line in lines
+                if line.startswith("gemma4 ") or "| gemma4 " in line]
     assert len(commands) > 8
     for line in commands:
         name, *args = shlex.split(line)

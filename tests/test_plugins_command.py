@@ -77,11 +77,22 @@ def test_a_misspelt_hook_shows_in_the_row(dists: Dists) -> None:
     assert found["status"] == "loaded" and "'gemma4_devices'" in found["error"]
 
 
-def test_commands_are_listed_without_importing_them(dists: Dists) -> None:
-    dists.add("raise RuntimeError('imported')", "toycommand", "gemma4-cmd", "2.0", "gemma4.commands")
+def test_a_commands_row_says_what_the_command_does(dists: Dists) -> None:
+    source = """
+        import click, sys
+
+        sys.modules[__name__] = click.Command("toycommand", help="Play with a toy.")
+    """
+    dists.add(source, "toycommand", "gemma4-cmd", "2.0", "gemma4.commands")
     found = row("toycommand", "--kind", "command")
-    assert (found["kind"], found["status"], found["summary"]) == ("command", "loaded", "A toy")
-    assert (found["distribution"], found["version"], found["error"]) == ("gemma4-cmd", "2.0", None)
+    assert (found["kind"], found["status"], found["summary"]) == ("command", "loaded", "Play with a toy.")
+    assert (found["distribution"], found["version"]) == ("gemma4-cmd", "2.0")
+
+
+def test_a_command_that_does_not_import_is_failed(dists: Dists) -> None:
+    dists.add("raise RuntimeError('broken')", "toycommand", "gemma4-cmd", "2.0", "gemma4.commands")
+    found = row("toycommand", "--kind", "command")
+    assert found["status"] == "failed" and "broken" in found["error"] and "gemma4-cmd 2.0" in found["error"]
 
 
 def test_two_commands_with_one_name(dists: Dists) -> None:

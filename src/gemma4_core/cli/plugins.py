@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from gemma4_core.cli.base import GemmaCommand
-from gemma4_core.cli.commands import own_commands
+from gemma4_core.cli.commands import load_plugin_command, own_commands, plugin_commands
 from gemma4_core.cli.output import write
 from gemma4_core.cli.tables import columns, fitted
+from gemma4_core.errors import PluginError
 
 if TYPE_CHECKING:
     from gemma4_core.plugins import Row
@@ -34,7 +35,7 @@ def plugins_command(kind: str | None, as_json: bool) -> None:
     """
     from gemma4_core.plugins import registry
 
-    rows = [_shadowed(row) for row in registry.rows() if kind is None or row.kind == kind.casefold()]
+    rows = [_command(row) for row in registry.rows() if kind is None or row.kind == kind.casefold()]
     if as_json:
         write(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
         return
@@ -48,8 +49,14 @@ def plugins_command(kind: str | None, as_json: bool) -> None:
     write("".join(f"{line}\n" for line in lines))
 
 
-def _shadowed(row: Row) -> Row:
-    """A plugin's command that never runs, because gemma4 has one of that name."""
-    if row.kind != "command" or row.name not in own_commands():
+def _command(row: Row) -> Row:
+    """A row; that of a command says what the command does, or why it never runs."""
+    if row.kind != "command" or row.status != "loaded":
         return row
-    return dataclasses.replace(row, status="failed", error=f"gemma4 has its own command '{row.name}', which wins")
+    if row.name in own_commands():
+        return dataclasses.replace(row, status="failed", error=f"gemma4 has its own command '{row.name}', which wins")
+    try:
+        command = load_plugin_command(plugin_commands()[row.name])
+    except PluginError as error:
+        return dataclasses.replace(row, status="failed", error=str(error))
+    return dataclasses.replace(row, summary=command.get_short_help_str(200))

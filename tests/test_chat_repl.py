@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from cli_tools import FakeModel, Ran, failure, gemma4, parts
 
+from gemma4_core.cli.chat_settings import SAMPLING_OPTIONS
 from gemma4_core.cli.conversation import Conversation
 from gemma4_core.cli.interrupt import Interrupt
-from gemma4_core.cli.lines import history_path
+from gemma4_core.cli.lines import file_names, history_path
 from gemma4_core.cli.output import Answer
+from gemma4_core.cli.repl import Repl
 from gemma4_core.errors import InputError
 from gemma4_core.generation.stream import Part
 
@@ -232,3 +234,106 @@ def test_a_real_model_reuses_its_cache_and_answers_as_from_a_cold_start(tmp_path
     model = load_pretrained(folder, modalities=("text",))
     cold = model.stream_generate(messages[:3], max_new_tokens=5)
     assert "".join(part.text for part in cold) == messages[3]["content"]
+
+
+# ------------------------------------------------------------------------------------------------ going back
+
+
+def test_regenerate_asks_the_last_message_again(model: FakeModel) -> None:
+    ran = chat("one\ntwo\n/regenerate\nthree\n")
+    assert ran.out == "answer 1\nanswer 2\nanswer 3\nanswer 4\n"
+    assert model.asked[2]["prompt"] == model.asked[1]["prompt"]
+    assert [turn["content"] for turn in model.asked[3]["prompt"]] == ["one", "answer 1", "two", "answer 3", "three"]
+
+
+def test_undo_takes_back_a_message_and_its_answer(model: FakeModel) -> None:
+    ran = chat("one\ntwo\n/undo\nthree\n")
+    assert "(taken back: two)" in ran.err
+    assert [turn["content"] for turn in model.asked[2]["prompt"]] == ["one", "answer 1", "three"]
+
+
+@pytest.mark.parametrize("command", ["/regenerate", "/undo"])
+def test_there_is_nothing_to_go_back_to(model: FakeModel, command: str) -> None:
+    assert f"{command}: there is no message yet" in failure("chat", "-m", "m", stdin=f"{command}\n")
+
+
+def test_a_regeneration_that_fails_leaves_the_conversation(model: FakeModel) -> None:
+    talk = Conversation(model, {})  # type: ignore[arg-type]
+    repl = Repl(talk, SimpleNamespace())  # type: ignore[arg-type]
+    repl.take("one")
+    before = list(talk.turns)
+
+    def broken(asked: dict[str, Any]) -> Iterator[Part]:
+        raise RuntimeError("device lost")
+        yield
+
+    model.answer = broken
+    with pytest.raises(RuntimeError):
+        repl.take("/regenerate")
+    assert talk.turns == before
+
+
+# ------------------------------------------------------------------------------------------------ /set
+
+
+def test_set_changes_sampling(model: FakeModel) -> None:
+    chat("/set temperature 0.5\n/set top-k 7\n/set max-tokens 9\n/set stop END\none\n"
+         "/set temperature off\n/set top_k off\n/set stop off\n/set n off\ntwo\n")
+    first, second = model.asked
+    assert (first["temperature"], first["top_k"], first["max_new_tokens"], first["stop"]) == (0.5, 7, 9, ("END",))
+    assert (second["temperature"], second["top_k"], second["max_new_tokens"], second["stop"]) == (0.0, None, 1024, ())
+
+
+def test_set_shows_everything_without_a_name(model: FakeModel) -> None:
+    lines = chat("/set\n").err.splitlines()
+    assert [line.split()[0] for line in lines] == list(SAMPLING_OPTIONS)
+    assert chat("/set seed 3\n").err == "seed                3\n"
+
+
+@pytest.mark.parametrize(("typed", "words"), [
+    ("/set heat 1", "/set heat: no such option"), ("/set temprature 1", "did you mean 'temperature'?"),
+    ("/set top-p 2", "'2' is not a finite number from 0 to 1"), ("/set seed", "/set seed: give a value"),
+    ("/set seed x", "'x' is not a whole number"),
+])
+def test_set_refuses_what_the_command_line_refuses(model: FakeModel, typed: str, words: str) -> None:
+    assert words in failure("chat", "-m", "m", stdin=f"{typed}\n")
+
+
+# ------------------------------------------------------------------------------------------------ /load
+
+
+def test_load_goes_on_with_a_saved_conversation(model: FakeModel, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    chat(f"one\n/save {path}\n", "--system", "Be kind.")
+    ran = chat(f"lost\n/load {path}\ntwo\n")
+    assert "loaded 3 messages" in ran.err
+    assert [turn["content"] for turn in model.asked[-1]["prompt"]] == ["Be kind.", "one", "answer 1", "two"]
+    assert model.caches[-1].resets == 1
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("{", "not a JSON file"), ("[1]", "messages[0]"), ('{"messages": 3}', "an object with messages"),
+    ('{"messages": [{"role": "robot", "content": "x"}]}', "messages[0]"),
+    ('{"messages": [{"role": "user", "content": [3]}]}', "messages[0]"), ("[" * 99999, "not a JSON file"),
+])
+def test_load_refuses_what_is_no_conversation(model: FakeModel, tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(content)
+    line = failure("chat", "-m", "m", stdin=f"/load {path}\n")
+    assert words in line and "talk.json" in line
+    assert "no-such.json" in failure("chat", "-m", "m", stdin="/load no-such.json\n")
+
+
+# ------------------------------------------------------------------------------------------------ Tab
+
+
+def test_tab_offers_commands_options_and_files(model: FakeModel, tmp_path: Path) -> None:
+    repl = Repl(Conversation(model, {}), SimpleNamespace())  # type: ignore[arg-type]
+    assert repl.complete("", "/re") == ["/regenerate"]
+    assert {"/save", "/set", "/stats", "/system"} == set(repl.complete("", "/s") or [])
+    assert repl.complete("/set ", "top") == ["top_k", "top_p"]
+    assert repl.complete("/thinking ", "o") == ["on", "off"]
+    assert repl.complete("/load ", "x") is None and repl.complete("hello ", "x") == []
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.txt").touch()
+    assert file_names(f"{tmp_path}/f") == [f"{tmp_path}/file.txt", f"{tmp_path}/folder/"]

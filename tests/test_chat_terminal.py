@@ -224,3 +224,12 @@ def test_only_the_answer_goes_to_a_file(terminals: list[Terminal], tmp_path: Pat
     terminal.type("\x04")
     assert terminal.ended() == 0
     assert (tmp_path / "out.txt").read_text() == "you said 'to a file'\ndone\n"
+
+
+def test_tab_completes_a_command(terminals: list[Terminal], tmp_path: Path) -> None:
+    terminals.append(terminal := Terminal("chat", "-m", "m", state=tmp_path))
+    terminal.wait(">>> ")
+    terminal.type("/und\t\r")
+    assert "/undo" in terminal.wait("there is no message yet")
+    terminal.type("\x04")
+    assert terminal.ended() == 0

@@ -9,7 +9,7 @@ import click
 from gemma4_core.cli.options import device_options, loading_options, model_option, sampling_options, tools_option
 from gemma4_core.cli.output import note
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
-from gemma4_core.cli.request import Loading, checked_text, folder, read_tools, sampling
+from gemma4_core.cli.request import Loading, checked_text, folder, model_name, read_tools, sampling
 from gemma4_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,5 +66,5 @@ def chat_command(
             conversation.attach(plugin_values.flags[keyword].lstrip("-"), file)
     with Lines(history) as lines:
         if lines.interactive:
-            note(f"{folder(model.context)} on {model.device_name}. /help lists commands, Ctrl-D leaves.")
+            note(f"{model_name(model.context)} on {model.device_name}. /help lists commands, Ctrl-D leaves.")
         Repl(conversation, lines, stats).run()

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.cli.output import Answer
+from gemma4_core.cli.request import model_name
 from gemma4_core.errors import InputError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+CONVERSATION_LIMIT = 64 << 20
+"""Bytes of a saved conversation."""
 
 if TYPE_CHECKING:
     from gemma4_core.descriptions import ModalityTower
@@ -59,6 +64,29 @@ class Conversation:
         """Yield the answer to a message, collecting it in ``answer``; afterwards call ``keep`` or ``drop``."""
         self.turns.append({"role": "user", "content": self._content(text)})
         self.waiting = []
+        return self._answer(answer)
+
+    def ask_again(self, answer: Answer) -> Iterator[Part]:
+        """Yield another answer to the last message, as ``ask`` does; the one before is forgotten."""
+        del self.turns[self._last_question() + 1 :]
+        return self._answer(answer)
+
+    def undo(self) -> str:
+        """Take back the last message and its answer; the message's text."""
+        index = self._last_question()
+        content = self.turns[index]["content"]
+        del self.turns[index:]
+        return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+
+    def check_answered(self, command: str) -> None:
+        """Raise InputError where there is no message yet."""
+        if not any(turn["role"] == "user" for turn in self.turns):
+            raise InputError(f"{command}: there is no message yet")
+
+    def _last_question(self) -> int:
+        return max(index for index, turn in enumerate(self.turns) if turn["role"] == "user")
+
+    def _answer(self, answer: Answer) -> Iterator[Part]:
         parts = self.model.stream_generate(
             self.messages(), tools=self.tools, thinking=self.thinking, cache=self.cache, **self.wanted
         )
@@ -113,9 +141,38 @@ class Conversation:
         """Write the messages as JSON. Raises a Gemma4Error naming the file; it appears whole or not at all."""
         from gemma4_core.checkpoint.atomic import atomic_file
 
-        content = {"model": str(self.model.context.folder), "messages": self.messages()}
+        content = {"model": model_name(self.model.context), "messages": self.messages()}
         with atomic_file(Path(path).expanduser(), "w") as file:
             file.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+    def load(self, path: str) -> None:
+        """Go on with a conversation that ``save`` wrote. Raises InputError naming the file; then nothing changes."""
+        messages = read_messages(Path(path).expanduser())
+        first = messages[0] if messages else {}
+        system = first["content"] if first.get("role") == "system" and isinstance(first["content"], str) else None
+        self.system, self.turns, self.waiting = system, messages[1:] if system is not None else messages, []
+        self.cache.reset()
+
+
+def read_messages(path: Path) -> list[dict[str, Any]]:
+    """The messages of a saved conversation: an object with ``messages``, or a list of them. Raises InputError."""
+    from gemma4_core.config.files import read_bytes
+
+    try:
+        found = json.loads(read_bytes(path, CONVERSATION_LIMIT, InputError).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file: {error}") from error
+    messages = found.get("messages") if isinstance(found, dict) else found
+    if not isinstance(messages, list):
+        raise InputError(f"{path}: an object with messages is expected, as /save writes it")
+    for number, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        parts = content if isinstance(content, list) else []
+        if not isinstance(content, str | list) or message.get("role") not in ROLES \
+                or not all(isinstance(part, dict) for part in parts):
+            raise InputError(f"{path}: messages[{number}] is no message with role and content")
+    return messages
 
 
 def _filled(part: dict[str, Any], placeholder: str, files: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

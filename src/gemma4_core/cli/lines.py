@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +22,12 @@ def history_path() -> Path:
     return Path(base).expanduser() / "gemma4" / "chat_history"
 
 
+def file_names(word: str) -> list[str]:
+    """Paths that begin with a word; folders end in a slash."""
+    found = sorted(glob.glob(glob.escape(os.path.expanduser(word)) + "*"))
+    return [path + "/" if os.path.isdir(path) else path for path in found]
+
+
 class Lines:
     """Messages typed by a user, one by one."""
 
@@ -28,6 +36,8 @@ class Lines:
         """Whether a person types."""
         self.keep_history = keep_history and self.interactive
         self._readline: ModuleType | None = None
+        self.complete: Callable[[str, str], list[str] | None] = lambda before, word: []
+        """What Tab offers for a word, with the text before it; None leaves it to file names."""
         reconfigure = getattr(sys.stdin, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
@@ -38,6 +48,7 @@ class Lines:
                 import readline
 
                 self._readline = readline
+                self._bind_tab(readline)
                 if self.keep_history:
                     with contextlib.suppress(OSError):
                         readline.read_history_file(history_path())
@@ -78,6 +89,22 @@ class Lines:
             print(prompt, end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         return line.rstrip("\r\n") if line else None
+
+    def _bind_tab(self, readline: ModuleType) -> None:
+        """Let Tab complete the word before the cursor."""
+        offered: list[str] = []
+
+        def completer(word: str, state: int) -> str | None:
+            if state == 0:
+                begin = readline.get_begidx()
+                found = self.complete(readline.get_line_buffer()[:begin], word)
+                offered[:] = file_names(word) if found is None else [f"{item} " for item in found]
+            return offered[state] if state < len(offered) else None
+
+        readline.set_completer(completer)
+        readline.set_completer_delims(" \t\n")
+        libedit = "libedit" in (readline.__doc__ or "")  # macOS
+        readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
 
     @staticmethod
     def _save_history(readline: ModuleType) -> None:

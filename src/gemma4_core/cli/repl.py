@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+from gemma4_core.cli.chat_settings import SAMPLING_OPTIONS, option_name, setting, shown_setting
 from gemma4_core.cli.conversation import Conversation
 from gemma4_core.cli.failures import report
 from gemma4_core.cli.interrupt import Interrupt
@@ -12,16 +14,25 @@ from gemma4_core.cli.lines import QUOTES, Lines
 from gemma4_core.cli.output import Answer, Printer, note, stats_line
 from gemma4_core.errors import Gemma4Error, InputError
 
+if TYPE_CHECKING:
+    from gemma4_core.generation.stream import Part
+
 STOPPING = "stopping after this step; Ctrl-C again stops at once"
 HELP = [
     ("/help", "show this"),
+    ("/regenerate", "answer the last message anew"),
+    ("/undo", "take back the last message and its answer"),
     ("/clear", "forget the conversation; the system prompt stays"),
     ("/system [TEXT]", "set the system prompt, or show it"),
     ("/thinking on|off", "let the model think before it answers"),
+    ("/set [NAME VALUE]", "change a sampling option, or show them all"),
     ("/stats", "counts and speeds of the last answer"),
     ("/save FILE", "write the conversation as JSON"),
+    ("/load FILE", "go on with a saved conversation"),
     ("/exit", "leave (as Ctrl-D does)"),
 ]
+WITH_FILES = ("save", "load")
+"""Commands that take a path; those that attach a medium do too."""
 
 
 class Repl:
@@ -34,8 +45,10 @@ class Repl:
         self.leaving = False
         self.commands: dict[str, Callable[[str], None]] = {
             "help": self.help, "?": self.help, "clear": self.clear, "system": self.system, "thinking": self.thinking,
-            "stats": self.stats, "save": self.save, "exit": self.exit, "quit": self.exit, "bye": self.exit,
+            "stats": self.stats, "save": self.save, "load": self.load, "regenerate": self.regenerate,
+            "undo": self.undo, "set": self.set, "exit": self.exit, "quit": self.exit, "bye": self.exit,
         }
+        lines.complete = self.complete
 
     def run(self) -> None:
         """Loop. A person sees failures and goes on; a pipe ends at the first one."""
@@ -79,12 +92,30 @@ class Repl:
         else:
             raise InputError(f"/{name[:60]}: no such command; /help lists them (a space in front says it to the model)")
 
+    def complete(self, before: str, word: str) -> list[str] | None:
+        """What Tab offers for a word with the line's text before it; None leaves it to file names."""
+        name = before.strip().removeprefix("/")
+        kinds = [kind for kind in self.conversation.towers()]
+        if not before.strip():
+            offered = [f"/{command}" for command in (*self.commands, *kinds) if command != "?"]
+        elif not before.startswith("/"):
+            return []
+        elif name in (*WITH_FILES, *kinds):
+            return None
+        else:
+            offered = {"thinking": ["on", "off"], "set": list(SAMPLING_OPTIONS)}.get(name, [])
+        return [item for item in offered if item.startswith(word)]
+
     def answer(self, text: str) -> None:
-        """Show the answer to a message. Ctrl-C ends the answer, which stays in the conversation as far as it came."""
+        """Show the answer to a message."""
+        self._show(self.conversation.ask, text)
+
+    def _show(self, ask: Callable[..., Iterator[Part]], *args: str) -> None:
+        """Show an answer. Ctrl-C ends it, and it stays in the conversation as far as it came."""
         talk, printer, answer = self.conversation, Printer(), Answer()
         try:
             with Interrupt(STOPPING) as interrupt:
-                parts = talk.ask(text, answer)
+                parts = ask(*args, answer)
                 for part in parts:
                     printer.show(part)
                     if interrupt.asked:
@@ -112,7 +143,39 @@ class Repl:
                        for kind, spec in self.conversation.towers().items()]
         for usage, meaning in [*HELP[:-1], *attachments, HELP[-1]]:
             note(f"{usage:<18}{meaning}")
-        note(f"{QUOTES} begins and ends a message of several lines. Ctrl-C stops an answer.")
+        note(f"{QUOTES} begins and ends a message of several lines. Ctrl-C stops an answer. Tab completes.")
+
+    def regenerate(self, rest: str) -> None:
+        """``/regenerate``"""
+        self.conversation.check_answered("/regenerate")
+        before = list(self.conversation.turns)
+        try:
+            self._show(self.conversation.ask_again)
+        except BaseException:
+            self.conversation.turns = before
+            raise
+
+    def undo(self, rest: str) -> None:
+        """``/undo``"""
+        self.conversation.check_answered("/undo")
+        taken = self.conversation.undo()
+        note(f"(taken back: {' '.join(taken.split())[:60]})")
+
+    def set(self, rest: str) -> None:
+        """``/set [NAME VALUE]``"""
+        name, _, value = rest.partition(" ")
+        if name:
+            self.conversation.wanted |= setting(name, value.strip())
+        for option in SAMPLING_OPTIONS:
+            if not name or option == option_name(name):
+                note(f"{option:<20}{shown_setting(self.conversation.wanted.get(option))}")
+
+    def load(self, rest: str) -> None:
+        """``/load FILE``"""
+        if not rest:
+            raise InputError("/load: give a file that /save wrote")
+        self.conversation.load(_unquoted(rest))
+        note(f"loaded {len(self.conversation.messages())} messages from {_unquoted(rest)}")
 
     def clear(self, rest: str) -> None:
         """``/clear``"""

@@ -1,0 +1,54 @@
+"""Sampling options that ``/set`` changes during a chat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gemma4_core.cli.options import MAX_NEW_TOKENS, clipped, sampling_options
+from gemma4_core.errors import InputError
+from gemma4_core.plugins.origin import nearest
+
+
+@click.command()
+@sampling_options
+def _options(**values: Any) -> None:
+    """Carries the options; never run."""
+
+
+SAMPLING_OPTIONS = {str(param.name): param for param in _options.params}
+"""The options of ``generate`` that say how tokens are chosen, by parameter name."""
+UNSET = {"temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS, "stop": ()}
+"""Values of the options that have one even when they are off."""
+OFF = ("off", "none", "default")
+
+
+def option_name(name: str) -> str:
+    """The parameter that a user means: ``top-k``, ``--top_k``, ``temp``. Raises InputError for an unknown one."""
+    flag = "--" + name.lower().lstrip("-").replace("_", "-")
+    for parameter, option in SAMPLING_OPTIONS.items():
+        if flag in option.opts or name == option.opts[-1].lstrip("-"):
+            return parameter
+    raise InputError(f"/set {name[:60]}: no such option{nearest(name, SAMPLING_OPTIONS) or ';'} /set shows them all")
+
+
+def setting(name: str, value: str) -> dict[str, Any]:
+    """An option with its value, as the command line takes it; ``off`` unsets it. Raises InputError."""
+    parameter = option_name(name)
+    option = SAMPLING_OPTIONS[parameter]
+    if not value:
+        raise InputError(f"/set {name}: give a value, or off")
+    if value.lower() in OFF:
+        return {parameter: UNSET.get(parameter)}
+    try:
+        return {parameter: (value,) if option.multiple else option.type.convert(value, option, None)}
+    except click.BadParameter as error:
+        raise InputError(f"/set {name}: {error.message} (given {clipped(value)})") from error
+
+
+def shown_setting(value: Any) -> str:
+    """A value for a person to read."""
+    if value is None or value == ():
+        return "off"
+    return ", ".join(repr(text) for text in value) if isinstance(value, tuple) else str(value)

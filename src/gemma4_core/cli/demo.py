@@ -14,7 +14,7 @@ from gemma4_core.cli.output import note, on_terminal, write
 NEXT = """What to try next:
   gemma4 doctor                                      devices, compiler, plugins
   gemma4 download --sizes E2B --it                   a real model (10 GB)
-  gemma4 generate -m e2b-it --prompt "Hello"         ask it
+  gemma4 generate -m e2b-it "Hello"                  ask it
   gemma4 chat -m e2b-it                              talk with it
   gemma4 info --size 31B                             what a larger one needs"""
 
@@ -39,3 +39,4 @@ def demo_command(
     options: dict[str, Any] = {"device": device, "beam": beam, "beam_seconds": beam_seconds}
     lines = show(packaged_demo(), options, max_new_tokens, seed, keep)
     write("\n".join([*lines, NEXT, ""]))
+

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +89,14 @@ def about(model: GemmaModel, folder: Path) -> list[str]:
     ]
 
 
+def on_the_path() -> list[str]:
+    """How to make ``gemma4`` a command of this shell, where it is not one."""
+    activate = Path(sys.prefix) / "bin" / "activate"
+    if shutil.which("gemma4") is not None or not activate.is_file():
+        return []
+    return ["Put gemma4 on the PATH of this shell:", f"  source {shlex.quote(os.path.relpath(activate))}", ""]
+
+
 def show(
     packaged: Path, options: dict[str, Any], tokens: int, seed: int | None, keep: Path | None
 ) -> list[str]:
@@ -99,9 +110,10 @@ def show(
     picture, name = shlex.quote(str(folder / "picture.png")), "demo" if keep is None else shlex.quote(str(keep))
     return [
         GREETING, "", *about(model, packaged), "", *results, speed(model, tokens), "",
+        *on_the_path(),
         "Ask it yourself:",
-        f'  gemma4 generate -m {name} --prompt "What is 12 + 34?"',
-        f'  gemma4 generate -m {name} --prompt "Describe <|image|>." --image {picture}',
+        f'  gemma4 generate -m {name} "What is 12 + 34?"',
+        f'  gemma4 generate -m {name} "Describe <|image|>." --image {picture}',
         f"  gemma4 chat -m {name}",
         "",
     ]

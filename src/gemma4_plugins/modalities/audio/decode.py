@@ -3,9 +3,8 @@ channel and resampled. Lengths are checked before samples are decoded."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from gemma4_core.errors import InputError
 from gemma4_core.processing.sources import MediaSource, resolve
+from gemma4_core.silence import silent_stderr
 from gemma4_plugins.modalities.audio.resample import resample
 
 LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
@@ -91,23 +91,12 @@ def _read_file(source: MediaSource, limits: Limits) -> tuple[np.ndarray, int]:
                              "for instance to WAV") from None
 
 
-@contextmanager
-def _quiet(file: BinaryIO) -> Iterator[None]:
-    """The MP3 decoder inside libsndfile writes warnings about damaged files straight to file descriptor 2, into the
-    one line that a failure prints: hold them back for files that it may take."""
+def _quiet(file: BinaryIO) -> AbstractContextManager[None]:
+    """The MP3 decoder inside libsndfile writes warnings about damaged files straight to file descriptor 2: hold them
+    back for files that it may take."""
     head = file.read(4)
     file.seek(0)
-    if head in (b"RIFF", b"fLaC", b"OggS", b"FORM"):
-        yield
-        return
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    return nullcontext() if head in (b"RIFF", b"fLaC", b"OggS", b"FORM") else silent_stderr()
 
 
 def _mono(sound: Any, limits: Limits, name: str) -> np.ndarray:

@@ -38,7 +38,7 @@ PIXELS_VARIABLE = "GEMMA4_MAX_IMAGE_PIXELS"
 ORIENTATION = 0x0112
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 """Bytes of a decoded pixel by mode; the others take four."""
-_DECODER_BYTES = {"WEBP": 12, "AVIF": 7, "JPEG2000": 16, "ICO": 12, "QOI": 64}
+_DECODER_BYTES = {"WEBP": 12, "AVIF": 7, "JPEG2000": 16, "QOI": 64}
 """Bytes that a decoder takes for a pixel besides. (QOI's is written in Python: here the limit is one of time.)"""
 _opening = threading.Lock()
 
@@ -146,8 +146,11 @@ def _from_file(file: BinaryIO, name: str) -> Picture:
         raise InputError(f"{name}: the file has {size / 1e9:.2g} GB, more than the limit of {limit / 1e9:.2g} GB for "
                          f"an image; shrink it, or set {PIXELS_VARIABLE}")
     file.seek(0)
+    if file.read(4) == b"\0\0\1\0":
+        _check_icon(file, name)
+    file.seek(0)
     image = _open(file, _formats())
-    width, height = _inner_size(image) if image.format == "ICO" else image.size
+    width, height = image.size
     check_size(width, height, name)
     _check_still(image, name)
     needed = size + _decoded_bytes(image, width, height)
@@ -172,16 +175,19 @@ def _open(file: Any, formats: list[str]) -> PILImage:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _inner_size(image: Any) -> tuple[int, int]:
-    """The size that the chosen image inside an icon file has; the file's table of sizes may say less."""
-    entry = image.ico.entry[image.ico.getentryindex(image.size)]
-    image.ico.buf.seek(entry.offset)
-    head = image.ico.buf.read(24)
-    if head[:8] == b"\x89PNG\r\n\x1a\n":
-        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-    size = 2 if head[:4] == b"\x0c\0\0\0" else 4
-    width, height = (int.from_bytes(head[at : at + size], "little", signed=size == 4) for at in (4, 4 + size))
-    return abs(width), abs(height) // 2  # colours and, below them, the mask
+def _check_icon(file: BinaryIO, name: str) -> None:
+    """Refuse an icon that holds a large image: Pillow decodes one as it opens the file, and the file's own table of
+    sizes may say less."""
+    for entry in range(int.from_bytes(file.read(2), "little")):
+        file.seek(6 + 16 * entry + 12)
+        file.seek(int.from_bytes(file.read(4), "little"))
+        head = file.read(24)
+        if head[:8] == b"\x89PNG\r\n\x1a\n":
+            width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+        else:  # a bitmap: colours and, below them, the mask
+            width, height = (abs(int.from_bytes(head[at : at + 4], "little", signed=True)) for at in (4, 8))
+        check_size(width or 1, height or 1, name)
+        check_memory(16 * width * height, width, height, name)
 
 
 def _decoded_bytes(image: Any, width: int, height: int) -> int:

@@ -21,6 +21,8 @@ BEGIN, END = "<|audio>", "<audio|>"
 MAX_TOKENS, MILLISECONDS_PER_TOKEN = 750, 40
 """The longest clip is their product, 30 s."""
 SECTION = "feature_extractor"
+MAX_VALUES = 1 << 26
+"""Samples of all overlapping frames of a clip, and weights of all mel filters; released settings have a million."""
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "preemphasis": (0, 0.0, None),
     "fft_overdrive": (False, None),
@@ -74,7 +76,13 @@ def read_settings(context: Context) -> tuple[MelSettings, float]:
     )
     whole = file_values(context, "processor_config.json")
     tokens = _number(whole, "audio_seq_length", MAX_TOKENS, 1, 1 << 20, where)
-    return settings, tokens * _number(whole, "audio_ms_per_token", MILLISECONDS_PER_TOKEN, 1, 10_000, where) / 1000
+    seconds = tokens * _number(whole, "audio_ms_per_token", MILLISECONDS_PER_TOKEN, 1, 10_000, where) / 1000
+    windows = seconds * settings.rate * settings.frame_length / settings.hop_length
+    if windows > MAX_VALUES or settings.fft_length * settings.bins > MAX_VALUES:
+        raise ConfigError(f"{where}: clips of {seconds:g} s at {settings.rate} Hz in frames of {settings.frame_length} "
+                          f"samples every {settings.hop_length}, {settings.bins} features each, take gigabytes; lower "
+                          f"audio_seq_length, or {SECTION}.frame_length_ms, sampling_rate or feature_size")
+    return settings, seconds
 
 
 class AudioProcessor:

@@ -185,7 +185,8 @@ def _check_icon(file: BinaryIO, name: str) -> None:
         if head[:8] == b"\x89PNG\r\n\x1a\n":
             width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
         else:  # a bitmap: colours and, below them, the mask
-            width, height = (abs(int.from_bytes(head[at : at + 4], "little", signed=True)) for at in (4, 8))
+            size = 2 if head[:4] == b"\x0c\0\0\0" else 4
+            width, height = (abs(int.from_bytes(head[at : at + size], "little", signed=True)) for at in (4, 4 + size))
         check_size(width or 1, height or 1, name)
         check_memory(16 * width * height, width, height, name)
 

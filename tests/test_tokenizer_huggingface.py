@@ -340,6 +340,10 @@ def test_tokenizer_files_beyond_the_limits_are_refused(tiny_folder: Path, monkey
     raw["model"]["vocab"]["far"] = 4_000_000_000
     path.write_text(json.dumps(raw), encoding="utf-8")
     assert "the id 4000000000" in refused(tiny_folder)
+    copy_tiny_tokenizer(tiny_folder)
+    changed(tiny_folder, model=json.loads(path.read_text())["model"] | {
+        "continuing_subword_prefix": "x" * 65, "merges": []})
+    assert "continuing_subword_prefix has more than 64" in refused(tiny_folder)
     monkeypatch.setattr(huggingface, "ITEM_LIMIT", 100)
     assert "more than 100 items" in refused(tiny_folder)
 

@@ -24,6 +24,8 @@ ADDED_LIMIT = 8 << 20
 """Bytes of all added tokens together; the library makes a state of each to find them in a text."""
 VOCAB_LIMIT = 1 << 24
 """Ids; the largest vocabularies have a million."""
+AFFIX_LIMIT = 64
+"""Characters that a model may put to every character of a text to look it up."""
 SECTIONS = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
 """Parts of the file beside the model."""
 CALM = frozenset({
@@ -43,6 +45,11 @@ class Library:
         self.backend, self._where, self._silent = backend, shown_path(path), silent
         with guarded(f"{self._where} cannot be used"):
             self.vocab_size = self._count()
+            model = backend.model
+            names = ("continuing_subword_prefix", "end_of_word_suffix")
+            long = [name for name in names if len(getattr(model, name, None) or "") > AFFIX_LIMIT]
+        if long:
+            raise TokenizerError(f"{self._where}: {long[0]} has more than {AFFIX_LIMIT} characters; is it damaged?")
         if self.vocab_size > VOCAB_LIMIT:
             raise TokenizerError(f"{self._where} has a token with the id {self.vocab_size - 1}; ids below "
                                  f"{VOCAB_LIMIT} are read: the file is damaged")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gemma4_core.config.files import shown
 from gemma4_core.descriptions import Context, PreparedMedia
 from gemma4_core.errors import ConfigError, InputError
 from gemma4_core.processing.settings import file_values, processor_values
@@ -47,9 +47,8 @@ class Clip:
 
 def _number(values: Mapping[str, Any], key: str, default: float, low: float, high: float, where: Any) -> float:
     value = values.get(key, default)
-    sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not sound or not low <= value <= high:
-        raise ConfigError(f"{where}: {SECTION}.{key} {str(value)[:60]!r} must be a number from {low:g} to {high:g}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{where}: {SECTION}.{key} {shown(value, 60)} must be a number from {low:g} to {high:g}")
     return value
 
 
@@ -59,8 +58,8 @@ def read_settings(context: Context) -> tuple[MelSettings, float]:
     where = context.folder or "processor settings"
     for key, allowed in UNSUPPORTED.items():
         if values.get(key) not in allowed:
-            shown = str(values[key])[:60]
-            raise ConfigError(f"{where}: {SECTION}.{key} {shown!r} is not supported; expected {allowed[0]}")
+            found = shown(values[key], 60)
+            raise ConfigError(f"{where}: {SECTION}.{key} {found} is not supported; expected {allowed[0]}")
     rate = int(_number(values, "sampling_rate", 16_000, LOWEST_RATE, HIGHEST_RATE, where))
     audio = context.config.audio_config if context.config is not None else None
     # two convolutions of stride 2 leave a quarter of the bins, and the projection expects a quarter of its channels

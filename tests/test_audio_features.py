@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,35 @@ def test_resampling_keeps_a_tone(rate: int) -> None:
     assert np.abs(made[inner] - tone(16000)[inner]).max() < 1e-5
 
 
+@pytest.mark.parametrize("rate", [2003, 15_999, 16_001, 44_101, 191_999, 767_999])
+def test_sound_rate_without_common_divisor_keeps_a_tone(rate: int) -> None:
+    """Its filters, one for each of 16000 phases, take up to 200 MB."""
+    sound = np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate).astype(np.float32)
+    tracemalloc.start()
+    made = resample(sound, rate, 16000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = np.sin(2 * np.pi * 440 * np.arange(len(made)) / 16000)
+    assert np.abs(made - expected)[2000:-2000].max() < 1e-5
+    assert peak < 8 * sound.nbytes + (32 << 20)
+
+
+def test_sound_rate_filters_between_two_equal_the_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = SOUNDS["noise"](8000)
+    for rate in (8000, 44100, 192_000):
+        exact = resample(sound, rate, 16000)
+        with monkeypatch.context() as patch:
+            patch.setattr("gemma4_plugins.modalities.audio.resample.EXACT_TAPS", 0)
+            assert np.abs(resample(sound, rate, 16000) - exact).max() < 1e-6
+
+
+@pytest.mark.parametrize(("container", "subtype"), [("W64", "PCM_16"), ("RF64", "PCM_16"), ("AIFF", "PCM_16")])
+def test_other_containers_are_read(container: str, subtype: str) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, tone(16000), 16000, format=container, subtype=subtype)
+    assert processor().load(file.getvalue()).seconds == 1
+
+
 def test_resampling_removes_what_would_alias() -> None:
     high = np.sin(2 * np.pi * 9000 * np.arange(44100) / 44100).astype(np.float32)
     assert np.abs(resample(high, 44100, 16000)[500:-500]).max() < 1e-4
@@ -175,6 +205,10 @@ BAD_FILES: dict[str, tuple[bytes | None, str]] = {
     "nan.wav": (wav(np.array([0.0, np.nan, 0.1] * 900)), "900 samples that are NaN or infinite, the first at 1"),
     "inf.wav": (wav(np.array([0.0, 0.1, np.inf] * 900)), "900 samples that are NaN or infinite, the first at 2"),
     "slow.wav": (wav(np.zeros(900), 500), "sampling rate 500 Hz"),
+    "fast.wav": (wav(np.zeros(900), 768_001), "sampling rate 768001 Hz is outside"),
+    "still.wav": (wav(np.zeros(900), 1), "sampling rate 1 Hz is outside"),
+    "many.wav": (wav(np.zeros((9, 900))), "900 channels; at most 64"),
+    "claims.wav": (wav(np.zeros(900), subtype="PCM_16")[:40] + b"\xff\xff\xff\xff" + bytes(20), "too short"),
     "broken.mp3": (b"\xff\xfb\x90\x00" + b"\0" * 30, "is not sound that can be read"),
 }
 
@@ -194,6 +228,10 @@ def test_files_that_are_no_sound(tmp_path: Path, name: str, capfd: pytest.Captur
 @pytest.mark.parametrize(
     "value",
     [None, 5, "", [0.1] * 100, np.zeros(0), np.zeros((2, 3, 4)), np.array(["a"]), np.full(1000, np.nan),
+     (np.zeros(1000), float("nan")), (np.zeros(1000), float("inf")), (np.zeros(1000), -16000),
+     (np.zeros(1000), 10**400), (np.zeros(1000), np.float32("nan")), (np.zeros(1000), True),
+     np.broadcast_to(np.float32(0), (1 << 40,)),
+     np.full((1000, 2), np.inf), np.array([1e300] * 1000), {"array": np.zeros(1000), "sampling_rate": "x" * 9999},
      (np.zeros(1000), 0), (np.zeros(1000), "fast"), (np.zeros(1000), 2.5), np.zeros((1000, 100)), Path(".")],
 )
 def test_values_that_are_no_sound(value: Any) -> None:
@@ -217,6 +255,9 @@ def test_settings_come_from_the_folder(tmp_path: Path) -> None:
     assert (ours.settings.bins, ours.settings.rate, ours.settings.frame_length) == (24, 8000, 160)
     assert ours.limits.seconds == 10
     for bad in ('{"feature_extractor": {"dither": 0.1}}', '{"feature_extractor": {"sampling_rate": "high"}}',
-                '{"feature_extractor": {"mel_floor": -1}}'):
+                '{"feature_extractor": {"mel_floor": -1}}',
+                '{"feature_extractor": {"frame_length_ms": 1000, "hop_length_ms": 1, "sampling_rate": 768000}}',
+                '{"feature_extractor": {"feature_size": 4096, "frame_length_ms": 900, "sampling_rate": 100000}}',
+                '{"audio_seq_length": 1000000, "audio_ms_per_token": 9000}'):
         with pytest.raises(ConfigError, match=r"feature_extractor\."):
             AudioProcessor(context(tmp_path, [16, 8], bad), {})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,11 @@ import pytest
 
 from gemma4_core.descriptions import Context
 from gemma4_core.errors import Gemma4Error, TokenizerError
+from gemma4_core.silence import silent_stderr
 from gemma4_core.text.tiny import TINY_MEDIA_IDS, TINY_STOP_IDS, TINY_TEXT_IDS, TINY_VOCAB_SIZE, copy_tiny_tokenizer
 from gemma4_plugins.tokenizers import huggingface
+from gemma4_plugins.tokenizers.growth import check_growth
+from gemma4_plugins.tokenizers.guard import guarded
 
 DATA = Path(__file__).parent / "data" / "tokenizer"
 VECTORS = json.loads((DATA / "vectors.json").read_text(encoding="utf-8"))
@@ -179,6 +185,176 @@ def test_random_damage_never_passes_as_anything_but_an_error_or_a_tokenizer(tiny
             assert "\n" not in str(error) and len(str(error)) < 500
 
 
+def changed(folder: Path, last: bool = False, **parts: object) -> None:
+    """Parts of tokenizer.json replaced; with ``last``, they follow the model as parts of the same names."""
+    path = folder / "tokenizer.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    text = json.dumps(raw if last else raw | parts)
+    path.write_text(f"{text[:-1]}, {json.dumps(parts)[1:]}" if last else text, encoding="utf-8")
+
+
+def hundredfold(kind: str, times: int = 5) -> dict:
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+    return {"type": "Sequence", kind: [step] * times}
+
+
+GROWING = {
+    "normalizer": hundredfold("normalizers"),
+    "nested": {"type": "Sequence", "normalizers": [hundredfold("normalizers", 2)] * 2},
+    "expression": {"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 100},
+    "prepend": {"type": "Prepend", "prepend": "a" * 100},
+    "forms": {"type": "Sequence", "normalizers": [{"type": "NFKD"}, {"type": "Lowercase"}, {"type": "ByteLevel"}] * 3},
+    "charsmap": {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(bytes(4) + b"a" * 300).decode()},
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}] * 30},
+    "decoder": hundredfold("decoders"),
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_tokenizer_rules_that_grow_a_text_are_refused_before_they_run(tiny_folder: Path, name: str):
+    """An added token is normalized as the library opens the file."""
+    part = name if name in ("pre_tokenizer", "decoder") else "normalizer"
+    changed(tiny_folder, **{part: GROWING[name]}, added_tokens=[
+        {"id": 512, "content": "a" * 99, "single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
+         "special": False}])
+    message = refused(tiny_folder)
+    assert f"tokenizer.json: {part} can make a text 64 times longer" in message
+
+
+def test_tokenizer_rules_that_follow_the_model_are_not_used_unchecked(tiny_folder: Path):
+    ids = opened(tiny_folder).encode("a b")
+    changed(tiny_folder, last=True, normalizer=hundredfold("normalizers"), truncation={
+        "max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"})
+    assert opened(tiny_folder).encode("a b") == ids
+    path = tiny_folder / "tokenizer.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({"model": raw.pop("model")} | raw), encoding="utf-8")
+    assert "normalizer can make" in refused(tiny_folder)
+    path.write_text(path.read_text().replace('"normalizer"', '"\\u006eormalizer"'))
+    assert "normalizer can make" in refused(tiny_folder)
+
+
+def test_tokenizer_json_with_its_model_first_has_the_same_ids(tiny_folder: Path):
+    ids = opened(tiny_folder).encode("Hello <|turn> \u00e9")
+    path = tiny_folder / "tokenizer.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({"model": raw.pop("model")} | raw, indent=1), encoding="utf-8")
+    assert opened(tiny_folder).encode("Hello <|turn> \u00e9") == ids
+
+
+def test_common_rules_are_not_refused():
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    charsmap = base64.b64encode(bytes(4) + b"x\0" + b"y" * 33).decode()  # as long as Unicode's longest
+    for rules in (
+        [{"type": "Prepend", "prepend": "▁"}, space], [{"type": "BertNormalizer"}], [{"type": "NFKC"}], [],
+        [{"type": "Precompiled", "precompiled_charsmap": charsmap}, spaces],
+    ):
+        assert 1 <= check_growth({"type": "Sequence", "normalizers": rules}, "here") < 64
+
+
+PANICS = {
+    "charsmap": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "strip": {"decoder": {"type": "Strip", "content": "a", "start": 50, "stop": 50}},
+    "retries": {"normalizer": {"type": "Replace", "pattern": {"Regex": "^(a|a?)+$"}, "content": "x"}},
+}
+
+
+@pytest.mark.parametrize("name", PANICS)
+def test_tokenizer_panics_are_errors_of_one_line(tiny_folder: Path, name: str, capfd: pytest.CaptureFixture[str]):
+    changed(tiny_folder, **PANICS[name])
+    try:
+        loaded = opened(tiny_folder)
+        ids = loaded.encode("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!")
+        stream = loaded.stream()
+        for token in ids:
+            stream.add(token)
+        loaded.decode(ids)
+    except TokenizerError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500 and "tokenizer.json" in str(error)
+    else:
+        pytest.fail("nothing panicked")
+    assert capfd.readouterr().err == ""
+
+
+def test_an_interrupt_passes_the_guard():
+    with pytest.raises(KeyboardInterrupt), guarded("here"):
+        raise KeyboardInterrupt
+
+
+def test_silence_ends_when_threads_overlap(capfd: pytest.CaptureFixture[str]):
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with silent_stderr():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(10)
+    with silent_stderr():
+        leave.set()
+        thread.join()
+        os.write(2, b"held back")
+    os.write(2, b"seen")
+    assert capfd.readouterr().err == "seen"
+
+
+def test_tokenizer_surrogates_in_tokenizer_config_are_named(tiny_folder: Path):
+    for keys in ({"bos_token": "\ud800"}, {"extra_special_tokens": ["\udfff"]}, {"mask_token": {"content": "a\ud800"}},
+                 {"added_tokens_decoder": {"600": {"content": "\ud800"}}}):
+        (tiny_folder / "tokenizer_config.json").write_text(json.dumps(keys))
+        message = refused(tiny_folder)
+        assert "lone surrogate" in message and next(iter(keys)) in message
+        message.encode()
+
+
+def test_empty_special_tokens_are_no_tokens(tiny_folder: Path):
+    ids = opened(tiny_folder).encode("Hello")
+    configured(tiny_folder, pad_token="", extra_special_tokens=[""])
+    assert opened(tiny_folder).encode("Hello") == ids
+    configured(tiny_folder, added_tokens_decoder={"512": {"content": ""}})
+    assert "no place" in refused(tiny_folder)
+
+
+def test_post_processors_add_nothing(tiny_folder: Path):
+    plain = opened(tiny_folder).encode("Hello")
+    changed(tiny_folder, post_processor={
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}},
+                                                 {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}}})
+    assert opened(tiny_folder).encode("Hello") == plain
+
+
+def test_tokenizer_files_beyond_the_limits_are_refused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    token = {"id": 512, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    changed(tiny_folder, added_tokens=[token | {"content": "x" * (9 << 20)}])
+    assert "added_tokens take more than 8 MiB" in refused(tiny_folder)
+    copy_tiny_tokenizer(tiny_folder)
+    path = tiny_folder / "tokenizer.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw["model"]["vocab"]["far"] = 4_000_000_000
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    assert "the id 4000000000" in refused(tiny_folder)
+    copy_tiny_tokenizer(tiny_folder)
+    changed(tiny_folder, model=json.loads(path.read_text())["model"] | {
+        "continuing_subword_prefix": "x" * 65, "merges": []})
+    assert "continuing_subword_prefix has more than 64" in refused(tiny_folder)
+    monkeypatch.setattr(huggingface, "ITEM_LIMIT", 100)
+    assert "more than 100 items" in refused(tiny_folder)
+
+
+def test_many_added_tokens_are_added_at_once(tiny_folder: Path):
+    configured(tiny_folder, added_tokens_decoder={
+        str(512 + i): {"content": f"<|new{i}|>", "special": True} for i in range(20_000)})
+    grown = opened(tiny_folder)
+    assert grown.vocab_size == 20_512 and grown.encode("<|new19999|>a<|new0|>")[::2] == [20_511, 512]
+
+
 def test_a_missing_file_and_no_folder_are_named(tmp_path: Path):
     assert str(tmp_path) in refused(tmp_path) and "--prompt-tokens" in refused(tmp_path)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
@@ -289,6 +465,7 @@ def test_another_decoder_is_asked_for_the_whole_sequence(tmp_path: Path):
     assert loaded.decode([1, 2, 9]) == "<bos> red blue" and loaded.decode([1, 2, 9], skip_special=True) == "red blue"
     stream = loaded.stream(skip_special=True)
     assert [stream.add(token) for token in (1, 2, 9, 2)] == ["", "red", " blue", " red"] and stream.flush() == ""
+    assert [stream.add(token) for token in (5, 10, -1)] == ["", "", ""]  # a hole in the vocabulary ends no answer
     for token in (5, 10, -1):
         with pytest.raises(TokenizerError, match="vocabulary of 10"):
             loaded.decode([token])

@@ -184,6 +184,27 @@ assert 0 < refused < 150
     assert done.returncode == 0, done.stderr
 
 
+def field(number: int, content: bytes) -> bytes:
+    size, length = len(content), b""
+    while size > 127:
+        length, size = length + bytes([size & 127 | 128]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+def test_tokenizer_model_rules_that_grow_a_text_are_refused(folder: Path):
+    charsmap = bytes(4) + b"a" * 1000 + b"\0"
+    data = MODEL.read_bytes()
+    for grown in (data + field(3, field(2, charsmap)), field(3, field(1, b"own") + field(2, charsmap)) + data):
+        (folder / "tokenizer.model").write_bytes(grown)
+        assert "make a text 333 times longer" in refused(folder)
+
+
+def test_a_token_of_the_empty_string_is_none(folder: Path):
+    plain = opened(folder).encode("Hello world")
+    configured(folder, pad_token="", added_tokens_decoder={"600": {"content": "", "special": True}})
+    assert opened(folder).encode("Hello world") == plain
+
+
 def test_a_missing_file_and_no_folder_are_named(tmp_path: Path):
     assert str(tmp_path) in refused(tmp_path)
     with pytest.raises(TokenizerError, match=r"tokenizer\.model"):

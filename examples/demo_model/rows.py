@@ -16,6 +16,7 @@ from gemma4_core.demo.pictures import COLOURS, EVERYTHING, SHAPES, SIZES, Choice
 from gemma4_core.demo.sounds import KEYS, LONGEST, SHORTEST, dial, random_manner, random_number
 from gemma4_core.training.batch import IGNORED
 from gemma4_plugins.modalities.audio.features import MelSettings, log_mel, token_count
+from gemma4_plugins.modalities.vision.decode import open_picture
 from gemma4_plugins.modalities.vision.preprocess import LEVELS, Grid, cut, soft_tokens
 
 FRAMES = 256
@@ -152,7 +153,8 @@ class Maker:
                 looks[index], without[index] = made_nameless(look, rng)
         width = int(rng.integers(128, 225))
         height = int(np.clip(width * rng.uniform(0.8, 1.25), 128, 224))
-        patches = cut(np.asarray(draw(scene, rng, width, height, looks)), self.grid, "picture")
+        with open_picture(draw(scene, rng, width, height, looks)) as picture:
+            patches = cut(picture, self.grid)
         rows.pixels.append(patches.pixels)
         rows.positions.append(patches.positions())
         soft = "<|image>" + "<|image|>" * soft_tokens(patches, self.grid) + "<image|>"

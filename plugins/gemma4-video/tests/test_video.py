@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import sys
+import weakref
+import zlib
+from collections.abc import Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import gemma4_video
 import numpy as np
 import pytest
+from gemma4_video import reading
 from gemma4_video.sampling import expansion, sample_indices, timestamp
 from gemma4_video.tower import VideoTower
 from PIL import Image
@@ -182,6 +187,82 @@ def test_videos_that_cannot_be_used(processor: GemmaMultimodalProcessor, tmp_pat
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
+def gif_bomb(frames: int, width: int, height: int) -> bytes:
+    """A GIF that takes 23 bytes for each frame."""
+    head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    each = b"!\xf9\4\4\1\0\0\0," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\2\2D\1\0"
+    return head + each * frames + b";"
+
+
+def png_bomb(folder: Path) -> bytes:
+    """An animated PNG whose header claims two thousand million frames."""
+    data = animate(folder / "small.png", 3, 100).read_bytes()
+    at = data.index(b"acTL")
+    chunk = b"acTL" + struct.pack(">II", 2_000_000_000, 0)
+    return data[:at] + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at + 16 :]
+
+
+BOMBS = {
+    "long.gif": (lambda folder: gif_bomb(240_000, 4096, 4096), "240000 frames of 4096 x 4096 would have to be decoded"),
+    "large.gif": (lambda folder: gif_bomb(240_000, 8192, 8192), "frames of 8192 x 8192 pixels"),
+    "short.gif": (lambda folder: gif_bomb(300, 4096, 4096), "300 frames of 4096 x 4096 would have to be decoded, 5e"),
+    "many.gif": (lambda folder: gif_bomb(260_000, 1, 1), "260000 frames, more than the limit"),
+    "claims.png": (png_bomb, "2000000000 frames, more than the limit"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_clip_length_is_checked_before_decoding(
+    processor: GemmaMultimodalProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    make, said = BOMBS[name]
+    (tmp_path / name).write_bytes(make(tmp_path))
+    monkeypatch.setattr(Image.Image, "convert", lambda *a, **k: pytest.fail("decoded"))
+    with pytest.raises(InputError, match=f"{name}: .*{said}") as error:
+        processor.prepare_inputs("<|video|>", videos=[tmp_path / name])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_webp_durations_of_frames_that_are_not_taken_count(processor: GemmaMultimodalProcessor, tmp_path: Path) -> None:
+    path = animate(tmp_path / "moving.webp", 6, [1000, 5000, 2000, 3000, 500, 500])
+    prepared = processor.prepare_inputs("<|video|>", videos=[path], video_frames=2)
+    text = processor.tokenizer.decode([i for i in prepared.input_ids if i != VIDEO])
+    assert text == "<bos>00:00 <|image><image|> 00:08 <|image><image|>" and prepared.media[0].seconds == 12
+
+
+class Counted(Sequence[np.ndarray]):
+    """Frames made as they are asked for, and the most that lived at once."""
+
+    def __init__(self) -> None:
+        self.alive = self.most = 0
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: Any) -> Any:
+        made = frame(index)
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(made, self._gone)
+        return made
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+
+def test_clips_hold_one_frame_at_a_time(processor: GemmaMultimodalProcessor) -> None:
+    frames = Counted()
+    prepared = processor.prepare_inputs("<|video|>", videos=[frames])
+    assert prepared.pixel_values_videos is not None and len(prepared.pixel_values_videos) == 32
+    assert frames.most <= 2
+
+
+def test_names_with_superscripts_are_sorted(processor: GemmaMultimodalProcessor, tmp_path: Path) -> None:
+    for name in ("\u00b2.png", "a\u00b2b3.png"):
+        Image.fromarray(frame(1)).save(tmp_path / name)
+    assert processor.prepare_inputs("<|video|>", videos=[tmp_path]).media[0].seconds == 2 / 24
+
+
 class Vision:
     """A vision tower that notes what it is asked."""
 
@@ -207,18 +288,54 @@ def test_the_tower_borrows_the_vision_tower() -> None:
         tower.encode({"pixel_values_videos": np.zeros((3, 9, 768))})
 
 
-def test_a_file_through_pyav(processor: GemmaMultimodalProcessor, tmp_path: Path) -> None:
-    """Runs where PyAV is installed; the message without it is tested above."""
+def encode(path: Path, count: int, **options: str) -> Path:
+    """A video of 10 frames per second; skips where PyAV is not installed."""
     av = pytest.importorskip("av")
-    path = tmp_path / "clip.mp4"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
+        stream = container.add_stream("mpeg4", rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = 96, 48, "yuv420p"
-        for i in range(50):
+        for i in range(count):
             for packet in stream.encode(av.VideoFrame.from_ndarray(frame(i), format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_long_files_are_decoded_near_the_frames_that_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = str(encode(tmp_path / f"clip{suffix}", 120, g="10", bf="2"))
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "_decode_all", lambda *a: pytest.fail("decoded from the first frame"))
+        near = reading.read_frames(path, 5, None, np.array)
+    monkeypatch.setattr(reading, "_starts", lambda indices, shown, keys: [0] * len(indices))
+    every = reading.read_frames(path, 5, None, np.array)
+    assert near.times == every.times == [0, 2.4, 4.8, 7.2, 9.6] and near.seconds == every.seconds == 12
+    assert all(np.array_equal(a, b) for a, b in zip(near.images, every.images, strict=True))
+
+
+def test_clip_length_of_a_file_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(encode(tmp_path / "clip.mp4", 60, g="600"))
+    monkeypatch.setattr(reading, "MAX_VIDEO_PIXELS", 30 * 96 * 48)
+    with pytest.raises(InputError, match=r"clip\.mp4: 49 frames of 96 x 48 would have to be decoded"):
+        reading.read_frames(path, 5, None, np.array)
+    assert len(reading.read_frames(path, 1, None, np.array).images) == 1
+    monkeypatch.setattr(reading, "MAX_FRAMES", 59)
+    with pytest.raises(InputError, match=r"60 frames, more than the limit of 59"):
+        reading.read_frames(path, 1, None, np.array)
+    monkeypatch.setattr(reading, "MAX_FRAME_PIXELS", 1000)
+    with pytest.raises(InputError, match=r"frames of 96 x 48 pixels"):
+        reading.read_frames(path, 1, None, np.array)
+    monkeypatch.setattr(reading, "_check", lambda *a: None)  # as if the header said less
+    with pytest.raises(InputError, match="is not a video that can be read"):
+        reading.read_frames(path, 1, None, np.array)
+
+
+def test_a_file_through_pyav(processor: GemmaMultimodalProcessor, tmp_path: Path) -> None:
+    """Runs where PyAV is installed; the message without it is tested above."""
+    path = encode(tmp_path / "clip.mp4", 50)
     for source in (path, path.read_bytes(), io.BytesIO(path.read_bytes())):
         prepared = processor.prepare_inputs("<|video|>", videos=[source], video_frames=5)
         text = processor.tokenizer.decode([i for i in prepared.input_ids if i != VIDEO])

@@ -14,33 +14,94 @@ from gemma4_core.errors import TokenizerError
 from gemma4_core.hookspecs import hookimpl
 from gemma4_core.text.pieces import PieceTokenizer, checked_text, token_number, unknown_id
 from gemma4_core.text.settings import TokenizerSettings, is_control
+from gemma4_plugins.tokenizers.growth import check_growth, steps
+from gemma4_plugins.tokenizers.guard import guarded
 
 FILE = "tokenizer.json"
-SIZE_LIMIT = 512 << 20
-"""Bytes; the released file has 33 million."""
+SIZE_LIMIT, ITEM_LIMIT = 256 << 20, 8_000_000
+"""Bytes and commas; the released file has 33 and 2 million."""
+ADDED_LIMIT = 8 << 20
+"""Bytes of all added tokens together; the library makes a state of each to find them in a text."""
+VOCAB_LIMIT = 1 << 24
+"""Ids; the largest vocabularies have a million."""
+AFFIX_LIMIT = 64
+"""Characters that a model may put to every character of a text to look it up."""
+SECTIONS = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
+"""Parts of the file beside the model."""
+CALM = frozenset({
+    "Replace", "Prepend", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "BertNormalizer", "Split",
+    "ByteLevel", "Metaspace", "Digits", "Whitespace", "WhitespaceSplit", "Punctuation", "BertPreTokenizer",
+})
+"""Steps of encoding that never panic, if their pattern is no regular expression."""
+_KEY = re.compile(r'\s*\{\s*"(\w+)"\s*:\s*')
+_NEXT_KEY = re.compile(r'\s*,\s*"(\w+)"\s*:\s*')
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Library:
+    """A tokenizer of the library, every call to it guarded."""
+
+    def __init__(self, backend: Any, path: Path, silent: bool) -> None:
+        self.backend, self._where, self._silent = backend, shown_path(path), silent
+        with guarded(f"{self._where} cannot be used"):
+            self.vocab_size = self._count()
+            model = backend.model
+            names = ("continuing_subword_prefix", "end_of_word_suffix")
+            long = [name for name in names if len(getattr(model, name, None) or "") > AFFIX_LIMIT]
+        if long:
+            raise TokenizerError(f"{self._where}: {long[0]} has more than {AFFIX_LIMIT} characters; is it damaged?")
+        if self.vocab_size > VOCAB_LIMIT:
+            raise TokenizerError(f"{self._where} has a token with the id {self.vocab_size - 1}; ids below "
+                                 f"{VOCAB_LIMIT} are read: the file is damaged")
+
+    def _count(self) -> int:
+        size: int = self.backend.get_vocab_size()
+        if size and self.backend.id_to_token(size - 1) is not None:
+            return size
+        # ids with gaps go further than their number
+        return max(self.backend.get_vocab().values(), default=-1) + 1
+
+    def token(self, number: int) -> str | None:
+        """The text of an id below 2 ** 32, or None."""
+        with guarded(f"{self._where} cannot look up the id {number}", silent=False):
+            token: str | None = self.backend.id_to_token(number)
+        return token
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. Raises TokenizerError."""
+        checked_text(text)
+        with guarded(f"{self._where} cannot encode the text", self._silent):
+            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids. Raises TokenizerError."""
+        with guarded(f"{self._where} cannot decode the ids"):
+            text: str = self.backend.decode(ids, skip_special_tokens=False)
+        return text
 
 
 class JsonTokenizer(PieceTokenizer):
     """A tokenizer.json whose decoder works token by token: Gemma's, or a byte-level one."""
 
-    def __init__(self, backend: Any, specials: Mapping[str, int], to_bytes: Callable[[str], bytes], strip: int) -> None:
+    def __init__(
+        self, library: Library, specials: Mapping[str, int], to_bytes: Callable[[str], bytes], strip: int
+    ) -> None:
         super().__init__(specials, strip)
-        self._backend = backend
+        self._library = library
         self._to_bytes = to_bytes
-        self._vocab_size = _vocab_size(backend)
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
-        return self._vocab_size
+        return self._library.vocab_size
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special tokens in it are recognised and nothing is added. Raises TokenizerError."""
-        return _encode(self._backend, text)
+        return self._library.encode(text)
 
     def _find(self, token: int) -> bytes | None:
-        piece = self._backend.id_to_token(token)
+        piece = self._library.token(token)
         return None if piece is None else self._to_bytes(piece)
 
 
@@ -49,24 +110,27 @@ class OtherTokenizer:
 
     has_text = True
 
-    def __init__(self, backend: Any, specials: Mapping[str, int]) -> None:
-        self._backend = backend
+    def __init__(self, library: Library, specials: Mapping[str, int]) -> None:
+        self._library = library
         self.special_tokens = dict(specials)
-        self.vocab_size = _vocab_size(backend)
+        self.vocab_size = library.vocab_size
         self._special = frozenset(self.special_tokens.values())
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special tokens in it are recognised and nothing is added. Raises TokenizerError."""
-        return _encode(self._backend, text)
+        return self._library.encode(text)
+
+    def knows(self, token: int) -> bool:
+        """Whether a token has this id."""
+        return 0 <= token < self.vocab_size and self._library.token(token) is not None
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Text of ids. Raises TokenizerError for an id that no token has."""
         numbers = [token_number(token) for token in ids]
         for token in numbers:
-            if not 0 <= token < self.vocab_size or self._backend.id_to_token(token) is None:
+            if not self.knows(token):
                 raise unknown_id(token, self.vocab_size)
-        kept = [token for token in numbers if not (skip_special and token in self._special)]
-        return self._backend.decode(kept, skip_special_tokens=False)
+        return self._library.decode([token for token in numbers if not (skip_special and token in self._special)])
 
     def stream(self, skip_special: bool = False) -> StreamDecoder:
         """A fresh incremental decoder."""
@@ -83,7 +147,7 @@ class _WholeStream:
         self._given = 0
 
     def add(self, token: int) -> str:
-        if not 0 <= token < self._tokenizer.vocab_size:
+        if not self._tokenizer.knows(token):
             return ""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids, self._skip_special)
@@ -106,51 +170,79 @@ def load(context: Context) -> JsonTokenizer | OtherTokenizer:
         where = f"{shown_path(context.folder)}: no {FILE}" if context.folder else f"without a folder there is no {FILE}"
         raise TokenizerError(f"{where}; choose --tokenizer raw and give token ids with --prompt-tokens")
     settings = TokenizerSettings.load(path.parent)
-    backend = _open(path)
-    _add_tokens(backend, settings)
-    specials = {
-        token.content: number
-        for number, token in sorted(backend.get_added_tokens_decoder().items())
-        if token.special or is_control(token.content)
-    }
-    plan = _byte_plan(_decoder(backend))
-    return OtherTokenizer(backend, specials) if plan is None else JsonTokenizer(backend, specials, *plan)
+    backend, silent = _open(path)
+    with guarded(f"{shown_path(path)} does not take the tokens of {shown_path(settings.path)}"):
+        _add_tokens(backend, settings)
+        specials = {
+            token.content: number
+            for number, token in sorted(backend.get_added_tokens_decoder().items())
+            if token.special or is_control(token.content)
+        }
+        plan = _byte_plan(_decoder(backend))
+    library = Library(backend, path, silent)
+    return OtherTokenizer(library, specials) if plan is None else JsonTokenizer(library, specials, *plan)
 
 
-def _open(path: Path) -> Any:
-    data = read_bytes(path, SIZE_LIMIT, TokenizerError)
+def _open(path: Path) -> tuple[Any, bool]:
+    """A tokenizer of the library, and whether encoding may make it panic. Raises TokenizerError."""
+    data, where = read_bytes(path, SIZE_LIMIT, TokenizerError), shown_path(path)
     try:
         from tokenizers import Tokenizer
     except ImportError as fault:
         raise TokenizerError(f"the tokenizers library does not load ({fault}): pip install tokenizers") from fault
+    if data.count(b",") > ITEM_LIMIT:
+        raise TokenizerError(f"{where} holds more than {ITEM_LIMIT} items, which no tokenizer does; fetch it again")
     try:
-        backend = Tokenizer.from_str(data.decode("utf-8-sig"))
-        backend.no_truncation()
-        backend.no_padding()
+        text = data.decode("utf-8-sig").rstrip()
+        parts = _sections(text)
     except UnicodeDecodeError as fault:
-        raise TokenizerError(f"{shown_path(path)} is not UTF-8 text (byte {fault.start}); fetch it again") from fault
-    except BaseException as fault:
-        raise _refused(fault, f"{shown_path(path)} is not a tokenizer that the tokenizers library reads") from fault
-    return backend
+        raise TokenizerError(f"{where} is not UTF-8 text (byte {fault.start}); fetch it again") from fault
+    except (ValueError, RecursionError) as fault:
+        raise TokenizerError(f"{where} is not a tokenizer: {shown(str(fault), 200)}; fetch it again") from fault
+    growth = {name: check_growth(parts.get(name), f"{where}: {name}") for name in SECTIONS[1:]}
+    added = parts.get("added_tokens")
+    contents = [str(token.get("content")) for token in added if isinstance(token, dict)] if added else []
+    if sum(map(len, contents)) * growth["normalizer"] > ADDED_LIMIT:
+        raise TokenizerError(f"{where}: added_tokens take more than {ADDED_LIMIT >> 20} MiB; is this the right file?")
+    # of several parts with one name the library takes the last: these, which were checked. A prompt is never cut,
+    # padded or put between other tokens.
+    settled = parts | dict.fromkeys(("truncation", "padding", "post_processor"))
+    with guarded(f"{where} is not a tokenizer that the tokenizers library reads"):
+        backend = Tokenizer.from_str(f"{text[:-1]},{json.dumps(settled)[1:]}")
+    encoding = [step for name in ("normalizer", "pre_tokenizer") for step in steps(parts.get(name))]
+    return backend, any(step.get("type") not in CALM or "Regex" in (step.get("pattern") or ()) for step in encoding)
 
 
-def _refused(fault: BaseException, what: str) -> BaseException:
-    """A fault of the library as an error; its panics are no Exceptions, real interrupts pass."""
-    if isinstance(fault, Exception) or type(fault).__name__ == "PanicException":
-        return TokenizerError(f"{what}: {shown(str(fault) or type(fault).__name__, 200)}")
-    return fault
+def _sections(text: str) -> dict[str, Any]:
+    """The parts of a tokenizer.json beside its model, which takes a second to read and comes last. Raises ValueError,
+    RecursionError."""
+    read, parts = json.JSONDecoder().raw_decode, {}
+    key = _KEY.match(text)
+    while key and key[1] != "model":
+        parts[key[1]], at = read(text, key.end())
+        key = _NEXT_KEY.match(text, at)
+    if not parts.keys() >= set(SECTIONS):
+        parts = json.loads(text)
+    if not isinstance(parts, dict) or not isinstance(parts.get("added_tokens") or [], list):
+        raise ValueError("it must hold a JSON object, and a list of added_tokens")
+    return {name: parts[name] for name in SECTIONS if name in parts}
 
 
 def _add_tokens(backend: Any, settings: TokenizerSettings) -> None:
     """Tokens of ``added_tokens_decoder``, then those named special that the vocabulary knows."""
     from tokenizers import AddedToken
 
+    new: dict[str, AddedToken] = {}
+    size = backend.get_vocab_size()
     for number, token in settings.added.items():
         known = backend.token_to_id(token.content)
-        if known is None and backend.get_vocab_size() == number:
-            add = backend.add_special_tokens if token.special else backend.add_tokens
-            add([AddedToken(token.content, special=token.special, normalized=False)])
-            known = backend.token_to_id(token.content)
+        if known is None and token.content and token.content not in new and size + len(new) == number:
+            new[token.content] = AddedToken(token.content, special=token.special, normalized=False)
+        elif known != number:
+            raise settings.misplaced(number, known, FILE)
+    backend.add_tokens(list(new.values()))  # all at once: each call builds the search for all of them
+    for number, token in settings.added.items():
+        known = backend.token_to_id(token.content)
         if known != number:
             raise settings.misplaced(number, known, FILE)
     special = [token.content for token in settings.added.values() if token.special]
@@ -160,28 +252,9 @@ def _add_tokens(backend: Any, settings: TokenizerSettings) -> None:
     )
 
 
-def _vocab_size(backend: Any) -> int:
-    size: int = backend.get_vocab_size()
-    if size and backend.id_to_token(size - 1) is not None:
-        return size
-    # ids with gaps go further than their number
-    return max(backend.get_vocab().values(), default=-1) + 1
-
-
-def _encode(backend: Any, text: str) -> list[int]:
-    checked_text(text)
-    try:
-        return backend.encode(text, add_special_tokens=False).ids
-    except BaseException as fault:
-        raise _refused(fault, f"{FILE} cannot encode the text") from fault
-
-
 def _decoder(backend: Any) -> list[dict[str, Any]]:
     """The steps of the decoder as tokenizer.json writes them (its pickled state is that JSON)."""
-    if backend.decoder is None:
-        return []
-    step = json.loads(backend.decoder.__getstate__())
-    return step["decoders"] if step["type"] == "Sequence" else [step]
+    return [] if backend.decoder is None else list(steps(json.loads(backend.decoder.__getstate__())))
 
 
 def _byte_plan(steps: list[dict[str, Any]]) -> tuple[Callable[[str], bytes], int] | None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.config.files import read_bytes, shown, shown_path
+from gemma4_core.config.files import read_bytes, shown_path
 from gemma4_core.descriptions import Context, TokenizerBackend
 from gemma4_core.errors import TokenizerError
 from gemma4_core.hookspecs import hookimpl
 from gemma4_core.text.pieces import PieceTokenizer, checked_text
 from gemma4_core.text.settings import TokenizerSettings, is_control
+from gemma4_plugins.tokenizers.growth import LIMIT, charsmap_factor
+from gemma4_plugins.tokenizers.guard import guarded
 
 FILE = "tokenizer.model"
-SIZE_LIMIT = 256 << 20
+SIZE_LIMIT = 64 << 20
 """Bytes; a model of 262144 tokens has 5 million."""
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _QUIET = 3
@@ -31,7 +33,7 @@ class SentencePieceTokenizer(PieceTokenizer):
         super().__init__(specials, strip_spaces=_dummy_prefix(processor))
         self._processor = processor
         self._pieces = pieces
-        self._split = dict(added) | self.special_tokens
+        self._split = {text: number for text, number in (dict(added) | self.special_tokens).items() if text}
         longest_first = sorted(self._split, key=len, reverse=True)
         self._pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if self._split else None
 
@@ -51,10 +53,9 @@ class SentencePieceTokenizer(PieceTokenizer):
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
-        try:
-            return self._processor.encode(text)
-        except (RuntimeError, ValueError) as fault:
-            raise TokenizerError(f"{FILE} cannot encode the text: {shown(str(fault), 200)}") from fault
+        with guarded(f"{FILE} cannot encode the text", silent=False):
+            ids: list[int] = self._processor.encode(text)
+        return ids
 
     def _find(self, token: int) -> bytes | None:
         return self._pieces[token] or None
@@ -68,18 +69,23 @@ def load(context: Context) -> SentencePieceTokenizer:
         raise TokenizerError(f"{where}; choose --tokenizer raw and give token ids with --prompt-tokens")
     settings = TokenizerSettings.load(path.parent)
     processor = _open(path)
-    names = _pieces(processor, path)
+    with guarded(f"{shown_path(path)} holds a damaged token"):
+        names: list[str] = processor.id_to_piece(list(range(processor.vocab_size())))
+        kinds = [(processor.is_byte(i), processor.is_control(i) or processor.is_unknown(i)) for i in range(len(names))]
+        pieces = [
+            bytes([int(name[3:5], 16)]) if byte else name.replace(_SPACE, " ").encode()
+            for name, (byte, _) in zip(names, kinds, strict=True)
+        ]
     numbers = {name: number for number, name in enumerate(names)}
-    pieces = [
-        bytes([int(name[3:5], 16)]) if processor.is_byte(i) else name.replace(_SPACE, " ").encode()
-        for i, name in enumerate(names)
-    ]
     added = _added(settings, numbers, pieces)
     special = {token.content: number for number, token in settings.added.items() if token.special}
     special |= {name: numbers[name] for name in [*settings.named.values(), *settings.special] if name in numbers}
     special |= {name: i for name, i in (numbers | added).items() if is_control(name)}
-    special |= {name: i for i, name in enumerate(names) if processor.is_control(i) or processor.is_unknown(i)}
-    return SentencePieceTokenizer(processor, pieces, dict(sorted(special.items(), key=lambda item: item[1])), added)
+    special |= {name: i for i, name in enumerate(names) if kinds[i][1]}
+    with guarded(f"{shown_path(path)} cannot be used"):
+        return SentencePieceTokenizer(
+            processor, pieces, dict(sorted(special.items(), key=lambda item: item[1])), added
+        )
 
 
 def _open(path: Path) -> Any:
@@ -90,22 +96,53 @@ def _open(path: Path) -> Any:
         raise TokenizerError(
             f"{shown_path(path)} needs the sentencepiece library ({fault}): pip install sentencepiece"
         ) from fault
+    factor = charsmap_factor(_charsmap(data))
+    if factor > LIMIT:
+        raise TokenizerError(f"{shown_path(path)} has rules that make a text {factor:.0f} times longer; those of "
+                             f"language models stay below {LIMIT}: fetch it again from where you trust it")
     sentencepiece.set_min_log_level(_QUIET)
-    try:
+    with guarded(f"{shown_path(path)} is not a SentencePiece model"):
         # the library takes an empty file for a model that is not loaded yet
         processor = sentencepiece.SentencePieceProcessor(model_proto=data) if data else None
-    except Exception as fault:
-        raise TokenizerError(f"{shown_path(path)} is not a SentencePiece model: {shown(str(fault), 200)}") from fault
     if processor is None or processor.vocab_size() == 0:
         raise TokenizerError(f"{shown_path(path)} is not a SentencePiece model: it holds no tokens; fetch it again")
     return processor
 
 
-def _pieces(processor: Any, path: Path) -> list[str]:
-    try:
-        return processor.id_to_piece(list(range(processor.vocab_size())))
-    except (RuntimeError, ValueError) as fault:
-        raise TokenizerError(f"{shown_path(path)} holds a damaged token: {shown(str(fault), 200)}") from fault
+def _charsmap(data: bytes) -> bytes:
+    """The longest ``normalizer_spec.precompiled_charsmap`` (fields 3 and 2) of a model; empty where it has none."""
+    specs = [value for field, value in _fields(data) if field == 3]
+    return max((value for spec in specs for field, value in _fields(spec) if field == 2), key=len, default=b"")
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and content of the length-delimited fields of a protobuf message, as far as it can be read."""
+    at, end = 0, len(data)
+    while at < end:
+        if data[at] == 10 and at + 1 < end and data[at + 1] < 128:  # a quarter of a million short tokens
+            at += 2 + data[at + 1]
+            continue
+        tag, at = _varint(data, at)
+        if tag & 7 == 2:
+            size, at = _varint(data, at)
+            yield tag >> 3, data[at : at + size]
+            at += size
+        elif tag & 7 in (1, 5):
+            at += 8 if tag & 7 == 1 else 4
+        elif tag & 7 == 0:
+            at = _varint(data, at)[1]
+        else:
+            return
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    for byte in data[at : at + 10]:
+        value |= (byte & 127) << shift
+        shift, at = shift + 7, at + 1
+        if byte < 128:
+            break
+    return value, at
 
 
 def _added(settings: TokenizerSettings, numbers: Mapping[str, int], pieces: list[bytes]) -> dict[str, int]:

@@ -58,14 +58,8 @@ class VideoProcessor:
 
     def load(self, source: Any) -> Video:
         """Take frames from one video. Raises InputError naming it."""
-        found = read_frames(source, self.frames, self.fps, self.allow_urls)
-        frames = []
-        for number, image in enumerate(found.images):
-            try:
-                frames.append(self.vision.load(image))
-            except InputError as error:
-                raise InputError(f"{found.name}: frame {number}: {error}"[:490]) from None
-        return Video(frames, found.times, found.seconds)
+        found = read_frames(source, self.frames, self.fps, self.vision.load, self.allow_urls)
+        return Video(found.images, found.times, found.seconds)
 
     def prepare(self, items: Sequence[Video]) -> PreparedMedia:
         """``pixel_values_videos`` and ``video_position_ids``: the frames of all videos one after another."""

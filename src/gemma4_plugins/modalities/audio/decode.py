@@ -3,9 +3,8 @@ channel and resampled. Lengths are checked before samples are decoded."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from gemma4_core.errors import InputError
 from gemma4_core.processing.sources import MediaSource, resolve
+from gemma4_core.silence import silent_stderr
 from gemma4_plugins.modalities.audio.resample import resample
 
 LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
@@ -91,23 +91,12 @@ def _read_file(source: MediaSource, limits: Limits) -> tuple[np.ndarray, int]:
                              "for instance to WAV") from None
 
 
-@contextmanager
-def _quiet(file: BinaryIO) -> Iterator[None]:
-    """The MP3 decoder inside libsndfile writes warnings about damaged files straight to file descriptor 2, into the
-    one line that a failure prints: hold them back for files that it may take."""
+def _quiet(file: BinaryIO) -> AbstractContextManager[None]:
+    """The MP3 decoder inside libsndfile writes warnings about damaged files straight to file descriptor 2: hold them
+    back for files that it may take."""
     head = file.read(4)
     file.seek(0)
-    if head in (b"RIFF", b"fLaC", b"OggS", b"FORM"):
-        yield
-        return
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    return nullcontext() if head in (b"RIFF", b"fLaC", b"OggS", b"FORM") else silent_stderr()
 
 
 def _mono(sound: Any, limits: Limits, name: str) -> np.ndarray:
@@ -127,10 +116,12 @@ def _mono(sound: Any, limits: Limits, name: str) -> np.ndarray:
 
 
 def _check_header(rate: Any, channels: int, name: str) -> None:
-    if isinstance(rate, bool) or not isinstance(rate, int | float | np.integer | np.floating) or rate != int(rate):
-        raise InputError(f"{name}: sampling rate {rate!r} is not a whole number of Hz")
+    whole = isinstance(rate, int | float | np.integer | np.floating) and not isinstance(rate, bool) and rate % 1 == 0
+    if not whole:
+        raise InputError(f"{name}: sampling rate {str(rate)[:40]!r} is not a whole number of Hz")
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise InputError(f"{name}: sampling rate {rate} Hz is outside {LOWEST_RATE} to {HIGHEST_RATE}")
+        shown = str(rate) if abs(rate) < 1e15 else "above 1e15"
+        raise InputError(f"{name}: sampling rate {shown} Hz is outside {LOWEST_RATE} to {HIGHEST_RATE}")
     if not 1 <= channels <= MAX_CHANNELS:
         raise InputError(f"{name}: {channels} channels; at most {MAX_CHANNELS} are mixed down")
 
@@ -145,7 +136,7 @@ def _from_array(source: Any, limits: Limits) -> tuple[np.ndarray, int, str]:
         raise InputError(f"audio {str(source)[:80]!r} is a {type(source).__name__}; give a path, bytes, an array, or "
                          "(array, sampling rate)")
     array = np.asarray(source)
-    name = f"audio array of shape {list(array.shape)}"
+    name = f"audio array of shape {str(list(array.shape))[:80]}"
     if array.ndim == 2 and array.shape[0] < array.shape[1]:
         array = array.T  # [channels, samples] -> [samples, channels]
     if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
@@ -154,9 +145,9 @@ def _from_array(source: Any, limits: Limits) -> tuple[np.ndarray, int, str]:
     if not array.size:
         raise InputError(f"{name}: holds no sound (0 samples)")
     array = array[: limits.keep(len(array), int(rate), name)]
-    if array.dtype.kind in "iu":
-        scale = 2.0 ** (8 * array.dtype.itemsize - 1)
-        array = array / scale - (1.0 if array.dtype.kind == "u" else 0.0)
-    mono = array if array.ndim == 1 else array.mean(1)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite or NaN is told by the caller
+        mono = array if array.ndim == 1 else array.mean(1)  # before anything is copied: there may be 64 channels
+        if array.dtype.kind in "iu":
+            scale = 2.0 ** (8 * array.dtype.itemsize - 1)
+            mono = mono / scale - (1.0 if array.dtype.kind == "u" else 0.0)
         return mono.astype(np.float32), int(rate), name

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gemma4_core.config.files import shown
 from gemma4_core.descriptions import Context, PreparedMedia
 from gemma4_core.errors import ConfigError, InputError
 from gemma4_core.processing.settings import file_values, processor_values
@@ -21,6 +21,8 @@ BEGIN, END = "<|audio>", "<audio|>"
 MAX_TOKENS, MILLISECONDS_PER_TOKEN = 750, 40
 """The longest clip is their product, 30 s."""
 SECTION = "feature_extractor"
+MAX_VALUES = 1 << 26
+"""Samples of all overlapping frames of a clip, and weights of all mel filters; released settings have a million."""
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "preemphasis": (0, 0.0, None),
     "fft_overdrive": (False, None),
@@ -45,9 +47,8 @@ class Clip:
 
 def _number(values: Mapping[str, Any], key: str, default: float, low: float, high: float, where: Any) -> float:
     value = values.get(key, default)
-    sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not sound or not low <= value <= high:
-        raise ConfigError(f"{where}: {SECTION}.{key} {str(value)[:60]!r} must be a number from {low:g} to {high:g}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{where}: {SECTION}.{key} {shown(value, 60)} must be a number from {low:g} to {high:g}")
     return value
 
 
@@ -57,8 +58,8 @@ def read_settings(context: Context) -> tuple[MelSettings, float]:
     where = context.folder or "processor settings"
     for key, allowed in UNSUPPORTED.items():
         if values.get(key) not in allowed:
-            shown = str(values[key])[:60]
-            raise ConfigError(f"{where}: {SECTION}.{key} {shown!r} is not supported; expected {allowed[0]}")
+            found = shown(values[key], 60)
+            raise ConfigError(f"{where}: {SECTION}.{key} {found} is not supported; expected {allowed[0]}")
     rate = int(_number(values, "sampling_rate", 16_000, LOWEST_RATE, HIGHEST_RATE, where))
     audio = context.config.audio_config if context.config is not None else None
     # two convolutions of stride 2 leave a quarter of the bins, and the projection expects a quarter of its channels
@@ -74,7 +75,13 @@ def read_settings(context: Context) -> tuple[MelSettings, float]:
     )
     whole = file_values(context, "processor_config.json")
     tokens = _number(whole, "audio_seq_length", MAX_TOKENS, 1, 1 << 20, where)
-    return settings, tokens * _number(whole, "audio_ms_per_token", MILLISECONDS_PER_TOKEN, 1, 10_000, where) / 1000
+    seconds = tokens * _number(whole, "audio_ms_per_token", MILLISECONDS_PER_TOKEN, 1, 10_000, where) / 1000
+    windows = seconds * settings.rate * settings.frame_length / settings.hop_length
+    if windows > MAX_VALUES or settings.fft_length * settings.bins > MAX_VALUES:
+        raise ConfigError(f"{where}: clips of {seconds:g} s at {settings.rate} Hz in frames of {settings.frame_length} "
+                          f"samples every {settings.hop_length}, {settings.bins} features each, take gigabytes; lower "
+                          f"audio_seq_length, or {SECTION}.frame_length_ms, sampling_rate or feature_size")
+    return settings, seconds
 
 
 class AudioProcessor:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from gemma4_core.config.files import shown
 from gemma4_core.descriptions import Context, PreparedMedia
 from gemma4_core.errors import ConfigError, InputError
 from gemma4_core.processing.settings import processor_values
-from gemma4_plugins.modalities.vision.decode import read_image
+from gemma4_plugins.modalities.vision.decode import Picture, check_memory, open_picture
 
 BUDGETS = (70, 140, 280, 560, 1120)
 """Soft tokens that an image may take at most."""
@@ -25,6 +26,10 @@ PLACEHOLDER = "<|image|>"
 BEGIN, END = "<|image>", "<image|>"
 LEVELS = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
 """A byte as a number in 0..1, rounded as the reference rounds it."""
+BAND_PIXELS = 1 << 20
+"""Pixels that are turned, converted and scaled along rows at once."""
+BAND_BYTES, FILTER_BYTES = 32, 40
+"""Memory that this takes per pixel (copies in RGBA and RGB), and filters per pixel of a side."""
 FLAT_FILES = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
 """Files of settings that older folders have in place of a section of processor_config.json."""
 FIXED: Mapping[str, tuple[Any, ...]] = {
@@ -81,21 +86,39 @@ class Patches:
         return np.stack([np.tile(columns, self.rows), np.repeat(rows, self.columns)], -1)
 
 
-def cut(rgb: np.ndarray, grid: Grid, name: str) -> Patches:
-    """Scale uint8 ``[H, W, 3]`` to the budget and cut it. Raises InputError where it has too many columns or rows."""
-    from PIL import Image
-
-    height, width = target_size(rgb.shape[0], rgb.shape[1], grid)
+def cut(picture: Picture, grid: Grid) -> Patches:
+    """Scale an image to the budget and cut it. Raises InputError where it has too many columns or rows, or takes too
+    much memory."""
+    height, width = target_size(picture.height, picture.width, grid)
     rows, columns = height // grid.patch_size, width // grid.patch_size
     if max(rows, columns) > grid.position_embedding_size:
-        raise InputError(f"{name}: {rgb.shape[1]} x {rgb.shape[0]} becomes {columns} x {rows} patches, more than the "
-                         f"{grid.position_embedding_size} positions of this model; crop it or lower --image-tokens")
-    if rgb.shape[:2] != (height, width):
-        rgb = np.array(Image.fromarray(rgb).resize((width, height), resample=Image.Resampling.BICUBIC))
+        raise InputError(f"{picture.name}: {picture.width} x {picture.height} becomes {columns} x {rows} patches, more "
+                         f"than the {grid.position_embedding_size} positions of this model; crop it or lower "
+                         "--image-tokens")
+    rgb = scaled(picture, height, width)
     size = grid.patch_size
     # [rows * p, columns * p, 3] -> [rows, columns, p, p, 3] -> [rows * columns, p * p * 3]
     split = rgb.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)
     return Patches(np.ascontiguousarray(split).reshape(rows * columns, -1), rows, columns)
+
+
+def scaled(picture: Picture, height: int, width: int) -> np.ndarray:
+    """An image as uint8 ``[height, width, 3]``. Raises InputError where that takes too much memory.
+
+    Pillow scales along rows first and rounds to bytes before it scales along columns, so that rows can be scaled in
+    bands as they are decoded, with the same bytes as ``resize`` of the whole image.
+    """
+    from PIL import Image
+
+    band = min(picture.height, max(1, BAND_PIXELS // picture.width))
+    filters = FILTER_BYTES * (max(picture.width, width) + max(picture.height, height))
+    needed = picture.nbytes + BAND_BYTES * band * picture.width + 4 * width * (picture.height + height) + filters
+    check_memory(needed, picture.width, picture.height, picture.name)
+    narrow = Image.new("RGB", (width, picture.height))
+    for first in range(0, picture.height, band):
+        rows = picture.rows(first, min(first + band, picture.height))
+        narrow.paste(rows.resize((width, rows.height), Image.Resampling.BICUBIC), (0, first))
+    return np.array(narrow.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def stack(items: Sequence[Patches], grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -125,18 +148,19 @@ def read_grid(
     where = context.folder or "processor settings"
     for key, allowed in FIXED.items():
         if key in values and values[key] not in allowed:
-            raise ConfigError(f"{where}: {section}.{key} {values[key]!r} is not supported; expected {allowed[0]!r}")
+            found = shown(values[key])
+            raise ConfigError(f"{where}: {section}.{key} {found} is not supported; expected {allowed[0]!r}")
     if values.get("do_normalize"):
         for key, neutral in (("image_mean", [0, 0, 0]), ("image_std", [1, 1, 1])):
             if values.get(key) not in (None, neutral):
-                raise ConfigError(f"{where}: {section}.{key} {values[key]!r} is not supported; expected {neutral}")
+                raise ConfigError(f"{where}: {section}.{key} {shown(values[key])} is not supported; expected {neutral}")
     vision = context.config.vision_config if context.config is not None else None
     sizes = {}
     for key, default in (("patch_size", 16), ("pooling_kernel_size", 3)):
         ours = getattr(vision, key) if vision is not None else default
         sizes[key] = values.get(key) or ours
         if sizes[key] != ours:
-            raise ConfigError(f"{where}: {section}.{key} is {sizes[key]!r} but vision_config.{key} is {ours}")
+            raise ConfigError(f"{where}: {section}.{key} is {shown(sizes[key])} but vision_config.{key} is {ours}")
     if default_budget is None:
         declared = vision.default_output_length if vision is not None else DEFAULT_BUDGET
         default_budget = declared if declared in BUDGETS else DEFAULT_BUDGET
@@ -144,8 +168,8 @@ def read_grid(
     if given not in BUDGETS or isinstance(given, bool):
         known = ", ".join(map(str, BUDGETS))
         if budget is None:
-            raise ConfigError(f"{where}: {section}.max_soft_tokens {given!r} must be one of {known}")
-        raise InputError(f"--image-tokens {given}: must be one of {known}")
+            raise ConfigError(f"{where}: {section}.max_soft_tokens {shown(given)} must be one of {known}")
+        raise InputError(f"--image-tokens {shown(given)}: must be one of {known}")
     positions = vision.position_embedding_size if vision is not None else 10240
     return Grid(int(given), sizes["patch_size"], sizes["pooling_kernel_size"], positions)
 
@@ -159,8 +183,8 @@ class ImageProcessor:
 
     def load(self, source: Any) -> Patches:
         """Read, scale and cut one image. Raises InputError naming it."""
-        rgb, name = read_image(source, self.allow_urls)
-        return cut(rgb, self.grid, name)
+        with open_picture(source, self.allow_urls) as picture:
+            return cut(picture, self.grid)
 
     def prepare(self, items: Sequence[Patches]) -> PreparedMedia:
         """``pixel_values`` and ``image_position_ids`` of loaded images."""

@@ -1,0 +1,25 @@
+"""Calls into tokenizer libraries, whose faults become TokenizerError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from gemma4_core.config.files import shown
+from gemma4_core.errors import TokenizerError
+from gemma4_core.silence import silent_stderr
+
+
+@contextmanager
+def guarded(what: str, silent: bool = True) -> Iterator[None]:
+    """Faults of the library as TokenizerError. Its panics are no Exceptions, and write a backtrace to file descriptor
+    2 before they can be caught; real interrupts pass."""
+    try:
+        with silent_stderr() if silent else nullcontext():
+            yield
+    except TokenizerError:
+        raise
+    except BaseException as fault:
+        if not isinstance(fault, Exception) and type(fault).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{what}: {shown(str(fault) or type(fault).__name__, 200)}") from fault

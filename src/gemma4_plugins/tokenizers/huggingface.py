@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,14 @@ class JsonTokenizer(PieceTokenizer):
         """One more than the largest id."""
         return self._vocab_size
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens in it are recognised and nothing is added. Raises TokenizerError."""
-        return _encode(self._backend, text)
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text; special tokens in it are recognised unless ``special`` is off, and nothing is added. Raises
+        TokenizerError."""
+        return _encode(self._backend if special else self._plain, text)
+
+    @cached_property
+    def _plain(self) -> Any:
+        return _without_special(self._backend, self.special_tokens)
 
     def _find(self, token: int) -> bytes | None:
         piece = self._backend.id_to_token(token)
@@ -55,9 +62,14 @@ class OtherTokenizer:
         self.vocab_size = _vocab_size(backend)
         self._special = frozenset(self.special_tokens.values())
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens in it are recognised and nothing is added. Raises TokenizerError."""
-        return _encode(self._backend, text)
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text; special tokens in it are recognised unless ``special`` is off, and nothing is added. Raises
+        TokenizerError."""
+        return _encode(self._backend if special else self._plain, text)
+
+    @cached_property
+    def _plain(self) -> Any:
+        return _without_special(self._backend, self.special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Text of ids. Raises TokenizerError for an id that no token has."""
@@ -158,6 +170,23 @@ def _add_tokens(backend: Any, settings: TokenizerSettings) -> None:
     backend.add_special_tokens(
         [AddedToken(name, special=True, normalized=False) for name in names if backend.token_to_id(name) is not None]
     )
+
+
+def _without_special(backend: Any, specials: Mapping[str, int]) -> Any:
+    """A tokenizer over the same vocabulary that takes special tokens in a text for text."""
+    from tokenizers import AddedToken, Tokenizer
+
+    plain = Tokenizer(backend.model)
+    plain.normalizer, plain.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    # in the order of their ids, because a token that the vocabulary lacks gets the next one
+    added = [token for _, token in sorted(backend.get_added_tokens_decoder().items())]
+    for special, tokens in groupby(added, lambda token: token.content in specials):
+        if special:
+            plain.add_special_tokens([AddedToken(token.content, special=True, normalized=False) for token in tokens])
+        else:
+            plain.add_tokens(list(tokens))
+    plain.encode_special_tokens = True
+    return plain
 
 
 def _vocab_size(backend: Any) -> int:

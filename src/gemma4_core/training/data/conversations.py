@@ -1,0 +1,107 @@
+"""Conversations as ids, and which of them the model says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gemma4_core.errors import InputError
+from gemma4_core.text.messages import REASONING_KEYS, template_variables
+from gemma4_core.training.data.forms import ANSWERS
+from gemma4_core.training.data.turns import (
+    THOUGHT_BEGIN,
+    THOUGHT_END,
+    Span,
+    Turns,
+    owned,
+    pieces_of,
+    turns_of,
+)
+
+if TYPE_CHECKING:
+    from gemma4_core.processing.inputs import PreparedInputs, Rendered
+    from gemma4_core.processor import GemmaMultimodalProcessor
+
+Encoded = tuple[np.ndarray, np.ndarray, "PreparedInputs"]
+
+
+class Conversations:
+    """Makes ids and masks of messages through the chat template of one processor."""
+
+    def __init__(self, processor: GemmaMultimodalProcessor, mask_prompt: bool, thinking: bool) -> None:
+        self.processor, self.mask_prompt, self.thinking = processor, mask_prompt, thinking
+        self.special = [token for token in processor.tokenizer.special_tokens if token.strip()]
+        template = processor.template
+        self.template_text = "" if template is None else "\n".join(template.texts.values())
+        """All that the template may read, to look for names in."""
+        self._turns: dict[str, Turns | None] = {}
+
+    def encoded(
+        self, messages: Sequence[Mapping[str, Any]], tools: Any, variables: Mapping[str, Any] | None,
+        media: Mapping[str, Any],
+    ) -> Encoded:
+        """Ids int32 ``[T]``, whether each is learnt bool ``[T]``, and what the processor made. Raises a Gemma4Error.
+
+        Learnt is what assistant messages say whose ``weight`` is not 0; without masks everything but what those of
+        weight 0 say.
+        """
+        given = {"thinking": self.thinking, **template_variables(variables)}
+        weights = [message.get("weight", 1) for message in messages]
+        plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+        asked = {"enable_thinking": given["thinking"], **(variables or {})}
+        rendered = self.processor.render(plain, tools=tools, chat_template_kwargs=asked, **media)
+        turns = self._turns_of(given)
+        spans = turns.spoken(rendered.text) if turns is not None else self._answers(rendered, weights)
+        thoughts = self._lost_thoughts(rendered) if turns is not None else {}
+        told = [weight for message, weight in zip(messages, weights, strict=True) if message["role"] in ANSWERS]
+        if turns is not None and (0 in told and 1 in told or thoughts):
+            spans = owned(rendered, spans, self.special)
+        if not spans and self.mask_prompt:
+            raise InputError("the assistant's turns were not found in what the chat template writes; without masks "
+                             "(--no-mask-prompt) it can be learnt")
+        learnt = [1 in told if span.message is None else weights[span.message] == 1 for span in spans]
+        pieces = pieces_of(rendered.text, spans, learnt, thoughts, not self.mask_prompt)
+        prepared, counts = self.processor.tokenized(rendered, [text for text, _ in pieces])
+        mask = np.repeat([own for _, own in pieces], counts)
+        return np.array(prepared.input_ids, np.int32), mask, prepared
+
+    def _turns_of(self, variables: Mapping[str, Any]) -> Turns | None:
+        """How the chat template marks the model's turns when it sees these variables."""
+        key = json.dumps(variables, sort_keys=True, default=str)
+        if key not in self._turns:
+            assert self.processor.template is not None
+            self._turns[key] = turns_of(self.processor.template, self.special, **variables)
+        return self._turns[key]
+
+    def _lost_thoughts(self, rendered: Rendered) -> dict[int, str]:
+        """Reasoning after the last user message, as the model writes it, for a template that knows nothing of it."""
+        if any(key in self.template_text for key in REASONING_KEYS if key != "thinking"):
+            return {}
+        if "message.thinking" in self.template_text or "['thinking']" in self.template_text:
+            return {}
+        last = max((i for i, message in enumerate(rendered.messages) if message["role"] == "user"), default=-1)
+        if not {THOUGHT_BEGIN, THOUGHT_END} <= set(self.special):
+            return {}
+        return {
+            index: f"{THOUGHT_BEGIN}thought\n{message['reasoning_content']}\n{THOUGHT_END}"
+            for index, message in enumerate(rendered.messages)
+            if index > last and message["role"] in ANSWERS and isinstance(message.get("reasoning_content"), str)
+        }
+
+    def _answers(self, rendered: Rendered, weights: Sequence[int]) -> list[Span]:
+        """Each answer behind its generation prompt, for a template without marks. Raises InputError where the template
+        writes a conversation in another way when it goes on."""
+        assert rendered.again is not None
+        spans: list[Span] = []
+        for index, message in enumerate(rendered.messages):
+            if message["role"] not in ANSWERS or not (self.mask_prompt or weights[index] == 0):
+                continue
+            prompt = rendered.again(rendered.messages[:index], True) if index else ""
+            answered = rendered.again(rendered.messages[: index + 1], False)
+            if not (rendered.text.startswith(answered) and answered.startswith(prompt)):
+                raise InputError("the chat template writes an answered prompt in another way; use --no-mask-prompt")
+            spans.append(Span(len(prompt), len(answered), index))
+        return spans

@@ -281,7 +281,8 @@ class GemmaMultimodalProcessor:
             given = request.media.get(spec.name, [])
             open_places = sum(item is OPEN for item in talk.media.get(spec.name, []))
             if given and not open_places:
-                place_tag_parts(talk, spec, len(given)) or place_parts(talk, spec, len(given))
+                if not place_tag_parts(talk, spec, len(given)):
+                    place_parts(talk, spec, len(given))
             else:
                 check_counts(spec, open_places, len(given))
             rest = iter(given)

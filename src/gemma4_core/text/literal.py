@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ class LiteralText:
         free = (chr(code) for code in chain.from_iterable(range(*bounds) for bounds in STAND_INS))
         self._hidden = {ord(edge): next(mark for mark in free if mark not in used) for edge in edges}
         self._shown = {ord(mark): chr(edge) for edge, mark in self._hidden.items()}
-        escapes = {f"\\u{ord(mark):04x}": mark for mark in self._hidden.values()}
         # json.dumps and repr write a stand-in as an escape
-        self._escapes = {escape: mark for escape, mark in escapes.items() if not any(map(escape.__contains__, strings(values)))}
+        escapes = {f"\\u{ord(mark):04x}": mark for mark in self._hidden.values()}
+        written = {escape for text in strings(values) if "\\u" in text for escape in escapes if escape in text}
+        self._escapes = {escape: mark for escape, mark in escapes.items() if escape not in written}
 
     def hide(self, text: str, keep: Iterable[str] = ()) -> str:
         """A text in which nothing spells a special token, except those of ``keep``."""
@@ -120,7 +121,7 @@ class LiteralText:
         if self._pattern is None or known.isdisjoint(ids) or not self._pattern.search(text):
             return ids
         cuts = [0, *(found.start() + 1 for found in self._pattern.finditer(text)), len(text)]
-        parts = [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+        parts = [text[start:end] for start, end in pairwise(cuts)]
         return [number for part in parts if part for number in self._tokenizer.encode(part, special=False)]
 
 

@@ -57,7 +57,7 @@ class Conversations:
         spans = turns.spoken(rendered.text) if turns is not None else self._answers(rendered, weights)
         thoughts = self._lost_thoughts(rendered) if turns is not None else {}
         told = [weight for message, weight in zip(messages, weights, strict=True) if message["role"] in ANSWERS]
-        if turns is not None and (0 in told and 1 in told or thoughts):
+        if turns is not None and ((0 in told and 1 in told) or thoughts):
             spans = owned(rendered, spans, self.special)
         if not spans and self.mask_prompt:
             raise InputError("the assistant's turns were not found in what the chat template writes; without masks "

@@ -159,7 +159,7 @@ def uses(record: Record, spec: ModalityTower) -> bool:
 
 def given(record: Record, spec: ModalityTower) -> list[Any]:
     """Media beside a line's text: a list, or one, under ``images`` or ``image``."""
-    value = next((record.data[key] for key in names(spec) if key in record.data), [])
+    value: Any = next((record.data[key] for key in names(spec) if key in record.data), [])
     return list(value) if isinstance(value, list) else [value]
 
 

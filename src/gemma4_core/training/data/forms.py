@@ -77,8 +77,9 @@ def check_messages(messages: Any) -> None:
             raise InputError(f"messages[{index}] must be an object with role and content, got {shown(message)}")
         content = message.get("content")
         for number, part in enumerate(content if isinstance(content, list) else ()):
-            if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-                raise InputError(f"messages[{index}].content[{number}] must be an object with a type, got {shown(part)}")
+            if not isinstance(part, str) and not (isinstance(part, dict) and isinstance(part.get("type"), str)):
+                where = f"messages[{index}].content[{number}]"
+                raise InputError(f"{where} must be text or an object with a type, got {shown(part)}")
     if not any(message["role"] in ANSWERS for message in messages):
         raise InputError("messages holds no assistant message, there is nothing to learn")
 
@@ -191,9 +192,9 @@ def from_alpaca(line: Line) -> Line:
     if not history:
         return {**rest, "prompt": asked, "completion": line["output"]}
     pairs = [*history, [asked, line["output"]]]
-    return {**rest, "messages": [
-        {"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]}
+    roles = ("user", "assistant")
+    messages = [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+    return {**rest, "messages": messages}
 
 
 def from_prompt_messages(prompt: Any, completion: Any) -> list[Line]:

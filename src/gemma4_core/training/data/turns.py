@@ -202,10 +202,8 @@ def owned(rendered: Rendered, spans: Sequence[Span], special: Collection[str]) -
 
 def _opened(text: str, start: int, place: int, tokens: re.Pattern[str] | None) -> int:
     """Where a message begins whose first word is at ``place``: at the mark of its thought or call, if it has one."""
-    last = None
-    for last in tokens.finditer(text, start, place) if tokens else ():
-        pass
-    return last.start() if last is not None and last[0] in (THOUGHT_BEGIN, CALL_BEGIN) else place
+    marks = list(tokens.finditer(text, start, place)) if tokens else []
+    return marks[-1].start() if marks and marks[-1][0] in (THOUGHT_BEGIN, CALL_BEGIN) else place
 
 
 def _signed(message: Mapping[str, Any], sign: str) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gemma4_core.descriptions import Tokenizer
 
-OWN_SPANS = re.compile(r"<\|channel>.*?<channel\|>|<\|tool_call>\s*call:.*?<tool_call\|>", re.DOTALL)
-"""What an assistant's text may hold that the model wrote as control tokens: whole thoughts and whole tool calls."""
-OWN_TOKENS = {
+OWN = {
     "<|channel>": ("<|channel>", "<channel|>"), "<|tool_call>": ("<|tool_call>", "<tool_call|>", '<|"|>'),
 }
-"""The tokens that stay tokens in such a span, by the one that opens it."""
+"""What an assistant's text may hold that the model wrote as control tokens, whole thoughts and whole tool calls: by the
+token that opens one those that stay tokens in it, of which the second one closes it."""
+OWN_OPENINGS = re.compile(r"<\|channel>|<\|tool_call>(?=\s{0,8}call:)")
 STAND_INS = ((0xFDD0, 0xFDF0), (0xE000, 0xF900))
 """Noncharacters first, then private use."""
 
@@ -46,8 +46,11 @@ class LiteralText:
 
     def hide(self, text: str, keep: Iterable[str] = ()) -> str:
         """A text in which nothing spells a special token, except those of ``keep``."""
-        kept = spelled(keep)
-        return kept_apart(kept, text, self._hide) if kept else self._hide(text)
+        kept, pieces, at = spelled(keep), [], 0
+        for found in kept.finditer(text) if kept else ():
+            pieces += [self._hide(text[at : found.start()]), found[0]]
+            at = found.end()
+        return "".join([*pieces, self._hide(text[at:])])
 
     def _hide(self, text: str) -> str:
         return text.translate(self._hidden)
@@ -88,10 +91,14 @@ class LiteralText:
 
     def _own(self, text: str) -> str:
         """An assistant's text: whole thoughts and calls keep their tokens."""
-        def span(found: str) -> str:
-            return self.hide(found, next(kept for first, kept in OWN_TOKENS.items() if found.startswith(first)))
-
-        return kept_apart(OWN_SPANS, text, self._hide, span)
+        pieces, at, last = [], 0, {opening: text.rfind(kept[1]) for opening, kept in OWN.items()}
+        for found in OWN_OPENINGS.finditer(text):
+            opening = found[0]
+            if at <= found.start() < last[opening]:
+                end = text.find(OWN[opening][1], found.end()) + len(OWN[opening][1])
+                pieces += [self._hide(text[at : found.start()]), self.hide(text[found.start() : end], OWN[opening])]
+                at = end
+        return "".join([*pieces, self._hide(text[at:])])
 
     def restore(self, text: str) -> str:
         """A rendered text as people read it."""
@@ -129,17 +136,6 @@ def spelled(tokens: Iterable[str]) -> re.Pattern[str] | None:
     """What finds tokens in a text, the longest first; None for no tokens."""
     longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def kept_apart(
-    pattern: re.Pattern[str], text: str, outside: Callable[[str], str], inside: Callable[[str], str] = str
-) -> str:
-    """A text changed in one way where a pattern matches, in another elsewhere."""
-    pieces, at = [], 0
-    for found in pattern.finditer(text):
-        pieces += [outside(text[at : found.start()]), inside(found[0])]
-        at = found.end()
-    return "".join([*pieces, outside(text[at:])])
 
 
 def strings(value: Any) -> Iterator[str]:

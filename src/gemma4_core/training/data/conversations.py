@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gemma4_core.processing.inputs import PreparedInputs, Rendered
     from gemma4_core.processor import GemmaMultimodalProcessor
 
+MOST_MESSAGES = 512
+"""Of a conversation through a template without marks, which is rendered anew for each answer."""
 Encoded = tuple[np.ndarray, np.ndarray, "PreparedInputs"]
 
 
@@ -95,6 +97,9 @@ class Conversations:
         """Each answer behind its generation prompt, for a template without marks. Raises InputError where the template
         writes a conversation in another way when it goes on."""
         assert rendered.again is not None
+        if len(rendered.messages) > MOST_MESSAGES:
+            raise InputError(f"the chat template does not mark turns, and more than {MOST_MESSAGES} messages are not "
+                             "masked without marks; split the conversation")
         spans: list[Span] = []
         for index, message in enumerate(rendered.messages):
             if message["role"] not in ANSWERS or not (self.mask_prompt or weights[index] == 0):

@@ -31,6 +31,8 @@ REFUSED = {
     "train": "train stands in a message, not beside messages",
 }
 """Keys of a line that would change what is learnt and are not served."""
+CLOSELY = 32
+"""Keys of an object that are compared with those that are known."""
 ANSWERS = ("assistant", "model")
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -225,9 +227,9 @@ def unknown_keys(data: Mapping[str, Any], media: Collection[str], template: str)
 
 
 def _strange(data: Mapping[str, Any], known: Sequence[str], where: str) -> list[str]:
-    strange = [key for key in data if key not in known]
-    for key in strange:
-        near = difflib.get_close_matches(key[:40], known, 1, 0.85)
+    strange, absent = [key for key in data if key not in known], [key for key in known if key not in data]
+    for key in strange[:CLOSELY]:
+        near = difflib.get_close_matches(key[:40], absent, 1, 0.8)
         if near:
             raise InputError(f"{where}key {shown(key)} is not known; did you mean {near[0]}?")
     return strange

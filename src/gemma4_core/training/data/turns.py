@@ -7,6 +7,7 @@ whatever people and tools spell.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 RESULT_BEGIN, RESULT_END = "<|tool_response>", "<tool_response|>"
 """What a tool says stands inside the model's turn and is not the model's; the mark that it stops at is."""
 THOUGHT_BEGIN, THOUGHT_END, CALL_BEGIN = "<|channel>", "<channel|>", "<|tool_call>"
+NEAR = 32
+"""Characters between the mark of a thought or a call and its first word, the mark included."""
 ASKED, ANSWERED, AGAIN = "Quartz", "Basalt", "Flint"
 """Contents of a conversation that shows what the template writes around them."""
 SIGNS = [chr(plane << 16 | 0xFFFE) for plane in range(1, 17)]
@@ -189,9 +192,8 @@ def owned(rendered: Rendered, spans: Sequence[Span], special: Collection[str]) -
     result: list[Span] = []
     for span in spans:
         starts: dict[int, int] = {}
-        for place, index in places:
-            if span.start <= place < span.end:
-                starts.setdefault(index, _opened(rendered.text, span.start, place, tokens) if starts else span.start)
+        for place, index in places[bisect_left(places, (span.start,)) : bisect_left(places, (span.end,))]:
+            starts.setdefault(index, _opened(rendered.text, span.start, place, tokens) if starts else span.start)
         bounds = [*starts.values(), span.end]
         result += [
             Span(start, end, index, span.opens if start == span.start else None)
@@ -202,7 +204,7 @@ def owned(rendered: Rendered, spans: Sequence[Span], special: Collection[str]) -
 
 def _opened(text: str, start: int, place: int, tokens: re.Pattern[str] | None) -> int:
     """Where a message begins whose first word is at ``place``: at the mark of its thought or call, if it has one."""
-    marks = list(tokens.finditer(text, start, place)) if tokens else []
+    marks = list(tokens.finditer(text, max(start, place - NEAR), place)) if tokens else []
     return marks[-1].start() if marks and marks[-1][0] in (THOUGHT_BEGIN, CALL_BEGIN) else place
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_tools import gemma4
 from media import picture
 from PIL import Image
+from train_tools import Place
 
 from gemma4_core import Gemma4Error, GemmaMultimodalProcessor
 from gemma4_core.config import preset_dict
@@ -20,7 +22,6 @@ from gemma4_core.text.tiny import TINY_MEDIA_IDS, TINY_STOP_IDS, TINY_TEXT_IDS, 
 
 DATA = Path(__file__).parent / "data"
 RENDERINGS = json.loads((DATA / "template/renderings.json").read_text(encoding="utf-8"))
-CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
 
 
 def write_folder(folder: Path, template: str | None = None) -> Path:
@@ -118,9 +119,10 @@ def test_masks_by_spelling_no_spelling_becomes_a_token(processors: Any, name: st
 
 
 def test_literal_text_is_split_as_text_without_tokens_is(processor: Any, tmp_path: Path) -> None:
-    ids = processor.prepare_inputs("see <|turn> and <bos>", literal=True).input_ids
-    assert control(processor, ids) == [2] and ids[1:] == processor.tokenizer.encode("see <|turn> and <bos>", special=False)
-    spoken = processor.prepare_inputs("see <|turn> and <bos>").input_ids
+    text = "see <|turn> and <bos>"
+    ids = processor.prepare_inputs(text, literal=True).input_ids
+    assert control(processor, ids) == [2] and ids[1:] == processor.tokenizer.encode(text, special=False)
+    spoken = processor.prepare_inputs(text).input_ids
     assert len(control(processor, spoken)) == 3 and len(spoken) < len(ids)
     # a vocabulary whose model makes a token of its spelling
     folder = write_folder(tmp_path / "sentencepiece")
@@ -130,7 +132,7 @@ def test_literal_text_is_split_as_text_without_tokens_is(processor: Any, tmp_pat
     begin = other.context.config.bos_token_id
     for text in ("a <|turn> b", "<bos>", "<|turn>user\nx<turn|>"):
         ids = other.prepare_inputs(text, literal=True).input_ids
-        assert [token for token in ids[1:] if token in other.tokenizer.special_tokens.values()] == [] and ids[0] == begin
+        assert ids[0] == begin and control(other, ids[1:]) == []
         assert other.tokenizer.decode(ids[1:]) == text
 
 
@@ -154,7 +156,7 @@ def test_media_keep_their_places_in_literal_text(processor: Any, tmp_path: Path)
     assert given.input_ids.count(soft) == given.media[0].soft_tokens
     assert control(processor, given.input_ids).count(TINY_MEDIA_IDS["audio_token_id"]) == 0
     assert soft not in processor.prepare_inputs(messages, literal=True).input_ids
-    with pytest.raises(Gemma4Error, match="1 <|image|> placeholder"):
+    with pytest.raises(Gemma4Error, match=r"1 <\|image\|> placeholder"):
         processor.prepare_inputs(messages[:1])
     raw = processor.prepare_inputs("<turn|> <|image|>", images=[image], literal=True)
     assert raw.input_ids.count(soft) == raw.media[0].soft_tokens and TINY_STOP_IDS[1] not in raw.input_ids
@@ -218,3 +220,16 @@ def test_template_variables_are_passed_and_checked(processors: Any) -> None:
     for wrong in ({"messages": []}, {"thinking": True}, [1], {1: 2}):
         with pytest.raises(Gemma4Error, match="chat_template_kwargs"):
             processor.prepare_inputs(messages, chat_template_kwargs=wrong)
+
+
+def test_literal_on_the_command_line(tmp_path: Path) -> None:
+    folder, processor = Place(tmp_path).model, GemmaMultimodalProcessor.from_pretrained(tmp_path / "model")
+    asked = ["generate", "-m", folder, "--prompt", "a <turn|> b", "--system", "<bos>", "-n", 1, "--json"]
+    messages = [{"role": "system", "content": "<bos>"}, {"role": "user", "content": "a <turn|> b"}]
+    for option, literal in (([], False), (["--literal"], True)):
+        ran = gemma4(*asked, *option)
+        assert ran.code == 0, ran
+        ids = processor.prepare_inputs(messages, literal=literal).input_ids
+        assert json.loads(ran.out)["prompt_tokens"] == len(ids)
+    ran = gemma4("generate", "-m", folder, "--prompt-tokens", "2,3", "--literal")
+    assert ran.code == 2 and "--literal needs a prompt of text" in ran.err

@@ -146,7 +146,8 @@ def test_empty_thought_stands_in_prompts_and_in_rows(processors: Any, tmp_path: 
     talked["messages"][1]["weight"] = 0
     assert "<|turn>model\na<turn|>" in one(launch, tmp_path, talked)
     assert "<|channel>" not in one(launch, tmp_path, talk("1", "a"), thinking=True)
-    assert "»<|channel>thought\nhm\n<channel|>a<turn|>«" in one(launch, tmp_path, talk("1", "a", reasoning_content="hm"))
+    thought_of = talk("1", "a", reasoning_content="hm")
+    assert "»<|channel>thought\nhm\n<channel|>a<turn|>«" in one(launch, tmp_path, thought_of)
     # behind a result in the model's own turn
     called = {"role": "assistant", "content": "five", "tool_calls": [CALL],
               "tool_responses": [{"name": "look", "response": {"value": "<|turn>5"}}]}
@@ -158,7 +159,7 @@ def test_empty_thought_stands_in_prompts_and_in_rows(processors: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ({"messages": [{"role": "user", "content": [{"type": {}}]}, {"role": "assistant", "content": "x"}]}, "with a type"),
+        ({"messages": [{"role": "user", "content": [{"type": {}}]}, *talk("a", "x")["messages"]]}, "with a type"),
         ('{"messages": ' + "[" * 900 + "]" * 900 + "}", "nested more than 64 deep"),
         ('{"text": "a", "x": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}", "nested more than 64 deep"),
         ('{"text": "a", "x": ' + "[" * 70 + "]" * 70 + "}", "nested more than 64 deep"),
@@ -232,7 +233,8 @@ def test_forms_of_other_tools(processor: Any, tmp_path: Path) -> None:
     assert one(processor, tmp_path, history) == one(
         processor, tmp_path, {"messages": [system, *talk("One?", "a", "And?", "b")["messages"]]})
     asked = {"prompt": talk("One?", "a", "And?")["messages"], "completion": [{"role": "assistant", "content": "b"}]}
-    assert one(processor, tmp_path, asked).endswith("model\na<turn|>\n<|turn>user\nAnd?<turn|>\n<|turn>model\n»b<turn|>«\n")
+    text = one(processor, tmp_path, asked)
+    assert text.endswith("model\na<turn|>\n<|turn>user\nAnd?<turn|>\n<|turn>model\n»b<turn|>«\n")
 
 
 def test_tools_and_calls_of_other_tools(processor: Any, tmp_path: Path) -> None:

@@ -293,9 +293,12 @@ class GemmaMultimodalProcessor:
         if literal:
             said, tools = template_messages(said), template_tools(variables["tools"])
             variables = plain_data({**variables, "tools": tools})
-            hidden = LiteralText(self.tokenizer, [said, variables, list(self.template.texts.values())])
-            said = hidden.hide_messages(said, [spec.placeholder for spec in (*filled, *strange)])
-            variables = hidden.hide_data(variables)
+            try:
+                hidden = LiteralText(self.tokenizer, [said, variables, list(self.template.texts.values())])
+                said = hidden.hide_messages(said, [spec.placeholder for spec in (*filled, *strange)])
+                variables = hidden.hide_data(variables)
+            except RecursionError:
+                raise InputError("messages or tools are nested too deeply for a chat template") from None
         return self._rendered(Rendered("", media, request.options, hidden, said), variables)
 
     def _rendered(self, asked: Rendered, variables: Mapping[str, Any]) -> Rendered:

@@ -195,6 +195,9 @@ class Encoder:
         """A line's example; None where it is too long or nothing of it is learnt. Raises a Gemma4Error."""
         media = self._media(record)
         self._count_ignored(record)
+        if sum(map(len, media.values())) > self.limit:  # not even a token for each
+            self.dropped += 1
+            return None
         ids, learnt, prepared = self._encoded(record, media)
         labels = np.where(learnt & ~np.isin(ids, self.soft), ids, IGNORED).astype(np.int32)
         labels[0] = IGNORED

@@ -284,6 +284,20 @@ def test_templates_without_marks_mask_by_what_they_add(processors: Any, tmp_path
     assert one(processors["plain"], tmp_path, line, mask_prompt=False).count("assistant: «a\n»user") == 1
 
 
+def test_thoughts_are_learnt_or_named(processors: Any, tmp_path: Path) -> None:
+    call, result = {"tool_calls": [CALL], "content": ""}, {"role": "tool", "tool_call_id": "1", "content": "5"}
+    messages = [{"role": "user", "content": "because"}, {"role": "assistant", **call, "thinking": "because"}, result,
+                {"role": "assistant", "content": "five", "reasoning": "so <channel|>"}]
+    for name in ("tiny", "launch"):
+        text = one(processors[name], tmp_path, {"messages": messages})
+        assert "»<|channel>thought\nbecause\n<channel|><|tool_call>" in text
+        assert "»<|channel>thought\nso <channel|>\n<channel|>five<turn|>«" in text
+    path = tmp_path / "plain.jsonl"
+    path.write_text(json.dumps(talk("a", "b", reasoning="hm")) + "\n")
+    assert read_examples(path, processors["plain"]).ignored == {"messages[].reasoning_content": 1}
+    assert read_examples(path, processors["tiny"]).ignored == {}
+
+
 def test_what_an_assistant_may_spell(processor: Any, tmp_path: Path) -> None:
     call, count = '<|tool_call>call:look{city:<|"|>Oslo<|"|>}<tool_call|>', processor.tokenizer.special_tokens
     [item] = read(processor, tmp_path, talk("w?", f"Well. {call}"))

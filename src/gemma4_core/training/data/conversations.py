@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from gemma4_core.processing.inputs import PreparedInputs, Rendered
     from gemma4_core.processor import GemmaMultimodalProcessor
 
+READS_REASONING = re.compile(rf"[.'\"]({'|'.join(REASONING_KEYS)})\b")
+"""A template's use of a message's reasoning, such as ``message.reasoning``."""
 MOST_MESSAGES = 512
 """Of a conversation through a template without marks, which is rendered anew for each answer."""
 Encoded = tuple[np.ndarray, np.ndarray, "PreparedInputs"]
@@ -39,6 +43,8 @@ class Conversations:
         template = processor.template
         self.template_text = "" if template is None else "\n".join(template.texts.values())
         """All that the template may read, to look for names in."""
+        self.ignored: Counter[str] = Counter()
+        """Keys of lines that nothing reads."""
         self._turns: dict[str, Turns | None] = {}
 
     def encoded(
@@ -57,14 +63,14 @@ class Conversations:
         rendered = self.processor.render(plain, tools=tools, chat_template_kwargs=asked, **media)
         turns = self._turns_of(given)
         spans = turns.spoken(rendered.text) if turns is not None else self._answers(rendered, weights)
-        thoughts = self._lost_thoughts(rendered) if turns is not None else {}
+        thoughts = self._lost_thoughts(rendered, turns is not None)
         told = [weight for message, weight in zip(messages, weights, strict=True) if message["role"] in ANSWERS]
         if turns is not None and ((0 in told and 1 in told) or thoughts):
             spans = owned(rendered, spans, self.special)
         if not spans and self.mask_prompt:
             raise InputError("the assistant's turns were not found in what the chat template writes; without masks "
                              "(--no-mask-prompt) it can be learnt")
-        learnt = [1 in told if span.message is None else weights[span.message] == 1 for span in spans]
+        learnt = [0 not in told if span.message is None else weights[span.message] == 1 for span in spans]
         pieces = pieces_of(rendered.text, spans, learnt, thoughts, not self.mask_prompt)
         prepared, counts = self.processor.tokenized(rendered, [text for text, _ in pieces])
         mask = np.repeat([own for _, own in pieces], counts)
@@ -78,20 +84,21 @@ class Conversations:
             self._turns[key] = turns_of(self.processor.template, self.special, **variables)
         return self._turns[key]
 
-    def _lost_thoughts(self, rendered: Rendered) -> dict[int, str]:
-        """Reasoning after the last user message, as the model writes it, for a template that knows nothing of it."""
-        if any(key in self.template_text for key in REASONING_KEYS if key != "thinking"):
-            return {}
-        if "message.thinking" in self.template_text or "['thinking']" in self.template_text:
-            return {}
+    def _lost_thoughts(self, rendered: Rendered, marked: bool) -> dict[int, str]:
+        """Reasoning after the last user message that the template did not write, as the model writes it. Where it
+        cannot be put in its place, for want of marks or tokens, it is counted as ignored."""
+        knows = READS_REASONING.search(self.template_text) is not None
         last = max((i for i, message in enumerate(rendered.messages) if message["role"] == "user"), default=-1)
-        if not {THOUGHT_BEGIN, THOUGHT_END} <= set(self.special):
-            return {}
-        return {
-            index: f"{THOUGHT_BEGIN}thought\n{message['reasoning_content']}\n{THOUGHT_END}"
+        lost = {
+            index: f"{THOUGHT_BEGIN}thought\n{message['reasoning_content'].strip()}\n{THOUGHT_END}"
             for index, message in enumerate(rendered.messages)
             if index > last and message["role"] in ANSWERS and isinstance(message.get("reasoning_content"), str)
+            and not (knows and message["reasoning_content"].strip() in rendered.text)
         }
+        if lost and not (marked and {THOUGHT_BEGIN, THOUGHT_END} <= set(self.special)):
+            self.ignored["messages[].reasoning_content"] += 1
+            return {}
+        return lost
 
     def _answers(self, rendered: Rendered, weights: Sequence[int]) -> list[Span]:
         """Each answer behind its generation prompt, for a template without marks. Raises InputError where the template

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -141,7 +140,7 @@ def read_examples(
     if not items:
         raise InputError(f"{shown_path(path)}: all {len(records)} examples are longer than {encoder.limit} tokens or "
                          f"have nothing to learn within them; raise --max-length")
-    return Examples(items, encoder.limit, encoder.truncated, encoder.dropped, dict(encoder.ignored))
+    return Examples(items, encoder.limit, encoder.truncated, encoder.dropped, dict(encoder.conversations.ignored))
 
 
 def modalities_of(records: Sequence[Record], specs: Sequence[ModalityTower]) -> list[str]:
@@ -187,7 +186,6 @@ class Encoder:
         self.modalities = list({**registry.modalities, **{spec.name: spec for spec in processor.specs}}.values())
         self.media_keys = {name for spec in self.modalities for name in names(spec)}
         self.conversations = Conversations(processor, encoding.mask_prompt, encoding.thinking)
-        self.ignored: Counter[str] = Counter()
         self.soft = [spec.soft_token_id(config) for spec in processor.specs] + [config.pad_token_id]
         self.truncated = self.dropped = 0
 
@@ -224,7 +222,7 @@ class Encoder:
     def _count_ignored(self, record: Record) -> None:
         """Count a line's keys that nothing reads. Raises InputError for one that is written wrongly."""
         known = [*self.media_keys, *USUAL_MEDIA]
-        self.ignored.update(unknown_keys(record.data, known, self.conversations.template_text))
+        self.conversations.ignored.update(unknown_keys(record.data, known, self.conversations.template_text))
 
     def _encoded(self, record: Record, media: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, PreparedInputs]:
         """Ids int32 ``[T]``, whether each is learnt, and what the processor made."""

@@ -241,8 +241,9 @@ class Tokenizer(Protocol):
     def special_tokens(self) -> Mapping[str, int]:
         """Special tokens by their text."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens in it are recognised; nothing is added. Raises TokenizerError."""
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text; nothing is added. Special tokens in it are recognised; with ``special=False`` their spellings
+        are text like any other. Raises TokenizerError."""
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Text of ids, invalid UTF-8 as U+FFFD. Raises TokenizerError for an id outside the vocabulary."""

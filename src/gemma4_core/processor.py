@@ -7,7 +7,7 @@ towers the folder's config declares.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,17 @@ from gemma4_core.processing.expand import (
     check_counts,
     check_soft_tokens,
     expand_ids,
-    expand_text,
+    expand_texts,
+    place_tags,
     place_text,
 )
-from gemma4_core.processing.inputs import Medium, PreparedInputs
-from gemma4_core.processing.kept import Kept, digest
-from gemma4_core.processing.messages import OPEN, Conversation, as_text, kind, place_parts, read_messages
+from gemma4_core.processing.given import as_list, fingerprint, is_ids, weight
+from gemma4_core.processing.inputs import Medium, PreparedInputs, Rendered
+from gemma4_core.processing.kept import Kept
+from gemma4_core.processing.messages import OPEN, as_text, kind, place_parts, place_tag_parts, read_messages
 from gemma4_core.processing.sources import MediaSource, resolve, shown
+from gemma4_core.text.literal import LiteralText
+from gemma4_core.text.messages import PART_TYPES, plain_data, template_messages, template_tools, template_variables
 
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
@@ -67,7 +71,7 @@ class GemmaMultimodalProcessor:
         self.options = {key: value for key, value in (options or {}).items() if value is not None}
         self.tokenizer = MediaTokenizer(tokenizer, context.config, self.specs)
         self._processors: dict[object, MediaProcessor] = {}
-        self._kept: Kept[Any] = Kept(KEPT_MEDIA, KEPT_BYTES, _weight)
+        self._kept: Kept[Any] = Kept(KEPT_MEDIA, KEPT_BYTES, weight)
 
     @classmethod
     def from_pretrained(
@@ -117,6 +121,8 @@ class GemmaMultimodalProcessor:
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
         add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        literal: bool = False,
         **more: Any,
     ) -> PreparedInputs:
         """Token ids and features of a prompt with its media.
@@ -127,11 +133,16 @@ class GemmaMultimodalProcessor:
 
         Args:
             images: media of each kind, one or a list: paths, bytes, file objects, ``-``, library objects, arrays. They
-                fill the placeholders in order. Where no placeholder of the kind is written they go before or after
-                the text, as the modality says. ``audio``, ``videos`` and ``more`` likewise.
+                fill the placeholders in order, or tags such as ``<image>`` where the text has those. Where neither is
+                written they go before or after the text, as the modality says. ``audio``, ``videos`` and ``more``
+                likewise.
             tools: tool declarations for the template.
             thinking: whether the template lets the model think.
             add_generation_prompt: whether the template opens the model's turn.
+            chat_template_kwargs: further variables of the template; ``enable_thinking`` is stronger than ``thinking``.
+            literal: whether special tokens that are spelt in the prompt are text: in a raw prompt, in messages and in
+                tools. Placeholders of media that are given stay placeholders in a raw prompt and in users' messages;
+                whole thoughts and tool calls in an assistant's text stay what they are.
             more: media of other modalities, and options of modalities for this call, such as ``image_tokens``.
 
         Raises:
@@ -139,19 +150,37 @@ class GemmaMultimodalProcessor:
             TokenizerError: the folder has no tokenizer or no template for this prompt.
         """
         request = self._request({"images": images, "audio": audio, "videos": videos, **more})
-        if isinstance(prompt_or_messages, str):
-            text, media = self._raw(prompt_or_messages, request)
-        elif _is_ids(prompt_or_messages):
+        if is_ids(prompt_or_messages):
             return self._from_ids([int(token) for token in prompt_or_messages], request)  # type: ignore[arg-type]
+        if isinstance(prompt_or_messages, str):
+            rendered = self._raw(prompt_or_messages, request, literal)
         else:
-            render = {"tools": tools, "thinking": thinking, "add_generation_prompt": add_generation_prompt}
-            text, media = self._templated(prompt_or_messages, request, render)
-        prepared = self._prepare(media, request.options)
-        expansions = {spec.placeholder: prepared[spec.name].expansions for spec in self.specs if spec.name in prepared}
-        from gemma4_core.text import prompt_ids
+            variables = {"tools": tools, "thinking": thinking, "add_generation_prompt": add_generation_prompt}
+            variables |= template_variables(chat_template_kwargs)
+            rendered = self._templated(prompt_or_messages, request, variables, literal)
+        return self.tokenized(rendered, [rendered.text])[0]
 
-        ids = prompt_ids(self.tokenizer, expand_text(text, expansions), self._config.bos_token_id)
-        return self._result(ids, prepared, media)
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False, chat_template_kwargs: Mapping[str, Any] | None = None, **media: Any,
+    ) -> Rendered:
+        """A whole conversation as literal text, for training: ``tokenized`` makes ids of it. Raises as
+        ``prepare_inputs`` does."""
+        variables = {"tools": tools, "thinking": thinking, "add_generation_prompt": False}
+        variables |= template_variables(chat_template_kwargs)
+        return self._templated(messages, self._request(media), variables, True)
+
+    def tokenized(self, rendered: Rendered, pieces: Sequence[str]) -> tuple[PreparedInputs, list[int]]:
+        """Ids and features of a rendered prompt, given as one piece of text or several; and how many ids come from
+        each piece. Pieces are encoded apart, so that no token reaches from one into the next."""
+        prepared = self._prepare(rendered.media, rendered.options)
+        expansions = {spec.placeholder: prepared[spec.name].expansions for spec in self.specs if spec.name in prepared}
+        encode = (rendered.literal or self.tokenizer).encode
+        found = [encode(piece) if piece else [] for piece in expand_texts(pieces, expansions)]
+        begin = self._config.bos_token_id
+        if begin is not None and next((ids[0] for ids in found if ids), None) != begin:
+            found[0] = [begin, *found[0]]
+        return self._result([i for ids in found for i in ids], prepared, rendered.media), [len(ids) for ids in found]
 
     def features(self, sources: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         """Features by ``forward_ids`` keyword of media by modality, as ``PreparedInputs.sources`` has them; those of
@@ -188,7 +217,7 @@ class GemmaMultimodalProcessor:
             elif value is None or (isinstance(value, list | tuple) and not value):
                 continue
             elif name in takers:
-                request.media[takers[name].name] = _as_list(value)
+                request.media[takers[name].name] = as_list(value)
             else:
                 raise InputError(self._untaken(name, value))
         return request
@@ -223,55 +252,75 @@ class GemmaMultimodalProcessor:
 
     # ------------------------------------------------------------------------------------------- prompts
 
-    def _raw(self, text: str, request: _Request) -> tuple[str, dict[str, list[Any]]]:
-        self._refuse_absent(text)
+    def _raw(self, text: str, request: _Request, literal: bool) -> Rendered:
         special = self.tokenizer.special_tokens
         begin = next((name for name, number in special.items() if number == self._config.bos_token_id), None)
+        hidden = LiteralText(self.tokenizer, text) if literal else None
+        for spec in self.specs:
+            text = place_tags(text, spec, len(request.media.get(spec.name, [])))
+        if hidden is not None:
+            text = hidden.hide(text, [spec.placeholder for spec in self.specs if request.media.get(spec.name)])
+        self._refuse_absent(text)
         for spec in self.specs:
             given, written = request.media.get(spec.name, []), text.count(spec.placeholder)
             if not written:
                 text = place_text(text, spec, len(given), begin)
             else:
                 check_counts(spec, written, len(given))
-        return text, request.media
+        return Rendered(text, request.media, request.options, hidden)
 
     def _templated(
-        self, messages: Any, request: _Request, render: Mapping[str, Any]
-    ) -> tuple[str, dict[str, list[Any]]]:
+        self, messages: Any, request: _Request, variables: Mapping[str, Any], literal: bool
+    ) -> Rendered:
         if self.template is None:
             raise TokenizerError(f"{self.context.folder}: has no chat template; give a raw prompt (--raw)")
-        talk = read_messages(messages, self.specs)
+        filled = [spec for spec in self.specs if request.media.get(spec.name)]
+        talk = read_messages(messages, self.specs, filled if literal else None)
         media: dict[str, list[Any]] = {}
         for spec in self.specs:
             given = request.media.get(spec.name, [])
             open_places = sum(item is OPEN for item in talk.media.get(spec.name, []))
             if given and not open_places:
-                place_parts(talk, spec, len(given))
+                if not place_tag_parts(talk, spec, len(given)):
+                    place_parts(talk, spec, len(given))
             else:
                 check_counts(spec, open_places, len(given))
             rest = iter(given)
             media[spec.name] = [next(rest) if item is OPEN else item for item in talk.media.get(spec.name, [])]
-        text, unknown = self._render(talk, media, render)
-        for spec in unknown:
-            if text.count(spec.placeholder) != len(media[spec.name]):
-                raise InputError(f"the chat template of {self.context.folder} leaves {text.count(spec.placeholder)} of "
-                                 f"{len(media[spec.name])} {kind(spec)} parts; put them into user messages")
-        self._refuse_absent(text)
-        return text, media
-
-    def _render(
-        self, talk: Conversation, media: Mapping[str, list[Any]], render: Mapping[str, Any]
-    ) -> tuple[str, list[ModalityTower]]:
-        """The prompt text, and the modalities whose parts the template does not know: those go in as text."""
-        from gemma4_core.text.messages import PART_TYPES
-
-        assert self.template is not None
         strange = [spec for spec in self.specs if kind(spec) not in PART_TYPES]
-        text = self.template.render(as_text(talk, strange), **render)
-        unknown = [spec for spec in self.specs if text.count(spec.placeholder) != len(media[spec.name])]
+        said = as_text(talk.messages, strange)
+        hidden = None
+        if literal:
+            said, tools = template_messages(said), template_tools(variables["tools"])
+            variables = plain_data({**variables, "tools": tools})
+            try:
+                hidden = LiteralText(self.tokenizer, [said, variables, list(self.template.texts.values())])
+                said = hidden.hide_messages(said, [spec.placeholder for spec in (*filled, *strange)])
+                variables = hidden.hide_data(variables)
+            except RecursionError:
+                raise InputError("messages or tools are nested too deeply for a chat template") from None
+        return self._rendered(Rendered("", media, request.options, hidden, said), variables)
+
+    def _rendered(self, asked: Rendered, variables: Mapping[str, Any]) -> Rendered:
+        """The prompt with its text. Parts of modalities that the template does not know go in as text."""
+        template = self.template
+        assert template is not None
+
+        def again(messages: Sequence[Mapping[str, Any]], opening: bool) -> str:
+            return template.render(messages, **{**variables, "add_generation_prompt": opening})
+
+        said = asked.messages
+        text = template.render(said, **variables)
+        unknown = [spec for spec in self.specs if text.count(spec.placeholder) != len(asked.media[spec.name])]
         if unknown:
-            text = self.template.render(as_text(talk, [*strange, *unknown]), **render)
-        return text, unknown
+            said = as_text(said, unknown)
+            text = template.render(said, **variables)
+        for spec in unknown:
+            if text.count(spec.placeholder) != len(asked.media[spec.name]):
+                raise InputError(f"the chat template of {self.context.folder} leaves {text.count(spec.placeholder)} of "
+                                 f"{len(asked.media[spec.name])} {kind(spec)} parts; put them into user messages")
+        self._refuse_absent(text)
+        return replace(asked, text=text, messages=said, again=again)
 
     def _from_ids(self, ids: list[int], request: _Request) -> PreparedInputs:
         """Ids with one placeholder per medium, or expanded already."""
@@ -307,7 +356,7 @@ class GemmaMultimodalProcessor:
     def _load(self, spec: ModalityTower, source: Any, options: Mapping[str, Any]) -> Any:
         processor = self._processor(spec, options)
         source = resolve(source, bool(options.get("allow_urls", False)))
-        content = _fingerprint(source)
+        content = fingerprint(source)
         key = None if content is None else (spec.name, id(processor), content)
 
         def load() -> Any:
@@ -340,37 +389,3 @@ class GemmaMultimodalProcessor:
         keywords = frozenset(keyword for spec in self.specs for keyword in spec.keywords)
         held = {name: tuple(items) for name, items in sources.items() if items}
         return PreparedInputs(ids, features, tuple(media), keywords, held)
-
-
-def _as_list(value: Any) -> list[Any]:
-    """One medium or several as a list. A pair of an array and a sampling rate is one medium."""
-    if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[0]) and isinstance(value[1], int | float):
-        return [value]
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _is_ids(value: Any) -> bool:
-    if hasattr(value, "dtype") and getattr(value, "ndim", 0) == 1:
-        return True
-    return isinstance(value, list | tuple) and bool(value) and all(
-        isinstance(item, int | np.integer) and not isinstance(item, bool) for item in value
-    )
-
-
-def _fingerprint(source: Any) -> tuple[Any, ...] | None:
-    """A key for the content of a medium; None where there is no cheap one."""
-    if isinstance(source, MediaSource):
-        return source.fingerprint()
-    if isinstance(source, np.ndarray) and source.dtype != object:
-        return ("array", digest(source))
-    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray):
-        return ("pair", digest(source[0]), repr(source[1]))
-    return None
-
-
-def _weight(item: Any) -> int:
-    """Bytes that a loaded medium holds: what it says itself, else its arrays."""
-    if isinstance(getattr(item, "nbytes", None), int):
-        return int(item.nbytes)
-    values = vars(item).values() if hasattr(item, "__dict__") else [item]
-    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))

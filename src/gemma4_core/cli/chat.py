@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemma4_core.cli.options import device_options, loading_options, model_option, sampling_options, tools_option
+from gemma4_core.cli.options import (
+    device_options,
+    literal_option,
+    loading_options,
+    model_option,
+    sampling_options,
+    tools_option,
+)
 from gemma4_core.cli.output import note
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
 from gemma4_core.cli.request import Loading, checked_text, folder, model_name, read_tools, sampling
@@ -32,6 +39,7 @@ def check_talks(processor: GemmaMultimodalProcessor) -> None:
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
 @tools_option
 @click.option("--thinking/--no-thinking", default=False, help="Let the model think before it answers.")
+@literal_option
 @click.option("--allow-urls", is_flag=True, help="Fetch media given as URLs.")
 @sampling_options
 @device_options
@@ -59,7 +67,7 @@ def chat_command(
     system = checked_text("--system", system) if system else None
     model = Loading.taken_from(values).load(plugin_values, check_talks)
     wanted = sampling(model.generation_config, values)
-    wanted |= {"max_new_tokens": values["max_new_tokens"], "stop": values["stop"]}
+    wanted |= {"max_new_tokens": values["max_new_tokens"], "stop": values["stop"], "literal": values["literal"]}
     conversation = Conversation(model, wanted, system, thinking, declared)
     for keyword, files in plugin_values.media.items():
         for file in files:

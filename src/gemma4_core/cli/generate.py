@@ -10,6 +10,7 @@ from gemma4_core.cli.completion import files
 from gemma4_core.cli.options import (
     TokenIds,
     device_options,
+    literal_option,
     loading_options,
     model_option,
     sampling_options,
@@ -35,6 +36,7 @@ from gemma4_core.console import console
 @click.option("--thinking/--no-thinking", default=False,
               help="Let the model think first; its thoughts are no part of the answer.")
 @click.option("--raw", is_flag=True, help="Leave the chat template out.")
+@literal_option
 @click.option("--allow-urls", is_flag=True, help="Fetch media given as URLs.")
 @sampling_options
 @device_options

@@ -133,6 +133,12 @@ def format_option(default: str = "auto", help: str = "Checkpoint format plugin."
                         shell_complete=completion.plugins("formats", "auto"))
 
 
+literal_option = click.option(
+    "--literal", is_flag=True,
+    help="Take special tokens that are spelt in the prompt, the system prompt and tools for text.",
+)
+
+
 def device_options(function: F) -> F:
     """``--device``, ``--beam``, ``--beam-seconds``."""
     return apply(function, [

@@ -34,6 +34,7 @@ class Prompt:
     tools: Sequence[Mapping[str, Any]] | None = None
     thinking: bool = False
     raw: bool = False
+    literal: bool = False
 
     def arguments(self, template: ChatTemplate | None, context: Context) -> dict[str, Any]:
         """What ``stream_generate`` and ``prepare_inputs`` are asked, prompt and media.
@@ -46,12 +47,12 @@ class Prompt:
             messages = [{"role": "system", "content": self.system}] if self.system else []
             messages.append({"role": "user", "content": self.text or ""})
             asked = {"prompt_or_messages": messages, "tools": self.tools, "thinking": self.thinking}
-            return {**asked, **self.media}
+            return {**asked, "literal": self.literal, **self.media}
         why = "--raw leaves it out" if self.raw else f"{folder(context)} has none"
         for option, value in (("--system", self.system), ("--tools", self.tools), ("--thinking", self.thinking)):
             if value:
                 raise InputError(f"{option} needs the chat template, and {why}")
-        return {"prompt_or_messages": self.text, **self.media}
+        return {"prompt_or_messages": self.text, "literal": self.literal, **self.media}
 
     def check(self, processor: GemmaMultimodalProcessor, context: int | None, stop: Sequence[str]) -> None:
         """Look for everything that can be wrong with it. Raises InputError and TokenizerError.
@@ -120,9 +121,12 @@ def taken_prompt(values: dict[str, Any], plugins: PluginValues) -> Prompt:
     readers += [label] if "-" in (text, file) else []
     if len(readers) > 1:
         raise click.UsageError(f"Standard input (-) can be read once: {' and '.join(readers)} want it.")
-    prompt = Prompt(None, tokens, plugins.media, system, None, values.pop("thinking"), values.pop("raw"))
+    flags = {name: values.pop(name) for name in ("thinking", "raw", "literal")}
+    prompt = Prompt(None, tokens, plugins.media, system, **flags)
     if tokens is not None:
-        for name, value in (("--system", system), ("--tools", tools), ("--thinking", prompt.thinking)):
+        for name, value in (
+            ("--system", system), ("--tools", tools), ("--thinking", prompt.thinking), ("--literal", prompt.literal),
+        ):
             if value:
                 raise click.UsageError(f"{name} needs a prompt of text, not --prompt-tokens.")
         if not tokens:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from gemma4_core.cli.output import json_text, note, write
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.cli.request import Loading
 from gemma4_core.cli.train_report import Reporter, dry_report
+from gemma4_core.config.files import shown
 from gemma4_core.errors import InputError
 from gemma4_core.training.data.examples import LONGEST, Encoding, Examples, modalities_of, read_examples
 from gemma4_core.training.data.records import Record, read_records
@@ -61,9 +63,21 @@ class Data:
             held = read_examples(values["validation"], processor, encoding, self.held_out)
         elif self.share is not None:
             examples, held = examples.split(self.share, values["seed"])
+        note_ignored([examples] if held is None else [examples, held])
         shape = {name: values[name] for name in ("batch_size", "pack", "seed")}
         self.batches = Batches(examples, processor, accumulate=values["accumulate"], **shape)
         self.validation = None if held is None else Batches(held, processor, **shape)
+
+
+def note_ignored(read: Sequence[Examples]) -> None:
+    """One warning of all keys in the data that nothing reads."""
+    ignored: Counter[str] = Counter()
+    for examples in read:
+        ignored.update(examples.ignored)
+    if ignored:
+        named = [f"{shown(key)} ({count} {'line' if count == 1 else 'lines'})" for key, count in ignored.items()]
+        more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+        note(f"warning: keys of the data that nothing reads: {', '.join(named[:8])}{more}")
 
 
 def encoding_of(values: Mapping[str, Any], processor: GemmaMultimodalProcessor) -> Encoding:

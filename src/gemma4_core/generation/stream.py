@@ -78,12 +78,14 @@ def stream_generate(
     stop_ids: Sequence[int] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     thinking: bool = False,
+    literal: bool = False,
     **media: Any,
 ) -> Iterator[Part]:
     """Yield the answer to a raw prompt (str) or to messages (through the folder's chat template), part by part.
 
     ``prompt_tokens`` are ids to start from instead of either, with one placeholder id per medium; they need no
     tokenizer, without which parts have no text. Of the parts that one token completes only the first carries it.
+    With ``literal`` special tokens that are spelt in the prompt, in messages or in tools are text.
     ``media`` are lists by each modality's keyword, such as ``images`` and ``audio``. ``stop`` strings end the answer
     and are left out of it. Greedy unless a temperature is given. Raises InputError and TokenizerError before anything
     runs.
@@ -104,7 +106,7 @@ def stream_generate(
         prepared = prepare(model, prompt_tokens, max_new_tokens, cache, {})
     else:
         asked: Any = prompt_or_messages if prompt_tokens is None else list(prompt_tokens)
-        prompt = model.processor.prepare_inputs(asked, tools=tools, thinking=thinking, **media)
+        prompt = model.processor.prepare_inputs(asked, tools=tools, thinking=thinking, literal=literal, **media)
         prepared = prepare(model, prompt.input_ids, max_new_tokens, cache, dict(prompt.features))
     ids = prepared.placed.ids[0].tolist()
     splitter = NoText() if model.tokenizer is None or textless else AnswerSplitter(model.tokenizer, ids)

@@ -18,11 +18,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def check_counts(spec: ModalityTower, placeholders: int, media: int) -> None:
-    """Raise InputError where placeholders are written and their number is not that of the media."""
-    if placeholders != media:
+def check_counts(spec: ModalityTower, written: int, media: int, what: str = "") -> None:
+    """Raise InputError where placeholders, or ``what`` else, are written and their number is not that of the media."""
+    if written != media:
         noun = f"{spec.media_option.keyword} ({spec.media_option.flag}, {spec.media_keyword}=)"
-        raise InputError(f"the prompt holds {counted(placeholders, f'{spec.placeholder} placeholder')} but "
+        raise InputError(f"the prompt holds {counted(written, what or f'{spec.placeholder} placeholder')} but "
                          f"{media} {noun} {'was' if media == 1 else 'were'} given; the two numbers must be equal")
 
 
@@ -35,12 +35,27 @@ def place_text(text: str, spec: ModalityTower, count: int, begin: str | None) ->
     return start + holders + text[len(start) :]
 
 
-def expand_text(text: str, expansions: Mapping[str, Sequence[str]]) -> str:
-    """Replace the placeholders of each kind by its expansions, in order."""
-    if not expansions:
+def tag_of(spec: ModalityTower) -> str:
+    """The tag that datasets write where a medium stands, such as ``<image>``."""
+    return f"<{spec.media_option.keyword}>"
+
+
+def place_tags(text: str, spec: ModalityTower, count: int) -> str:
+    """A raw prompt with placeholders in place of tags, where media were given and it has no placeholder. Raises
+    InputError where their numbers differ."""
+    if not count or spec.placeholder in text or tag_of(spec) not in text:
         return text
+    check_counts(spec, text.count(tag_of(spec)), count, f"{tag_of(spec)} tag")
+    return text.replace(tag_of(spec), spec.placeholder)
+
+
+def expand_texts(texts: Sequence[str], expansions: Mapping[str, Sequence[str]]) -> list[str]:
+    """Replace the placeholders of each kind by its expansions, in order from text to text."""
+    if not expansions:
+        return list(texts)
     waiting = {placeholder: iter(found) for placeholder, found in expansions.items()}
-    return re.sub("|".join(map(re.escape, waiting)), lambda match: next(waiting[match.group()]), text)
+    pattern = re.compile("|".join(map(re.escape, waiting)))
+    return [pattern.sub(lambda match: next(waiting[match.group()]), text) for text in texts]
 
 
 def expand_ids(ids: Sequence[int], expansions: Mapping[int, Sequence[Sequence[int]]]) -> list[int]:
@@ -73,8 +88,10 @@ class MediaTokenizer:
         """Special tokens of the folder and of the modalities."""
         return {**self.inner.special_tokens, **self.lacking}
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, media tokens recognised. Raises TokenizerError."""
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text, media tokens recognised where special tokens are. Raises TokenizerError."""
+        if not special:
+            return self.inner.encode(text, special=False)
         if not self.lacking:
             return self.inner.encode(text)
         pattern = "(" + "|".join(map(re.escape, self.lacking)) + ")"

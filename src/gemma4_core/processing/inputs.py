@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from gemma4_core.text.literal import LiteralText
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,24 @@ class Medium:
     soft_tokens: int
     seconds: float | None = None
     """How long it lasts, for media that last."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The text of a prompt before media are expanded and ids are made of it."""
+
+    text: str
+    """With one placeholder for each medium; hidden characters are stand-ins of ``literal``."""
+    media: Mapping[str, Sequence[Any]]
+    """By modality, in the order of their placeholders."""
+    options: Mapping[str, Any]
+    """Options of modalities for this prompt."""
+    literal: LiteralText | None = None
+    """What hid the texts of people and tools; None where special tokens in them count."""
+    messages: Sequence[Mapping[str, Any]] = ()
+    """What the chat template was given."""
+    again: Callable[[Sequence[Mapping[str, Any]], bool], str] | None = None
+    """Renders other messages, with or without the opening of the model's turn, all else being equal."""
 
 
 @dataclass(frozen=True)

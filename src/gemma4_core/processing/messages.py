@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.errors import InputError
+from gemma4_core.processing.expand import check_counts, tag_of
 from gemma4_core.processing.sources import shown
 
 if TYPE_CHECKING:
@@ -40,10 +41,13 @@ def kind(spec: ModalityTower) -> str:
     return spec.media_option.keyword
 
 
-def read_messages(messages: Any, specs: Sequence[ModalityTower]) -> Conversation:
+def read_messages(
+    messages: Any, specs: Sequence[ModalityTower], filled: Sequence[ModalityTower] | None = None
+) -> Conversation:
     """Copy messages and take their media out. Content parts of a modality become ``{"type": kind}``.
 
-    Raises InputError for what is no list of messages and for parts that cannot be understood.
+    Placeholders in texts count as places of media. With ``filled`` only those of its modalities do, and only in users'
+    messages. Raises InputError for what is no list of messages and for parts that cannot be understood.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise InputError(f"messages: expected a list of {{'role': …, 'content': …}}, got {shown(repr(messages))}")
@@ -53,10 +57,11 @@ def read_messages(messages: Any, specs: Sequence[ModalityTower]) -> Conversation
             raise InputError(f"message {number}: expected {{'role': …, 'content': …}}, got {shown(repr(message))}")
         copy = dict(message)
         content = message.get("content")
+        counted = specs if filled is None else filled if message["role"] == "user" else ()
         if isinstance(content, str):
-            _count(content, specs, talk)
+            _count(content, counted, talk)
         elif isinstance(content, Sequence) and not isinstance(content, bytes):
-            copy["content"] = [_part(part, f"message {number}", specs, talk) for part in content]
+            copy["content"] = [_part(part, f"message {number}", specs, counted, talk) for part in content]
         elif content is not None and not isinstance(content, Mapping):
             raise InputError(f"message {number}: content is a {type(content).__name__}; give text or a list of parts")
         talk.messages.append(copy)
@@ -68,7 +73,9 @@ def _count(text: str, specs: Sequence[ModalityTower], talk: Conversation) -> Non
         talk.media.setdefault(spec.name, []).extend([OPEN] * text.count(spec.placeholder))
 
 
-def _part(part: Any, where: str, specs: Sequence[ModalityTower], talk: Conversation) -> Message:
+def _part(
+    part: Any, where: str, specs: Sequence[ModalityTower], counted: Sequence[ModalityTower], talk: Conversation
+) -> Message:
     if isinstance(part, str):
         part = {"type": "text", "text": part}
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
@@ -79,7 +86,7 @@ def _part(part: Any, where: str, specs: Sequence[ModalityTower], talk: Conversat
             talk.media.setdefault(spec.name, []).append(_medium(part, kind(spec), where))
             return {"type": kind(spec)}
     if isinstance(part.get("text"), str):
-        _count(part["text"], specs, talk)
+        _count(part["text"], counted, talk)
     elif named != "text":
         known = ", ".join(["text", *(kind(spec) for spec in specs)])
         raise InputError(f"{where}: no loaded modality reads parts of type {shown(repr(named))}; known: {known}")
@@ -127,6 +134,29 @@ def place_parts(talk: Conversation, spec: ModalityTower, count: int) -> None:
         talk.media[spec.name] = list(_in_order(talk, spec, message, count))
 
 
+def place_tag_parts(talk: Conversation, spec: ModalityTower, count: int) -> bool:
+    """Put placeholders in place of tags in users' texts; False where there are none. Raises InputError where there are
+    more or fewer tags than media."""
+    tag, tags, held = tag_of(spec), 0, iter(talk.media.get(spec.name, []))
+    media: list[Any] = []
+    for message in (message for message in talk.messages if message["role"] == "user"):
+        content = message.get("content")
+        whole = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        parts = [dict(part) for part in whole]
+        for part in parts:
+            if part.get("type") == kind(spec):
+                media.append(next(held))
+            elif found := str(part.get("text", "")).count(tag):
+                part["text"] = part["text"].replace(tag, spec.placeholder)
+                media += [OPEN] * found
+                tags += found
+        message["content"] = parts[0]["text"] if isinstance(content, str) else parts
+    if tags:
+        check_counts(spec, tags, count, f"{tag} tag")
+        talk.media[spec.name] = [*media, *held]
+    return bool(tags)
+
+
 def _in_order(talk: Conversation, spec: ModalityTower, target: Message, count: int) -> Iterator[Any]:
     """Media of a modality in the order of their parts, ``count`` open ones of ``target`` among them."""
     carried = iter([item for item in talk.media[spec.name] if item is not OPEN])
@@ -138,7 +168,7 @@ def _in_order(talk: Conversation, spec: ModalityTower, target: Message, count: i
         yield from [OPEN] * fresh + old if spec.placed == "before" else old + [OPEN] * fresh
 
 
-def as_text(talk: Conversation, specs: Sequence[ModalityTower]) -> list[Message]:
+def as_text(messages: Sequence[Mapping[str, Any]], specs: Sequence[ModalityTower]) -> list[Message]:
     """Messages whose parts of these modalities are text parts with the placeholder, for templates that do not know
     the modality."""
     by_kind = {kind(spec): spec.placeholder for spec in specs}
@@ -146,8 +176,8 @@ def as_text(talk: Conversation, specs: Sequence[ModalityTower]) -> list[Message]
         {"type": "text", "text": by_kind[part["type"]]} if part.get("type") in by_kind else part
     )
     return [
-        message | {"content": [swap(part) for part in message["content"]]}
+        {**message, "content": [swap(part) for part in message["content"]]}
         if isinstance(message.get("content"), list)
-        else message
-        for message in talk.messages
+        else dict(message)
+        for message in messages
     ]

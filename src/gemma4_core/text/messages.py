@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,15 @@ import numpy as np
 
 from gemma4_core.config.files import shown
 from gemma4_core.errors import InputError
+from gemma4_core.text.calls import parse_call
 
 ROLES = ("system", "developer", "user", "assistant", "model", "tool")
 PART_TYPES = ("text", "image", "audio", "video")
+RESERVED_VARIABLES = {
+    "messages": "it is the conversation itself", "tools": "give tools beside it",
+    "add_generation_prompt": "it is set by what is asked", "thinking": "the variable is enable_thinking",
+}
+"""Names that chat_template_kwargs may not hold, and why."""
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Where a message may carry reasoning; transformers fills the first for templates."""
 
@@ -54,6 +61,22 @@ def template_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, 
                 f"not {_seen(tool)}"
             )
     return plain_data(list(tools))
+
+
+def template_variables(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``chat_template_kwargs`` as arguments of ``ChatTemplate.render``. Raises InputError for what is no object of
+    names, and for names that are taken."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"chat_template_kwargs must be an object of variables by name, not {_seen(given)}")
+    for name in given:
+        if name in RESERVED_VARIABLES:
+            raise InputError(f"chat_template_kwargs holds {name}: {RESERVED_VARIABLES[name]}")
+    variables = dict(given)
+    if "enable_thinking" in variables:
+        variables["thinking"] = bool(variables.pop("enable_thinking"))
+    return variables
 
 
 def plain_data(value: Any) -> Any:
@@ -119,12 +142,35 @@ def _check_calls(message: Mapping[str, Any], index: int) -> None:
     if not isinstance(calls, list | tuple):
         raise InputError(f"messages[{index}]: tool_calls must be a list, not {_seen(calls)}")
     for number, call in enumerate(calls):
+        where = f"messages[{index}].tool_calls[{number}]"
         function = call.get("function") if isinstance(call, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str):
-            raise InputError(
-                f"messages[{index}].tool_calls[{number}] must be an object whose function has a name, not {_seen(call)}"
-            )
+            raise InputError(f"{where} must be an object whose function has a name, not {_seen(call)}")
+        assert function is not None
+        function["arguments"] = _arguments(function.get("arguments"), f"{where} ({_seen(name)}): arguments")
+
+
+def _arguments(given: Any, where: str) -> dict[str, Any] | str:
+    """The arguments of a call as an object: decoded where they are JSON in a text, as OpenAI's API writes them. The
+    form that the model writes, ``key:value,…``, stays as it is."""
+    if given is None or (isinstance(given, str) and not given.strip()):
+        return {}
+    if isinstance(given, dict):
+        return given
+    if not isinstance(given, str):
+        raise InputError(f"{where} must be an object, or JSON of one, not {_seen(given)}")
+    try:
+        found = json.loads(given)
+    except (ValueError, RecursionError) as fault:
+        if parse_call(f"call:f{{{given}}}".split('<|"|>')) is not None:
+            return given
+        raise InputError(f"{where} is not valid JSON ({shown(str(fault), 80)}): {_seen(given)}") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise InputError(f"{where} must be JSON of an object, not {_seen(given)}")
+    return plain_data(found)
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

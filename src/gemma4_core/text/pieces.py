@@ -34,8 +34,8 @@ class PieceTokenizer(ABC):
         """One more than the largest id."""
 
     @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, special tokens recognised. Raises TokenizerError."""
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text, special tokens recognised unless ``special`` is off. Raises TokenizerError."""
 
     @abstractmethod
     def _find(self, token: int) -> bytes | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ class Library:
     """A tokenizer of the library, every call to it guarded."""
 
     def __init__(self, backend: Any, path: Path, silent: bool) -> None:
-        self.backend, self._where, self._silent = backend, shown_path(path), silent
+        self.backend, self._path, self._where, self._silent = backend, path, shown_path(path), silent
         with guarded(f"{self._where} cannot be used"):
             self.vocab_size = self._count()
             model = backend.model
@@ -80,6 +82,25 @@ class Library:
             text: str = self.backend.decode(ids, skip_special_tokens=False)
         return text
 
+    def without_special(self, specials: Mapping[str, int]) -> Library:
+        """A tokenizer over the same vocabulary that takes special tokens in a text for text."""
+        from tokenizers import AddedToken, Tokenizer
+
+        with guarded(f"{self._where} cannot be used"):
+            plain = Tokenizer(self.backend.model)
+            plain.normalizer, plain.pre_tokenizer = self.backend.normalizer, self.backend.pre_tokenizer
+            # in the order of their ids, because a token that the vocabulary lacks gets the next one
+            added = [token for _, token in sorted(self.backend.get_added_tokens_decoder().items())]
+            for special, tokens in groupby(added, lambda token: token.content in specials):
+                if special:
+                    plain.add_special_tokens(
+                        [AddedToken(token.content, special=True, normalized=False) for token in tokens]
+                    )
+                else:
+                    plain.add_tokens(list(tokens))
+            plain.encode_special_tokens = True
+        return Library(plain, self._path, self._silent)
+
 
 class JsonTokenizer(PieceTokenizer):
     """A tokenizer.json whose decoder works token by token: Gemma's, or a byte-level one."""
@@ -96,9 +117,14 @@ class JsonTokenizer(PieceTokenizer):
         """One more than the largest id."""
         return self._library.vocab_size
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens in it are recognised and nothing is added. Raises TokenizerError."""
-        return self._library.encode(text)
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text; special tokens in it are recognised unless ``special`` is off, and nothing is added. Raises
+        TokenizerError."""
+        return (self._library if special else self._plain).encode(text)
+
+    @cached_property
+    def _plain(self) -> Library:
+        return self._library.without_special(self.special_tokens)
 
     def _find(self, token: int) -> bytes | None:
         piece = self._library.token(token)
@@ -116,9 +142,14 @@ class OtherTokenizer:
         self.vocab_size = library.vocab_size
         self._special = frozenset(self.special_tokens.values())
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens in it are recognised and nothing is added. Raises TokenizerError."""
-        return self._library.encode(text)
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text; special tokens in it are recognised unless ``special`` is off, and nothing is added. Raises
+        TokenizerError."""
+        return (self._library if special else self._plain).encode(text)
+
+    @cached_property
+    def _plain(self) -> Library:
+        return self._library.without_special(self.special_tokens)
 
     def knows(self, token: int) -> bool:
         """Whether a token has this id."""

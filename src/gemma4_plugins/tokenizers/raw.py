@@ -16,7 +16,7 @@ class RawTokenizer:
     vocab_size = 0
     special_tokens: Mapping[str, int] = {}
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> list[int]:
         """Raises TokenizerError."""
         raise TokenizerError(f"there is no tokenizer for the text {text[:40]!r}: give token ids with --prompt-tokens")
 

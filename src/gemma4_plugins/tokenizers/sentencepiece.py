@@ -42,11 +42,12 @@ class SentencePieceTokenizer(PieceTokenizer):
         """One more than the largest id."""
         return len(self._pieces)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens in it are recognised and nothing is added. Raises TokenizerError."""
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of a text; special tokens in it are recognised unless ``special`` is off, and nothing is added. Raises
+        TokenizerError."""
         ids: list[int] = []
-        for part in self._pattern.split(checked_text(text)) if self._pattern else [checked_text(text)]:
-            if part in self._split:
+        for part in self._pattern.split(checked_text(text)) if self._pattern and special else [checked_text(text)]:
+            if special and part in self._split:
                 ids.append(self._split[part])
             elif part:
                 ids += self._encode_plain(part)

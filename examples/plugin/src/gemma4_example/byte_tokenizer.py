@@ -25,12 +25,12 @@ class ByteTokenizer:
         longest_first = sorted(special, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if special else None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> list[int]:
         try:
-            pieces = self._split.split(text) if self._split else [text]
+            pieces = self._split.split(text) if self._split and special else [text]
             ids: list[int] = []
             for piece in pieces:
-                known = self.special_tokens.get(piece)
+                known = self.special_tokens.get(piece) if special else None
                 ids += [known] if known is not None else [len(self.names) + byte for byte in piece.encode()]
             return ids
         except UnicodeEncodeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,9 @@ from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.processing.messages import kind
 from gemma4_core.text.prompt import has_text
 from gemma4_core.training.batch import IGNORED
-from gemma4_core.training.data.records import ANSWERS, Record, local, localised, read_records, refuse
-from gemma4_core.training.data.turns import Turns, turns_of
+from gemma4_core.training.data.conversations import Conversations
+from gemma4_core.training.data.forms import unknown_keys, with_system
+from gemma4_core.training.data.records import Record, local, localised, read_records, refuse
 
 if TYPE_CHECKING:
     from gemma4_core.descriptions import ModalityTower
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from gemma4_core.processor import GemmaMultimodalProcessor
 
 OVERLONG = ("truncate", "drop")
+USUAL_MEDIA = ("images", "audio", "videos")
+"""Keys that datasets have media under, whether a plugin reads them or not."""
+LONGEST_TOKEN = 64
+"""Characters of a token, generously: what lies beyond so many of them is never encoded only to be cut off."""
 LONGEST = 2048
 """Default length limit, where the model's context is not shorter."""
 
@@ -70,6 +75,8 @@ class Examples:
     """The longest that an example may be, and the length of packed rows."""
     truncated: int = 0
     dropped: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Keys that nothing reads, and the lines that have them."""
 
     @cached_property
     def tokens(self) -> int:
@@ -98,7 +105,7 @@ class Examples:
         chosen = set(np.random.default_rng([seed, 1]).permutation(len(self.items))[:held].tolist())
         rest = [item for index, item in enumerate(self.items) if index not in chosen]
         held_out = [self.items[index] for index in sorted(chosen)]
-        return Examples(rest, self.limit, self.truncated, self.dropped), Examples(held_out, self.limit)
+        return Examples(rest, self.limit, self.truncated, self.dropped, self.ignored), Examples(held_out, self.limit)
 
 
 def read_examples(
@@ -133,7 +140,7 @@ def read_examples(
     if not items:
         raise InputError(f"{shown_path(path)}: all {len(records)} examples are longer than {encoder.limit} tokens or "
                          f"have nothing to learn within them; raise --max-length")
-    return Examples(items, encoder.limit, encoder.truncated, encoder.dropped)
+    return Examples(items, encoder.limit, encoder.truncated, encoder.dropped, dict(encoder.conversations.ignored))
 
 
 def modalities_of(records: Sequence[Record], specs: Sequence[ModalityTower]) -> list[str]:
@@ -151,8 +158,13 @@ def uses(record: Record, spec: ModalityTower) -> bool:
 
 def given(record: Record, spec: ModalityTower) -> list[Any]:
     """Media beside a line's text: a list, or one, under ``images`` or ``image``."""
-    value = record.data.get(spec.media_keyword, record.data.get(kind(spec), []))
+    value: Any = next((record.data[key] for key in names(spec) if key in record.data), [])
     return list(value) if isinstance(value, list) else [value]
+
+
+def names(spec: ModalityTower) -> tuple[str, ...]:
+    """The keys under which a line may have a modality's media."""
+    return (spec.media_keyword, kind(spec), f"{kind(spec)}s")
 
 
 class Encoder:
@@ -160,6 +172,8 @@ class Encoder:
 
     def __init__(self, processor: GemmaMultimodalProcessor, encoding: Encoding) -> None:
         """Raises InputError for a folder without tokenizer and for a limit beyond the model's context."""
+        from gemma4_core.plugins import registry
+
         config = processor.context.config
         assert config is not None
         if not has_text(processor.tokenizer.inner):
@@ -169,21 +183,19 @@ class Encoder:
             raise InputError(f"--max-length {encoding.max_length}: the model's context is {longest}")
         self.processor, self.encoding, self.config = processor, encoding, config
         self.limit = encoding.max_length or min(LONGEST, longest)
+        self.modalities = list({**registry.modalities, **{spec.name: spec for spec in processor.specs}}.values())
+        self.media_keys = {name for spec in self.modalities for name in names(spec)}
+        self.conversations = Conversations(processor, encoding.mask_prompt, encoding.thinking)
         self.soft = [spec.soft_token_id(config) for spec in processor.specs] + [config.pad_token_id]
         self.truncated = self.dropped = 0
 
-    @cached_property
-    def turns(self) -> Turns | None:
-        """How the chat template marks the model's turns."""
-        template = self.processor.template
-        return None if template is None else turns_of(template, self.processor.tokenizer)
-
     def example(self, record: Record) -> Example | None:
         """A line's example; None where it is too long or nothing of it is learnt. Raises a Gemma4Error."""
-        media = {
-            spec.media_keyword: [local(value, record.path.parent) for value in given(record, spec)]
-            for spec in self.processor.specs
-        }
+        media = self._media(record)
+        self._count_ignored(record)
+        if sum(map(len, media.values())) > self.limit:  # not even a token for each
+            self.dropped += 1
+            return None
         ids, learnt, prepared = self._encoded(record, media)
         labels = np.where(learnt & ~np.isin(ids, self.soft), ids, IGNORED).astype(np.int32)
         labels[0] = IGNORED
@@ -198,12 +210,33 @@ class Encoder:
             return None
         return Example(ids, labels, prepared.sources, record.where)
 
+    def _media(self, record: Record) -> dict[str, list[Any]]:
+        """Media beside a line's text by keyword, also those that the model has no tower for: the processor says so."""
+        media = {}
+        for spec in self.modalities:
+            if found := [local(value, record.path.parent) for value in given(record, spec)]:
+                media[spec.media_keyword] = found
+        absent = [key for key in USUAL_MEDIA if key in record.data and key not in self.media_keys]
+        return media | {key: [record.data[key]] for key in absent}
+
+    def _count_ignored(self, record: Record) -> None:
+        """Count a line's keys that nothing reads. Raises InputError for one that is written wrongly."""
+        known = [*self.media_keys, *USUAL_MEDIA]
+        self.conversations.ignored.update(unknown_keys(record.data, known, self.conversations.template_text))
+
     def _encoded(self, record: Record, media: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, PreparedInputs]:
         """Ids int32 ``[T]``, whether each is learnt, and what the processor made."""
         data, templated = record.data, self.processor.template is not None and not self.encoding.raw
         if record.kind == "messages" or (record.kind == "prompt" and templated):
-            return self._conversation(conversation(record), data.get("tools"), media)
-        prepared = self.processor.prepare_inputs(data["text" if record.kind == "text" else "prompt"], **media)
+            variables = data.get("chat_template_kwargs")
+            return self.conversations.encoded(conversation(record), data.get("tools"), variables, media)
+        for key in ("system", "tools", "chat_template_kwargs"):
+            if data.get(key) is not None:
+                raise InputError(f"{key} needs the chat template, and this run goes without one")
+        text = data["text" if record.kind == "text" else "prompt"]
+        if record.kind == "text" and not media and self.encoding.overlong == "truncate":
+            text = text[: self.limit * LONGEST_TOKEN]
+        prepared = self.processor.prepare_inputs(text, **media)
         rest = [] if record.kind == "text" else self.processor.tokenizer.encode(data["completion"])
         if set(rest) & set(self.soft):
             raise InputError("the completion holds a placeholder of a medium; write it into the prompt")
@@ -216,31 +249,11 @@ class Encoder:
             learnt[: len(prepared.input_ids)] = False
         return np.array(ids, np.int32), learnt, prepared
 
-    def _conversation(
-        self, messages: list[dict[str, Any]], tools: Any, media: dict[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray, PreparedInputs]:
-        render = {"tools": tools, "thinking": self.encoding.thinking}
-        whole = self.processor.prepare_inputs(messages, add_generation_prompt=False, **render, **media)
-        ids = np.array(whole.input_ids, np.int32)
-        if not self.encoding.mask_prompt:
-            return ids, np.ones(len(ids), np.bool_), whole
-        if self.turns is not None:
-            spoken = self.turns.spoken(whole.input_ids)
-            if not spoken.any():
-                raise InputError("the assistant's turns were not found in what the chat template writes; without masks "
-                                 "(--no-mask-prompt) it can be learnt")
-            return ids, spoken, whole
-        if messages[-1]["role"] not in ANSWERS:
-            raise InputError("the chat template does not mark turns, so the last message must be the assistant's")
-        prompt = self.processor.prepare_inputs(messages[:-1], add_generation_prompt=True, **render, **media).input_ids
-        if list(whole.input_ids[: len(prompt)]) != list(prompt):
-            raise InputError("the chat template writes an answered prompt in another way; use --no-mask-prompt")
-        return ids, np.arange(len(ids)) >= len(prompt), whole
-
 
 def conversation(record: Record) -> list[dict[str, Any]]:
-    """A line as messages, with media paths that start at its file's folder."""
+    """A line as messages, with media paths that start at its file's folder. Raises InputError."""
     if record.kind == "messages":
         return localised(record.data["messages"], record.path.parent)
     question, answer = record.data["prompt"], record.data["completion"]
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return with_system(record.data["system"], messages) if "system" in record.data else messages

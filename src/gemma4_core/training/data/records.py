@@ -11,19 +11,22 @@ from typing import Any
 
 from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import InputError
+from gemma4_core.training.data.forms import KINDS, plain_line
 
-KINDS = {"messages": ("messages",), "prompt": ("prompt", "completion"), "text": ("text",)}
-"""Keys of each kind of line, by the one that tells it."""
 LINE_LIMIT = 64 << 20
 """Bytes of a line: more is no example that any context holds, unless media are written into it."""
-ANSWERS = ("assistant", "model")
+DEEPEST = 64
+"""Objects and lists inside each other; messages need seven, arguments of tools some more."""
+VALUES = 1 << 20
+"""Values of a line at most, about: brackets and commas in it."""
 MEDIA_KEYS = ("path", "url", "source")
 """Keys of a content part that may hold the path of a medium, beside the part's own type."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line: an object with ``messages``, with ``prompt`` and ``completion``, or with ``text``."""
+    """One line: an object with ``messages``, with ``prompt`` and ``completion``, or with ``text``; other tools' forms
+    have been made into these (``forms.plain_line``)."""
 
     path: Path
     line: int
@@ -88,44 +91,51 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parsed(line: bytes) -> Any:
-    """A line as JSON. Raises InputError."""
+    """A line as JSON, nested at most ``DEEPEST`` deep. Raises InputError."""
+    nested = line.count(b"[") + line.count(b"{")
+    if nested + line.count(b",") > VALUES:
+        raise InputError(f"the line holds more than {VALUES} values")
     try:
-        return json.loads(line.decode("utf-8"))
+        data = json.loads(line.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError as fault:
         raise InputError(f"not UTF-8 text (byte {fault.start})") from fault
     except json.JSONDecodeError as fault:
         raise InputError(f"not valid JSON: {fault.msg} at column {fault.colno}") from fault
-    except (ValueError, RecursionError) as fault:
+    except RecursionError as fault:
+        raise too_deep() from fault
+    except ValueError as fault:
         raise InputError(f"not valid JSON: {shown(str(fault))}") from fault
+    level = [data] if nested > DEEPEST else []
+    for _ in range(DEEPEST):
+        level = [item for held in level if isinstance(held, dict | list)
+                 for item in (held.values() if isinstance(held, dict) else held)]
+    if level:
+        raise too_deep()
+    return data
+
+
+def too_deep() -> InputError:
+    """The error for a line that is nested without end."""
+    return InputError(f"objects and lists are nested more than {DEEPEST} deep")
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def checked(data: Any) -> Mapping[str, Any]:
     """The object of a line, of exactly one kind. Raises InputError."""
     if not isinstance(data, dict):
         raise InputError(f"expected an object such as {{\"messages\": […]}}, got {shown(data)}")
-    kinds = [key for key in KINDS if data.get(key) is not None]
-    if len(kinds) != 1:
-        what = f"both {kinds[0]} and {kinds[1]}" if kinds else f"keys {shown(list(data))}"
-        raise InputError(f"expected messages, or prompt and completion, or text; got {what}")
-    for key in KINDS[kinds[0]]:
-        if kinds[0] != "messages" and not isinstance(data.get(key), str):
-            raise InputError(f"{key} must be text, got {shown(data.get(key))}")
-    if kinds[0] == "messages":
-        check_messages(data["messages"])
-    elif not data[KINDS[kinds[0]][-1]].strip():
-        raise InputError(f"{KINDS[kinds[0]][-1]} is empty, there is nothing to learn")
-    return {key: value for key, value in data.items() if value is not None}
-
-
-def check_messages(messages: Any) -> None:
-    """Raise InputError for what is no conversation with an answer; the processor looks closer."""
-    if not isinstance(messages, list) or not messages:
-        raise InputError(f"messages must be a list of objects with role and content, got {shown(messages)}")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InputError(f"messages[{index}] must be an object with role and content, got {shown(message)}")
-    if not any(message["role"] in ANSWERS for message in messages):
-        raise InputError("messages holds no assistant message, there is nothing to learn")
+    line = plain_line(data)
+    kind = next(key for key in KINDS if key in line)
+    if kind != "messages":
+        for key in KINDS[kind]:
+            if not isinstance(line.get(key), str):
+                raise InputError(f"{key} must be text, got {shown(line.get(key))}")
+        if not line[KINDS[kind][-1]].strip():
+            raise InputError(f"{KINDS[kind][-1]} is empty, there is nothing to learn")
+    return line
 
 
 def local(value: Any, folder: Path) -> Any:

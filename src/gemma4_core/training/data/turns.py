@@ -1,69 +1,82 @@
-"""Where the model's own turns stand in the ids of a conversation, told from the chat template itself."""
+"""Which of a rendered conversation the model says, told from the chat template itself.
+
+The text comes from ``GemmaMultimodalProcessor.render``, in which special tokens are the template's or the model's own,
+whatever people and tools spell.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from gemma4_core.errors import TokenizerError
+from gemma4_core.errors import InputError, TokenizerError
+from gemma4_core.text.literal import spelled
+from gemma4_core.text.messages import REASONING_KEYS
+from gemma4_core.training.data.forms import ANSWERS
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import Tokenizer
+    from gemma4_core.processing.inputs import Rendered
     from gemma4_core.text import ChatTemplate
 
 RESULT_BEGIN, RESULT_END = "<|tool_response>", "<tool_response|>"
-"""What a tool says stands inside the model's turn and is not the model's; the first of these is."""
+"""What a tool says stands inside the model's turn and is not the model's; the mark that it stops at is."""
+THOUGHT_BEGIN, THOUGHT_END, CALL_BEGIN = "<|channel>", "<channel|>", "<|tool_call>"
+NEAR = 32
+"""Characters between the mark of a thought or a call and its first word, the mark included."""
 ASKED, ANSWERED, AGAIN = "Quartz", "Basalt", "Flint"
 """Contents of a conversation that shows what the template writes around them."""
+SIGNS = [chr(plane << 16 | 0xFFFE) for plane in range(1, 17)]
+"""Noncharacters that messages are signed with."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters of a rendered conversation that the model says."""
+
+    start: int
+    end: int
+    message: int | None = None
+    """Whose they are, by the message's index, where that was looked for."""
+    opens: str | None = None
+    """What a generation prompt ends in here; None where the model goes on with a span before."""
 
 
 @dataclass(frozen=True)
 class Turns:
-    """The ids between which the model speaks."""
+    """What a template writes around the model's turns."""
 
-    opening: tuple[int, ...]
-    """Such as those of ``<|turn>model`` and a line end."""
-    closing: tuple[int, ...]
-    """Such as that of ``<turn|>``, which the model has to learn too."""
-    result_begin: int | None = None
-    result_end: int | None = None
+    opening: str
+    """Such as ``<|turn>model`` and a line end."""
+    closing: str
+    """Such as ``<turn|>``, which the model has to learn too."""
+    prefix: str = ""
+    """What a generation prompt ends in behind the opening: an empty thought, where large models do not think."""
+    after_result: str = ""
+    """What a generation prompt ends in behind a tool's result."""
 
-    def spoken(self, ids: Sequence[int]) -> np.ndarray:
-        """bool ``[T]``: True where the id is the model's own, its turn's end included."""
-        held = list(ids)
-        mask = np.zeros(len(held), np.bool_)
-        at = find(held, self.opening, 0)
+    def spoken(self, text: str) -> list[Span]:
+        """The model's own parts in order: its turns and their ends, without results of tools."""
+        spans: list[Span] = []
+        at = text.find(self.opening)
         while at >= 0:
             first = at + len(self.opening)
-            end = find(held, self.closing, first)
-            last = len(held) if end < 0 else end + len(self.closing)
-            mask[first:last] = True
-            self._leave_results_out(held, mask, first, last)
-            at = find(held, self.opening, last)
-        return mask
+            end = text.find(self.closing, first)
+            last = len(text) if end < 0 else end + len(self.closing)
+            spans += self._without_results(text, first, last)
+            at = text.find(self.opening, last)
+        return spans
 
-    def _leave_results_out(self, ids: list[int], mask: np.ndarray, first: int, last: int) -> None:
-        """Unmark tool results: the model opens them and stops there."""
-        inside = False
-        for index in range(first, last):
-            if inside:
-                mask[index] = False
-            if ids[index] == self.result_begin:
-                inside = True
-            elif ids[index] == self.result_end:
-                inside = False
-
-
-def find(ids: Sequence[int], wanted: Sequence[int], start: int) -> int:
-    """The first place from ``start`` where a run of ids stands, -1 where it does not."""
-    size = len(wanted)
-    for index in range(start, len(ids) - size + 1):
-        if ids[index] == wanted[0] and tuple(ids[index : index + size]) == tuple(wanted):
-            return index
-    return -1
+    def _without_results(self, text: str, first: int, last: int) -> list[Span]:
+        spans, opens = [], self.prefix
+        while (begin := text.find(RESULT_BEGIN, first, last)) >= 0:
+            if begin > first:  # a result right behind another one is not asked for by the model
+                spans.append(Span(first, begin + len(RESULT_BEGIN), opens=opens))
+            end = text.find(RESULT_END, begin, last)
+            first, opens = last if end < 0 else end + len(RESULT_END), self.after_result
+        return [*spans, Span(first, last, opens=opens)] if first < last else spans
 
 
 def common(one: str, two: str) -> str:
@@ -72,27 +85,154 @@ def common(one: str, two: str) -> str:
     return one[:size]
 
 
-def turns_of(template: ChatTemplate, tokenizer: Tokenizer) -> Turns | None:
-    """What the template writes around the model's turns; None where that is not always the same, or nothing."""
+def turns_of(template: ChatTemplate, special: Collection[str], **variables: Any) -> Turns | None:
+    """What the template writes around the model's turns; None where that is not always the same, or holds no special
+    token and so could be spelt by anybody."""
     user = lambda text: {"role": "user", "content": text}  # noqa: E731
     asked = [user(ASKED)]
     answered = [*asked, {"role": "assistant", "content": ANSWERED}]
+
+    def render(messages: Sequence[Mapping[str, Any]], opened: bool = False) -> str:
+        return template.render(messages, add_generation_prompt=opened, **variables)
+
     try:
-        whole = template.render([*answered, user(AGAIN)], add_generation_prompt=False)
-        question = template.render(asked, add_generation_prompt=False).rpartition(ASKED)[2]
-        answer = template.render(answered, add_generation_prompt=False).rpartition(ANSWERED)[2]
+        whole = render([*answered, user(AGAIN)])
+        asked_alone, prompt = render(asked), render(asked, True)
+        answer = render(answered).rpartition(ANSWERED)[2]
     except TokenizerError:
         return None
     if any(word not in whole for word in (ASKED, ANSWERED, AGAIN)):
         return None
     before = whole.split(ASKED, 1)[1].split(ANSWERED, 1)[0]
     after = whole.split(ANSWERED, 1)[1].split(AGAIN, 1)[0]
-    opening = before[len(common(before, question)) :]
+    opening = before[len(common(before, asked_alone.rpartition(ASKED)[2])) :]
     closing = common(after, answer).rstrip()
-    if not opening.strip() or not closing or any(word in opening + closing for word in (ASKED, ANSWERED, AGAIN)):
+    if any(word in opening + closing for word in (ASKED, ANSWERED, AGAIN)):
         return None
-    special = tokenizer.special_tokens
-    return Turns(
-        tuple(tokenizer.encode(opening)), tuple(tokenizer.encode(closing)),
-        special.get(RESULT_BEGIN), special.get(RESULT_END),
-    )
+    if not all(any(token in mark for token in special) for mark in (opening, closing)):
+        return None
+    opened = asked_alone + opening
+    prefix = prompt[len(opened) :] if prompt.startswith(opened) else ""
+    return Turns(opening, closing, prefix, _after_result(render, asked, opening))
+
+
+def _after_result(render: Any, asked: list[dict[str, Any]], opening: str) -> str:
+    """What a generation prompt adds to a model's turn that stands behind a tool's result."""
+    call = {"type": "function", "function": {"name": ANSWERED, "arguments": {}}}
+    result = {"name": ANSWERED, "response": {"value": AGAIN}}
+    called = [*asked, {"role": "assistant", "content": "", "tool_calls": [call], "tool_responses": [result]}]
+    try:
+        text, prompt = render(called), render(called, True)
+    except TokenizerError:
+        return ""
+    added = prompt[len(text) :] if prompt.startswith(text) else ""
+    return "" if opening in added else added
+
+
+def pieces_of(
+    text: str, spans: Sequence[Span], learnt: Sequence[bool], thoughts: Mapping[int, str], everything: bool
+) -> list[tuple[str, bool]]:
+    """A rendered conversation in pieces, each with whether it is learnt.
+
+    Where the model begins, what its generation prompt ends in stands before what it says, not learnt: a closed
+    thought is put there, anything else is where the template wrote it.
+
+    Args:
+        spans: what the model says.
+        learnt: for each span, whether it is learnt.
+        thoughts: text to be learnt before a message's first span, by message.
+        everything: whether what nobody says is learnt as well.
+    """
+    pieces: list[tuple[str, bool]] = []
+    at, left = 0, dict(thoughts)
+    for span, own in zip(spans, learnt, strict=True):
+        pieces.append((text[at : span.start], everything))
+        start, opens = span.start, span.opens or ""
+        thought = left.pop(span.message, "") if span.message is not None else ""
+        if own and opens and text.startswith(opens, start, span.end):
+            start += len(opens)
+            pieces.append((opens, everything))
+        elif own and not thought and _closed(opens) and not text.startswith(THOUGHT_BEGIN, start):
+            pieces.append((opens, everything))
+        pieces += [(thought, own), (text[start : span.end], own)]
+        at = span.end
+    pieces.append((text[at:], everything))
+    joined: list[tuple[str, bool]] = []
+    for piece, own in pieces:
+        if joined and joined[-1][1] == own:
+            joined[-1] = (joined[-1][0] + piece, own)
+        elif piece:
+            joined.append((piece, own))
+    return joined
+
+
+def _closed(text: str) -> bool:
+    return text.count(THOUGHT_BEGIN) == text.count(THOUGHT_END)
+
+
+def owned(rendered: Rendered, spans: Sequence[Span], special: Collection[str]) -> list[Span]:
+    """Spans cut where one message ends and the next one begins, with their messages: found by rendering once more,
+    with every assistant message signed. Raises InputError where the template does not write the signs."""
+    sign = next((sign for sign in SIGNS if sign not in rendered.text), "")
+    messages = [
+        _signed(message, f"{sign}{index}{sign}") if message["role"] in ANSWERS else message
+        for index, message in enumerate(rendered.messages)
+    ]
+    assert rendered.again is not None
+    text = rendered.again(messages, False) if sign else ""
+    pattern = re.compile(f"{re.escape(sign)}([0-9]+){re.escape(sign)}")
+    if not sign or pattern.sub("", text) != rendered.text:
+        raise InputError("the chat template does not let assistant messages be told apart; leave weight, train and "
+                         "reasoning out of their messages")
+    places, removed = [], 0
+    for found in pattern.finditer(text):
+        places.append((found.start() - removed, int(found[1])))
+        removed += len(found[0])
+    tokens = spelled(special)
+    result: list[Span] = []
+    for span in spans:
+        starts: dict[int, int] = {}
+        for place, index in places[bisect_left(places, (span.start,)) : bisect_left(places, (span.end,))]:
+            starts.setdefault(index, _opened(rendered.text, span.start, place, tokens) if starts else span.start)
+        bounds = [*starts.values(), span.end]
+        result += [
+            Span(start, end, index, span.opens if start == span.start else None)
+            for index, start, end in zip(starts, bounds, bounds[1:], strict=False)
+        ] or [span]
+    return result
+
+
+def _opened(text: str, start: int, place: int, tokens: re.Pattern[str] | None) -> int:
+    """Where a message begins whose first word is at ``place``: at the mark of its thought or call, if it has one."""
+    marks = list(tokens.finditer(text, max(start, place - NEAR), place)) if tokens else []
+    return marks[-1].start() if marks and marks[-1][0] in (THOUGHT_BEGIN, CALL_BEGIN) else place
+
+
+def _signed(message: Mapping[str, Any], sign: str) -> dict[str, Any]:
+    """A message with a sign before each of its texts."""
+    signed = dict(message)
+    for key in REASONING_KEYS:
+        if isinstance(message.get(key), str):
+            signed[key] = sign + message[key]
+    calls = message.get("tool_calls") or []
+    signed["tool_calls"] = [
+        {**call, "function": {**call["function"], "name": sign + call["function"]["name"]}} for call in calls
+    ]
+    if not calls:
+        signed.pop("tool_calls")
+    content = message.get("content")
+    if isinstance(content, str) and (content.strip() or not calls):
+        signed["content"] = _after_thought(content, sign)
+    elif isinstance(content, list):
+        signed["content"] = [
+            {**part, "text": _after_thought(part["text"], sign)} if part.get("text", "").strip() else part
+            for part in content
+        ]
+    return signed
+
+
+def _after_thought(text: str, sign: str) -> str:
+    """A text with a sign where its words begin, behind what a template may cut off."""
+    start = text.rfind(THOUGHT_END) + len(THOUGHT_END) if THOUGHT_END in text else 0
+    start += len(text[start:]) - len(text[start:].lstrip())
+    return text[:start] + sign + text[start:]

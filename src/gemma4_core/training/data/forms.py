@@ -1,0 +1,235 @@
+"""Lines as datasets and other tools write them, made into the three kinds that are learnt."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from gemma4_core.config.files import shown
+from gemma4_core.errors import InputError
+from gemma4_core.text.messages import REASONING_KEYS
+
+Line = dict[str, Any]
+KINDS = {"messages": ("messages",), "prompt": ("prompt", "completion"), "text": ("text",)}
+"""Keys of each kind of line, by the one that tells it."""
+FORMS = ("conversations", "instruction")
+"""Keys that tell the forms of other tools: ShareGPT's and Alpaca's."""
+LINE_KEYS = (
+    "messages", "prompt", "completion", "text", *FORMS, "input", "output", "history", "system", "tools", "functions",
+    "chat_template_kwargs",
+)
+MESSAGE_KEYS = (
+    "role", "content", "name", "tool_calls", "tool_call_id", "tool_responses", "function_call", *REASONING_KEYS,
+    "weight", "train",
+)
+REFUSED = {
+    "chosen": "preference pairs (chosen, rejected) are not learnt here; give prompt and completion",
+    "rejected": "preference pairs (chosen, rejected) are not learnt here; give prompt and completion",
+    "weight": "a weight stands in a message, not beside messages",
+    "train": "train stands in a message, not beside messages",
+}
+"""Keys of a line that would change what is learnt and are not served."""
+CLOSELY = 32
+"""Keys of an object that are compared with those that are known."""
+ANSWERS = ("assistant", "model")
+SHAREGPT_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
+    "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "system": "system", "developer": "developer",
+    "tool": "tool", "observation": "tool", "function_response": "tool", "function_call": "assistant",
+}
+
+
+def plain_line(data: Mapping[str, Any]) -> Line:
+    """A line as one of ``KINDS``, null values left out; media and keys that nobody knows stay as they are.
+
+    ``system`` has become the first message where there are messages, ``functions`` and ``tools`` written as text are
+    ``tools``. Raises InputError.
+    """
+    line = {key: value for key, value in data.items() if value is not None}
+    for key, why in REFUSED.items():
+        if key in line:
+            raise InputError(f"key {key}: {why}")
+    told = [key for key in (*KINDS, *FORMS) if key in line]
+    if len(told) != 1:
+        what = f"both {told[0]} and {told[1]}" if told else f"keys {shown(list(data))}"
+        raise InputError(f"expected messages, or prompt and completion, or text; got {what}")
+    if told[0] == "conversations":
+        line["messages"] = from_sharegpt(line.pop("conversations"))
+    elif told[0] == "instruction":
+        line = from_alpaca(line)
+    elif told[0] == "prompt" and (isinstance(line["prompt"], list) or isinstance(line.get("completion"), list)):
+        line["messages"] = from_prompt_messages(line.pop("prompt"), line.pop("completion", None))
+    _check_context(line)
+    if "messages" in line:
+        check_messages(line["messages"])
+        line["messages"] = [_plain_message(message, index) for index, message in enumerate(line["messages"])]
+        if "system" in line:
+            line["messages"] = with_system(line.pop("system"), line["messages"])
+    return line
+
+
+def check_messages(messages: Any) -> None:
+    """Raise InputError for what is no conversation with an answer; the processor looks closer."""
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f"messages must be a list of objects with role and content, got {shown(messages)}")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise InputError(f"messages[{index}] must be an object with role and content, got {shown(message)}")
+        content = message.get("content")
+        for number, part in enumerate(content if isinstance(content, list) else ()):
+            if not isinstance(part, str) and not (isinstance(part, dict) and isinstance(part.get("type"), str)):
+                where = f"messages[{index}].content[{number}]"
+                raise InputError(f"{where} must be text or an object with a type, got {shown(part)}")
+    if not any(message["role"] in ANSWERS for message in messages):
+        raise InputError("messages holds no assistant message, there is nothing to learn")
+
+
+def with_system(system: Any, messages: list[Line]) -> list[Line]:
+    """Messages with a line's ``system`` in front. Raises InputError where there is one already."""
+    if not isinstance(system, str | list):
+        raise InputError(f"system must be text, got {shown(system)}")
+    if messages[0]["role"] in ("system", "developer"):
+        raise InputError(f"there are both system and a {messages[0]['role']} message; leave one of them out")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _check_context(line: Line) -> None:
+    """Decode tools, and check what goes with messages or prompts. Raises InputError."""
+    if "functions" in line:
+        if "tools" in line:
+            raise InputError("there are both tools and functions; leave one of them out")
+        functions = _decoded(line.pop("functions"), "functions")
+        if not isinstance(functions, list):
+            raise InputError(f"functions must be a list of objects, got {shown(functions)}")
+        line["tools"] = [{"type": "function", "function": function} for function in functions]
+    if "tools" in line:
+        line["tools"] = _decoded(line["tools"], "tools") or None
+    for key in ("system", "tools", "chat_template_kwargs"):
+        if "text" in line and line.get(key) is not None:
+            raise InputError(f"{key} goes with messages, or with prompt and completion, not with text")
+
+
+def _decoded(value: Any, key: str) -> Any:
+    """A value that datasets with fixed columns write as JSON in a text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError):
+        raise InputError(f"{key} is text that is not valid JSON: {shown(value)}") from None
+
+
+def _plain_message(message: Line, index: int) -> Line:
+    """A message with a weight of 0 or 1, and OpenAI's older ``function_call`` as a tool call. Raises InputError."""
+    plain = {key: value for key, value in message.items() if value is not None or key == "content"}
+    weight = _weight(plain, index)
+    call = plain.pop("function_call", None)
+    if call is not None:
+        if "tool_calls" in plain or not isinstance(call, dict):
+            raise InputError(f"messages[{index}]: function_call must be an object, without tool_calls beside it")
+        plain["tool_calls"] = [{"type": "function", "function": call}]
+    if plain["role"] == "function":
+        plain["role"] = "tool"
+    return plain if weight is None else plain | {"weight": weight}
+
+
+def _weight(message: Line, index: int) -> int | None:
+    """The one of ``weight`` and ``train`` that a message has, taken out of it."""
+    found = {key: message.pop(key) for key in ("weight", "train") if key in message}
+    for key, value in found.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            what = "0 or 1" if key == "weight" else "true or false"
+            raise InputError(f"messages[{index}]: {key} must be {what}, got {shown(value)}")
+    if not found:
+        return None
+    if len({int(value) for value in found.values()}) > 1:
+        raise InputError(f"messages[{index}]: weight and train say different things")
+    key, value = next(iter(found.items()))
+    if value and message["role"] not in ANSWERS:
+        raise InputError(f"messages[{index}] ({message['role']}): {key} {shown(value)}, but only an assistant's "
+                         "messages are learnt")
+    return int(value)
+
+
+def from_sharegpt(turns: Any) -> list[Line]:
+    """ShareGPT's ``conversations`` of ``from`` and ``value`` as messages. Raises InputError."""
+    if not isinstance(turns, list) or not turns:
+        raise InputError(f"conversations must be a list of objects with from and value, got {shown(turns)}")
+    messages = []
+    for index, turn in enumerate(turns):
+        if isinstance(turn, dict) and isinstance(turn.get("role"), str):
+            messages.append(turn)
+            continue
+        role = turn.get("from") if isinstance(turn, dict) else None
+        if not isinstance(role, str) or not isinstance(turn.get("value"), str):
+            raise InputError(f"conversations[{index}] must be an object with from and value, got {shown(turn)}")
+        if role not in SHAREGPT_ROLES:
+            raise InputError(f"conversations[{index}]: from {shown(role)} is not one of {', '.join(SHAREGPT_ROLES)}")
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        if role == "function_call":
+            called = _decoded(turn["value"], f"conversations[{index}] (function_call)")
+            calls = called if isinstance(called, list) else [called]
+            content = {"content": "", "tool_calls": [{"type": "function", "function": call} for call in calls]}
+        else:
+            content = {"content": turn["value"]}
+        messages.append({**rest, "role": SHAREGPT_ROLES[role], **content})
+    return messages
+
+
+def from_alpaca(line: Line) -> Line:
+    """Alpaca's ``instruction``, ``input``, ``output`` and ``history`` as prompt and completion, or as messages. Raises
+    InputError."""
+    rest = {key: value for key, value in line.items() if key not in ("instruction", "input", "output", "history")}
+    for key in ("instruction", "input", "output"):
+        if not isinstance(line.get(key, "" if key == "input" else None), str):
+            raise InputError(f"{key} must be text, got {shown(line.get(key))}")
+    asked = "\n".join(part for part in (line["instruction"], line.get("input", "")) if part)
+    history = line.get("history") or []
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
+    ):
+        raise InputError(f"history must be a list of pairs of texts, got {shown(history)}")
+    if not history:
+        return {**rest, "prompt": asked, "completion": line["output"]}
+    pairs = [*history, [asked, line["output"]]]
+    roles = ("user", "assistant")
+    messages = [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+    return {**rest, "messages": messages}
+
+
+def from_prompt_messages(prompt: Any, completion: Any) -> list[Line]:
+    """``prompt`` and ``completion`` that are messages as one conversation; of it the completion is learnt. Raises
+    InputError."""
+    sides = []
+    for key, value in (("prompt", prompt), ("completion", completion)):
+        role = "user" if key == "prompt" else "assistant"
+        held = [{"role": role, "content": value}] if isinstance(value, str) else value
+        if not isinstance(held, list) or not all(isinstance(message, dict) for message in held):
+            raise InputError(f"{key} must be text or a list of messages, got {shown(value)}")
+        sides.append(held)
+    asked = [{**message, "weight": 0} if message.get("role") in ANSWERS else message for message in sides[0]]
+    return [*asked, *sides[1]]
+
+
+def unknown_keys(data: Mapping[str, Any], media: Collection[str], template: str) -> list[str]:
+    """Keys of a line and its messages that nothing reads: no key of ours, no medium, and not in the text of the chat
+    template. Raises InputError for one that looks like a slip of the pen."""
+    found = _strange(data, (*LINE_KEYS, *media), "")
+    for index, message in enumerate(data.get("messages", ())):
+        strange = _strange(message, MESSAGE_KEYS, f"messages[{index}]: ")
+        found += [f"messages[].{key}" for key in strange if key not in template]
+    variables = data.get("chat_template_kwargs")
+    if isinstance(variables, Mapping):
+        found += [f"chat_template_kwargs.{key}" for key in variables if isinstance(key, str) and key not in template]
+    return list(dict.fromkeys(found))
+
+
+def _strange(data: Mapping[str, Any], known: Sequence[str], where: str) -> list[str]:
+    strange, absent = [key for key in data if key not in known], [key for key in known if key not in data]
+    for key in strange[:CLOSELY]:
+        near = difflib.get_close_matches(key[:40], absent, 1, 0.8)
+        if near:
+            raise InputError(f"{where}key {shown(key)} is not known; did you mean {near[0]}?")
+    return strange

@@ -8,7 +8,7 @@ import click
 
 from gemma4_core.cli.base import GemmaCommand
 from gemma4_core.cli.output import human_bytes, human_count, json_text, write
-from gemma4_core.errors import Gemma4Error
+from gemma4_core.errors import CheckpointError, Gemma4Error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,23 +90,20 @@ def describe_tokenizer(context: Context) -> dict[str, Any]:
 
 def describe_files(context: Context, format: str) -> tuple[dict[str, Any], Mapping[str, TensorInfo]]:
     """Format and files of a folder, with its tensors. Raises a Gemma4Error where they cannot be read."""
-    from gemma4_core.checkpoint.choose import select_format
-    from gemma4_core.loading import check_source, named
-    from gemma4_core.plugins import registry
+    from gemma4_core.checkpoint.choose import open_checkpoint
+    from gemma4_core.checkpoint.unserved import check_source
+    from gemma4_core.loading import named, select_modalities
 
     assert context.folder is not None and context.config is not None
-    chosen = select_format(context, named(format))
-    source = chosen.open(context)
-    try:
-        infos = dict(source.infos)
-    finally:
-        source.close()
-    towers = registry.matching("modality", context)
+    chosen, source = open_checkpoint(context, named(format))
     problem = None
     try:
-        check_source(context.config, infos, towers, towers)
-    except Gemma4Error as error:
+        infos = dict(source.infos)
+        check_source(context, source, select_modalities(source.towers, context, None), copies=False)
+    except CheckpointError as error:
         problem = str(error)
+    finally:
+        source.close()
     files = [path for path in context.folder.glob("*.safetensors") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     about = {"format": chosen.name, "files": len(files), "file_bytes": size, "tensors": len(infos), "problem": problem}

@@ -11,7 +11,7 @@ from typing import Any
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
-from gemma4_core.checkpoint.choose import open_checkpoint, run_dtype
+from gemma4_core.checkpoint.choose import loaded_bytes, open_checkpoint, run_dtype
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.progress import progress
 from gemma4_core.checkpoint.unserved import check_source, unserved_warning
@@ -212,15 +212,16 @@ def _host_table(source: WeightSource, config: GemmaConfig, device: str, dtype: D
     name = config.text_prefix + "embed_tokens_per_layer.weight"
     if not config.text_config.hidden_size_per_layer_input or ple == "device":
         return None
-    if ple == "auto" and not _too_large(source, device):
+    if ple == "auto" and not _too_large(source, device, dtype):
         return None
     read = source.row_reader(name, in_memory=ple == "host")
     return HostTable(read, device, dtype)
 
 
-def _too_large(source: WeightSource, device: str) -> bool:
+def _too_large(source: WeightSource, device: str, dtype: DType) -> bool:
     """Whether the whole model with a tenth of slack exceeds the device's free memory (unknown: no)."""
     from gemma4_core.devices import free_memory_bytes
 
     free = free_memory_bytes(device)
-    return free is not None and sum(info.nbytes for info in source.infos.values()) * 1.1 > free
+    need = sum(loaded_bytes(info, dtype.itemsize) for info in source.infos.values())
+    return free is not None and need * 1.1 > free

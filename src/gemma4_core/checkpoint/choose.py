@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-from gemma4_core.checkpoint.convert import RUN_NAMES
+from gemma4_core.checkpoint.convert import RUN_NAMES, STORED
 from gemma4_core.checkpoint.files import CheckpointFiles
 from gemma4_core.checkpoint.names import NamedSource
 from gemma4_core.config import GemmaConfig
@@ -63,6 +63,11 @@ def run_dtype(config: GemmaConfig, infos: Mapping[str, TensorInfo]) -> str:
         stored = {stored: name for name, stored in RUN_NAMES.items()}
         name = next((stored[dtype] for dtype, _ in numbers.most_common() if dtype in stored), None)
     return "float32" if name == "float32" else "bfloat16"
+
+
+def loaded_bytes(info: TensorInfo, itemsize: int) -> int:
+    """Bytes of a tensor on a device, where plain weights take ``itemsize`` each and packed ones what they are."""
+    return math.prod(info.shape) * itemsize if info.dtype in STORED else info.nbytes
 
 
 def storage(context: Context) -> str:

@@ -169,7 +169,8 @@ def order_towers(specs: Sequence[ModalityTower]) -> list[ModalityTower]:
         if ready is None:
             spec = waiting[0]
             lacking = sorted(set(spec.requires) - built)
-            raise PluginError(f"modality {spec.name} needs {', '.join(lacking)}, which is not loaded")
+            why = [f"; plugin {name} is {text}" for name, text in registry.unavailable().items() if name in lacking]
+            raise PluginError(f"modality {spec.name} needs {', '.join(lacking)}, which is not loaded{''.join(why)}")
         ordered.append(ready)
         waiting.remove(ready)
     return ordered

@@ -14,6 +14,7 @@ from gemma4_core.errors import CheckpointError
 
 TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
 """Parts of the released checkpoints whose plugins may be absent."""
+MESSAGE_LIMIT = 480
 
 
 def check_source(
@@ -43,7 +44,8 @@ def check_source(
         option = opening_option(context.config, source, wanted)
         if option is None:
             raise
-        raise CheckpointError(f"{fault}; {option}", fault.faults) from fault
+        text = str(fault)[: MESSAGE_LIMIT - len(option)]
+        raise CheckpointError(f"{text}; {option}", fault.faults) from fault
     if copies:
         source.check_copies(where)
     return unserved
@@ -64,7 +66,7 @@ def compare(
 
     expected = {name: shape for spec in wanted for name, shape in spec.tensors(config).items()}
     elsewhere = {name for spec in source.towers if spec not in wanted for name in spec.tensors(config)}
-    text = {part_of(name) for name in expected_text_tensors(config)}
+    text = {part_of(name) for name in expected_text_tensors(config)} | {"lm_head"}
     anything = chosen or bool(registry.unavailable())
 
     def unserved(name: str) -> bool:

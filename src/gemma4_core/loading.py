@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
+from gemma4_core.checkpoint.adapted import adapted
 from gemma4_core.checkpoint.choose import loaded_bytes, open_checkpoint, run_dtype
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.progress import progress
 from gemma4_core.checkpoint.unserved import check_source, unserved_warning
 from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config, read_context
+from gemma4_core.config.files import shown_path
 from gemma4_core.descriptions import (
     Context,
     DeviceSettings,
@@ -25,7 +28,7 @@ from gemma4_core.descriptions import (
     WeightSource,
 )
 from gemma4_core.devices import activate
-from gemma4_core.errors import Gemma4Warning, InputError, PluginError
+from gemma4_core.errors import CheckpointError, Gemma4Warning, InputError, PluginError
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import portable
@@ -54,7 +57,8 @@ def load_pretrained(
     options: Mapping[str, Any] | None = None,
     check: Callable[[GemmaMultimodalProcessor], None] | None = None,
 ) -> GemmaModel:
-    """Open a checkpoint folder, a hub name or an alias, and assemble a model that runs on a device.
+    """Open a checkpoint folder, a hub name or an alias, and assemble a model that runs on a device. The folder of an
+    adapter stands for the base that it names with the adapter applied.
 
     ``modalities=("text",)`` skips the towers, None loads all that the config declares. ``dtype`` None is
     the type that config.json names, else the files' most common one (fp16 computes in bf16); ``"float32"`` computes in
@@ -64,7 +68,8 @@ def load_pretrained(
     files, plugins or device do not fit.
     """
     began = time.perf_counter()
-    context = read_context(resolve_folder(folder_or_name))
+    folder, options = with_base(folder_or_name, options or {})
+    context = read_context(folder)
     assert context.config is not None and context.folder is not None
     if ple not in PLE_PLACES:
         raise InputError(f"ple {ple!r}: choose one of {', '.join(PLE_PLACES)}")
@@ -72,7 +77,6 @@ def load_pretrained(
         isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
     ):
         raise InputError(f"max_context {max_context!r}: must be a whole number from 1")
-    options = options or {}
     backend_tokenizer = registry.select("tokenizer", context, named(tokenizer))
     generation_config = load_generation_config(context.folder, context.config)
     chosen_format, source = open_checkpoint(context, named(format))
@@ -113,6 +117,19 @@ def load_pretrained(
     if unserved and modalities is None:
         warnings.warn(unserved_warning(unserved, context), Gemma4Warning, stacklevel=2)
     return model
+
+
+def with_base(name: str | Path, options: Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]]:
+    """The checkpoint folder of a name, with the plugins' options. An adapter's folder stands for its base with the
+    adapter applied. Raises CheckpointError where that names no base, or one that is not here."""
+    found = adapted(name)
+    if found is None or found.base is None:
+        return resolve_folder(name), options
+    try:
+        return resolve_folder(found.base), found.merged(options)
+    except CheckpointError as fault:
+        raise CheckpointError(f"{shown_path(name)} is made for another checkpoint: {fault}; give another one so: "
+                              f"{replace(found, base=None).arguments}") from fault
 
 
 def apply_transform(model: GemmaModel, transform: ModelTransform, options: Mapping[str, Any]) -> None:

@@ -68,7 +68,6 @@ WRONG: list[tuple[str, Any]] = [
     ("text_config/final_logit_softcapping", float("inf")),
     ("text_config/use_double_wide_mlp", 1),
     ("text_config/enable_moe_block", "yes"),
-    ("text_config/vocab_size_per_layer_input", 100),
     ("text_config/max_position_embeddings", 0),
     ("text_config/pad_token_id", 512),
     ("text_config/bos_token_id", -2),

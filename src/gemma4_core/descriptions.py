@@ -377,6 +377,10 @@ class ModelTransform:
     ``save_training_checkpoint`` and ``load_training_checkpoint`` go by."""
     check: Callable[[Context, Mapping[str, Any]], None] | None = None
     """Look at the values of ``options`` before any weight is read; raises a Gemma4Error where ``apply`` would."""
+    based_on: Callable[[Path], tuple[str | None, Mapping[str, Any]] | None] | None = None
+    """What a folder without weights of a model stands for, where it is this transform's, such as an adapter: name or
+    folder of the checkpoint that it is made for (None where it does not say) and the ``options`` that apply it. None
+    for any other folder."""
     matches: Matches = always
     priority: int = 0
 

@@ -36,6 +36,10 @@ class DeviceError(Gemma4Error):
     """No usable device or compiler, or the device ran out of memory."""
 
 
+class Gemma4Warning(UserWarning):
+    """Something that a user should know and that stops nothing; the command shows it as one line on stderr."""
+
+
 FAULTS_SHOWN = 3
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
-from gemma4_core.checkpoint import check_tensors
-from gemma4_core.checkpoint.choose import select_format
+from gemma4_core.checkpoint.adapted import adapted
+from gemma4_core.checkpoint.choose import loaded_bytes, open_checkpoint, run_dtype
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.progress import progress
-from gemma4_core.config import GemmaConfig, expected_text_tensors, ignorable, load_generation_config, read_context
+from gemma4_core.checkpoint.unserved import check_source, unserved_warning
+from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config, read_context
+from gemma4_core.config.files import shown_path
 from gemma4_core.descriptions import (
     Context,
     DeviceSettings,
@@ -24,7 +28,7 @@ from gemma4_core.descriptions import (
     WeightSource,
 )
 from gemma4_core.devices import activate
-from gemma4_core.errors import InputError, PluginError
+from gemma4_core.errors import CheckpointError, Gemma4Warning, InputError, PluginError
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import portable
@@ -53,16 +57,19 @@ def load_pretrained(
     options: Mapping[str, Any] | None = None,
     check: Callable[[GemmaMultimodalProcessor], None] | None = None,
 ) -> GemmaModel:
-    """Open a checkpoint folder, a hub name or an alias, and assemble a model that runs on a device.
+    """Open a checkpoint folder, a hub name or an alias, and assemble a model that runs on a device. The folder of an
+    adapter stands for the base that it names with the adapter applied.
 
-    ``modalities=("text",)`` skips the towers, None loads all that the config declares. ``dtype`` None keeps the
-    files' type, ``"float32"`` computes in fp32. ``ple`` says where the per-layer embedding table stays. ``options``
+    ``modalities=("text",)`` skips the towers, None loads all that the config declares. ``dtype`` None is
+    the type that config.json names, else the files' most common one (fp16 computes in bf16); ``"float32"`` computes in
+    fp32. ``ple`` says where the per-layer embedding table stays. ``options``
     are values of the plugins' own options by keyword. ``check`` gets the folder's processor before weights are read,
     to look at a prompt; what it raises ends the loading. Raises a Gemma4Error before weights are read where config,
     files, plugins or device do not fit.
     """
     began = time.perf_counter()
-    context = read_context(resolve_folder(folder_or_name))
+    folder, options = with_base(folder_or_name, options or {})
+    context = read_context(folder)
     assert context.config is not None and context.folder is not None
     if ple not in PLE_PLACES:
         raise InputError(f"ple {ple!r}: choose one of {', '.join(PLE_PLACES)}")
@@ -70,15 +77,12 @@ def load_pretrained(
         isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
     ):
         raise InputError(f"max_context {max_context!r}: must be a whole number from 1")
-    options = options or {}
-    chosen_format = select_format(context, named(format))
-    known = registry.matching("modality", context)
-    wanted = select_modalities(known, context, modalities)
     backend_tokenizer = registry.select("tokenizer", context, named(tokenizer))
     generation_config = load_generation_config(context.folder, context.config)
-    source = chosen_format.open(context)
+    chosen_format, source = open_checkpoint(context, named(format))
     try:
-        check_source(context.config, source.infos, known, wanted, str(context.folder))
+        wanted = select_modalities(source.towers, context, modalities)
+        unserved = check_source(context, source, wanted, modalities is not None)
         run_dtype = choose_dtype(dtype, source.infos, context.config)
         loaded_tokenizer = backend_tokenizer.load(context)
         template = ChatTemplate.load(context.folder)
@@ -97,7 +101,8 @@ def load_pretrained(
         model = GemmaModel(
             context, target, run_dtype, operations, places, tensors, generation_config, max_context, host
         )
-        model.known_specs, model.tokenizer, model.template = known, loaded_tokenizer, template
+        model.known_specs, model.tokenizer, model.template = list(source.towers), loaded_tokenizer, template
+        model.stored_names, model.unserved = source.renamed, unserved
         model.format_name, model.device_name = chosen_format.name, backend.name
         for spec in order_towers(wanted):
             model.towers[spec.name] = spec.build(model, source)
@@ -109,7 +114,22 @@ def load_pretrained(
         source.close()
     model.options, model.processor = dict(options), processor
     model.load_seconds = time.perf_counter() - began
+    if unserved and modalities is None:
+        warnings.warn(unserved_warning(unserved, context), Gemma4Warning, stacklevel=2)
     return model
+
+
+def with_base(name: str | Path, options: Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]]:
+    """The checkpoint folder of a name, with the plugins' options. An adapter's folder stands for its base with the
+    adapter applied. Raises CheckpointError where that names no base, or one that is not here."""
+    found = adapted(name)
+    if found is None or found.base is None:
+        return resolve_folder(name), options
+    try:
+        return resolve_folder(found.base), found.merged(options)
+    except CheckpointError as fault:
+        raise CheckpointError(f"{shown_path(name)} is made for another checkpoint: {fault}; give another one so: "
+                              f"{replace(found, base=None).arguments}") from fault
 
 
 def apply_transform(model: GemmaModel, transform: ModelTransform, options: Mapping[str, Any]) -> None:
@@ -131,12 +151,15 @@ def named(name: str | None) -> str | None:
 def select_modalities(
     known: Sequence[ModalityTower], context: Context, modalities: Sequence[str] | str | None
 ) -> list[ModalityTower]:
-    """The towers to load. Raises PluginError for a name that no plugin has or that this config does not declare."""
+    """The towers to load: by name, or all of which those that they need are there too.
+
+    Raises PluginError for a name that no plugin has or that this config does not declare.
+    """
+    by_name = {spec.name.lower(): spec for spec in known}
     if modalities is None:
-        return list(known)
+        return [spec for spec in known if all(need.lower() in by_name for need in spec.requires)]
     names = modalities.split(",") if isinstance(modalities, str) else list(modalities)
     lowered = [name.strip().lower() for name in names if name.strip()]
-    by_name = {spec.name.lower(): spec for spec in known}
     for name in lowered:
         if name == TEXT or name in by_name:
             continue
@@ -163,53 +186,22 @@ def order_towers(specs: Sequence[ModalityTower]) -> list[ModalityTower]:
         if ready is None:
             spec = waiting[0]
             lacking = sorted(set(spec.requires) - built)
-            raise PluginError(f"modality {spec.name} needs {', '.join(lacking)}, which is not loaded")
+            why = [f"; plugin {name} is {text}" for name, text in registry.unavailable().items() if name in lacking]
+            raise PluginError(f"modality {spec.name} needs {', '.join(lacking)}, which is not loaded{''.join(why)}")
         ordered.append(ready)
         waiting.remove(ready)
     return ordered
 
 
-def check_source(
-    config: GemmaConfig,
-    infos: Mapping[str, TensorInfo],
-    known: Sequence[ModalityTower],
-    wanted: Sequence[ModalityTower],
-    where: str = "checkpoint",
-) -> None:
-    """Compare the files with what the config needs, before any weight is read."""
-    expected = dict(expected_text_tensors(config))
-    for spec in wanted:
-        expected |= spec.tensors(config)
-    elsewhere = {name for spec in known if spec not in wanted for name in spec.tensors(config)}
-    served = {spec.name for spec in known}
-
-    def skip(name: str) -> bool:
-        return name in elsewhere or ignorable(config, name) or _unserved_tower(config, name, served)
-
-    check_tensors(config, infos, expected, skip, where)
-
-
-def _unserved_tower(config: GemmaConfig, name: str, served: set[str]) -> bool:
-    """Tensors of a declared tower for which no plugin is there: the text model runs without them."""
-    below = {
-        "vision": ("model.vision_tower.", "model.embed_vision."),
-        "audio": ("model.audio_tower.", "model.embed_audio."),
-    }
-    return config.conditional and any(
-        name.startswith(prefixes) for tower, prefixes in below.items() if tower not in served
-    )
-
-
 def choose_dtype(dtype: str | None, infos: Mapping[str, TensorInfo], config: GemmaConfig) -> DType:
-    """The run-time dtype: as asked, else that of the files (fp16 runs in bf16)."""
+    """The run-time dtype: as asked, else ``run_dtype`` of the checkpoint."""
+    name = run_dtype(config, infos)
     if dtype is not None:
         name = str(dtype).removeprefix("dtypes.").removeprefix("torch.")
         name = {"bf16": "bfloat16", "fp32": "float32", "float": "float32"}.get(name, name)
-        if name not in RUN_DTYPES:
-            raise InputError(f"dtype {dtype!r}: choose one of {', '.join(RUN_DTYPES)}")
-        return RUN_DTYPES[name]
-    stored = infos[config.text_prefix + "norm.weight"].dtype
-    return dtypes.float32 if stored == "F32" else dtypes.bfloat16
+    if name not in RUN_DTYPES:
+        raise InputError(f"dtype {dtype!r}: choose one of {', '.join(RUN_DTYPES)}")
+    return RUN_DTYPES[name]
 
 
 def read_text(
@@ -238,15 +230,16 @@ def _host_table(source: WeightSource, config: GemmaConfig, device: str, dtype: D
     name = config.text_prefix + "embed_tokens_per_layer.weight"
     if not config.text_config.hidden_size_per_layer_input or ple == "device":
         return None
-    if ple == "auto" and not _too_large(source, device):
+    if ple == "auto" and not _too_large(source, device, dtype):
         return None
     read = source.row_reader(name, in_memory=ple == "host")
     return HostTable(read, device, dtype)
 
 
-def _too_large(source: WeightSource, device: str) -> bool:
+def _too_large(source: WeightSource, device: str, dtype: DType) -> bool:
     """Whether the whole model with a tenth of slack exceeds the device's free memory (unknown: no)."""
     from gemma4_core.devices import free_memory_bytes
 
     free = free_memory_bytes(device)
-    return free is not None and sum(info.nbytes for info in source.infos.values()) * 1.1 > free
+    need = sum(loaded_bytes(info, dtype.itemsize) for info in source.infos.values())
+    return free is not None and need * 1.1 > free

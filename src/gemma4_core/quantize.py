@@ -23,11 +23,14 @@ from gemma4_core.checkpoint.atomic import (
     sync_tree,
     write_error,
 )
+from gemma4_core.checkpoint.choose import open_checkpoint
 from gemma4_core.checkpoint.convert import RUN_NAMES
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE, Shard
 from gemma4_core.checkpoint.folder import copy_others, write_config
 from gemma4_core.checkpoint.hub import resolve_folder
+from gemma4_core.checkpoint.names import NamedSource
 from gemma4_core.checkpoint.rows import HostWeight
+from gemma4_core.checkpoint.unserved import check_stored
 from gemma4_core.config import expected_text_tensors, ignorable, read_context
 from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import CheckpointError, InputError
@@ -140,20 +143,17 @@ def done_before(target: Path, format: str) -> bool:
 
 
 @contextmanager
-def opened(context: Context) -> Iterator[WeightSource]:
+def opened(context: Context) -> Iterator[NamedSource]:
     """The source's weights, checked against its config. Raises CheckpointError for quantised ones."""
-    from gemma4_core.loading import check_source
-
     assert context.folder is not None and context.config is not None
-    source = registry.select("format", context).open(context)
+    source = open_checkpoint(context)[1]
     try:
         packed = next((name for name, info in source.infos.items() if info.dtype not in RUN_NAMES.values()), None)
         if packed is not None:
             stands = f"{shown(packed)} is {source.infos[packed].dtype}"
             raise CheckpointError(f"{shown_path(context.folder)} is quantised already ({stands}); give the checkpoint "
                                   f"with ordinary weights")
-        known = registry.matching("modality", context)
-        check_source(context.config, source.infos, known, known)
+        check_stored(context, source)
         yield source
     finally:
         source.close()

@@ -172,17 +172,17 @@ def _some(items: list[str]) -> str:
 
 def check_files(context: Context, size: str | None, format: str) -> Iterator[Check]:
     """Names, shapes and types of every tensor, and the published values of E2B-it."""
-    from gemma4_core.checkpoint.choose import select_format
-    from gemma4_core.loading import check_source, named
-    from gemma4_core.plugins import registry
+    from gemma4_core.checkpoint.choose import open_checkpoint
+    from gemma4_core.checkpoint.unserved import check_source, unserved_warning
+    from gemma4_core.loading import named, select_modalities
 
     assert context.config is not None
-    chosen = select_format(context, named(format))
-    source = chosen.open(context)
+    chosen, source = open_checkpoint(context, named(format))
     try:
         infos = source.infos
-        towers = registry.matching("modality", context)
-        check_source(context.config, infos, towers, towers)
+        unserved = check_source(context, source, select_modalities(source.towers, context, None))
+        if unserved:
+            yield Check("tensors", NOTE, unserved_warning(unserved, context))
         types = ", ".join(f"{count} {dtype}" for dtype, count in Counter(i.dtype for i in infos.values()).most_common())
         parameters = sum(math.prod(info.shape) for info in infos.values())
         yield Check("tensors", OK, f"{len(infos)} tensors in format {chosen.name} ({types}), {parameters:,} parameters")

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from gemma4_core.checkpoint.adapted import refuse_adapter
+from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import CheckpointError
 from gemma4_core.plugins.origin import nearest
@@ -58,13 +60,17 @@ def resolve_folder(name: str | Path) -> Path:
     """The folder of a checkpoint: a path, or a hub name or alias found in the Hugging Face cache. The folder of a
     training run stands for its last checkpoint.
 
-    Nothing is fetched. Raises CheckpointError naming the value and how to get the checkpoint.
+    Nothing is fetched. Raises CheckpointError naming the value and how to get the checkpoint, or for an adapter what to
+    give with it.
     """
     text = str(name)
     try:
         if text and Path(text).exists():
             last = Path(text, LAST)
-            return last if not Path(text, "config.json").exists() and (last / "config.json").is_file() else Path(text)
+            folder = last if not Path(text, "config.json").exists() and (last / "config.json").is_file() else Path(text)
+            if not any((folder / file).exists() for file in (SINGLE_FILE, INDEX_FILE)):
+                refuse_adapter(folder)
+            return folder
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise CheckpointError(f"{shown_path(text)} cannot be opened as a checkpoint folder: {reason}") from fault

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from gemma4_core.cli.base import GemmaCommand, prefer_typed
 from gemma4_core.cli.options import format_option, model_option
 from gemma4_core.cli.output import human_bytes, human_count, json_text, write
 from gemma4_core.cli.tables import fitted
-from gemma4_core.errors import Gemma4Error
+from gemma4_core.errors import CheckpointError, Gemma4Error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
     from gemma4_core.descriptions import Context, TensorInfo
 
-ITEM_SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
-"""Bytes of the type that a checkpoint computes in; fp16 files compute in bf16."""
+ITEM_SIZES = {"bfloat16": 2, "float32": 4}
+"""Bytes of the type that a checkpoint computes in."""
 
 
 def preset_name(config: GemmaConfig) -> str | None:
@@ -93,26 +94,25 @@ def describe_tokenizer(context: Context) -> dict[str, Any]:
 
 def describe_files(context: Context, format: str) -> tuple[dict[str, Any], Mapping[str, TensorInfo]]:
     """Format and files of a folder, with its tensors. Raises a Gemma4Error where they cannot be read."""
-    from gemma4_core.checkpoint.choose import select_format
-    from gemma4_core.loading import check_source, named
-    from gemma4_core.plugins import registry
+    from gemma4_core.checkpoint.choose import open_checkpoint
+    from gemma4_core.checkpoint.unserved import check_source
+    from gemma4_core.loading import named, select_modalities
 
     assert context.folder is not None and context.config is not None
-    chosen = select_format(context, named(format))
-    source = chosen.open(context)
-    try:
-        infos = dict(source.infos)
-    finally:
-        source.close()
-    towers = registry.matching("modality", context)
+    chosen, source = open_checkpoint(context, named(format))
     problem = None
     try:
-        check_source(context.config, infos, towers, towers)
-    except Gemma4Error as error:
+        infos = dict(source.infos)
+        check_source(context, source, select_modalities(source.towers, context, None), copies=False)
+    except CheckpointError as error:
         problem = str(error)
+    finally:
+        source.close()
+    stored = dict(Counter(info.dtype for info in infos.values()).most_common())
     files = [path for path in context.folder.glob("*.safetensors") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    about = {"format": chosen.name, "files": len(files), "file_bytes": size, "tensors": len(infos), "problem": problem}
+    about = {"format": chosen.name, "files": len(files), "file_bytes": size, "tensors": len(infos),
+             "stored_dtypes": stored, "problem": problem}
     return about, infos
 
 
@@ -129,6 +129,7 @@ def preset_infos(config: GemmaConfig) -> dict[str, TensorInfo]:
 
 def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     """Everything about a checkpoint folder, or about an official size. Raises a Gemma4Error."""
+    from gemma4_core.checkpoint.choose import run_dtype
     from gemma4_core.checkpoint.hub import resolve_folder
     from gemma4_core.cli import sizes
     from gemma4_core.config import preset_config, preset_dict, read_context
@@ -145,18 +146,19 @@ def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
         files, infos = {"format": None}, preset_infos(context.config)
     config = context.config
     assert config is not None
-    parts = sizes.parts(config, infos)
+    dtype = run_dtype(config, infos)
+    parts = sizes.parts(config, infos, ITEM_SIZES[dtype])
     weights = sizes.used_bytes(parts)
     folder = str(context.folder) if context.folder else None
     about: dict[str, Any] = {"folder": folder, "model_type": config.model_type}
-    about |= {"size": preset_name(config), "dtype": config.dtype, **files}
+    about |= {"size": preset_name(config), "dtype": dtype, **files}
     about |= {"text": describe_text(config), "towers": describe_towers(config, context)}
     about |= describe_tokenizer(context) if context.folder else {}
     about["parts"] = [{"name": p.name, "parameters": p.parameters, "bytes": p.nbytes} for p in parts]
     about["parameters"] = sum(p.parameters for p in parts if p.name != sizes.UNUSED)
     about["active_parameters"] = sizes.active_parameters(config, parts)
     about["weight_bytes"] = weights
-    need = sizes.needs(config, weights, Operations.prefill_chunk, ITEM_SIZES.get(config.dtype, 2))
+    need = sizes.needs(config, weights, Operations.prefill_chunk, ITEM_SIZES[dtype])
     about["memory"] = [{"context": n.context, "cache_bytes": n.cache, "total_bytes": n.total} for n in need]
     return about
 
@@ -168,13 +170,14 @@ def lines(about: dict[str, Any]) -> list[str]:
     text, folder = about["text"], about["folder"]
     name = shown_name(Path(folder)) if folder else "official size"
     shape = f", {about['size']} shape" if about["size"] else ""
-    shown = [f"{name}: {about['model_type']}{shape}, {about['dtype']}"]
+    shown = [f"{name}: {about['model_type']}{shape}, computes in {about['dtype']}"]
     if folder and name != folder:
         shown.append(f"folder      {folder}")
     if about["format"]:
         fit = f"but {about['problem']}" if about["problem"] else "as the config asks"
         files = f"{about['files']} file{'s' if about['files'] != 1 else ''} of {human_bytes(about['file_bytes'])}"
-        shown.append(f"format      {about['format']}, {files}, {about['tensors']} tensors, {fit}")
+        types = ", ".join(f"{count} {dtype}" for dtype, count in about["stored_dtypes"].items())
+        shown.append(f"format      {about['format']}, {files}, {about['tensors']} tensors ({types}), {fit}")
     layers = f"{text['layers']} layers ({text['sliding_layers']} sliding over {text['sliding_window']}, "
     layers += f"{text['full_layers']} full; {text['kv_shared_layers']} share K/V)"
     shown.append(f"text        {layers}, hidden {text['hidden_size']}, vocabulary {text['vocabulary']}, "

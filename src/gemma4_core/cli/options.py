@@ -163,7 +163,7 @@ def loading_options(function: F) -> F:
         click.option("--context", "-c", type=Whole(), default=None, metavar="TOKENS",
                      help="Longest context. Default: the config's."),
         click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,
-                     help="Type to compute in; auto is the files'."),
+                     help="Type to compute in; auto is that of config.json."),
         click.option("--ple", type=click.Choice(["auto", "device", "host", "disk"]), default="auto", show_default=True,
                      help="Where the per-layer embedding table stays."),
     ])

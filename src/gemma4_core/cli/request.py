@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma4_core.errors import InputError
+from gemma4_core.cli.output import note
+from gemma4_core.errors import Gemma4Warning, InputError
 
 if TYPE_CHECKING:
     from gemma4_core.cli.plugin_options import PluginValues
@@ -51,13 +53,19 @@ class Loading:
         spent where anything does not fit."""
         from gemma4_core import loading
 
-        with contextlib.redirect_stdout(sys.stderr):  # whatever a plugin prints is no part of the answer
-            return loading.load_pretrained(
+        # whatever a plugin prints is no part of the answer
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", Gemma4Warning)
+            model = loading.load_pretrained(
                 self.model, device=self.device, format=self.format, tokenizer=self.tokenizer,
                 modalities=tuple(self.modality) or None, dtype=None if self.dtype == "auto" else self.dtype,
                 max_context=self.context, ple=self.ple, beam=self.beam, beam_seconds=self.beam_seconds,
                 options=plugins.options, check=check,
             )
+        for warning in caught:
+            if issubclass(warning.category, Gemma4Warning):
+                note(str(warning.message))
+        return model
 
 
 def read_standard_input() -> str:

@@ -24,7 +24,7 @@ class Part:
     name: str
     parameters: int = 0
     nbytes: int = 0
-    """Bytes in the files, which is what it takes on the device too."""
+    """Bytes on the device."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,15 @@ def part_of(config: GemmaConfig, name: str) -> str:
     return f"{found[1]} tower" if found else "other"
 
 
-def parts(config: GemmaConfig, infos: Mapping[str, TensorInfo]) -> list[Part]:
-    """Parameters and bytes by part, in order of appearance."""
+def parts(config: GemmaConfig, infos: Mapping[str, TensorInfo], itemsize: int) -> list[Part]:
+    """Parameters and bytes by part, in order of appearance; plain weights take ``itemsize`` each."""
+    from gemma4_core.checkpoint.choose import loaded_bytes
+
     found: dict[str, Part] = {}
     for name, info in infos.items():
         part = found.setdefault(part_of(config, name), Part(part_of(config, name)))
         part.parameters += math.prod(info.shape)
-        part.nbytes += info.nbytes
+        part.nbytes += loaded_bytes(info, itemsize)
     return list(found.values())
 
 

@@ -6,10 +6,14 @@ from gemma4_core.config.media import AudioConfig, VisionConfig
 from gemma4_core.config.outer import GemmaConfig, load_config, parse_config, read_context
 from gemma4_core.config.presets import PRESETS, preset_config, preset_dict
 from gemma4_core.config.tensors import (
+    below_wrappers,
     expected_audio_tensors,
     expected_text_tensors,
     expected_vision_tensors,
     ignorable,
+    is_derived,
+    is_head,
+    released_name,
 )
 from gemma4_core.config.text import LayerConfig, RopeParameters, TextConfig
 
@@ -22,15 +26,19 @@ __all__ = [
     "RopeParameters",
     "TextConfig",
     "VisionConfig",
+    "below_wrappers",
     "config_dict",
     "expected_audio_tensors",
     "expected_text_tensors",
     "expected_vision_tensors",
     "ignorable",
+    "is_derived",
+    "is_head",
     "load_config",
     "load_generation_config",
     "parse_config",
     "preset_config",
     "preset_dict",
     "read_context",
+    "released_name",
 ]

@@ -38,10 +38,15 @@ class GemmaConfig:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     bos_token_id: int | None
-    dtype: str
-    """Name of the type that the file says it computes in: bfloat16, float16 or float32."""
+    declared_dtype: str | None
+    """Name of the type that the file says it computes in: bfloat16, float16 or float32; None where it says nothing."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """config.json as read: plugins find keys of their own here. Not checked."""
+
+    @property
+    def dtype(self) -> str:
+        """The declared type, bfloat16 where there is none."""
+        return self.declared_dtype or DTYPES[0]
 
     @property
     def conditional(self) -> bool:
@@ -130,7 +135,7 @@ def parse_config(data: Mapping[str, Any], where: str = CONFIG_FILE) -> GemmaConf
         eos_token_ids=outer.token_ids("eos_token_id", text.eos_token_ids, LARGEST_VOCABULARY) or (),
         pad_token_id=text.pad_token_id,
         bos_token_id=text.bos_token_id,
-        dtype=dtype_name(outer, inner),
+        declared_dtype=dtype_name(outer, inner),
         raw=data,
     )
 
@@ -147,10 +152,10 @@ def special(section: Section, key: str, default: int) -> int | None:
     return section.optional_integer(key, default, 0, LARGEST_VOCABULARY)
 
 
-def dtype_name(outer: Section, inner: Section) -> str:
-    """The declared type, from the old spelling of the key too."""
+def dtype_name(outer: Section, inner: Section) -> str | None:
+    """The declared type, from the old spelling of the key too; the whole file's before that of its text part."""
     for section in (outer, inner):
         for key in ("dtype", "torch_dtype"):
             if section.get(key) is not None:
                 return str(section.only(key, DTYPES, DTYPES[0]))
-    return DTYPES[0]
+    return None

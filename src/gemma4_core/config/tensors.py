@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 from gemma4_core.config.media import AudioConfig, VisionConfig
 from gemma4_core.config.outer import GemmaConfig
@@ -15,13 +16,23 @@ CLIP_BOUNDS = ("input_min", "input_max", "output_min", "output_max")
 VISION_PREFIX, AUDIO_PREFIX = "model.vision_tower.", "model.audio_tower."
 EMBED_VISION = "model.embed_vision.embedding_projection.weight"
 EMBED_AUDIO = "model.embed_audio.embedding_projection.weight"
+HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
+WRAPPERS = re.compile(r"(?:(?:base_model|module|model|language_model|text_model)\.)*")
+"""Modules around the model whose names other tools store or leave out."""
+WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch puts around modules that it compiles, shards or recomputes."""
+DERIVED = re.compile(
+    r"(?:.*\.)?(?:rotary_emb\..+|(?:\w+_)?inv_freq|(?:\w+_)?position_ids|inv_timescales|(?:cos|sin)(?:_cached)?|softcap"
+    r"|\w*embed_scale|per_layer_(?:input|projection)_scale|scalar_root_size|gradient_clipping|\w*causal\w*_mask)"
+)
+"""Buffers of transformers' Gemma models, 5.23.0 and older ones, all computed from the config."""
 
 
 def expected_text_tensors(config: GemmaConfig) -> Shapes:
     """The decoder's tensors. Shared layers have no k_proj, v_proj and k_norm here (see ``ignorable``)."""
     text, prefix = config.text_config, config.text_prefix
     hidden, size = text.hidden_size, text.hidden_size_per_layer_input
-    shapes: Shapes = {"embed_tokens.weight": (text.vocab_size, hidden)}
+    shapes: Shapes = {TABLE: (text.vocab_size, hidden)}
     if size:
         packed = text.num_hidden_layers * size
         shapes["embed_tokens_per_layer.weight"] = (text.vocab_size_per_layer_input, packed)
@@ -70,6 +81,34 @@ def feed_forward_tensors(text: TextConfig, layer: LayerConfig) -> Shapes:
         shapes["experts.gate_up_proj"] = (experts, 2 * narrow, hidden)
         shapes["experts.down_proj"] = (experts, hidden, narrow)
     return shapes
+
+
+def below_wrappers(name: str) -> str:
+    """A tensor's or module's name without the modules around the text model or the whole model."""
+    name = WRAPPED.sub("", name)
+    return name[WRAPPERS.match(name).end() :]  # type: ignore[union-attr]
+
+
+def released_name(config: GemmaConfig, name: str, known: Container[str]) -> str:
+    """The name among ``known`` (or of an ``ignorable`` tensor) of a stored tensor that lacks modules around the model,
+    or has others: ``layers.0.…`` and ``language_model.layers.0.…`` are ``model.language_model.layers.0.…``. A stored
+    head is the embedding table. Other names come back as they are."""
+    if name in known:
+        return name
+    rest = below_wrappers(name)
+    text = config.text_prefix + (TABLE if rest == HEAD else rest)
+    found = (one for one in (text, f"model.{rest}") if one in known or ignorable(config, one))
+    return next(found, name)
+
+
+def is_head(name: str) -> bool:
+    """Whether a stored tensor is an output head beside the embedding table."""
+    return below_wrappers(name) == HEAD
+
+
+def is_derived(name: str) -> bool:
+    """Whether a stored tensor is a buffer that the model computes from its config, and no weight."""
+    return DERIVED.fullmatch(name) is not None
 
 
 def ignorable(config: GemmaConfig, name: str) -> bool:

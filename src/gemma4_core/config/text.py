@@ -104,6 +104,13 @@ class TextConfig:
         return tuple(self._layer(index) for index in range(self.num_hidden_layers))
 
     @property
+    def usable_ids(self) -> int:
+        """Ids below this one have a row in every embedding table. It is less than ``vocab_size`` where the vocabulary
+        was resized without the per-layer table."""
+        per_layer = self.vocab_size_per_layer_input if self.hidden_size_per_layer_input else self.vocab_size
+        return min(self.vocab_size, per_layer)
+
+    @property
     def first_shared_layer(self) -> int:
         """Index of the first layer without K and V of its own; the number of layers where there is none."""
         return self.num_hidden_layers - self.num_kv_shared_layers
@@ -285,6 +292,7 @@ def check_together(section: Section, config: TextConfig) -> None:
             raise section.fault("num_attention_heads", reason, config.num_attention_heads)
     if config.enable_moe_block and config.top_k_experts > config.num_experts:
         raise section.fault("top_k_experts", f"it must be at most num_experts, which is {config.num_experts}")
-    if config.hidden_size_per_layer_input and config.vocab_size_per_layer_input < config.vocab_size:
-        reason = f"it must be at least vocab_size, which is {config.vocab_size}"
-        raise section.fault("vocab_size_per_layer_input", reason, config.vocab_size_per_layer_input)
+    if config.pad_token_id >= config.usable_ids:
+        # it stands in the place of soft tokens
+        reason = f"it must be below vocab_size_per_layer_input, which is {config.usable_ids}"
+        raise section.fault("pad_token_id", reason, config.pad_token_id)

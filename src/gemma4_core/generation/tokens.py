@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tinygrad import Tensor
 
 from gemma4_core.errors import InputError
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.model.cache import GemmaCache
-from gemma4_core.model.ids import bound, check_ids
+from gemma4_core.model.ids import bound, check_ids, check_rows
 from gemma4_core.model.media import MediaTime, Placed, place
 from gemma4_core.ops.sampling import SamplingState
 
@@ -160,6 +161,8 @@ def _decode(
     began = time.perf_counter()
     waiting: deque[tuple[Tensor, Tensor]] = deque()
     issued, ahead = 0, 0
+    text = model.config.text_config
+    every_id_runs = text.usable_ids == text.vocab_size
     while True:
         if chosen.id in stops:
             progress.finish_reason = "stop"
@@ -170,10 +173,13 @@ def _decode(
             progress.finish_reason = "length"
             yield chosen
             return
+        if not every_id_runs:
+            check_rows(np.array([chosen.id]), text)
         while issued < limit - 1 and len(waiting) <= ahead:
             position = cache.length + len(waiting)
             step = model.engine.decode_step(cache.reserve(model, 1, position + 1), state)
-            ahead = getattr(step, "ahead", 0)
+            # an id without a row must be seen before a step reads that row
+            ahead = getattr(step, "ahead", 0) if every_id_runs else 0
             waiting.append(step(token, position, state))
             token, issued = waiting[-1][0], issued + 1
         cache.note([chosen.id])

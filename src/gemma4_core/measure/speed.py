@@ -114,7 +114,7 @@ def measure(model: GemmaModel, asked: Asked, tell: Callable[[str], Any] = lambda
 
 def prompt_ids(model: GemmaModel, count: int) -> list[int]:
     """Random ids of the vocabulary, always the same, none of which stands for a medium."""
-    ids = np.random.default_rng(0).integers(0, model.config.text_config.vocab_size, count)
+    ids = np.random.default_rng(0).integers(0, model.config.text_config.usable_ids, count)
     media = [spec.soft_token_id(model.config) for spec in model.known_specs]
     ids[np.isin(ids, media)] = model.config.pad_token_id
     return ids.tolist()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gemma4_core.config import TextConfig
 from gemma4_core.errors import InputError
 
 
@@ -37,6 +38,15 @@ def check_ids(ids: Any, vocab_size: int, what: str = "token ids") -> np.ndarray:
             f"{what}: {outside.reshape(-1)[0]} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1})"
         )
     return np.atleast_2d(array).astype(np.int32)
+
+
+def check_rows(ids: np.ndarray, text: TextConfig) -> None:
+    """Raise InputError for an id of the vocabulary that the per-layer embedding table has no row for."""
+    outside = ids[ids >= text.usable_ids]
+    if outside.size:
+        raise InputError(f"token ids: {outside.reshape(-1)[0]} is in the vocabulary of {text.vocab_size} and past the "
+                         f"per-layer embedding table of {text.usable_ids} rows (vocab_size_per_layer_input), which was "
+                         f"not resized with it; such ids cannot be run")
 
 
 def media_blocks(soft: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from tinygrad import Device, Tensor
 
 from gemma4_core.errors import InputError
-from gemma4_core.model.ids import media_blocks
+from gemma4_core.model.ids import check_rows, media_blocks
 from gemma4_core.processing.arranged import ArrangingTower
 
 if TYPE_CHECKING:
@@ -65,6 +65,17 @@ def used_towers(model: GemmaModel, media: Mapping[str, Any]) -> list[ModalityTow
         name = sorted(unknown)[0]
         raise InputError(f"{name}: no loaded modality takes it; loaded: {', '.join(model.towers) or 'text only'}")
     return used
+
+
+def refuse_unserved(model: GemmaModel, ids: np.ndarray) -> None:
+    """Raise InputError for placeholders of media whose tower the checkpoint has and no plugin serves."""
+    config = model.config
+    tokens = {"image": config.image_token_id, "video": config.video_token_id, "audio": config.audio_token_id}
+    served = {spec.soft_token_id(config) for spec in model.known_specs}
+    for name, token in tokens.items() if model.unserved else ():
+        if token not in served and (ids == token).any():
+            raise InputError(f"the prompt holds {name} tokens ({token}), and no plugin for them is loaded; "
+                             f"gemma4 plugins says why")
 
 
 def put_soft(h: Tensor, rows: Tensor, here: Tensor) -> Tensor:
@@ -139,6 +150,7 @@ def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, captu
     soft tokens and placeholders differ in number, and where the prompt needs a tower that is not loaded.
     """
     used = used_towers(model, media)
+    refuse_unserved(model, ids)
     placeholders = Placeholders(model, ids)
     signature = ids.astype(np.int64)
     encoded: list[Tensor] = []
@@ -154,6 +166,7 @@ def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, captu
                 times[spec.name] = MediaTime(time.perf_counter() - began, amount, unit)
             signature[where] = marks
             encoded += tokens
+    check_rows(placeholders.clean, model.config.text_config)
     if not encoded:
         return Placed(ids, None, None, None, signature[0].tolist())
     together = encoded[0].cat(*encoded[1:], dim=0) if len(encoded) > 1 else encoded[0]
@@ -165,6 +178,8 @@ def lay_out(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> Lai
     """Arrange media on the host and find their places, as ``place`` does; None where one of their towers cannot, or
     there are none. Raises InputError as ``place`` does."""
     used = used_towers(model, media)
+    if not used:
+        check_rows(ids, model.config.text_config)
     if not used or not all(isinstance(model.towers[spec.name], ArrangingTower) for spec in used):
         return None
     placeholders = Placeholders(model, ids)
@@ -179,6 +194,7 @@ def lay_out(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> Lai
                 rows, count = np.concatenate(arranged.rows), arranged.count
                 arrays[spec.name] = arranged.arrays
         placeholders.fill(spec, where, rows, count)
+    check_rows(placeholders.clean, model.config.text_config)
     if not arrays:
         return None
     return Laid(placeholders.clean, placeholders.soft, placeholders.blocks, arrays, placeholders.rows)

@@ -61,6 +61,10 @@ class GemmaModel:
         """Descriptions of the loaded towers, in the same order."""
         self.known_specs: list[ModalityTower] = []
         """Descriptions of every tower that the config declares and a plugin serves, loaded or not."""
+        self.stored_names: dict[str, str] = {}
+        """Names in the checkpoint's files by ours, where they differ."""
+        self.unserved: tuple[str, ...] = ()
+        """Tensors of the checkpoint that no plugin serves; they are saved as they are."""
         self.tokenizer: Tokenizer | None = None
         self.template: ChatTemplate | None = None
         self.format_name = ""

@@ -177,6 +177,11 @@ class Registry:
         problems += [f"command '{c.name}' of {c.origin.distribution}: {c.error}" for c in command_entries() if c.error]
         return problems + list(self.manager.warnings)
 
+    def unavailable(self) -> dict[str, str]:
+        """Entry points of which nothing can be used, with why: ``blocked by …`` or ``failed``."""
+        words = {"blocked": f"blocked by {DISABLE}", "failed": "failed, see gemma4 plugins"}
+        return {p.origin.entry_point: words[p.status] for p in self._loaded() if p.status in words}
+
     def register(self, plugin: object, name: str | None = None) -> None:
         """Add a plugin by hand, as in a notebook. Raises PluginError where it fails; then nothing of it is left."""
         self.manager.register(plugin, name or str(getattr(plugin, "__name__", type(plugin).__name__)))

@@ -47,7 +47,7 @@ def save_training_checkpoint(
     Where a transform such as an adapter is what trains (``model.trained_part``) its files are written instead.
 
     Args:
-        model: its weights go out in its run-time dtype under their names.
+        model: its weights go out in its run-time dtype under the names that they were loaded from.
         folder: an absent or empty folder, or a checkpoint folder, which is replaced whole.
         optimizer: its state is written too, for ``load_training_checkpoint``.
         training_metadata: anything that JSON can say, such as ``{"step": 1}``; returned when loading.
@@ -84,7 +84,8 @@ def write_model(model: GemmaModel, folder: Path, chosen: CheckpointFormat) -> No
     """Every weight with config and tokenizer files into an empty folder."""
     with all_weights(model) as weights:
         assert chosen.save is not None
-        chosen.save(weights.items(), folder, model.context)
+        named = ((model.stored_names.get(name, name), value) for name, value in weights.items())
+        chosen.save(named, folder, model.context)
     write_config(model.context.raw_config, DTYPES[NAMES[model.dtype]], folder)
     copy_others(model.context.folder, folder)
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from tinygrad import Tensor
 
 from gemma4_core.checkpoint import check_tensors
+from gemma4_core.checkpoint.choose import open_checkpoint
+from gemma4_core.checkpoint.names import NamedSource
 from gemma4_core.checkpoint.rows import HostWeight
 from gemma4_core.config import expected_text_tensors, read_context
 from gemma4_core.config.files import shown_path
 from gemma4_core.descriptions import WeightSource
 from gemma4_core.errors import CheckpointError, Gemma4Error
-from gemma4_core.plugins import registry
 from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_weights(context: Context, name: str | None = None) -> Iterator[WeightSource]:
-    """A folder's weights in whatever format they are."""
-    source = registry.select("format", context, name).open(context)
+def open_weights(context: Context, name: str | None = None) -> Iterator[NamedSource]:
+    """A folder's weights in whatever format they are, by released name."""
+    source = open_checkpoint(context, name)[1]
     try:
         yield source
     finally:
@@ -49,7 +50,7 @@ def all_weights(model: GemmaModel) -> Iterator[dict[str, Any]]:
         found |= {name: tensor for name, tensor in tower.parameters().items() if name not in inner}
         found |= {name: place.matrix for name, place in places.items()}
     absent = [n for spec in model.known_specs if spec.name not in model.towers for n in spec.tensors(model.config)]
-    absent = [name for name in dict.fromkeys(absent) if name not in found]
+    absent = [name for name in dict.fromkeys([*absent, *model.unserved]) if name not in found]
     if not absent:
         yield found
         return
@@ -57,7 +58,7 @@ def all_weights(model: GemmaModel) -> Iterator[dict[str, Any]]:
     try:
         with open_weights(model.context, model.format_name) as source:
             # on tinygrad's CPU device these lie on the mapped file
-            found |= {name: source.tensor(name, model.device, model.dtype) for name in absent}
+            found |= {n: source.tensor(n, model.device, model.dtype) for n in absent if n in source.infos}
             yield found
     except Gemma4Error as fault:
         if folder is not None and folder.exists():
@@ -66,10 +67,11 @@ def all_weights(model: GemmaModel) -> Iterator[dict[str, Any]]:
                               f"load the model with all its modalities") from fault
 
 
-def check_weights(model: GemmaModel, source: WeightSource, folder: Path) -> None:
-    """Raise CheckpointError unless a folder has every tensor of the model in its shape."""
+def check_weights(model: GemmaModel, source: NamedSource, folder: Path) -> None:
+    """Raise CheckpointError unless a folder has every tensor of the model in its shape, stored copies alike."""
     extra = {name: shape for spec in model.tower_specs for name, shape in spec.tensors(model.config).items()}
     check_tensors(model.config, source.infos, extra, lambda name: True, shown_path(folder))
+    source.check_copies(shown_path(folder))
 
 
 def take_weights(model: GemmaModel, source: WeightSource) -> None:

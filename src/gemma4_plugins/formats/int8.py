@@ -20,7 +20,7 @@ from gemma4_core.checkpoint.convert import STORED
 from gemma4_core.checkpoint.files import CheckpointFiles
 from gemma4_core.checkpoint.rows import BLOCK, HostWeight
 from gemma4_core.checkpoint.writer import MAX_SHARD_BYTES, Planned, write_shards
-from gemma4_core.config import GemmaConfig, expected_text_tensors, ignorable
+from gemma4_core.config import GemmaConfig, expected_text_tensors, ignorable, released_name
 from gemma4_core.config.files import shown, shown_path
 from gemma4_core.descriptions import CheckpointFormat, Context, TensorInfo
 from gemma4_core.errors import CheckpointError, summarise
@@ -41,7 +41,9 @@ OTHERS = ("quantization_config", "quantization")
 
 def quantisable(config: GemmaConfig, name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor is one that this format quantises: the text model's matrices, stacks and tables, no router."""
-    known = name in expected_text_tensors(config) or (ignorable(config, name) and name.endswith("_proj.weight"))
+    expected = expected_text_tensors(config)
+    name = released_name(config, name, expected)
+    known = name in expected or (ignorable(config, name) and name.endswith("_proj.weight"))
     return known and len(shape) >= 2 and not name.endswith("router.proj.weight")
 
 

@@ -15,6 +15,7 @@ from gemma4_core import ModelTransform, Option, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from gemma4_core import Context, GemmaModel, TrainedPart
     from gemma4_lora.adapters import Adapters
@@ -57,6 +58,15 @@ def _trained_part(model: GemmaModel, values: Mapping[str, Any]) -> TrainedPart |
     return trained_part(model, values)
 
 
+def _based_on(folder: Path) -> tuple[str | None, Mapping[str, Any]] | None:
+    from gemma4_lora.config import CONFIG_FILE, read_config
+    from gemma4_lora.files import LAST, newest
+
+    if not any((place / CONFIG_FILE).is_file() for place in (folder, folder / LAST)):
+        return None
+    return read_config(newest(folder)).base_model or None, {"adapter": [str(folder)]}
+
+
 OPTIONS = (
     Option("--adapter", "Adapter folder in the peft layout to apply; several add up.", multiple=True, metavar="FOLDER"),
     Option("--adapter-strength", "Factor on the adapters' scale (1).", type=float),
@@ -87,5 +97,6 @@ def gemma4_model_transforms() -> list[ModelTransform]:
             options=OPTIONS,
             trained_part=_trained_part,
             check=_check,
+            based_on=_based_on,
         )
     ]

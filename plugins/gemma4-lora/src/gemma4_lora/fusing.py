@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma4_core import CheckpointFormat, Context, InputError, WeightSource, registry
-from gemma4_core.checkpoint.choose import select_format
+from gemma4_core.checkpoint.choose import open_checkpoint
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.rows import HostWeight
+from gemma4_core.checkpoint.unserved import check_stored
 from gemma4_core.config import read_context
 from gemma4_core.config.files import shown
 from gemma4_core.quantize import StoredWeight, check_out, rewrite
@@ -80,14 +81,9 @@ def fuse(
 @contextmanager
 def opened(context: Context) -> Iterator[tuple[CheckpointFormat, WeightSource]]:
     """The base's format and its weights, compared with its config."""
-    from gemma4_core.loading import check_source
-
-    assert context.config is not None
-    stored = select_format(context)
-    weights = stored.open(context)
+    stored, weights = open_checkpoint(context)
     try:
-        known = registry.matching("modality", context)
-        check_source(context.config, weights.infos, known, known, str(context.folder))
+        check_stored(context, weights)
         yield stored, weights
     finally:
         weights.close()

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from gemma4_core import InputError
 from gemma4_core.config import (
     GemmaConfig,
+    below_wrappers,
     expected_audio_tensors,
     expected_text_tensors,
     expected_vision_tensors,
@@ -92,15 +93,12 @@ def bare(module: str) -> str:
 def named_by(module: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The matrices that a module of an adapter file may mean: one, for experts two that differ in shape.
 
-    A module of the text model alone is found in a checkpoint with towers, and the other way round.
+    A module of the text model alone is found in a checkpoint with towers, and the other way round, whether or not
+    names of the modules around it stand before it.
     """
     module = bare(module)
-    spellings = [module]
-    if module.startswith(CONDITIONAL):
-        spellings.append(TEXT_ONLY + module.removeprefix(CONDITIONAL))
-    elif module.startswith(TEXT_ONLY):
-        spellings.append(CONDITIONAL + module.removeprefix(TEXT_ONLY))
-    for spelling in spellings:
+    rest = below_wrappers(module)
+    for spelling in (module, CONDITIONAL + rest, TEXT_ONLY + rest):
         names = (spelling + WEIGHT, f"{spelling}.gate_up_proj", f"{spelling}.down_proj")
         if found := [name for name in names if name in shapes]:
             return found

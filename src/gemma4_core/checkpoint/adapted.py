@@ -1,0 +1,77 @@
+"""Folders that are no checkpoint but say which one they belong to, such as adapters."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
+from gemma4_core.config.files import shown_path
+from gemma4_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from gemma4_core.descriptions import ModelTransform
+
+ADAPTER_FILE = "adapter_config.json"
+"""peft's, by which an adapter is known also where no plugin for it is installed."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A checkpoint and the options that make of it what a folder stands for."""
+
+    folder: Path
+    transform: ModelTransform
+    base: str | None
+    options: Mapping[str, Any]
+
+    @property
+    def arguments(self) -> str:
+        """The same as it is typed behind a command."""
+        base = shlex.quote(self.base) if self.base else "BASE"
+        flags = {option.keyword: option.flag for option in self.transform.options}
+        given = [(flags[key], value) for key, values in self.options.items() for value in values]
+        return " ".join([f"-m {base}", *(f"{flag} {shlex.quote(str(value))}" for flag, value in given)])
+
+    def merged(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of a user with those of the folder before them."""
+        found = dict(options)
+        for key, values in self.options.items():
+            more = options.get(key) or ()
+            found[key] = [*values, *([more] if isinstance(more, str | Path) else more)]
+        return found
+
+
+def adapted(name: str | Path) -> Adapted | None:
+    """What a folder stands for that has no weights of a model; None where no transform knows it."""
+    from gemma4_core.plugins import registry
+
+    folder = Path(name)
+    try:
+        if not folder.is_dir() or any((folder / file).exists() for file in (SINGLE_FILE, INDEX_FILE)):
+            return None
+    except (OSError, ValueError):
+        return None
+    for transform in registry.transforms.values():
+        found = transform.based_on(folder) if transform.based_on is not None else None
+        if found is not None:
+            base, options = found
+            # a path in it may be meant from where the folder lies
+            beside = base is not None and not Path(base).exists() and (folder / base).is_dir()
+            return Adapted(folder, transform, str(folder / base) if base and beside else base, options)
+    return None
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise CheckpointError for an adapter in place of a checkpoint, with what to give instead."""
+    found = adapted(folder)
+    if found is not None:
+        base = f"-m {shlex.quote(found.base)}" if found.base else "its base with -m"
+        raise CheckpointError(f"{shown_path(folder)} is no checkpoint but changes one (transform "
+                              f"{found.transform.name}); give {base}, and to commands that apply it {found.arguments}")
+    if (folder / ADAPTER_FILE).exists() and not (folder / "config.json").exists():
+        raise CheckpointError(f"{shown_path(folder)} is an adapter ({ADAPTER_FILE}) and no checkpoint, and no plugin "
+                              f"that applies it is loaded; see gemma4 plugins, and give its base model with -m")

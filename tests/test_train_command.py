@@ -188,7 +188,7 @@ def test_dry_run_shows_what_is_learnt(place: Place, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("more", "says"), [
     (["--steps", 3, "--epochs", 1], "at most one of --steps and --epochs"),
-    (["--validation", "1.5"], "--validation '1.5'"),
+    (["--validation", "1.5"], "'--validation': '1.5': give a file, or a share"),
     (["--sample-every", 3], "--sample-every needs --sample-prompt"),
     (["--optimizer-option", "momentum"], "--optimizer-option 'momentum'"),
     (["--lr", "nan"], "'nan'"),
@@ -324,3 +324,74 @@ def test_a_transform_says_what_trains_and_is_saved(place: Place, tmp_path: Path)
         assert "nothing*" in failure("train", *asked, "-o", tmp_path / "no", "--trainable", "nothing*")
     finally:
         registry.unregister("shift")
+
+
+# ---------------------------------------------------------------------------------------------------- values of files
+
+BOMB = "b0: &b0 [x, x]\n" + "".join(f"b{i}: &b{i} [*b{i - 1}, *b{i - 1}]\n" for i in range(1, 30))
+
+
+@pytest.mark.parametrize(("name", "text", "says"), [
+    ("c.yaml", "data: 1.5", "data: '1.5' is a number"),
+    ("c.yaml", "data: true", "data: 'true' is not text"),
+    ("c.yaml", "data: 0", "data: '0' is a number"),
+    ("c.yaml", "data: ''", "data: '' is not a path"),
+    ("c.yaml", 'data: "a\\0b"', "data: 'a\\x00b' has a NUL"),
+    ("c.json", '{"data": "\\ud800"}', "data: '\\ud800' is not UTF-8"),
+    ("c.json", '{"model": "\\ud800"}', "model: '\\ud800' is not UTF-8"),
+    ("c.yaml", f"data: {'9' * 5000}", "data: a number of thousands of digits"),
+    ("c.toml", f"lr = {'9' * 5000}", "lr: a number of thousands of digits"),
+    ("c.json", f'{{"steps": {"9" * 5000}}}', "steps: a number of thousands of digits"),
+    ("c.yaml", f"steps: 0x{'f' * 5000}", "steps: a number of 20000 bits is out of range"),
+    ("c.yaml", f"data: {'9' * 3000}", "is out of range"),
+    ("c.yaml", "data: [*a]", "aliases such as *name are not taken"),
+    ("c.yaml", BOMB, "aliases such as *name are not taken"),
+    ("c.yaml", "data: {a: 1}", "data: '{\"a\": 1}' is not a single value"),
+    ("c.yaml", "data: 2024-01-01", "is not a single value"),
+    ("c.yaml", "data: !!set {a, b}", "is not a single value"),
+    ("c.yaml", "lr: 1\nlr: 2", "the key 'lr' stands twice"),
+    ("c.json", '{"lr": 1, "lr": 2}', "the key 'lr' stands twice"),
+    ("c.toml", "lr = 1\nlr = 2", "not valid"),
+    ("c.yaml", "lr: " + "[" * 400 + "]" * 400, "nested too deeply"),
+    ("c.json", '{"lr": ' + "[" * 60000 + "]" * 60000 + "}", "nested too deeply"),
+    ("c.yaml", "lr: true", "lr: 'true' is not a number"),
+    ("c.yaml", "lr: -1", "lr: '-1' is not a finite number"),
+    ("c.yaml", "lr: .nan", "lr: 'nan' is not a finite number"),
+    ("c.toml", "lr = inf", "lr: 'inf' is not a finite number"),
+    ("c.json", '{"lr": NaN}', "lr: 'nan' is not a finite number"),
+    ("c.yaml", "steps: 2.5", "steps: '2.5' is not a whole number"),
+    ("c.yaml", "beam: -5", "beam: '-5' is neither a whole number"),
+    ("c.yaml", "pack: 2", "pack: '2' is neither true nor false"),
+    ("c.yaml", "pack: often", "pack: 'often' is neither true nor false"),
+    ("c.yaml", "validation: 1.5", "validation: '1.5': give a file, or a share"),
+    ("c.yaml", "validation: true", "validation: 'true' is not text"),
+    ("c.yaml", "optimizer: 3", "optimizer: '3' is a number"),
+    ("c.yaml", "trainable: [a, [b]]", "trainable: '[\"b\"]' is not a single value"),
+    ("c.yaml", "sample-prompt: 5", "sample-prompt: '5' is a number"),
+    ("c.yaml", "schedule: [1]", "schedule: '[1]' is not a single value"),
+    ("c.yaml", "lr: 1 #" + "x" * (200 << 10), "larger than 128 KiB"),
+])
+def test_a_value_of_the_wrong_kind_names_its_option(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    message = failure("train", "--config", path)
+    assert name in message and says in message
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("data", 1.5), ("data", True), ("data", 0), ("data", [1]), ("data", "a\0b"), ("lr", "x"), ("lr", [1]), ("pack", 7),
+    ("batch_size", -1), ("steps", 10**400), ("trainable", [[]]), ("plugin_adaptor", "x"),
+])
+def test_damaged_settings_of_a_run_are_named(place: Place, tmp_path: Path, key: str, value: Any) -> None:
+    run = tmp_path / "run"
+    (run / "step-1").mkdir(parents=True)
+    (run / "step-1/training_state.json").write_text("{}")
+    (run / "settings.json").write_text(json.dumps({"model": str(place.model), "data": str(place.data), key: value}))
+    message = failure("train", "-o", run, "--resume")
+    assert "settings.json" in message and (key in message or "--adaptor" in message)
+
+
+@pytest.mark.parametrize("option", ["--data", "--output-dir", "--validation"])
+@pytest.mark.parametrize("value", ["", "a\0b", "\ud800"])
+def test_paths_that_are_none_are_usage_errors(place: Place, tmp_path: Path, option: str, value: str) -> None:
+    assert "is not a path" in usage(*place.args(tmp_path / "run", option, value))

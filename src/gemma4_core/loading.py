@@ -20,6 +20,7 @@ from gemma4_core.descriptions import (
     DeviceSettings,
     ModalityTower,
     ModelTransform,
+    Option,
     TensorInfo,
     WeightSource,
 )
@@ -29,6 +30,7 @@ from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import portable
 from gemma4_core.plugins import registry
+from gemma4_core.plugins.options import check_options
 from gemma4_core.processor import GemmaMultimodalProcessor
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.weights import Weight
@@ -70,7 +72,8 @@ def load_pretrained(
         isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
     ):
         raise InputError(f"max_context {max_context!r}: must be a whole number from 1")
-    options = options or {}
+    options = {} if options is None else options
+    check_options(options, declared_options())
     chosen_format = select_format(context, named(format))
     known = registry.matching("modality", context)
     wanted = select_modalities(known, context, modalities)
@@ -121,6 +124,12 @@ def apply_transform(model: GemmaModel, transform: ModelTransform, options: Mappi
     if model.trained_part is not None:
         raise PluginError(f"transform {transform.name}: another one has said already what trains; use one at a time")
     model.trained_part = part
+
+
+def declared_options() -> list[Option]:
+    """What modalities and transforms, whichever are installed, take in ``options``."""
+    towers = [option for tower in registry.modalities.values() for option in tower.options]
+    return towers + [option for transform in registry.transforms.values() for option in transform.options]
 
 
 def named(name: str | None) -> str | None:

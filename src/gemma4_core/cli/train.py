@@ -133,7 +133,11 @@ def train_command(ctx: click.Context, plugin_values: PluginValues, **values: Any
         raise click.UsageError("--sample-every needs --sample-prompt.")
     values["epochs"] = values["epochs"] or 1
     values["clip"] = values["clip"] or None
-    values["optimizer_options"] = dict(pair(text) for text in values.pop("optimizer_option"))
+    values["optimizer_options"] = {}
+    for name, value in map(pair, values.pop("optimizer_option")):
+        if name in values["optimizer_options"]:
+            raise click.UsageError(f"--optimizer-option {clipped(name)}: is given twice.")
+        values["optimizer_options"][name] = value
     from gemma4_core.cli.train_run import run
 
     run(values, plugin_values, ctx.meta[RECORDED])
@@ -146,5 +150,5 @@ def pair(text: str) -> tuple[str, Any]:
         raise click.UsageError(f"--optimizer-option {clipped(text)}: give NAME=VALUE, such as momentum=0.9.")
     try:
         return name.strip(), json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name.strip(), value

@@ -127,7 +127,7 @@ def plan_of(values: Mapping[str, Any], data: Data) -> tuple[Plan, int]:
 
 
 def check_choices(values: Mapping[str, Any], plugins: PluginValues, processor: GemmaMultimodalProcessor) -> None:
-    """Look at the optimizer's name and at the patterns. Raises PluginError and InputError.
+    """Look at the optimizer's name, its options and the patterns. Raises PluginError and InputError.
 
     Where a transform says what trains, its names are known only once it is applied.
     """
@@ -135,11 +135,11 @@ def check_choices(values: Mapping[str, Any], plugins: PluginValues, processor: G
 
     from gemma4_core.config import expected_text_tensors
     from gemma4_core.plugins import registry
-    from gemma4_core.training.optimizer import choose
+    from gemma4_core.training.optimizer import check_options, choose
 
     context = processor.context
     assert context.config is not None
-    registry.select("optimizer", context, values["optimizer"])
+    check_options(registry.select("optimizer", context, values["optimizer"]), values["optimizer_options"])
     transforms = registry.matching("transform", context, plugins.options)
     if any(t.trained_part is not None and t.wanted(plugins.options, context) for t in transforms):
         return

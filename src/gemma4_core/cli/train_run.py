@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,12 @@ from gemma4_core.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from gemma4_core.model import GemmaModel
     from gemma4_core.processor import GemmaMultimodalProcessor
+    from gemma4_core.training.batch import GemmaTrainingBatch
     from gemma4_core.training.data.batches import Batches
     from gemma4_core.training.trainer import Plan, StepReport, Trainer
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""A job that is told to end by its scheduler, or loses its terminal, is saved as well."""
 HINT = "finishing this step and saving it; Ctrl-C again stops at once without saving"
 
 
@@ -173,10 +176,9 @@ class Session:
         self.evaluator = Evaluator(model)
 
     def run(self) -> None:
-        """Learn to the end, or until Ctrl-C, which is saved too and then goes on as KeyboardInterrupt."""
+        """Learn to the end, or until Ctrl-C or another of ``SIGNALS``, which is saved too and then ends the program."""
         reporter = Reporter(self.trainer, self.folder)
-        # a job that is told to end by its scheduler is saved as well
-        with Interrupt(HINT, (signal.SIGINT, signal.SIGTERM)) as interrupt, reporter:
+        with Interrupt(HINT, SIGNALS) as interrupt, reporter:
             for report in self.trainer:
                 self.after(report, reporter, interrupt)
                 if interrupt.asked:
@@ -187,7 +189,7 @@ class Session:
             command = f"gemma4 train --output-dir {shlex.quote(str(self.folder.path))} --resume"
             note(f"stopped after step {self.trainer.step} of {self.trainer.total}, saved in "
                  f"{self.folder.step(self.saved)}; go on with: {command}")
-            raise KeyboardInterrupt
+            raise interrupt.ending(interrupt.number)
         newest = self.folder.newest()
         reporter.draw()
         if self.values["as_json"]:
@@ -209,14 +211,25 @@ class Session:
         due = lambda name: end or bool(self.values[name] and report.step % self.values[name] == 0)  # noqa: E731
         loss = None
         if self.data.validation is not None and due("eval_every") and not interrupt.asked:
-            held = self.data.validation
-            loss = self.evaluator.loss(held.make(rows) for rows in held.order())
+            loss = self.validation_loss(self.data.validation, interrupt)
         reporter.step(report, loss)
         if self.values["sample_prompt"] and due("sample_every") and not interrupt.asked:
             for prompt in self.values["sample_prompt"]:
                 reporter.sample(report.step, prompt, self.answer(prompt))
         if self.values["save_every"] and report.step % self.values["save_every"] == 0:
             self.save()
+
+    def validation_loss(self, held: Batches, interrupt: Interrupt) -> float | None:
+        """The mean loss, None where it shall stop before that is known."""
+
+        def batches() -> Iterator[GemmaTrainingBatch]:
+            for rows in held.order():
+                if interrupt.asked:
+                    return
+                yield held.make(rows)
+
+        loss = self.evaluator.loss(batches())
+        return None if interrupt.asked else loss
 
     def answer(self, prompt: str) -> str:
         """The model's greedy answer as it is now."""

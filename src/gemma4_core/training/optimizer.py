@@ -116,8 +116,10 @@ class TrainingOptimizer:
             tensor.assign(state[name].to(tensor.device).cast(tensor.dtype).contiguous()).realize()
 
 
-def check_state(own: Mapping[str, Tensor], other: Mapping[str, tuple[int, ...]], name: str) -> None:
-    """Raise InputError unless a stored state has the tensors of ours in their shapes."""
+def check_state(
+    own: Mapping[str, Tensor], other: Mapping[str, tuple[int, ...]], name: str, where: str = "load_state_dict"
+) -> None:
+    """Raise InputError, which begins with ``where``, unless a stored state has the tensors of ours in their shapes."""
     odd = [f"{key} is missing" for key in own if key not in other]
     odd += [f"{key} is unexpected" for key in other if key not in own]
     odd += [
@@ -126,7 +128,7 @@ def check_state(own: Mapping[str, Tensor], other: Mapping[str, tuple[int, ...]],
     ]
     if odd:
         more = f" and {len(odd) - 2} more" if len(odd) > 2 else ""
-        raise InputError(f"the optimizer state does not fit this {name} optimizer ({'; '.join(odd[:2])}{more}); build "
+        raise InputError(f"{where}: the state does not fit this {name} optimizer ({'; '.join(odd[:2])}{more}); build "
                          f"it with the same optimizer and the same trainable tensors as when it was saved"[:480])
 
 

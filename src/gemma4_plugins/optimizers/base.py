@@ -110,6 +110,10 @@ class NamedOptimizer(ABC):
         missing = [name for name in own if name not in state]
         if missing:
             raise InputError(f"the optimizer state lacks {len(missing)} tensors, such as {missing[0]}")
+        for name in self.steps:
+            taken = float(state[f"steps.{name}"].numpy().reshape(-1)[0])
+            if not 0 <= taken == math.floor(taken):
+                raise InputError(f"the optimizer state's steps.{name} is {taken:g}, not a whole number from 0")
         for name, tensor in own.items():
             tensor.assign(state[name].to(tensor.device).cast(tensor.dtype).contiguous()).realize()
 

@@ -238,21 +238,6 @@ def test_thread_count_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.thread_count() == 3
 
 
-def test_cache_folder_falls_back_where_home_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert machine.cache_dir() == tmp_path / "cache" / "gemma4"
-    assert machine.cache_dir().stat().st_mode & 0o777 == 0o700
-    (tmp_path / "file").touch()
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(machine.tempfile, "tempdir", str(tmp_path / "tmp"))
-    fallback = machine.cache_dir()
-    assert fallback == tmp_path / "tmp" / f"gemma4-{os.getuid()}"
-    fallback.chmod(0o777)  # somebody else's hands on it
-    assert machine.cache_dir() != fallback
-    assert machine.cache_dir().parent == tmp_path / "tmp"
-
-
 def test_free_memory_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (devices.free_memory_bytes("CPU") or 0) > 0
     assert devices.free_memory_bytes("QCOM") is None

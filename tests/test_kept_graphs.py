@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,27 @@ def graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_loops: None) -
     for name, value in (("GEMMA4_KEEP_GRAPHS", "1"), ("GEMMA4_KERNELS", "portable"), ("XDG_CACHE_HOME", str(tmp_path))):
         monkeypatch.setenv(name, value)
     return tmp_path / "gemma4" / "graphs"
+
+
+def flipped(data: bytes) -> bytes:
+    """With one bit in a thousand bytes another."""
+    found = bytearray(data)
+    found[40::1000] = bytes(byte ^ 4 for byte in found[40::1000])
+    return bytes(found)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "flipped bits": flipped,
+    "cut": lambda data: data[: len(data) // 2],
+    "no digest": lambda data: data[kept_graphs.DIGEST :],
+    "garbage": lambda data: b"\x80\x05" + bytes(100),
+    "empty": lambda data: b"",
+}
+
+
+def is_whole(file: Path) -> bool:
+    data = file.read_bytes()
+    return kept_graphs.digest(file, memoryview(data)[kept_graphs.DIGEST :]) == data[: kept_graphs.DIGEST]
 
 
 def opened(folder: Path) -> GemmaModel:
@@ -70,14 +93,14 @@ def test_a_later_model_traces_nothing_and_reads_its_own_weights(
     assert {file.name for file in graphs.iterdir()} == files
 
 
-@pytest.mark.parametrize("fault", ["garbage", "others may write", "another version"])
+@pytest.mark.parametrize("fault", ["damage", "others may write", "another version"])
 def test_a_file_that_cannot_be_trusted_or_read_is_captured_anew(
     folder: Path, graphs: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     greedy = list(opened(folder).generate(PROMPT, 3, stop_ids=()))
-    for file in graphs.iterdir():
-        if fault == "garbage":
-            file.write_bytes(b"\x80\x05" + bytes(100))
+    for number, file in enumerate(graphs.iterdir()):
+        if fault == "damage":
+            file.write_bytes([*DAMAGE.values()][number % len(DAMAGE)](file.read_bytes()))
         elif fault == "others may write":
             file.chmod(0o620)
     if fault == "another version":
@@ -90,6 +113,8 @@ def test_a_file_that_cannot_be_trusted_or_read_is_captured_anew(
     )
     assert list(opened(folder).generate(PROMPT, 3, stop_ids=())) == greedy
     assert fetched and not any(fetched)
+    if fault == "damage":  # the files were deleted and written again
+        assert all(is_whole(file) for file in graphs.iterdir())
     assert len(list(graphs.iterdir())) == before * (2 if fault == "another version" else 1)
 
 
@@ -123,6 +148,21 @@ def test_a_graph_that_reads_what_nobody_named_is_not_kept(folder: Path, graphs: 
     kept = kept_graphs.KeptGraphs(model, None, {"h": hidden})
     named = Graph(lambda x: (x + hidden).contiguous().realize(), kept, "told")
     assert named(given).tolist() == [5.0, 7.0, 9.0] and len(list(graphs.iterdir())) == 1
+    [file] = graphs.iterdir()
+    whole = file.read_bytes()
+    for number in range(0, len(whole) * 8, 997):
+        one_bit = bytearray(whole)
+        one_bit[number // 8] ^= 1 << number % 8
+        file.write_bytes(one_bit)
+        assert kept.fetch("told") is None and not file.exists(), number
+    for name, damage in DAMAGE.items():
+        file.write_bytes(damage(whole))
+        assert kept.fetch("told") is None and not file.exists(), name
+    file.with_name(kept.path("another").name).write_bytes(whole)
+    assert kept.fetch("another") is None and not list(graphs.iterdir())
+    file.write_bytes(whole)
+    file.chmod(0o600)
+    assert kept.fetch("told") is not None
 
 
 def test_the_ones_that_were_not_read_for_longest_go(
@@ -131,3 +171,14 @@ def test_the_ones_that_were_not_read_for_longest_go(
     monkeypatch.setattr(kept_graphs, "MOST_FILES", 2)
     answers(opened(folder))
     assert len(list(graphs.iterdir())) == 2
+
+
+def test_the_leftovers_of_killed_processes_go(folder: Path, graphs: Path) -> None:
+    graphs.mkdir(parents=True)
+    graphs.parent.chmod(0o700)
+    old, new = graphs / ".a.graph.0123.tmp", graphs / ".b.graph.4567.tmp"
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (1, 1))
+    list(opened(folder).generate(PROMPT, 2, stop_ids=()))
+    assert new.exists() and not old.exists()

@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_tools import failure, gemma4, parts, usage
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from train_tools import DOWN, LINES, Place, write_lines
 from training_tools import quick, snapshot
 
 from gemma4_core import ModelTransform, Option, TrainedPart, hookimpl, load_pretrained, registry
 from gemma4_core.cli import train_report
+from gemma4_core.errors import CheckpointError
 from gemma4_core.model import GemmaModel
 from gemma4_core.training.log import COLUMNS, CsvLog, read_log
 from gemma4_core.training.run_folder import RunFolder
@@ -120,7 +122,7 @@ def test_three_and_three_steps_are_six(place: Place, tmp_path: Path) -> None:
         assert "not what the run began with" in failure("train", "-o", twice, "--resume", "--steps", 9, option, value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_saves_and_says_how_to_go_on(
     number: int, place: Place, straight: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +137,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     monkeypatch.setattr(train_report.Reporter, "step", interrupted)
     monkeypatch.setattr("gemma4_core.cli.train_run.HINT", None)  # it goes past what the test runner captures
     ran = gemma4(*place.args(output, "--steps", 6, *more))
-    assert (ran.code, ran.out) == (130, "")
+    assert (ran.code, ran.out) == (128 + number, "")
     assert f"gemma4 train --output-dir {output} --resume" in ran.err and "step 2 of 6" in ran.err
     assert [path.name for path in output.glob("step-*")] == ["step-2"]
     monkeypatch.setattr(train_report.Reporter, "step", step)
@@ -188,7 +190,7 @@ def test_dry_run_shows_what_is_learnt(place: Place, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("more", "says"), [
     (["--steps", 3, "--epochs", 1], "at most one of --steps and --epochs"),
-    (["--validation", "1.5"], "--validation '1.5'"),
+    (["--validation", "1.5"], "'--validation': '1.5': give a file, or a share"),
     (["--sample-every", 3], "--sample-every needs --sample-prompt"),
     (["--optimizer-option", "momentum"], "--optimizer-option 'momentum'"),
     (["--lr", "nan"], "'nan'"),
@@ -324,3 +326,171 @@ def test_a_transform_says_what_trains_and_is_saved(place: Place, tmp_path: Path)
         assert "nothing*" in failure("train", *asked, "-o", tmp_path / "no", "--trainable", "nothing*")
     finally:
         registry.unregister("shift")
+
+
+# ---------------------------------------------------------------------------------------------------- values of files
+
+BOMB = "b0: &b0 [x, x]\n" + "".join(f"b{i}: &b{i} [*b{i - 1}, *b{i - 1}]\n" for i in range(1, 30))
+
+
+@pytest.mark.parametrize(("name", "text", "says"), [
+    ("c.yaml", "data: 1.5", "data: '1.5' is a number"),
+    ("c.yaml", "data: true", "data: 'true' is not text"),
+    ("c.yaml", "data: 0", "data: '0' is a number"),
+    ("c.yaml", "data: ''", "data: '' is not a path"),
+    ("c.yaml", 'data: "a\\0b"', "data: 'a\\x00b' has a NUL"),
+    ("c.json", '{"data": "\\ud800"}', "data: '\\ud800' is not UTF-8"),
+    ("c.json", '{"model": "\\ud800"}', "model: '\\ud800' is not UTF-8"),
+    ("c.yaml", f"data: {'9' * 5000}", "data: a number of thousands of digits"),
+    ("c.toml", f"lr = {'9' * 5000}", "lr: a number of thousands of digits"),
+    ("c.json", f'{{"steps": {"9" * 5000}}}', "steps: a number of thousands of digits"),
+    ("c.yaml", f"steps: 0x{'f' * 5000}", "steps: a number of 20000 bits is out of range"),
+    ("c.yaml", f"data: {'9' * 3000}", "is out of range"),
+    ("c.yaml", "data: [*a]", "aliases such as *name are not taken"),
+    ("c.yaml", BOMB, "aliases such as *name are not taken"),
+    ("c.yaml", "data: {a: 1}", "data: '{\"a\": 1}' is not a single value"),
+    ("c.yaml", "data: 2024-01-01", "is not a single value"),
+    ("c.yaml", "data: !!set {a, b}", "is not a single value"),
+    ("c.yaml", "lr: 1\nlr: 2", "the key 'lr' stands twice"),
+    ("c.json", '{"lr": 1, "lr": 2}', "the key 'lr' stands twice"),
+    ("c.toml", "lr = 1\nlr = 2", "not valid"),
+    ("c.yaml", "lr: " + "[" * 400 + "]" * 400, "nested too deeply"),
+    ("c.json", '{"lr": ' + "[" * 60000 + "]" * 60000 + "}", "nested too deeply"),
+    ("c.yaml", "lr: true", "lr: 'true' is not a number"),
+    ("c.yaml", "lr: -1", "lr: '-1' is not a finite number"),
+    ("c.yaml", "lr: .nan", "lr: 'nan' is not a finite number"),
+    ("c.toml", "lr = inf", "lr: 'inf' is not a finite number"),
+    ("c.json", '{"lr": NaN}', "lr: 'nan' is not a finite number"),
+    ("c.yaml", "steps: 2.5", "steps: '2.5' is not a whole number"),
+    ("c.yaml", "beam: -5", "beam: '-5' is neither a whole number"),
+    ("c.yaml", "pack: 2", "pack: '2' is neither true nor false"),
+    ("c.yaml", "pack: often", "pack: 'often' is neither true nor false"),
+    ("c.yaml", "validation: 1.5", "validation: '1.5': give a file, or a share"),
+    ("c.yaml", "validation: true", "validation: 'true' is not text"),
+    ("c.yaml", "optimizer: 3", "optimizer: '3' is a number"),
+    ("c.yaml", "trainable: [a, [b]]", "trainable: '[\"b\"]' is not a single value"),
+    ("c.yaml", "sample-prompt: 5", "sample-prompt: '5' is a number"),
+    ("c.yaml", "schedule: [1]", "schedule: '[1]' is not a single value"),
+    ("c.yaml", "lr: 1 #" + "x" * (200 << 10), "larger than 128 KiB"),
+])
+def test_a_value_of_the_wrong_kind_names_its_option(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    message = failure("train", "--config", path)
+    assert name in message and says in message
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("data", 1.5), ("data", True), ("data", 0), ("data", [1]), ("data", "a\0b"), ("lr", "x"), ("lr", [1]), ("pack", 7),
+    ("batch_size", -1), ("steps", 10**400), ("trainable", [[]]), ("plugin_adaptor", "x"),
+])
+def test_damaged_settings_of_a_run_are_named(place: Place, tmp_path: Path, key: str, value: Any) -> None:
+    run = tmp_path / "run"
+    (run / "step-1").mkdir(parents=True)
+    (run / "step-1/training_state.json").write_text("{}")
+    (run / "settings.json").write_text(json.dumps({"model": str(place.model), "data": str(place.data), key: value}))
+    message = failure("train", "-o", run, "--resume")
+    assert "settings.json" in message and (key in message or "--adaptor" in message)
+
+
+@pytest.mark.parametrize("option", ["--data", "--output-dir", "--validation"])
+@pytest.mark.parametrize("value", ["", "a\0b", "\ud800"])
+def test_paths_that_are_none_are_usage_errors(place: Place, tmp_path: Path, option: str, value: str) -> None:
+    assert "is not a path" in usage(*place.args(tmp_path / "run", option, value))
+
+
+# ---------------------------------------------------------------------------------------------------- state of a run
+
+
+STATE = ("training_metadata",)
+
+
+@pytest.fixture(scope="module")
+def stopped(place: Place) -> Path:
+    """A run of three steps, to be copied."""
+    with quick():
+        place.train(place.folder / "stopped", "--steps", 3)
+    return place.folder / "stopped"
+
+
+@pytest.mark.parametrize(("keys", "value", "says"), [
+    ((*STATE, "step"), 99, "step 99 already and ends at 3"),
+    ((*STATE, "step"), -1, "step -1 is not a whole number"),
+    ((*STATE, "step"), "2", 'step "2" is not a whole number'),
+    ((*STATE, "step"), True, "step true is not a whole number"),
+    ((*STATE, "step"), 10**400, "step \"of 1329 bits\" is not a whole number"),
+    ((*STATE, "step"), 2, "step 2 is not where epoch"),
+    ((*STATE, "position"), [1], "position is [1]"),
+    ((*STATE, "position"), {"epoch": 0}, "position is"),
+    ((*STATE, "position", "epoch"), 1 << 30, "is not where epoch"),
+    ((*STATE, "position", "index"), 1.5, "index 1.5 is not a whole number"),
+    ((*STATE, "random"), None, "random is null"),
+    ((*STATE, "random", "seed"), "0", "go on with --seed"),
+    ((*STATE, "random", "seed"), 7, "go on with --seed 7"),
+    ((*STATE, "random", "epoch"), 5, "is not where epoch"),
+    ((*STATE, "data"), {}, "digest is missing"),
+    ((*STATE, "data", "digest"), "x", "the data, their length limit or how they are rendered"),
+    ((*STATE, "data", "pack"), True, "go on with --pack"),
+    (STATE, None, "does not say where a run stands"),
+    (("optimizer",), "lamb", "is of \"lamb\" and does not fit this adamw"),
+    (("version",), 2, "version 2 is not 1"),
+])
+def test_damaged_state_names_file_and_key(
+    place: Place, stopped: Path, tmp_path: Path, keys: tuple[str, ...], value: Any, says: str
+) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run", symlinks=True)
+    path = run / "step-3/training_state.json"
+    state = json.loads(path.read_text())
+    held = state
+    for key in keys[:-1]:
+        held = held[key]
+    held[keys[-1]] = value
+    path.write_text(json.dumps(state))
+    message = failure("train", "-o", run, "--resume")
+    assert "training_state.json" in message and says in message
+
+
+@pytest.mark.parametrize(("name", "change", "says"), [
+    (f"m.{DOWN}", lambda t: np.full_like(t, np.nan), "no finite numbers"),
+    (f"v.{DOWN}", lambda t: np.full_like(t, np.inf), "no finite numbers"),
+    (f"m.{DOWN}", lambda t: t.astype(np.float16), "is F16"),
+    (f"m.{DOWN}", lambda t: t[:3], "instead of [32, 32]"),
+    (f"m.{DOWN}", lambda t: None, "is missing"),
+    (f"steps.{DOWN}", lambda t: t * 0 - 1, "is -1, not a whole number"),
+    ("extra", lambda t: np.zeros(1, np.float32), "extra is unexpected"),
+])
+def test_damaged_optimizer_state_names_the_tensor(
+    stopped: Path, tmp_path: Path, name: str, change: Any, says: str
+) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run", symlinks=True)
+    path = run / "step-3/training_state.safetensors"
+    state = load_file(path)
+    made = change(state.get(name))
+    save_file({key: t for key, t in {**state, name: made}.items() if t is not None}, path)
+    message = failure("train", "-o", run, "--resume", "--steps", 4)
+    assert name in message and says in message
+    path.write_bytes(path.read_bytes()[:200])
+    assert "training_state.safetensors" in failure("train", "-o", run, "--resume", "--steps", 4)
+
+
+def test_a_log_line_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path / "log.csv")
+    log.add({"step": 1, "loss": 1.0})
+    before = (tmp_path / "log.csv").read_bytes()
+    plain = log._file
+
+    class Full:
+        """Room for three bytes."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(plain, name)
+
+        def write(self, data: bytes) -> int:
+            return plain.write(data[:3])
+
+    log._file = Full()  # type: ignore[assignment]
+    with pytest.raises(CheckpointError, match="disk is full"):
+        log.add({"step": 2, "loss": 2.0})
+    assert (tmp_path / "log.csv").read_bytes() == before
+    (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n\u00b2,1\n" + "9" * 5000 + ",1\n2," + "x" * 200_000 + "\n")
+    assert [row["step"] for row in read_log(tmp_path / "log.csv")] == ["1"]

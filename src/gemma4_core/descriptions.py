@@ -332,7 +332,8 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class OptimizerBackend:
-    """An optimizer. ``build(named_params, *, lr, weight_decay, **options)`` gets the model's own tensors by name,
+    """An optimizer. ``build(named_params, *, lr, weight_decay, **options)`` gets the model's own tensors by name and
+    the options that were given; where it names its options as keywords, another one is refused before it is called. It
     finds gradients in ``.grad``, is stepped inside ``Context(TRAINING=1)`` and updates in place. The object has
     ``step()``, ``zero_grad()``, ``state_dict()`` (flat, name to Tensor) and ``load_state_dict(d)``."""
 

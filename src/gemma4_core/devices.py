@@ -48,9 +48,11 @@ def activate(device: str, settings: DeviceSettings) -> tuple[DeviceBackend, str]
     Returns the plugin and tinygrad's device string. Raises PluginError for an unknown name, DeviceError where the
     device cannot be used, InputError for settings out of range.
     """
+    from gemma4_core import kernel_cache
     from gemma4_core.kernel_search import configure_search
 
     backend = registry.select_device(_without_index(device))
+    kernel_cache.install()
     if backend.prepare is not None:
         try:
             backend.prepare(settings)

@@ -156,7 +156,10 @@ def _plugins() -> tuple[list[str], list[str], list[str]]:
 
 def _folders() -> dict[str, str]:
     """Where things are kept."""
-    found = {"gemma4 cache": str(machine.cache_dir())}
+    try:
+        found = {"gemma4 cache": str(machine.cache_dir())}
+    except Exception as error:
+        found = {"gemma4 cache": str(error)}
     with contextlib.suppress(Exception):
         from tinygrad import helpers
 

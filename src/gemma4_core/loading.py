@@ -24,6 +24,7 @@ from gemma4_core.descriptions import (
     DeviceSettings,
     ModalityTower,
     ModelTransform,
+    Option,
     TensorInfo,
     WeightSource,
 )
@@ -33,6 +34,7 @@ from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import portable
 from gemma4_core.plugins import registry
+from gemma4_core.plugins.options import check_options
 from gemma4_core.processor import GemmaMultimodalProcessor
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.weights import Weight
@@ -68,7 +70,9 @@ def load_pretrained(
     files, plugins or device do not fit.
     """
     began = time.perf_counter()
-    folder, options = with_base(folder_or_name, options or {})
+    options = {} if options is None else options
+    check_options(options, declared_options())
+    folder, options = with_base(folder_or_name, options)
     context = read_context(folder)
     assert context.config is not None and context.folder is not None
     if ple not in PLE_PLACES:
@@ -141,6 +145,12 @@ def apply_transform(model: GemmaModel, transform: ModelTransform, options: Mappi
     if model.trained_part is not None:
         raise PluginError(f"transform {transform.name}: another one has said already what trains; use one at a time")
     model.trained_part = part
+
+
+def declared_options() -> list[Option]:
+    """What modalities and transforms, whichever are installed, take in ``options``."""
+    towers = [option for tower in registry.modalities.values() for option in tower.options]
+    return towers + [option for transform in registry.transforms.values() for option in transform.options]
 
 
 def named(name: str | None) -> str | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import errno
+import functools
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -15,6 +19,8 @@ from gemma4_core.errors import DeviceError
 
 CGROUPS = Path("/sys/fs/cgroup")
 THREADS = "GEMMA4_THREADS"
+ROOM = 1 << 20
+"""Bytes that must fit into a cache folder: a disk with less than that is full."""
 
 
 # ------------------------------------------------------------------------------------------------ cores
@@ -129,25 +135,63 @@ def _sysctl_u64(name: str) -> int | None:
 def cache_dir() -> Path:
     """``$XDG_CACHE_HOME/gemma4`` (``~/.cache/gemma4``, on macOS ``~/Library/Caches/gemma4``), made if absent.
 
-    Where it cannot be made or written, a folder of this user below the temporary folder. Others cannot write to it.
+    Nobody else can write to it. Where it cannot be made or written, or its disk is full, a new folder below the
+    temporary folder, which goes when this process ends; a line on stderr says so. Raises DeviceError where neither
+    can be had.
     """
     home = os.environ.get("XDG_CACHE_HOME", "")
     standard = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    with contextlib.suppress(OSError, RuntimeError):
-        base = Path(home) if os.path.isabs(home) else Path.home() / standard
-        return _private(base / "gemma4")
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    with contextlib.suppress(OSError):
-        return _private(Path(tempfile.gettempdir()) / f"gemma4-{user}")
-    return Path(tempfile.mkdtemp(prefix="gemma4-"))
+    base = home if os.path.isabs(home) else os.path.join(os.path.expanduser("~"), standard)
+    return _cache_folder(os.path.join(base, "gemma4"))
+
+
+@functools.cache
+def _cache_folder(wanted: str) -> Path:
+    from gemma4_core.config.files import shown_path
+
+    try:
+        return _private(Path(wanted))
+    except OSError as error:
+        reason = error.strerror or str(error)
+    where = shown_path(wanted)
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="gemma4-"))
+        _private(folder)
+    except OSError as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise DeviceError(f"no folder for compiled kernels: {where}: {reason}; temporary folder: "
+                          f"{error.strerror or 'cannot be written'}; set XDG_CACHE_HOME to a folder that can be "
+                          f"written") from error  # fmt: skip
+    atexit.register(_remove, folder, os.getpid())
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"Warning: {where}: {reason}; compiled kernels are kept in {folder} until this run ends; set "
+                  f"XDG_CACHE_HOME to a folder that can be written", file=sys.stderr, flush=True)  # fmt: skip
+    return folder
 
 
 def _private(folder: Path) -> Path:
     """Make the folder if needed. Raises OSError where it is not ours, others can write to it, or we cannot."""
+    if not os.path.isabs(folder):
+        raise PermissionError(errno.EACCES, "there is no home folder")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-    private = stat.S_ISDIR(status.st_mode) and ours and not status.st_mode & 0o022
-    if not private or not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} is not a private folder")
+    folder = folder.resolve()  # a link of the user's may lead to another disk
+    if not is_ours(folder.lstat()):
+        raise PermissionError(errno.EACCES, "another user owns it or can write to it")
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        if file.write(bytes(ROOM)) < ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return folder
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # and not a process that was forked off it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_ours(status: os.stat_result) -> bool:
+    """Whether a file or folder belongs to this user and nobody else can write to it."""
+    ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    return ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -91,18 +91,15 @@ class GemmaMultimodalProcessor:
         from gemma4_core.config import read_context
         from gemma4_core.loading import named, select_modalities
         from gemma4_core.plugins import registry
+        from gemma4_core.plugins.options import check_options
         from gemma4_core.text import ChatTemplate
 
         context = read_context(resolve_folder(folder_or_name))
         assert context.folder is not None
         specs = select_modalities(registry.matching("modality", context), context, modalities)
         loaded = registry.select("tokenizer", context, named(tokenizer)).load(context)
-        processor = cls(context, specs, loaded, ChatTemplate.load(context.folder), options)
-        known = {"allow_urls", *(option.keyword for spec in registry.modalities.values() for option in spec.options)}
-        for name in options:
-            if name not in known:
-                raise InputError(f"{name}: no modality has such an option; known: {', '.join(sorted(known))}")
-        return processor
+        check_options(options, [option for spec in registry.modalities.values() for option in spec.options])
+        return cls(context, specs, loaded, ChatTemplate.load(context.folder), options)
 
     @classmethod
     def for_model(cls, model: GemmaModel) -> GemmaMultimodalProcessor:
@@ -225,14 +222,17 @@ class GemmaMultimodalProcessor:
     def _untaken(self, name: str, value: Any) -> str:
         """Why nothing takes this argument, in a sentence."""
         from gemma4_core.plugins import registry
+        from gemma4_core.plugins.origin import nearest
 
         first = value[0] if isinstance(value, list | tuple) and value else value
         what = f"{name} {shown(str(first))}" if isinstance(first, str | Path) else name
         for spec in registry.modalities.values():
             if spec.media_keyword == name:
                 return f"{what}: {self._absent(spec)}"
-        return (f"{what}: no installed modality plugin takes it; loaded: {self._loaded_names()} (gemma4 plugins lists "
-                "what is installed)")
+        known = [spec.media_keyword for spec in registry.modalities.values()]
+        known += [option.keyword for spec in self.specs for option in spec.options]
+        return (f"{what}: no installed modality plugin takes it{nearest(name, known)}; loaded: {self._loaded_names()} "
+                "(gemma4 plugins lists what is installed)")
 
     def _absent(self, spec: ModalityTower) -> str:
         from gemma4_core.plugins import registry

@@ -11,7 +11,8 @@ from typing import Any
 
 
 class Interrupt:
-    """Within its ``with`` block the first Ctrl-C sets ``asked`` and a second one raises KeyboardInterrupt.
+    """Within its ``with`` block the first Ctrl-C sets ``asked`` and a second one raises KeyboardInterrupt (for another
+    signal SystemExit).
 
     A running step is thus not cut in two, unless the user insists. Outside the main thread, where Python gives no
     signals, it does nothing.
@@ -20,22 +21,31 @@ class Interrupt:
     def __init__(self, hint: str | None = None, numbers: tuple[int, ...] = (signal.SIGINT,)) -> None:
         """``hint`` is what to say on stderr at the first one; ``numbers`` are the signals that count as Ctrl-C."""
         self.asked = False
+        self.number: int = signal.SIGINT
+        """The signal that asked."""
         self.hint, self.numbers = hint, numbers
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in self.numbers}
+            # one that is ignored, as under nohup, stays so
+            wanted = [number for number in self.numbers if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._on_signal) for number in wanted}
         return self
 
     def __exit__(self, *exc: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
 
+    @staticmethod
+    def ending(number: int) -> BaseException:
+        """What ends a program after a signal, with the exit code that shells give: 130 for Ctrl-C, 143 for SIGTERM."""
+        return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+            raise self.ending(number)
+        self.asked, self.number = True, number
         if self.hint is not None:
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{self.hint}\n".encode())  # print is not safe inside a signal handler

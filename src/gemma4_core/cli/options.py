@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from gemma4_core.cli import completion
 from gemma4_core.cli.base import ManyOption, Text
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 LARGEST_COUNT = 1 << 27
@@ -49,7 +54,7 @@ class Number(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            number = float(value)
+            number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
             self.fail(f"{clipped(value)} is not a number.", param, ctx)
         if not math.isfinite(number) or not self.low <= number <= self.high or (self.above and number == self.low):
@@ -57,6 +62,27 @@ class Number(click.ParamType):
             bounds = low if self.high == math.inf else f"{low} to {self.high:g}"
             self.fail(f"{clipped(value)} is not a finite number {bounds}.", param, ctx)
         return number
+
+
+class FilePath(click.ParamType):
+    """A path, as ``Path``; whether anything is there the command says."""
+
+    name = "path"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return completion.files(ctx, param, incomplete)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if isinstance(value, Path):
+            return value
+        if not isinstance(value, str) or not value:
+            self.fail(f"{clipped(value)} is not a path.", param, ctx)
+        try:
+            if b"\0" in os.fsencode(value):
+                self.fail(f"{clipped(value)} is not a path: it has a NUL character in it.", param, ctx)
+        except UnicodeEncodeError:
+            self.fail(f"{clipped(value)} is not a path: it is not UTF-8 text.", param, ctx)
+        return Path(value)
 
 
 class TokenIds(click.ParamType):
@@ -80,8 +106,6 @@ class Beam(click.ParamType):
     name = "N|max"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
         from gemma4_core.devices import parse_beam
         from gemma4_core.errors import InputError
 

@@ -11,18 +11,43 @@ import click
 
 from gemma4_core.cli import completion
 from gemma4_core.cli.base import ManyOption
-from gemma4_core.cli.options import Number, Whole, apply, clipped, device_options, loading_options, model_option
+from gemma4_core.cli.options import (
+    FilePath,
+    Number,
+    Whole,
+    apply,
+    clipped,
+    device_options,
+    loading_options,
+    model_option,
+)
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.cli.train_config import RECORDED, TrainCommand
 
+
+class Validation(click.ParamType):
+    """A share of the data, or a file."""
+
+    name = "file or share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | float:
+        try:
+            share = float(value)
+        except (TypeError, ValueError):
+            return FilePath().convert(value, param, ctx)
+        if isinstance(value, bool) or not (math.isfinite(share) and 0 < share < 1):
+            self.fail(f"{clipped(value)}: give a file, or a share above 0 and below 1.", param, ctx)
+        return share
+
+
 SETTINGS = [
-    click.option("--data", type=click.Path(path_type=Path), required=True, metavar="FILE",
+    click.option("--data", type=FilePath(), required=True, metavar="FILE",
                  help="JSON Lines: an object with messages, with prompt and completion, or with text on each line."),
-    click.option("--validation", default=None, metavar="FILE|SHARE",
+    click.option("--validation", type=Validation(), default=None, metavar="FILE|SHARE",
                  help="Examples that are not learnt from: a file like --data, or a share of it such as 0.1."),
-    click.option("--output-dir", "-o", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
+    click.option("--output-dir", "-o", type=FilePath(), default=None, metavar="FOLDER",
                  help="Where checkpoints and the log go."),
-    click.option("--config", type=click.Path(path_type=Path), default=None, metavar="FILE",
+    click.option("--config", type=FilePath(), default=None, metavar="FILE",
                  help="TOML, YAML or JSON file with these options; those typed here win."),
     click.option("--resume", is_flag=True,
                  help="Go on from the newest checkpoint in --output-dir; other options are those of that run."),
@@ -108,24 +133,14 @@ def train_command(ctx: click.Context, plugin_values: PluginValues, **values: Any
         raise click.UsageError("--sample-every needs --sample-prompt.")
     values["epochs"] = values["epochs"] or 1
     values["clip"] = values["clip"] or None
-    values["validation"] = validation(values["validation"])
-    values["optimizer_options"] = dict(pair(text) for text in values.pop("optimizer_option"))
+    values["optimizer_options"] = {}
+    for name, value in map(pair, values.pop("optimizer_option")):
+        if name in values["optimizer_options"]:
+            raise click.UsageError(f"--optimizer-option {clipped(name)}: is given twice.")
+        values["optimizer_options"][name] = value
     from gemma4_core.cli.train_run import run
 
     run(values, plugin_values, ctx.meta[RECORDED])
-
-
-def validation(value: str | None) -> Path | float | None:
-    """A share of the data, or a file."""
-    if value is None:
-        return None
-    try:
-        share = float(value)
-    except ValueError:
-        return Path(value)
-    if not (math.isfinite(share) and 0 < share < 1):
-        raise click.UsageError(f"--validation {clipped(value)}: give a file, or a share above 0 and below 1.")
-    return share
 
 
 def pair(text: str) -> tuple[str, Any]:
@@ -135,5 +150,5 @@ def pair(text: str) -> tuple[str, Any]:
         raise click.UsageError(f"--optimizer-option {clipped(text)}: give NAME=VALUE, such as momentum=0.9.")
     try:
         return name.strip(), json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name.strip(), value

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gemma4_core.cli.base import ManyOption
-from gemma4_core.cli.options import clipped
+from gemma4_core.cli.config_files import read_config
+from gemma4_core.cli.options import FilePath, Number, Whole, clipped
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginParam
-from gemma4_core.config.files import read_bytes, shown_path
-from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.config.files import shown_path
+from gemma4_core.errors import InputError
 from gemma4_core.plugins.origin import nearest
 
-CONFIG_LIMIT = 1 << 20
 RECORDED = "gemma4_core.train_config"
 """Where a command finds what was asked for (see ``recorded``)."""
 NOT_IN_FILES = ("config", "help", "resume", "dry_run", "as_json")
@@ -51,9 +51,8 @@ class TrainCommand(PluginOptionsCommand):
         if typed.get("resume") and folder:
             from gemma4_core.training.run_folder import RunFolder, read_settings
 
-            recorded = read_settings(RunFolder(folder).settings)
-            known = {param.name for param in self.get_params(ctx)}
-            values = {name: value for name, value in recorded.items() if name in known} | values
+            path = RunFolder(folder).settings
+            values = from_run(self, ctx, read_settings(path), shown_path(path)) | values
         for name, other in RIVALS.items():
             if typed.get(name) is not None and typed.get(other) is None:
                 values.pop(other, None)
@@ -81,56 +80,65 @@ def from_file(command: click.Command, ctx: click.Context, path: Path) -> dict[st
     return values
 
 
+def from_run(command: click.Command, ctx: click.Context, found: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options that a run was started with by parameter name. Raises InputError that names the file and the key."""
+    params = {str(param.name): param for param in command.get_params(ctx) if param.name not in NOT_IN_FILES}
+    values: dict[str, Any] = {}
+    for name, value in found.items():
+        if name not in params:
+            option = "--" + name.removeprefix("plugin_").replace("_", "-")
+            raise InputError(f"{where}: the run was started with {clipped(option)}, which is no option now; its plugin "
+                             f"may be missing or blocked (gemma4 plugins says)")
+        if value is not None:
+            values[name] = fitting(params[name], ctx, value, f"{where}: {name}")
+    return values
+
+
 def fitting(param: click.Parameter, ctx: click.Context, value: Any, where: str) -> Any:
     """A value that an option takes. Raises InputError."""
     several = isinstance(param, ManyOption) or param.multiple
-    if isinstance(value, Mapping) or (isinstance(value, list) and not several):
-        raise InputError(f"{where}: {clipped(json.dumps(value, default=str))} is not a single value")
-    if several:
-        value = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    items = value if isinstance(value, list) and several else [value]
+    for item in items:
+        if not isinstance(item, str | bool | int | float):
+            raise InputError(f"{where}: {plain(item)} is not a single value")
+        if fault := misfit(param, item):
+            raise InputError(f"{where}: {plain(item)} {fault}")
     try:
-        param.process_value(ctx, value)
+        param.process_value(ctx, items if several else value)
     except click.BadParameter as fault:
         raise InputError(f"{where}: {fault.message}") from fault
-    return value
+    except (TypeError, ValueError, OverflowError) as fault:
+        raise InputError(f"{where}: {plain(value)} does not fit: {' '.join(str(fault).split())[:200]}") from fault
+    return items if several else value
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The object in a TOML, YAML or JSON file. Raises InputError naming file and line."""
-    where = shown_path(path)
-    suffix = path.suffix.lower()
-    if suffix not in READERS:
-        raise InputError(f"{where}: a config file ends in {', '.join(READERS)}")
-    data = read_bytes(path, CONFIG_LIMIT, InputError)
-    try:
-        found = READERS[suffix](data.decode("utf-8-sig"))
-    except Gemma4Error:
-        raise
-    except Exception as fault:
-        raise InputError(f"{where}: not valid: {' '.join(str(fault).split())[:200]}") from fault
-    if not isinstance(found, dict):
-        raise InputError(f"{where}: must hold options such as 'lr: 1e-4', one a line")
-    return found
+def misfit(param: click.Parameter, value: str | bool | int | float) -> str | None:
+    """What is wrong with the type of a value from a file, None where the option can judge it."""
+    flag = isinstance(param, click.Option) and param.is_flag
+    number = isinstance(param.type, Whole | Number)
+    if flag and not isinstance(value, bool) and value not in ("true", "false"):
+        return "is neither true nor false"
+    if isinstance(value, bool) and not flag:
+        return "is not a number" if number else "is not text; true and false are for switches"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "is out of range"
+    if isinstance(value, int | float) and isinstance(param.type, FilePath | click.types.StringParamType):
+        return "is a number: a path or text is expected, in quotes"
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            return "is not UTF-8 text"
+        if "\0" in value:
+            return "has a NUL character in it"
+    return None
 
 
-def toml(text: str) -> Any:
-    """TOML."""
-    import tomllib
-
-    return tomllib.loads(text)
-
-
-def yaml(text: str) -> Any:
-    """YAML. Raises InputError where its library is not installed."""
-    try:
-        from yaml import safe_load
-    except ImportError as fault:
-        raise InputError("YAML files need pyyaml (pip install pyyaml); TOML files need nothing") \
-            from fault
-    return safe_load(text) or {}
-
-
-READERS: dict[str, Callable[[str], Any]] = {".toml": toml, ".yaml": yaml, ".yml": yaml, ".json": json.loads}
+def plain(value: Any) -> str:
+    """A value of any type and size as a message shows it."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    return clipped(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
 def recorded(ctx: click.Context) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,12 @@ from gemma4_core.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from gemma4_core.model import GemmaModel
     from gemma4_core.processor import GemmaMultimodalProcessor
+    from gemma4_core.training.batch import GemmaTrainingBatch
     from gemma4_core.training.data.batches import Batches
     from gemma4_core.training.trainer import Plan, StepReport, Trainer
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""A job that is told to end by its scheduler, or loses its terminal, is saved as well."""
 HINT = "finishing this step and saving it; Ctrl-C again stops at once without saving"
 
 
@@ -141,7 +144,7 @@ def plan_of(values: Mapping[str, Any], data: Data) -> tuple[Plan, int]:
 
 
 def check_choices(values: Mapping[str, Any], plugins: PluginValues, processor: GemmaMultimodalProcessor) -> None:
-    """Look at the optimizer's name and at the patterns. Raises PluginError and InputError.
+    """Look at the optimizer's name, its options and the patterns. Raises PluginError and InputError.
 
     Where a transform says what trains, its names are known only once it is applied.
     """
@@ -149,11 +152,11 @@ def check_choices(values: Mapping[str, Any], plugins: PluginValues, processor: G
 
     from gemma4_core.config import expected_text_tensors
     from gemma4_core.plugins import registry
-    from gemma4_core.training.optimizer import choose
+    from gemma4_core.training.optimizer import check_options, choose
 
     context = processor.context
     assert context.config is not None
-    registry.select("optimizer", context, values["optimizer"])
+    check_options(registry.select("optimizer", context, values["optimizer"]), values["optimizer_options"])
     transforms = registry.matching("transform", context, plugins.options)
     if any(t.trained_part is not None and t.wanted(plugins.options, context) for t in transforms):
         return
@@ -187,10 +190,9 @@ class Session:
         self.evaluator = Evaluator(model)
 
     def run(self) -> None:
-        """Learn to the end, or until Ctrl-C, which is saved too and then goes on as KeyboardInterrupt."""
+        """Learn to the end, or until Ctrl-C or another of ``SIGNALS``, which is saved too and then ends the program."""
         reporter = Reporter(self.trainer, self.folder)
-        # a job that is told to end by its scheduler is saved as well
-        with Interrupt(HINT, (signal.SIGINT, signal.SIGTERM)) as interrupt, reporter:
+        with Interrupt(HINT, SIGNALS) as interrupt, reporter:
             for report in self.trainer:
                 self.after(report, reporter, interrupt)
                 if interrupt.asked:
@@ -201,7 +203,7 @@ class Session:
             command = f"gemma4 train --output-dir {shlex.quote(str(self.folder.path))} --resume"
             note(f"stopped after step {self.trainer.step} of {self.trainer.total}, saved in "
                  f"{self.folder.step(self.saved)}; go on with: {command}")
-            raise KeyboardInterrupt
+            raise interrupt.ending(interrupt.number)
         newest = self.folder.newest()
         reporter.draw()
         if self.values["as_json"]:
@@ -223,14 +225,25 @@ class Session:
         due = lambda name: end or bool(self.values[name] and report.step % self.values[name] == 0)  # noqa: E731
         loss = None
         if self.data.validation is not None and due("eval_every") and not interrupt.asked:
-            held = self.data.validation
-            loss = self.evaluator.loss(held.make(rows) for rows in held.order())
+            loss = self.validation_loss(self.data.validation, interrupt)
         reporter.step(report, loss)
         if self.values["sample_prompt"] and due("sample_every") and not interrupt.asked:
             for prompt in self.values["sample_prompt"]:
                 reporter.sample(report.step, prompt, self.answer(prompt))
         if self.values["save_every"] and report.step % self.values["save_every"] == 0:
             self.save()
+
+    def validation_loss(self, held: Batches, interrupt: Interrupt) -> float | None:
+        """The mean loss, None where it shall stop before that is known."""
+
+        def batches() -> Iterator[GemmaTrainingBatch]:
+            for rows in held.order():
+                if interrupt.asked:
+                    return
+                yield held.make(rows)
+
+        loss = self.evaluator.loss(batches())
+        return None if interrupt.asked else loss
 
     def answer(self, prompt: str) -> str:
         """The model's greedy answer as it is now."""

@@ -3,7 +3,7 @@
 A graph is kept as what it runs, without any buffer's content: buffers that the model or its cache own are named, those
 that the graph itself writes are made anew. One that reads anything else is not kept, since nothing would tell whether
 that is still the same. Files are pickles, which are code: they lie in this user's own cache folder and are read only
-where nobody else could have written them.
+where nobody else could have written them. Each begins with a digest, since one with a flipped bit may load and crash.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import pickle
 import platform
-import stat
 import sys
+import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from gemma4_core import machine
 from gemma4_core.checkpoint.atomic import atomic_file
+from gemma4_core.machine import is_ours
 
 if TYPE_CHECKING:
     from tinygrad.engine.jit import CapturedJit
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 MOST_FILES = 64
 """Graphs kept; the ones that were not read for longest go first."""
+LEFT_SECONDS = 3600.0
+"""Age from which a file that is half written is taken for one whose process was killed."""
+DIGEST = hashlib.sha256().digest_size
 SOURCES = ("gemma4_core", "gemma4_plugins")
 """The packages whose code makes the graphs that are kept."""
 FUNCTIONS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts", "logits", "sample", "layers")
@@ -146,40 +151,67 @@ class KeptGraphs:
         return folder / f"{name}.graph"
 
     def fetch(self, key: object) -> CapturedJit | None:
-        """The captured graph of an earlier process, None where there is none that may be used."""
+        """The captured graph of an earlier process, None where there is none that may be used. A file that is damaged
+        or cannot be read any more is deleted: the graph is captured again."""
         try:
             path = self.path(key)
             with open(path, "rb") as file:
                 if not is_ours(os.fstat(file.fileno())) or not is_ours(path.parent.lstat()):
                     return None
-                _, captured = Reader(file, self.buffers).load()
-            os.utime(path)
-            return captured
-        except Exception:  # no such file, or one of other times that cannot be read any more: it is captured again
+                found = file.read()
+        except Exception:  # no such file, or no folder for it
             return None
+        try:
+            content = memoryview(found)[DIGEST:]
+            if digest(path, content) != found[:DIGEST]:
+                raise ValueError("damaged")
+            _, captured = Reader(io.BytesIO(content), self.buffers).load()
+            os.utime(path)
+        except FileNotFoundError:  # another process made room
+            pass
+        except Exception:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        return captured
 
     def store(self, key: object, captured: CapturedJit) -> bool:
         """Keep a captured graph. Whether that was possible."""
         names = {uop: name for name, uop in self.buffers.items()}
         # what a node is made of comes before it, so that pickling does not descend through the whole graph
         ordered = list(captured._linear.toposort())
+        made = io.BytesIO()
         try:
+            Writer(made, names, captured._written_uops).dump((ordered, captured))
             path = self.path(key)
             with atomic_file(path) as file:
                 os.chmod(file.name, 0o600)
-                Writer(file, names, captured._written_uops).dump((ordered, captured))
-            files = sorted(path.parent.glob("*.graph"), key=lambda other: other.stat().st_mtime)
-            for old in files[:-MOST_FILES]:
-                old.unlink(missing_ok=True)
-            return True
+                file.write(digest(path, made.getbuffer()))
+                file.write(made.getbuffer())
         except Exception:  # it reads what nobody named, or the disk is full: a graph that is not kept is as good
             return False
+        make_room(path.parent)
+        return True
 
 
-def is_ours(status: os.stat_result) -> bool:
-    """Whether a file or folder belongs to this user and nobody else can write to it."""
-    ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-    return ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+def digest(path: Path, content: memoryview) -> bytes:
+    """What stands before a graph's content in its file: one that is damaged or renamed has another one."""
+    found = hashlib.sha256(path.name.encode())
+    found.update(content)
+    return found.digest()
+
+
+def make_room(folder: Path) -> None:
+    """Delete the graphs that were not read for longest, and what killed processes left half written."""
+    times = {}
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process may delete it at the same time
+            times[file] = file.stat().st_mtime
+    kept = sorted((file for file in times if file.suffix == ".graph"), key=lambda file: times[file])
+    left = [file for file in times if file.suffix == ".tmp" and times[file] < time.time() - LEFT_SECONDS]
+    for file in [*kept[:-MOST_FILES], *left]:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def surroundings(device: str) -> tuple[object, ...]:

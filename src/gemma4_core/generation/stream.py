@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from gemma4_core.errors import InputError
 from gemma4_core.generation.sampling import Sampling
-from gemma4_core.generation.tokens import Generation, Prepared, prepare, run
+from gemma4_core.generation.tokens import Generation, Prepared, check_keywords, prepare, run
 from gemma4_core.memory import peak_memory_bytes
 from gemma4_core.model.media import MediaTime
+from gemma4_core.plugins import registry
 
 if TYPE_CHECKING:
     from gemma4_core.model.cache import GemmaCache
@@ -102,6 +103,9 @@ def stream_generate(
         temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
     stops = StopStrings(stop)
+    specs = registry.modalities.values()
+    taken = [spec.media_keyword for spec in specs] + [option.keyword for spec in specs for option in spec.options]
+    check_keywords(stream_generate, media, [*taken, "allow_urls"])
     if prompt_tokens is not None and not media:
         prepared = prepare(model, prompt_tokens, max_new_tokens, cache, {})
     else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from gemma4_core.model.cache import GemmaCache
 from gemma4_core.model.ids import bound, check_ids, check_rows
 from gemma4_core.model.media import MediaTime, Placed, place
 from gemma4_core.ops.sampling import SamplingState
+from gemma4_core.plugins import registry
+from gemma4_core.plugins.options import refuse_unknown
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -67,10 +70,18 @@ def generate(
     sampling = Sampling.of(
         temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
+    check_keywords(generate, media, (keyword for spec in registry.modalities.values() for keyword in spec.keywords))
     prepared = prepare(model, ids, max_new_tokens, cache, media)
     stops = model.stop_ids if stop_ids is None else tuple(stop_ids)
     tokens = run(model, prepared, sampling, stops, Generation())
     return (token.id for token in tokens)
+
+
+def check_keywords(function: Callable[..., Any], given: Mapping[str, Any], more: Iterable[str]) -> None:
+    """Raise InputError for a keyword that is neither the function's own nor one of ``more``."""
+    if given:
+        own = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+        refuse_unknown(f"option of {function.__name__}", given, {*own, "max_new_tokens", *more})
 
 
 @dataclass(frozen=True)

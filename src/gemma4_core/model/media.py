@@ -12,6 +12,7 @@ from tinygrad import Device, Tensor
 
 from gemma4_core.errors import InputError
 from gemma4_core.model.ids import check_rows, media_blocks
+from gemma4_core.plugins.origin import nearest
 from gemma4_core.processing.arranged import ArrangingTower
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def used_towers(model: GemmaModel, media: Mapping[str, Any]) -> list[ModalityTow
     unknown = given - {keyword for spec in used for keyword in spec.keywords}
     if unknown:
         name = sorted(unknown)[0]
-        raise InputError(f"{name}: no loaded modality takes it; loaded: {', '.join(model.towers) or 'text only'}")
+        near = nearest(name, [keyword for spec in model.tower_specs for keyword in spec.keywords])
+        raise InputError(f"{name}: no loaded modality takes it{near}; loaded: {', '.join(model.towers) or 'text only'}")
     return used
 
 

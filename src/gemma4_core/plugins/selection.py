@@ -19,7 +19,7 @@ from gemma4_core.descriptions import (
     OptimizerBackend,
     TokenizerBackend,
 )
-from gemma4_core.errors import DeviceError, PluginError
+from gemma4_core.errors import DeviceError, Gemma4Error, PluginError
 from gemma4_core.plugins.entrypoints import DISABLE, command_entries
 from gemma4_core.plugins.manager import LoadedPlugin, PluginManager
 from gemma4_core.plugins.origin import describe, nearest, one_line
@@ -126,10 +126,12 @@ class Registry:
             reason = entry.conflict or self.unusable(entry.description)
             if reason is None:
                 return entry.description
-            reasons.append(f"{entry.name}: {one_line(reason, 80)}")
+            reasons.append((entry.name, reason))
         if not reasons:
             raise DeviceError(self._no_match("device", context or Context()))
-        raise DeviceError(_clip(f"--device auto: no usable device (gemma4 doctor says more): {'; '.join(reasons)}"))
+        # the last one, which asks for the least, is the one that people can mend
+        shown = [f"{name}: {one_line(reason, 40 if i else 300)}" for i, (name, reason) in enumerate(reasons[::-1])]
+        raise DeviceError(_clip(f"--device auto: no usable device (gemma4 doctor says more): {'; '.join(shown)}"))
 
     @staticmethod
     def unusable(device: DeviceBackend) -> str | None:
@@ -138,6 +140,8 @@ class Registry:
             reason = device.unusable()
         except KeyboardInterrupt:
             raise
+        except Gemma4Error as error:
+            return one_line(error)
         except BaseException as error:
             return describe(error)
         return None if reason is None else one_line(reason) or "no reason given"

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
 
 STATE_FILE, RUN_FILE = "training_state.safetensors", "training_state.json"
+VERSION = 1
+"""Of ``training_state.json``."""
+EXPONENTS = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "BF16": 0xFF << 7, "F16": 0x1F << 10}
+"""Bits that are all set in infinities and in what is no number."""
 PLAIN = "bf16"
 """The format of ordinary weights."""
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -100,10 +104,30 @@ def load_training_checkpoint(folder: Path | str, model: GemmaModel, optimizer: A
         ConfigError, CheckpointError: the folder is no checkpoint, or one of another model.
         InputError: an optimizer of another kind or over other tensors.
     """
-    part, folder = model.trained_part, Path(folder)
-    where = shown_path(folder)
+    folder = Path(folder)
+    run = read_run(folder) if (folder / RUN_FILE).exists() else {}
+    restore(folder, model, optimizer, run)
+    return run.get("training_metadata")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The content of ``training_state.json``. Raises CheckpointError."""
+    path = folder / RUN_FILE
+    run = read_json(path, error=CheckpointError)
+    if run.get("version") != VERSION:
+        raise CheckpointError(f"{shown_path(path)}: version {shown(run.get('version'))} is not {VERSION}; the file is "
+                              f"damaged or from another release")
+    return run
+
+
+def restore(folder: Path, model: GemmaModel, optimizer: Any, run: Mapping[str, Any]) -> None:
+    """Weights and optimizer state in place; ``run`` is what ``read_run`` read. Raises a Gemma4Error."""
+    part, where = model.trained_part, shown_path(folder)
     context = opened(folder) if part is None else None
-    run = read_json(folder / RUN_FILE, error=CheckpointError) if (folder / RUN_FILE).exists() else {}
+    name = None if optimizer is None else name_of(optimizer)
+    if name is not None and run.get("optimizer") not in (None, name):
+        raise InputError(f"{shown_path(folder / RUN_FILE)}: the optimizer state is of {shown(run['optimizer'])} and "
+                         f"does not fit this {name} optimizer; use the same, or start anew in another folder")
     trained = None if optimizer is None else adopted(model, optimizer)
     if trained is not None and not (folder / STATE_FILE).exists():
         raise CheckpointError(f"{where} has no {STATE_FILE}, so no optimizer can go on from it; save with optimizer=, "
@@ -118,13 +142,17 @@ def load_training_checkpoint(folder: Path | str, model: GemmaModel, optimizer: A
             take_weights(model, source)
     if trained is not None and state is not None:
         trained.load_state_dict(state)
-    return run.get("training_metadata")
+
+
+def name_of(optimizer: Any) -> str:
+    """What ``training_state.json`` calls an optimizer."""
+    return optimizer.name if isinstance(optimizer, TrainingOptimizer) else type(optimizer).__name__
 
 
 def run_text(metadata: Any, optimizer: Any) -> str:
     """The content of ``training_state.json``. Raises InputError for metadata that JSON cannot say."""
-    name = optimizer.name if isinstance(optimizer, TrainingOptimizer) else type(optimizer).__name__
-    data = {"version": 1, "optimizer": None if optimizer is None else name, "training_metadata": metadata}
+    name = None if optimizer is None else name_of(optimizer)
+    data = {"version": VERSION, "optimizer": name, "training_metadata": metadata}
     try:
         return json.dumps(data, indent=2) + "\n"
     except (TypeError, ValueError, RecursionError) as fault:
@@ -160,17 +188,27 @@ def write_state(optimizer: TrainingOptimizer, path: Path) -> None:
 
 def read_state(optimizer: TrainingOptimizer, path: Path) -> Mapping[str, Tensor]:
     """An optimizer's tensors from a file. Raises CheckpointError for a damaged file, InputError for another
-    optimizer's."""
+    optimizer's; both name the file and the tensor."""
+    where = shown_path(path)
+    own = optimizer.state_dict()
     shard = Shard(path)
     try:
         entries = shard.header.tensors
-        check_state(optimizer.state_dict(), {name: entry.shape for name, entry in entries.items()}, optimizer.name)
+        check_state(own, {name: entry.shape for name, entry in entries.items()}, optimizer.name, where)
         device = str(optimizer.params[0].device)
         found = {}
         for name, entry in entries.items():
             dtype = safe_dtypes[entry.dtype]
+            if dtype != own[name].dtype:
+                ours = inverse_safe_dtypes.get(own[name].dtype, own[name].dtype)
+                raise InputError(f"{where}: {shown(name)} is {entry.dtype}, this {optimizer.name} optimizer holds it "
+                                 f"as {ours}; use the same options")
             bits = np.empty(entry.nbytes // dtype.itemsize, f"u{dtype.itemsize}")
             shard.read(entry.start, bits)
+            mask = EXPONENTS.get(entry.dtype)
+            if mask is not None and ((bits & bits.dtype.type(mask)) == mask).any():
+                raise CheckpointError(f"{where}: {shown(name)} has values that are no finite numbers; go on from an "
+                                      f"earlier checkpoint")
             found[name] = Tensor.empty(*entry.shape, dtype=dtype, device=device)
             copy_in(found[name].uop.buffer.ensure_allocated(), 0, bits, dtype)
         return found

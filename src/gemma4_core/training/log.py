@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -34,8 +37,12 @@ class CsvLog:
     def add(self, row: Mapping[str, Any]) -> None:
         """One line. Raises CheckpointError where it cannot be written."""
         values = [row.get(name) for name in COLUMNS]
+        data = line(["" if value is None else value for value in values]).encode()
+        size = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(line(["" if value is None else value for value in values]).encode())
+            if (self._file.write(data) or 0) < len(data):  # the disk has room for a part of it
+                self._file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as fault:
             raise write_error(fault, shown_path(self.path)) from fault
 
@@ -62,8 +69,22 @@ def read_log(path: Path) -> list[dict[str, str]]:
     except OSError:
         return []
     whole = text[: text.rfind("\n") + 1]
-    rows = csv.DictReader(io.StringIO(whole))
-    return [row for row in rows if (row.get("step") or "").isdigit() and None not in row.values()]
+    found = []
+    try:
+        for row in csv.DictReader(io.StringIO(whole)):
+            if re.fullmatch("[0-9]{1,12}", row.get("step") or "") and None not in row and None not in row.values():
+                found.append(row)
+    except csv.Error:  # damaged from here on
+        pass
+    return found
+
+
+def number(text: str) -> float:
+    """A number of a log, NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def draw_curve(log: Path, target: Path) -> bool:
@@ -77,7 +98,7 @@ def draw_curve(log: Path, target: Path) -> bool:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, style in (("loss", {"linewidth": 1.0}), ("validation_loss", {"marker": "o"})):
-        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        points = [(int(row["step"]), number(row.get(name, ""))) for row in rows]
         points = [point for point in points if math.isfinite(point[1])]
         if points:
             axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)

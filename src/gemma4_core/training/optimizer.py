@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,15 @@ from tinygrad.nn.state import get_state_dict
 from gemma4_core.config.files import shown
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.plugins import registry
+from gemma4_core.plugins.options import refuse_unknown
 from gemma4_core.weights import DenseMatrix, DenseStack, Matrix
 
 if TYPE_CHECKING:
+    from gemma4_core.descriptions import OptimizerBackend
     from gemma4_core.model.model import GemmaModel
 
+OWN = ("lr", "weight_decay", "trainable", "frozen", "optimizer", "model")
+"""What ``build_optimizer`` takes itself."""
 NEVER_TRAINED = (
     "*.layer_scalar", "*.input_min", "*.input_max", "*.output_min", "*.output_max", "*.std_bias", "*.std_scale",
 )
@@ -111,8 +116,10 @@ class TrainingOptimizer:
             tensor.assign(state[name].to(tensor.device).cast(tensor.dtype).contiguous()).realize()
 
 
-def check_state(own: Mapping[str, Tensor], other: Mapping[str, tuple[int, ...]], name: str) -> None:
-    """Raise InputError unless a stored state has the tensors of ours in their shapes."""
+def check_state(
+    own: Mapping[str, Tensor], other: Mapping[str, tuple[int, ...]], name: str, where: str = "load_state_dict"
+) -> None:
+    """Raise InputError, which begins with ``where``, unless a stored state has the tensors of ours in their shapes."""
     odd = [f"{key} is missing" for key in own if key not in other]
     odd += [f"{key} is unexpected" for key in other if key not in own]
     odd += [
@@ -121,7 +128,7 @@ def check_state(own: Mapping[str, Tensor], other: Mapping[str, tuple[int, ...]],
     ]
     if odd:
         more = f" and {len(odd) - 2} more" if len(odd) > 2 else ""
-        raise InputError(f"the optimizer state does not fit this {name} optimizer ({'; '.join(odd[:2])}{more}); build "
+        raise InputError(f"{where}: the state does not fit this {name} optimizer ({'; '.join(odd[:2])}{more}); build "
                          f"it with the same optimizer and the same trainable tensors as when it was saved"[:480])
 
 
@@ -153,12 +160,48 @@ def build_optimizer(
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             raise InputError(f"{what} {value!r}: must be a finite number from 0")
     backend = registry.select("optimizer", model.context, optimizer)
+    check_names(backend, options)
     sizes = candidates(model)
     names = choose(sizes, patterns(trainable, "trainable"), patterns(frozen, "frozen"))
     named = own_tensors(model, names)
     with TinygradContext(TRAINING=1), plain_errors(backend.name):
         inner = backend.build(dict(named), lr=lr, weight_decay=weight_decay, **options)
     return TrainingOptimizer(inner, named, untrained(model, sizes, named), backend.name)
+
+
+def check_names(backend: OptimizerBackend, options: Mapping[str, Any]) -> None:
+    """Raise InputError for an option that the optimizer does not take; one that takes any name judges it itself."""
+    try:
+        parameters = inspect.signature(backend.build).parameters.values()
+    except (TypeError, ValueError):  # a class or function of C
+        return
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OWN]
+    for name in options:
+        if name in OWN:
+            raise InputError(f"optimizer {backend.name}: {name} is no option of the optimizer but one of its own; give "
+                             f"it as --{name.replace('_', '-')} ({name}=)")
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        refuse_unknown(f"option of optimizer {backend.name}", options, known)
+
+
+def check_options(backend: OptimizerBackend, options: Mapping[str, Any]) -> None:
+    """Raise InputError for options that the optimizer does not take, before a model is loaded: it is built over one
+    small matrix."""
+    check_names(backend, options)
+    with suppress_but(InputError), TinygradContext(TRAINING=1, PARALLEL=0, BEAM=0):
+        probe = {"model.language_model.layers.0.mlp.down_proj.weight": Tensor.zeros(2, 2, device="PYTHON").contiguous()}
+        backend.build(probe, lr=0.0, weight_decay=0.0, **options)
+
+
+@contextmanager
+def suppress_but(kind: type[Exception]) -> Iterator[None]:
+    """Drop exceptions of other kinds: what an optimizer makes of real tensors it says when it gets them."""
+    try:
+        yield
+    except kind:
+        raise
+    except Exception:
+        pass
 
 
 def untrained(model: GemmaModel, sizes: Mapping[str, int], named: Mapping[str, Tensor]) -> dict[str, int]:

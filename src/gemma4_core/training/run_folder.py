@@ -20,7 +20,7 @@ from gemma4_core.training.checkpoint import RUN_FILE
 
 SETTINGS, LOG, CURVE, SAMPLES = "settings.json", "log.csv", "loss.png", "samples.jsonl"
 STEP = re.compile(r"step-(\d{1,12})")
-LEFT_OVER = re.compile(r"\.step-\d{1,12}\.[0-9a-f]{12}\.(tmp|old)")
+LEFT_OVER = re.compile(r"\.(step-\d{1,12}|last|settings\.json|log\.csv|loss\.png)\.[0-9a-f]{12}\.(tmp|old)")
 
 
 class RunFolder:
@@ -108,8 +108,11 @@ class RunFolder:
     def _clear(self) -> None:
         """Remove what a killed process has left half written."""
         for path in self.path.iterdir():
-            if LEFT_OVER.fullmatch(path.name):
+            if LEFT_OVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
+            elif LEFT_OVER.fullmatch(path.name):
+                with suppress(OSError):
+                    path.unlink()
 
 
 def read_settings(path: Path) -> dict[str, Any]:

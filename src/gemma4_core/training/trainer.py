@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma4_core.config.files import read_json, shown, shown_path
+from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import CheckpointError, InputError
 from gemma4_core.training.batch import IGNORED
-from gemma4_core.training.checkpoint import RUN_FILE, load_training_checkpoint, save_training_checkpoint
+from gemma4_core.training.checkpoint import RUN_FILE, read_run, restore, save_training_checkpoint
 from gemma4_core.training.data.batches import Batches
 from gemma4_core.training.schedules import constant, cosine, linear
 from gemma4_core.training.step import train_step
@@ -39,6 +39,19 @@ class Plan:
     """Largest global norm of the gradients; None leaves them as they are."""
     checkpointing: bool = False
     """Whether layers are recomputed in the backward pass, for less memory."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for values that no run can have."""
+        for name, low in (("steps", 1), ("epochs", 1), ("warmup", 0)):
+            value = getattr(self, name)
+            if not (value is None and name == "steps") and (type(value) is not int or not low <= value < 1 << 40):
+                raise InputError(f"{name} {shown(plain_number(value))}: must be a whole number from {low}")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+            if not (value is None and name == "clip") and (not fits or (name == "clip" and value == 0)):
+                raise InputError(f"{name} {shown(plain_number(value))}: must be a finite number "
+                                 f"{'above' if name == 'clip' else 'from'} 0")
 
 
 @dataclass(frozen=True)
@@ -145,22 +158,63 @@ class Trainer:
     def resume(self, folder: Path | str) -> None:
         """Take over weights, optimizer state and position.
 
-        Raises CheckpointError for a folder that no run was saved in, InputError where data, seed or batches are others.
+        Raises CheckpointError for a folder that no run was saved in or whose files are damaged, InputError where data,
+        seed, batches or optimizer are others. Both name the file and what is wrong in it.
         """
-        where = shown_path(folder)
-        held = read_json(Path(folder) / RUN_FILE, error=CheckpointError).get("training_metadata")
+        folder = Path(folder)
+        run = read_run(folder)
+        step, epoch, index = self._position(run.get("training_metadata"), shown_path(folder / RUN_FILE))
+        restore(folder, self.model, self.optimizer, run)
+        self.step, self.epoch, self.index = step, epoch, index
+
+    def _position(self, held: Any, where: str) -> tuple[int, int, int]:
+        """Step, epoch and steps of that epoch from what ``state`` gave. Raises CheckpointError, InputError."""
         own = self.state()
         if not isinstance(held, dict) or not own.keys() <= held.keys():
-            raise CheckpointError(f"{where}: {RUN_FILE} does not say where a run stands; start anew")
-        for name, ours, theirs in (
-            ("seed", own["random"]["seed"], held["random"]["seed"]),
-            *((key, own["data"][key], held["data"].get(key)) for key in own["data"]),
-        ):
-            if ours != theirs:
-                what = "the examples are" if name == "digest" else f"{name} is {ours!r}"
-                before = "others" if name == "digest" else f"{theirs!r}"
-                raise InputError(f"{where}: {what} not what the run began with ({before} there); go on with the same, "
-                                 f"or start anew in another folder")
-        load_training_checkpoint(folder, self.model, self.optimizer)
-        self.step, place = int(held["step"]), held["position"]
-        self.epoch, self.index = int(place["epoch"]), int(place["index"])
+            raise CheckpointError(f"{where}: does not say where a run stands; start anew in another folder")
+        begun = {"seed": part(held, "random", "seed", where), **part(held, "data", None, where)}
+        for name, ours in {"seed": own["random"]["seed"], **own["data"]}.items():
+            if name not in begun:
+                raise CheckpointError(f"{where}: {name} is missing; start anew in another folder")
+            if begun[name] != ours or type(begun[name]) is not type(ours):
+                raise InputError(f"{where}: {changed(name, ours, begun[name])}, or start anew in another folder")
+        step, epoch = whole(held["step"], "step", where), whole(part(held, "position", "epoch", where), "epoch", where)
+        index = whole(part(held, "position", "index", where), "index", where)
+        if step > self.total:
+            raise InputError(f"{where}: the run is at step {step} already and ends at {self.total}; give more steps")
+        length = len(self.batches.epoch(epoch)) if epoch <= step else 0
+        if index > length or self.batches.steps(epoch) + index != step or held["random"].get("epoch") != epoch:
+            raise CheckpointError(f"{where}: step {step} is not where epoch {epoch}, index {index} is; the file is "
+                                  f"damaged, go on from another checkpoint")
+        return step, epoch, index
+
+
+def part(held: Mapping[str, Any], name: str, key: str | None, where: str) -> Any:
+    """A mapping in a run's state, or one of its values. Raises CheckpointError."""
+    found = held[name]
+    if not isinstance(found, dict) or (key is not None and key not in found):
+        raise CheckpointError(f"{where}: {name} is {shown(found)}, which does not say where a run stands")
+    return found if key is None else found[key]
+
+
+def whole(value: Any, name: str, where: str) -> int:
+    """A count in a run's state. Raises CheckpointError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40:
+        raise CheckpointError(f"{where}: {name} {shown(plain_number(value))} is not a whole number from 0")
+    return value
+
+
+def plain_number(value: Any) -> Any:
+    """A number that can be shown: Python refuses to write very long ones."""
+    return f"of {value.bit_length()} bits" if isinstance(value, int) and value.bit_length() > 64 else value
+
+
+def changed(name: str, ours: Any, theirs: Any) -> str:
+    """What differs from the run that goes on, and what to give."""
+    if name == "digest":
+        return ("the examples are not what the run began with: the data, their length limit or how they are rendered "
+                "has changed; give the same as then")
+    flag = "--" + name.replace("_", "-")
+    how = (f"with {flag}" if theirs else f"without {flag}") if isinstance(ours, bool) else \
+        f"with {flag} {shown(plain_number(theirs))}"
+    return f"{name} {shown(ours)} is not what the run began with, {shown(plain_number(theirs))}; go on {how}"

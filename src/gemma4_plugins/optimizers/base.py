@@ -10,6 +10,7 @@ from typing import Any
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.errors import InputError
+from gemma4_core.plugins.origin import nearest, one_line
 from gemma4_plugins.optimizers.rounding import at_random
 
 
@@ -109,6 +110,10 @@ class NamedOptimizer(ABC):
         missing = [name for name in own if name not in state]
         if missing:
             raise InputError(f"the optimizer state lacks {len(missing)} tensors, such as {missing[0]}")
+        for name in self.steps:
+            taken = float(state[f"steps.{name}"].numpy().reshape(-1)[0])
+            if not 0 <= taken == math.floor(taken):
+                raise InputError(f"the optimizer state's steps.{name} is {taken:g}, not a whole number from 0")
         for name, tensor in own.items():
             tensor.assign(state[name].to(tensor.device).cast(tensor.dtype).contiguous()).realize()
 
@@ -151,7 +156,8 @@ def number(options: dict[str, Any], key: str, default: float, low: float, high: 
     """Take an option that lies in ``low <= value < high``. Raises InputError."""
     value = options.pop(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
-        raise InputError(f"optimizer {name}: {key} {value!r} is not a number from {low:g} to below {high:g}")
+        raise InputError(f"optimizer {name}: {key} {one_line(repr(value))} is not a number from {low:g} to below "
+                         f"{high:g}")
     return float(value)
 
 
@@ -160,7 +166,7 @@ def pair(options: dict[str, Any], name: str) -> tuple[float, float]:
     value = options.pop("betas", (0.9, 0.999))
     fine = isinstance(value, list | tuple) and len(value) == 2
     if not fine or not all(isinstance(beta, int | float) and 0 < beta < 1 for beta in value):
-        raise InputError(f"optimizer {name}: betas {value!r} are not two numbers between 0 and 1")
+        raise InputError(f"optimizer {name}: betas {one_line(repr(value))} are not two numbers between 0 and 1")
     return float(value[0]), float(value[1])
 
 
@@ -168,11 +174,12 @@ def flag(options: dict[str, Any], key: str, name: str, default: bool = False) ->
     """Take an option that is true or false. Raises InputError."""
     value = options.pop(key, default)
     if not isinstance(value, bool):
-        raise InputError(f"optimizer {name}: {key} {value!r} is neither true nor false")
+        raise InputError(f"optimizer {name}: {key} {one_line(repr(value))} is neither true nor false")
     return value
 
 
 def no_more(options: dict[str, Any], name: str, known: str) -> None:
     """Refuse options that nobody took."""
     if options:
-        raise InputError(f"optimizer {name}: unknown option {sorted(options)[0]}; it knows {known}")
+        odd = sorted(options)[0]
+        raise InputError(f"optimizer {name}: unknown option {odd}{nearest(odd, known.split(', '))}; it knows {known}")

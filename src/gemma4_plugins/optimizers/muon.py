@@ -32,7 +32,7 @@ def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **
     betas, eps = pair(options, "muon"), number(options, "eps", 1e-8, 0, 1, "muon")
     no_more(options, "muon", "momentum, nesterov, ns_steps, betas, eps")
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 20:
-        raise InputError(f"optimizer muon: ns_steps {steps!r} is not a whole number from 1 to 20")
+        raise InputError(f"optimizer muon: ns_steps {repr(steps)[:100]} is not a whole number from 1 to 20")
 
     class Muon(Adam):
         """As tinygrad 0.14 ``nn.optim.Muon``; each matrix of an expert stack on its own."""

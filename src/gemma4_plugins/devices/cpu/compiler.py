@@ -16,14 +16,14 @@ import platform
 import re
 import shlex
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma4_core.errors import CheckpointError
+from gemma4_core import kernel_cache
+from gemma4_core.errors import CheckpointError, Gemma4Error
 from gemma4_core.machine import cache_dir
 
 INSTALL = "pip install ziglang"
@@ -78,7 +78,8 @@ class Verdict:
 
 
 def choose(environment: Mapping[str, str]) -> CompilerChoice:
-    """Try candidates in order until one works; quick where verdicts are kept."""
+    """Try candidates in order until one works; quick where verdicts are kept. Raises DeviceError where only ziglang
+    is left, which needs a script, and there is no folder to write it to."""
     kept = _read_verdicts()
     passed: list[tuple[str, str]] = []
     for candidate in candidates(environment):
@@ -206,7 +207,7 @@ def _try_and_keep(candidate: Candidate, key: str) -> Verdict:
         return Verdict(_plain(f"does not run: {error.strerror or error}"))
     verdicts = {**_read_verdicts(), key: verdict}
     rows = {k: [v.why, v.version] for k, v in list(verdicts.items())[-50:]}
-    with contextlib.suppress(CheckpointError):
+    with contextlib.suppress(Gemma4Error, OSError):
         _write(_verdict_file(), json.dumps(rows, indent=0).encode(), 0o600)
     return verdict
 
@@ -219,7 +220,7 @@ def _read_verdicts() -> dict[str, Verdict]:
     try:
         rows = json.loads(_verdict_file().read_text())
         return {str(key): Verdict(None if why is None else str(why), str(told)) for key, (why, told) in rows.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except Exception:  # absent, damaged, or no folder for it
         return {}
 
 
@@ -281,16 +282,4 @@ def separate_cache(choice: CompilerChoice) -> None:
     tinygrad compiles for "native" and keeps objects by their source alone: a home folder shared by different
     machines would hand one's instructions to another.
     """
-    if os.environ.get("CACHEDB"):
-        return
-    from tinygrad import helpers
-
-    mark = hashlib.sha256(f"{processor()} {choice.version}".encode()).hexdigest()[:12]
-    path = os.path.abspath(os.path.join(helpers.cache_dir, f"cache-{mark}.db"))
-    os.environ["CACHEDB"] = helpers.CACHEDB = path
-    if helpers._db_connection is not None:
-        with contextlib.suppress(sqlite3.Error):  # it may belong to another thread
-            helpers._db_connection.close()
-        helpers._db_connection = None
-        helpers._db_tables.clear()
-
+    kernel_cache.install(hashlib.sha256(f"{processor()} {choice.version}".encode()).hexdigest()[:12])

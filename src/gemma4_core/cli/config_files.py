@@ -1,0 +1,108 @@
+"""Config files of commands: TOML, YAML and JSON, as plain values within bounds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma4_core.config.files import read_bytes, shown_path
+from gemma4_core.errors import Gemma4Error, InputError
+
+CONFIG_LIMIT = 128 << 10
+"""Bytes of a config file."""
+DEEPEST = 16
+"""Levels of lists and mappings; options are flat."""
+LONG_NUMBER = re.compile(r"([\w-]+)[\"']?\s*[:=]\s*\[?\s*[+-]?[\d_]{4000}")
+"""A number that Python does not read, with its key."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a TOML, YAML or JSON file. Raises InputError naming file and line."""
+    where = shown_path(path)
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise InputError(f"{where}: a config file ends in {', '.join(READERS)}")
+    data = read_bytes(path, 2 * CONFIG_LIMIT + (1 << 20), InputError)
+    if len(data) > CONFIG_LIMIT:
+        raise InputError(f"{where}: larger than {CONFIG_LIMIT >> 10} KiB, which no file of options is")
+    try:
+        text = data.decode("utf-8-sig")
+        if long := LONG_NUMBER.search(text):
+            raise InputError(f"{where}: {long[1][:80]}: a number of thousands of digits")
+        found = READERS[suffix](text)
+    except Gemma4Error:
+        raise
+    except RecursionError as fault:
+        raise InputError(f"{where}: not valid: lists or mappings are nested too deeply") from fault
+    except Exception as fault:
+        raise InputError(f"{where}: not valid: {' '.join(str(fault).split())[:200]}") from fault
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: must hold options such as 'lr: 1e-4', one a line")
+    return found
+
+
+def unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A mapping of these pairs. Raises ValueError for a key that stands twice."""
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {str(key)[:80]!r} stands twice")
+        found[key] = value
+    return found
+
+
+def json_text(text: str) -> Any:
+    """JSON."""
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def toml(text: str) -> Any:
+    """TOML."""
+    import tomllib
+
+    return tomllib.loads(text)
+
+
+def yaml(text: str) -> Any:
+    """YAML without aliases, which let a few bytes stand for gigabytes. Raises InputError where its library is not
+    installed."""
+    try:
+        from yaml import AliasEvent, MappingNode, SafeLoader
+        from yaml.composer import ComposerError
+    except ImportError as fault:
+        raise InputError("YAML files need pyyaml (pip install pyyaml); TOML files need nothing") \
+            from fault
+
+    class PlainLoader(SafeLoader):
+        """Plain values of bounded depth, no key twice."""
+
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            mark = self.peek_event().start_mark
+            if self.check_event(AliasEvent):
+                raise ComposerError(None, None, "aliases such as *name are not taken, write the value out", mark)
+            if self.depth >= DEEPEST:
+                raise ComposerError(None, None, "lists or mappings are nested too deeply", mark)
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            found = super().construct_mapping(node, deep)
+            if isinstance(node, MappingNode):
+                unique((self.construct_object(key, deep=True), None) for key, _ in node.value)
+            return found
+
+    loader = PlainLoader(text)
+    try:
+        return loader.get_single_data() or {}
+    finally:
+        loader.dispose()
+
+
+READERS: Mapping[str, Callable[[str], Any]] = {".toml": toml, ".yaml": yaml, ".yml": yaml, ".json": json_text}

@@ -152,6 +152,7 @@ class Trainer:
         own = self.state()
         if not isinstance(held, dict) or not own.keys() <= held.keys():
             raise CheckpointError(f"{where}: {RUN_FILE} does not say where a run stands; start anew")
+        check_position(held, where)
         for name, ours, theirs in (
             ("seed", own["random"]["seed"], held["random"]["seed"]),
             *((key, own["data"][key], held["data"].get(key)) for key in own["data"]),
@@ -162,5 +163,19 @@ class Trainer:
                 raise InputError(f"{where}: {what} not what the run began with ({before} there); go on with the same, "
                                  f"or start anew in another folder")
         load_training_checkpoint(folder, self.model, self.optimizer)
-        self.step, place = int(held["step"]), held["position"]
-        self.epoch, self.index = int(place["epoch"]), int(place["index"])
+        self.step, place = held["step"], held["position"]
+        self.epoch, self.index = place["epoch"], place["index"]
+
+
+def check_position(held: Mapping[str, Any], where: str) -> None:
+    """Check what a saved run says of where it stands. Raises CheckpointError naming the key."""
+    for name in ("position", "random", "data"):
+        if not isinstance(held[name], dict):
+            raise CheckpointError(f"{where}: {RUN_FILE} has {name} {shown(held[name])}; it must be an object")
+    place, random = held["position"], held["random"]
+    for name, value in (
+        ("step", held["step"]), ("position.epoch", place.get("epoch")), ("position.index", place.get("index")),
+        ("random.seed", random.get("seed")),
+    ):
+        if type(value) is not int or not 0 <= value < 1 << 62:
+            raise CheckpointError(f"{where}: {RUN_FILE} has {name} {shown(value)}; it must be a whole number from 0")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gemma4_core.config.files import is_number
 from gemma4_core.descriptions import Context, PreparedMedia
 from gemma4_core.errors import ConfigError, InputError
 from gemma4_core.processing.settings import file_values, processor_values
@@ -45,8 +45,7 @@ class Clip:
 
 def _number(values: Mapping[str, Any], key: str, default: float, low: float, high: float, where: Any) -> float:
     value = values.get(key, default)
-    sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not sound or not low <= value <= high:
+    if not is_number(value) or not low <= value <= high:
         raise ConfigError(f"{where}: {SECTION}.{key} {str(value)[:60]!r} must be a number from {low:g} to {high:g}")
     return value
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gemma4_core.config.files import shown
 from gemma4_core.descriptions import Context, PreparedMedia
 from gemma4_core.errors import ConfigError, InputError
 from gemma4_core.processing.settings import processor_values
@@ -125,18 +126,19 @@ def read_grid(
     where = context.folder or "processor settings"
     for key, allowed in FIXED.items():
         if key in values and values[key] not in allowed:
-            raise ConfigError(f"{where}: {section}.{key} {values[key]!r} is not supported; expected {allowed[0]!r}")
+            stands = shown(values[key])
+            raise ConfigError(f"{where}: {section}.{key} {stands} is not supported; expected {allowed[0]!r}")
     if values.get("do_normalize"):
         for key, neutral in (("image_mean", [0, 0, 0]), ("image_std", [1, 1, 1])):
             if values.get(key) not in (None, neutral):
-                raise ConfigError(f"{where}: {section}.{key} {values[key]!r} is not supported; expected {neutral}")
+                raise ConfigError(f"{where}: {section}.{key} {shown(values[key])} is not supported; expected {neutral}")
     vision = context.config.vision_config if context.config is not None else None
     sizes = {}
     for key, default in (("patch_size", 16), ("pooling_kernel_size", 3)):
         ours = getattr(vision, key) if vision is not None else default
-        sizes[key] = values.get(key) or ours
-        if sizes[key] != ours:
-            raise ConfigError(f"{where}: {section}.{key} is {sizes[key]!r} but vision_config.{key} is {ours}")
+        sizes[key], given_size = ours, values.get(key)
+        if given_size and (isinstance(given_size, bool) or given_size != ours):
+            raise ConfigError(f"{where}: {section}.{key} is {shown(given_size)} but vision_config.{key} is {ours}")
     if default_budget is None:
         declared = vision.default_output_length if vision is not None else DEFAULT_BUDGET
         default_budget = declared if declared in BUDGETS else DEFAULT_BUDGET
@@ -144,7 +146,7 @@ def read_grid(
     if given not in BUDGETS or isinstance(given, bool):
         known = ", ".join(map(str, BUDGETS))
         if budget is None:
-            raise ConfigError(f"{where}: {section}.max_soft_tokens {given!r} must be one of {known}")
+            raise ConfigError(f"{where}: {section}.max_soft_tokens {shown(given)} must be one of {known}")
         raise InputError(f"--image-tokens {given}: must be one of {known}")
     positions = vision.position_embedding_size if vision is not None else 10240
     return Grid(int(given), sizes["patch_size"], sizes["pooling_kernel_size"], positions)

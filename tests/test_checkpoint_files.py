@@ -129,10 +129,59 @@ def test_paths_out_of_the_folder(folder: Path, file: str) -> None:
     assert INDEX in message or "regular file" in message
 
 
-def test_link_out_of_the_folder(folder: Path) -> None:
-    (folder / "two.safetensors").rename(folder.parent / "outside.safetensors")
-    (folder / "two.safetensors").symlink_to("../outside.safetensors")
-    assert "leads out of the folder" in refused(folder)
+def test_linked_shards_open(folder: Path) -> None:
+    """The name in the index stays in the folder; where a link leads is the owner's affair."""
+    (folder.parent / "other disk").mkdir()
+    for name in ("one.safetensors", "two.safetensors"):
+        (folder / name).rename(folder.parent / "other disk" / name)
+        (folder / name).symlink_to(f"../other disk/{name}")
+    assert set(CheckpointFiles.open(folder)) == {"a", "b", "c"}
+    (folder.parent / "link").symlink_to(folder)
+    assert set(CheckpointFiles.open(folder.parent / "link")) == {"a", "b", "c"}
+    parts = folder.parent / "parts"
+    (folder.parent / "other disk").rename(parts)
+    (folder / "parts").symlink_to("../parts")
+    write_index(folder, {"a": "parts/one.safetensors", "b": "parts/one.safetensors", "c": "parts/two.safetensors"})
+    assert set(CheckpointFiles.open(folder)) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("target", ["../nowhere", "two.safetensors", "/dev/zero", ".."])
+def test_linked_shards_that_lead_to_no_file(folder: Path, target: str) -> None:
+    (folder / "two.safetensors").unlink()
+    (folder / "two.safetensors").symlink_to(target)
+    message = refused(folder)
+    assert "two.safetensors" in message
+    assert any(said in message for said in ("link to nothing", "symbolic links", "not a regular file"))
+
+
+def test_single_file_that_is_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("absent")
+    assert "model.safetensors: No such file" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["x" * 300 + ".safetensors", "y/" * 3000 + "z"], ids=["name", "path"])
+def test_file_names_in_an_index_too_long(folder: Path, file: str) -> None:
+    write_index(folder, {"a": file})
+    message = refused(folder)
+    assert INDEX in message and file[:30] in message and "too long" in message
+
+
+def test_file_names_in_an_index_that_are_no_text(folder: Path) -> None:
+    (folder / INDEX).write_text('{"weight_map": {"a": "one\\ud800.safetensors"}}')
+    message = refused(folder)
+    assert INDEX in message and "one" in message and "surrogate" in message
+    (folder / INDEX).write_text('{"weight_map": {"\\udfff.weight": "one.safetensors"}}')
+    assert "surrogate" in refused(folder)
+
+
+def test_a_name_twice_in_an_index(folder: Path) -> None:
+    (folder / INDEX).write_text('{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}')
+    assert '"a" twice' in refused(folder)
+
+
+def test_a_file_by_two_names_in_an_index_is_opened_once(folder: Path) -> None:
+    write_index(folder, {"a": "one.safetensors", "b": "./one.safetensors", "c": "two.safetensors"})
+    assert set(CheckpointFiles.open(folder)) == {"a", "b", "c"}
 
 
 def test_links_of_a_hugging_face_cache_are_followed(folder: Path) -> None:

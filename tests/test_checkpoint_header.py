@@ -165,3 +165,28 @@ def test_random_damage_never_escapes_as_another_error(tmp_path: Path, seed: int)
         CheckpointFiles.open(tmp_path)
     except CheckpointError as fault:
         assert "\n" not in str(fault)
+
+
+def test_quadratic_header(tmp_path: Path) -> None:
+    """Duplicate names among very many: refused by number, by size, or found with a set."""
+    one = '"%s": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}'
+    assert '"n89999" twice' in refused(
+        tmp_path, encode(("{" + ", ".join(one % f"n{i}" for i in [*range(90_000), 89_999]) + "}").encode())
+    )
+    many = ("{" + ", ".join(one % f"n{i % 1000}" for i in range(200_000)) + "}").encode()
+    assert "more than a million values" in refused(tmp_path, encode(many))
+    assert "more than any checkpoint needs" in refused(tmp_path, encode(many * 2))
+
+
+def test_json_size_of_a_header(tmp_path: Path) -> None:
+    assert "more than a million values" in refused(tmp_path, encode(b'{"a": [' + b"[]," * (2 << 20) + b"[]]}"))
+
+
+@pytest.mark.parametrize("start", ["\ufeff", " ", "\n"])
+def test_header_begins_with_its_object(tmp_path: Path, start: str) -> None:
+    assert "must be a JSON object" in refused(tmp_path, encode((start + "{}").encode()))
+
+
+def test_name_of_a_tensor_that_is_no_text(tmp_path: Path) -> None:
+    declared = '{"w\\ud800": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}'
+    assert "surrogate" in refused(tmp_path, encode(declared.encode()))

@@ -32,6 +32,15 @@ def change(path: str, value: Any, preset: str = "tiny-e2b") -> dict[str, Any]:
 
 
 WRONG: list[tuple[str, Any]] = [
+    ("text_config/rms_norm_eps", 10**400),
+    ("text_config/rms_norm_eps", -(10**400)),
+    ("text_config/rms_norm_eps", True),
+    ("text_config/rms_norm_eps", -0.0),
+    ("text_config/hidden_size", 10**400),
+    ("text_config/final_logit_softcapping", 10**400),
+    ("text_config/rope_parameters/full_attention/rope_theta", 10**400),
+    ("text_config/rope_parameters/full_attention/factor", True),
+    ("text_config/rope_parameters/full_attention/factor", 10**400),
     ("text_config/num_hidden_layers", -1),
     ("text_config/num_hidden_layers", 0),
     ("text_config/num_hidden_layers", True),
@@ -199,10 +208,13 @@ def test_folder_without_config(tmp_path: Path) -> None:
         (b'"gemma4"', "JSON object"),
         (b"\xff\xfe{\x00", "UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"hidden_size": ' + b"9" * 5000 + b"}", "not valid JSON"),
-        (b" " * (17 << 20), "larger than 16 MiB"),
+        (b'{"a": 1, "hidden_size": [' + b"9" * 5000 + b"]}", '"hidden_size" is 999999999999…, a number of 5000 digits'),
+        (b" " * (5 << 20), "larger than 4 MiB"),
+        (b'{"a": [' + b"[]," * (1 << 20) + b"[]]}", "more than a million values"),
+        (b'{"hidden_size": 1, "hidden_size": 2}', '"hidden_size" twice'),
+        (b'{"model_type": "gem\\ud83dma"}', "surrogate"),
     ],
-    ids=["empty", "cut", "broken", "list", "text", "utf16", "deep", "digits", "huge"],
+    ids=["empty", "cut", "broken", "list", "text", "utf16", "deep", "digits", "huge", "many", "twice", "surrogate"],
 )
 def test_broken_file(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "config.json").write_bytes(content)

@@ -62,7 +62,8 @@ def test_three_and_three_steps_are_six(tmp_path: Path, dtype: str) -> None:
 
 
 def test_the_folder_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
-    source = shutil.copytree(load("e2b").folder, tmp_path / "source")
+    unknown = shutil.ignore_patterns("config_flat.json")
+    source = shutil.copytree(load("e2b").folder, tmp_path / "source", ignore=unknown)
     (source / "chat_template.jinja").write_text("{{ bos_token }}")
     model = load_pretrained(source, device="cpu")
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
@@ -113,6 +114,9 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(Gemma4Error, match=r"has no training_state\.safetensors"):
         load_training_checkpoint(tmp_path / "bare", model, optimizer)
     assert load_training_checkpoint(tmp_path / "bare", model) is None
+    for metadata, said in (("x" * (17 << 20), "16 MiB"), ([[]] * (1 << 20), "a million"), ({1: 0, "1": 1}, "twice")):
+        with pytest.raises(Gemma4Error, match=said):  # what could not be read again
+            save_training_checkpoint(model, tmp_path / "no", training_metadata=metadata)
     save_training_checkpoint(model, tmp_path / "full", optimizer)
     for kind, patterns in (("sgd", MLP), ("adamw", "*.layers.1.mlp.*")):
         with pytest.raises(Gemma4Error, match="does not fit this"):

@@ -142,8 +142,8 @@ def test_settings_come_from_the_folder(tmp_path: Path) -> None:
         ('{"image_processor": {"resample": 2}}', "resample 2"),
         ('{"image_processor": {"do_normalize": true, "image_mean": [0.5, 0.5, 0.5]}}', "image_mean [0.5, 0.5, 0.5]"),
         ('{"image_processor": 3}', "image_processor must be an object"),
-        ("[1]", "expected an object"),
-        ("{", "cannot be read as JSON"),
+        ("[1]", "must hold a JSON object"),
+        ("{", "is not valid JSON"),
     ],
 )
 def test_settings_that_are_not_supported(tmp_path: Path, text: str, said: str) -> None:

@@ -11,9 +11,12 @@ Names load on first use: importing the package imports neither tinygrad nor any 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+# typing takes longer to import than all else before the command can catch a Ctrl-C
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from gemma4_core.descriptions import (
         CheckpointFormat,
         Context,

@@ -6,6 +6,7 @@ is needed. The protocols at the end of each section say what a factory must retu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +34,10 @@ class Context:
     """config.json as read, keys that the core does not know included."""
 
     def file(self, name: str) -> Path | None:
-        """The path of a file directly in the folder, or None where it is absent."""
+        """The path of a file directly in the folder, or None where it is absent. What else has the name, such as a pipe
+        or a link to nothing, is told where it is read."""
         path = self.folder / name if self.folder else None
-        return path if path is not None and path.is_file() else None
+        return path if path is not None and os.path.lexists(path) else None
 
 
 Matches = Callable[[Context], bool]

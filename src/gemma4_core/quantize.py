@@ -10,26 +10,20 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from gemma4_core.checkpoint.atomic import (
-    check_target,
-    is_checkpoint,
-    make_parents,
-    swap,
-    sync_folder,
-    sync_tree,
-    write_error,
-)
+from gemma4_core.checkpoint.atomic import check_target, make_parents, swap, sync_folder, sync_tree, write_error
 from gemma4_core.checkpoint.choose import open_checkpoint
+from gemma4_core.checkpoint.contents import is_checkpoint, replaceable_checkpoint
 from gemma4_core.checkpoint.convert import RUN_NAMES
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE, Shard
 from gemma4_core.checkpoint.folder import copy_others, write_config
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.names import NamedSource
 from gemma4_core.checkpoint.rows import HostWeight
+from gemma4_core.checkpoint.temporary import lock, remove, restore, short_name, still_there, sweep
 from gemma4_core.checkpoint.unserved import check_stored
 from gemma4_core.config import expected_text_tensors, ignorable, read_context
 from gemma4_core.config.files import shown, shown_path
@@ -44,7 +38,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 2 << 30
 """Stored bytes of the source that become one part, which is what an interruption can cost."""
-PLAN = "plan.json"
+PLAN, LOCK = "plan.json", "lock"
 
 
 class StoredWeight:
@@ -59,13 +53,14 @@ class StoredWeight:
         return self.source.tensor(self.name, "PYTHON", self.dtype)
 
 
-def quantize(source: str | Path, target: str | Path, format: str = "int8") -> Path:
+def quantize(source: str | Path, target: str | Path, format: str = "int8", overwrite: bool = True) -> Path:
     """Write a checkpoint in a quantised format.
 
     Args:
         source: a folder, a hub name or an alias, with ordinary weights.
-        target: an absent or empty folder, or a checkpoint, which is replaced whole.
+        target: an absent or empty folder, or one that holds a checkpoint and nothing else, which is replaced whole.
         format: name of a checkpoint format plugin that can be written.
+        overwrite: False refuses to replace a checkpoint too.
 
     Returns:
         the target.
@@ -81,21 +76,21 @@ def quantize(source: str | Path, target: str | Path, format: str = "int8") -> Pa
     from gemma4_core.loading import choose_dtype
 
     assert context.config is not None
-    check_out(context, target)
+    check_out(context, target, overwrite)
     with opened(context) as source_weights:
         dtype = choose_dtype(None, source_weights.infos, context.config)
         give = lambda names: weights(names, source_weights, context, dtype)  # noqa: E731
-        rewrite(context, source_weights, target, chosen, dtype, give, chosen.name)
+        rewrite(context, source_weights, target, chosen, dtype, give, chosen.name, overwrite=overwrite)
     return Path(target)
 
 
-def check_out(context: Context, target: str | Path) -> None:
+def check_out(context: Context, target: str | Path, overwrite: bool = True) -> None:
     """Refuse a target that may not be replaced. Raises InputError, CheckpointError."""
     assert context.folder is not None
     final, where = Path(os.path.realpath(target)), shown_path(target)
     if final == Path(os.path.realpath(context.folder)):
         raise InputError(f"--out {where} is the checkpoint itself; give another folder")
-    check_target(final, where, is_checkpoint)
+    check_target(final, where, replaceable_checkpoint, overwrite)
 
 
 def rewrite(
@@ -107,17 +102,19 @@ def rewrite(
     give: Callable[[Sequence[str]], Iterator[tuple[str, Any]]],
     plan: str,
     doing: str = "quantizing",
+    overwrite: bool = True,
 ) -> None:
     """Write a checkpoint anew, part by part; an interrupted run goes on, and the target appears whole.
 
     Args:
         context, source: the checkpoint and its open weights.
-        target: an absent or empty folder, or a checkpoint, which is replaced.
+        target: an absent or empty folder, or one that holds a checkpoint and nothing else, which is replaced.
         chosen: the format to write.
         dtype: what the result computes in.
         give: weights by name as the format's ``save`` takes them, for the names of one part.
         plan: all that the result depends on besides the source; parts of another plan are thrown away.
         doing: end of the hidden folder's name in which parts wait.
+        overwrite: False refuses to replace a checkpoint too.
 
     Raises:
         CheckpointError: the target cannot be written or replaced, or another process is at it.
@@ -127,8 +124,7 @@ def rewrite(
         with workplace(final, context, plan, doing) as work:
             write_parts(work, source, context, chosen, give)
             assemble(work, context, dtype)
-            check_target(final, where, is_checkpoint)
-            swap(work / "whole", final)
+            swap(work / "whole", final, where, replaceable_checkpoint, overwrite)
             sync_folder(final.parent)
     except OSError as fault:
         raise write_error(fault, where) from fault
@@ -166,30 +162,39 @@ def workplace(final: Path, context: Context, plan: str, doing: str) -> Iterator[
     One that was made for other weights is emptied.
     """
     make_parents(final.parent)
-    work = final.parent / f".{final.name[:100]}.{doing}"
-    work.mkdir(exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        hold(lock.fileno(), work)
+    sweep(final.parent)
+    work = final.parent / f".{short_name(final)}.{doing}"
+    with hold(work):
+        restore(work / "whole.old", final)
         text = json.dumps(fingerprint(context, plan), indent=2)
         if not (work / PLAN).exists() or (work / PLAN).read_text(encoding="utf-8") != text:
             for path in work.iterdir():
-                if path.name != "lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path.name != LOCK:
+                    remove(path)
             (work / PLAN).write_text(text, encoding="utf-8")
         yield work
-    shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):
+            # the lock goes last: what another process finds without it, it would take for its own
+            for path in work.iterdir():
+                if path.name != LOCK:
+                    remove(path)
+            (work / LOCK).unlink()
+            work.rmdir()
 
 
-def hold(handle: int, work: Path) -> None:
-    """Refuse to work where another process does. The system frees the lock when that ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CheckpointError(f"another process is writing in {shown_path(work)}; wait for it to end") from None
+def hold(work: Path) -> IO[str]:
+    """Make a folder where there is none and lock it. The system frees the lock when this process ends, however it ends.
+    Raises CheckpointError where another process has it."""
+    while True:
+        work.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed it
+            file = open(work / LOCK, "w", encoding="utf-8")  # noqa: SIM115 (the caller closes it)
+            if lock(file) is False:
+                file.close()
+                raise CheckpointError(f"another process is writing in {shown_path(work)}; wait for it to end")
+            if still_there(file, work / LOCK):
+                return file
+            file.close()
 
 
 def fingerprint(context: Context, plan: str) -> Mapping[str, Any]:

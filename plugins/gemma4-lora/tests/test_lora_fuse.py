@@ -12,11 +12,13 @@ from cli_tools import failure, gemma4
 from click.testing import CliRunner
 from gemma4_lora import Adapters, fuse
 from gemma4_lora.command import fuse_command
+from gemma4_lora.files import read_adapter, save_adapter
 from lora_tools import HERE, base_folder, logits, stored, stored_logits, tiny
 from reference_data import read_header, relative_error
 from safetensors.numpy import load_file
 
 from gemma4_core import Gemma4Error, save_training_checkpoint
+from gemma4_core.config import load_config
 from gemma4_core.quantize import quantize
 
 
@@ -94,10 +96,40 @@ def run(*args: object) -> tuple[int, str, str]:
 
 def test_the_command_prints_the_folder_and_replaces_a_checkpoint_whole(tmp_path: Path) -> None:
     out = tmp_path / "a" / "fused"
-    shutil.copytree(base_folder("dense"), out)
-    (out / "leftover.txt").write_text("x")
-    code, printed, error = run("-m", base_folder("dense"), "--adapter", HERE / "dense", HERE / "dense", "--out", out)
-    assert (code, printed, error) == (0, f"{out}\n", "") and not (out / "leftover.txt").exists()
+    base = shutil.copytree(base_folder("dense"), tmp_path / "base", ignore=shutil.ignore_patterns("config_flat.json"))
+    shutil.copytree(base, out)
+    (out / "tokenizer.model").write_text("of the checkpoint that was there")
+    args = ("-m", base, "--adapter", HERE / "dense", HERE / "dense", "--out", out)
+    assert "--overwrite" in failure("fuse", *args) and (out / "tokenizer.model").exists()
+    code, printed, error = run(*args, "--overwrite")
+    assert (code, printed, error) == (0, f"{out}\n", "") and not (out / "tokenizer.model").exists()
+
+
+def test_foreign_files_are_never_replaced_by_fuse(tmp_path: Path) -> None:
+    out = shutil.copytree(base_folder("dense"), tmp_path / "out")
+    (out / "thesis.txt").write_text("years of work")
+    for more in ([], ["--overwrite"]):
+        args = ["-m", base_folder("dense"), "--adapter", HERE / "dense", "--out", out, *more]
+        assert "thesis.txt" in failure("fuse", *args)
+    assert (out / "thesis.txt").read_text() == "years of work" and not list(tmp_path.glob(".*"))
+    adapter = shutil.copytree(HERE / "dense", tmp_path / "adapter")
+    (adapter / "notes.md").write_text("x")
+    with pytest.raises(Gemma4Error, match=r"notes\.md"):
+        save_adapter(adapter, read_adapter(adapter, load_config(base_folder("dense"))))
+    assert (adapter / "notes.md").exists()
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "NaN", "1e999", "true", "-Infinity", "9" * 5000])
+@pytest.mark.parametrize("key", ["lora_alpha", "r"])
+def test_numbers_of_an_adapter(tmp_path: Path, key: str, value: str) -> None:
+    folder = shutil.copytree(HERE / "dense", tmp_path / "adapter")
+    data = json.loads((folder / "adapter_config.json").read_text())
+    text = json.dumps(data | {key: "HERE"}).replace('"HERE"', value)
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(Gemma4Error) as caught:
+        read_adapter(folder, load_config(base_folder("dense")))
+    line = str(caught.value)
+    assert "adapter_config.json" in line and f'"{key}"' in line and len(line) < 500 and "\n" not in line
 
 
 def test_what_cannot_be_fused_is_said_and_nothing_is_written(tmp_path: Path) -> None:

@@ -5,55 +5,58 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from gemma4_core.config.files import shown_path
+from gemma4_core.checkpoint.contents import foreign_files, replaceable_checkpoint
+from gemma4_core.checkpoint.temporary import temporary_path
+from gemma4_core.config.files import human_bytes, shown, shown_path
 from gemma4_core.errors import CheckpointError
 
 FULL_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
+Replaceable = Callable[[Path], bool]
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint, which a new one may replace: config.json and weights lie in it."""
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+class NoRoom(OSError):
+    """A disk that has too little room for what is to be written, known before writing."""
+
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.needed, self.free = needed, free
 
 
 @contextmanager
-def atomic_folder(target: Path | str, replaceable: Callable[[Path], bool] = is_checkpoint) -> Iterator[Path]:
+def atomic_folder(
+    target: Path | str, replaceable: Replaceable = replaceable_checkpoint, overwrite: bool = True
+) -> Iterator[Path]:
     """A new empty folder to fill; it takes the target's place when the block ends well, and is removed otherwise.
 
     Args:
         target: where the folder shall be. Absent parents are made. What is there must be an empty folder or one that
             ``replaceable`` says may go; it is replaced whole.
-        replaceable: by default, whether it is a checkpoint folder.
+        replaceable: by default, whether it holds a checkpoint and nothing else.
+        overwrite: False refuses every folder that is not empty.
 
     Raises:
         CheckpointError: the target is something else, cannot be written, or the disk is full; nothing has changed.
     """
     where = shown_path(target)
     made: list[Path] = []
-    temporary: Path | None = None
     try:
         # a link stays and the folder that it leads to is replaced
         final = Path(os.path.realpath(target))
-        check_target(final, where, replaceable)
+        check_target(final, where, replaceable, overwrite)
         made = make_parents(final.parent)
-        temporary = final.parent / f".{final.name[:100]}.{secrets.token_hex(6)}.tmp"
-        temporary.mkdir()
-        yield temporary
-        sync_tree(temporary)
-        check_target(final, where, replaceable)
-        swap(temporary, final)
-        sync_folder(final.parent)
+        with temporary_path(final) as temporary:
+            temporary.mkdir()
+            yield temporary
+            sync_tree(temporary)
+            swap(temporary, final, where, replaceable, overwrite)
+            sync_folder(final.parent)
     except BaseException as fault:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
@@ -73,34 +76,41 @@ def atomic_file(target: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     Raises:
         CheckpointError: the file cannot be written or the disk is full; nothing has changed.
     """
-    where = shown_path(target)
-    temporary: Path | None = None
     try:
         final = Path(os.path.realpath(target))
-        name = final.parent / f".{final.name[:100]}.{secrets.token_hex(6)}.tmp"
-        with open(name, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
-            temporary = name
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, final)
-        sync_folder(final.parent)
-    except BaseException as fault:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if isinstance(fault, OSError):
-            raise write_error(fault, where) from fault
-        raise
+        with temporary_path(final) as temporary:
+            with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+            sync_folder(final.parent)
+    except OSError as fault:
+        raise write_error(fault, shown_path(target)) from fault
 
 
-def check_target(final: Path, where: str, replaceable: Callable[[Path], bool]) -> None:
-    """Refuse to put a folder in the place of anything of the user's that is no checkpoint."""
-    if not final.exists():
+def check_target(
+    final: Path, where: str, replaceable: Replaceable = replaceable_checkpoint, overwrite: bool = True
+) -> None:
+    """Refuse to put a folder in the place of anything of the user's that is no checkpoint. Raises CheckpointError."""
+    if not os.path.lexists(final):
         return
     if not final.is_dir():
         raise CheckpointError(f"{where} is a file; give a folder to write to")
-    if any(final.iterdir()) and not replaceable(final):
-        raise CheckpointError(f"{where} is neither empty nor a checkpoint, so it is not replaced; give another folder")
+    if any(final.iterdir()):
+        check_replaced(final, where, replaceable, overwrite)
+
+
+def check_replaced(folder: Path, where: str, replaceable: Replaceable, overwrite: bool) -> None:
+    """Refuse to let go of a folder with files of the user's, or of a checkpoint that nobody asked to replace."""
+    if not replaceable(folder):
+        names = foreign_files(folder)
+        alone = f" alone ({', '.join(map(shown, names[:3]))}{', …' if len(names) > 3 else ''} there)" if names else ""
+        raise CheckpointError(
+            f"{where} is neither empty nor a checkpoint{alone}, so it is not replaced; give another folder"
+        )
+    if not overwrite:
+        raise CheckpointError(f"{where} holds a checkpoint already; replace it with --overwrite or give another folder")
 
 
 def make_parents(folder: Path) -> list[Path]:
@@ -137,22 +147,35 @@ def sync_folder(folder: Path) -> None:
         sync_path(folder)
 
 
-def swap(new: Path, final: Path) -> None:
-    """Put a folder in its place. One that is there goes only when the new one stands."""
+def swap(
+    new: Path, final: Path, where: str, replaceable: Replaceable = replaceable_checkpoint, overwrite: bool = True
+) -> None:
+    """Put a folder in its place. One that is there then lies in the new one's old place, or beside it as ``.old``.
+
+    Raises CheckpointError where the one there may not go, with nothing changed.
+    """
+    check_target(final, where, replaceable, overwrite)
     if not final.exists() or not any(final.iterdir()):
         os.replace(new, final)  # on POSIX an empty folder is replaced in one step
         return
-    if exchange(new, final):
-        shutil.rmtree(new, ignore_errors=True)
-        return
-    old = new.with_suffix(".old")
-    os.replace(final, old)
+    old = new
+    if not exchange(new, final):
+        old = new.with_suffix(".old")
+        os.replace(final, old)
+        try:
+            os.replace(new, final)
+        except BaseException:
+            os.replace(old, final)
+            raise
     try:
-        os.replace(new, final)
+        check_replaced(old, where, replaceable, overwrite)  # a file may have come since the first look
     except BaseException:
-        os.replace(old, final)
+        if old is new:
+            exchange(new, final)
+        else:
+            os.replace(final, new)
+            os.replace(old, final)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -168,6 +191,10 @@ def exchange(one: Path, other: Path) -> bool:
 
 def write_error(fault: OSError, where: str) -> CheckpointError:
     """The one-line error for a failed write."""
+    if isinstance(fault, NoRoom):
+        free, needed = human_bytes(fault.free), human_bytes(fault.needed)
+        return CheckpointError(f"{where}: {free} are free there, {needed} are needed; free some space or give another "
+                               f"folder")
     if fault.errno in FULL_DISK:
         return CheckpointError(f"{where}: the disk is full, nothing was changed there; free some space")
     reason = fault.strerror or str(fault)[:200]

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
 import shutil
+import stat
+import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-MARKERS = ("gemma4_format", "quantization_config", "quantization")
+from gemma4_core.checkpoint.contents import CONFIG, LISTED, LITTER, SIDE_FILES, is_cache, known_name, other_names
+from gemma4_core.config.files import shown, shown_path
+
+MARKERS = ("gemma4_format", "quantization_config", "quantization", LISTED[CONFIG])
 """Keys of config.json that say how weights are stored; each format writes its own."""
-KEPT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 KEPT_BYTES = 256 << 20
-NOT_KEPT = ("config.json", "training_state.json")
+NAMES_SHOWN = 8
+BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+"""Names of files in the hub's cache: a blob's git or SHA-256 digest."""
 
 
 def write_config(raw: Mapping[str, Any], dtype: str, folder: Path) -> None:
-    """config.json as it was, with the dtype that weights are in, and with what the format has put into the folder's
-    config.json already."""
+    """config.json as it was, with the dtype that weights are in, with what the format has put into the folder's
+    config.json already, and with a list of the files that it wrote under names of its own."""
     data: dict[str, Any] = copy.deepcopy(dict(raw))
     for marker in MARKERS:
         data.pop(marker, None)
@@ -31,14 +40,78 @@ def write_config(raw: Mapping[str, Any], dtype: str, folder: Path) -> None:
     path = folder / "config.json"
     if path.exists():
         data |= json.loads(path.read_text(encoding="utf-8"))
+    if others := other_names(folder):
+        data[LISTED[CONFIG]] = others
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_others(source: Path | None, folder: Path) -> None:
-    """Tokenizer, template, processor and generation files of a folder, where it is still there."""
+    """Tokenizer, template, processor and generation files, licence and model card of a folder, where it is still there.
+
+    Files of other names are not copied: the result is what people upload. Neither is a file that a link fetches from
+    elsewhere than the folder or the hub's cache. A line on stderr names what stays behind.
+    """
     if source is None or not source.is_dir():
         return
-    for path in sorted(source.iterdir()):
-        wanted = path.suffix in KEPT_SUFFIXES and path.name not in NOT_KEPT and not path.name.startswith(".")
-        if wanted and not path.name.endswith(".index.json") and path.is_file() and path.stat().st_size <= KEPT_BYTES:
-            shutil.copyfile(path, folder / path.name)
+    left = []
+    for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
+        path = source / entry.name
+        if entry.name in SIDE_FILES:
+            reason = why_not(path, source)
+            if reason is None:
+                shutil.copyfile(path, folder / entry.name)
+            else:
+                left.append(f"{shown(entry.name)} ({reason})")
+        elif not known_name(entry.name) and not is_weight(entry.name) and not is_litter(entry):
+            left.append(shown(entry.name))
+    if left:
+        more = f" and {len(left) - NAMES_SHOWN} more" if len(left) > NAMES_SHOWN else ""
+        tell(f"not copied from {shown_path(source)}: {', '.join(left[:NAMES_SHOWN])}{more}")
+
+
+def why_not(path: Path, source: Path) -> str | None:
+    """Why a file is not to be copied; None where it is."""
+    try:
+        found = os.stat(path)
+        real, home = Path(os.path.realpath(path)), Path(os.path.realpath(source))
+    except OSError as fault:
+        return "a link to a file that is absent" if isinstance(fault, FileNotFoundError) else str(fault.strerror)
+    if not stat.S_ISREG(found.st_mode):
+        return "no regular file"
+    if found.st_size > KEPT_BYTES:
+        return f"larger than {KEPT_BYTES >> 20} MiB"
+    if not real.is_relative_to(home) and not from_hub(real, source):
+        return f"a link to {shown_path(real, 60)}, which is outside the folder"
+    return None
+
+
+def from_hub(real: Path, source: Path) -> bool:
+    """Whether a file that a link leads to lies in the hub's cache, or among the ``blobs`` of a snapshot's files."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if real.is_relative_to(os.path.realpath(HF_HUB_CACHE)):
+        return True
+    # a cache may be reached by a link, and its parts may lie on another disk
+    for home in (Path(os.path.abspath(source)), Path(os.path.realpath(source))):
+        if home.parent.name == "snapshots":
+            blobs = Path(os.path.realpath(home.parents[1] / "blobs"))
+            own = blobs == Path(os.path.realpath(home.parents[1])) / "blobs"
+            if real.is_relative_to(blobs) and (own or BLOB.fullmatch(real.name)):
+                return True
+    return False
+
+
+def is_weight(name: str) -> bool:
+    """Whether a file's name is that of weights or of their index, which are written anew."""
+    return name.endswith((".safetensors", ".index.json"))
+
+
+def is_litter(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is nothing of the model's or of the user's."""
+    return entry.name in LITTER or (entry.is_dir() and is_cache(entry))
+
+
+@lru_cache
+def tell(line: str) -> None:
+    """A line on stderr, once: a training run saves many times."""
+    print(line, file=sys.stderr, flush=True)

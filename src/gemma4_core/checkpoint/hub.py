@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gemma4_core.checkpoint.adapted import refuse_adapter
+from gemma4_core.checkpoint.contents import CONFIG, SIDE_FILES
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import CheckpointError
@@ -24,7 +25,7 @@ REPOSITORIES = {
 TUNED = "-it"
 DEMO = "demo"
 """Name of the trained model inside the package."""
-FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+FILES = (*sorted(SIDE_FILES), CONFIG, "*.safetensors", "*.safetensors.index.json")
 NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
 LOCAL_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 LAST = "last"

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from gemma4_core.checkpoint.atomic import NoRoom
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from gemma4_core.checkpoint.header import ITEMSIZE
 from gemma4_core.checkpoint.progress import Progress, progress
-from gemma4_core.config.files import shown, shown_path
+from gemma4_core.config.files import shown
 from gemma4_core.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -58,14 +59,11 @@ def write_shards(
         bytes of tensor data written.
 
     Raises:
-        CheckpointError: the disk has too little room, or ``data`` gives other than the planned bytes.
-        OSError: writing failed on the way; ``atomic_folder`` makes one line of it.
+        CheckpointError: ``data`` gives other than the planned bytes.
+        OSError: the disk has too little room, or writing failed on the way; ``atomic_folder`` makes one line of it.
     """
     total = sum(tensor.nbytes for tensor in plan)
-    free = shutil.disk_usage(folder).free
-    if free < total:
-        have = f"{free / 1e9:.2f} GB"
-        raise CheckpointError(f"{shown_path(folder.parent)} has {have} free, {total / 1e9:.2f} GB are needed there")
+    check_room(folder, total)
     shards = split(plan, max_shard_bytes)
     names = [SINGLE_FILE]
     if len(shards) > 1:
@@ -79,6 +77,13 @@ def write_shards(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return total
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise NoRoom, an OSError, where the disk of a folder has less than ``needed`` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise NoRoom(needed, free)
 
 
 def split(plan: Sequence[Planned], max_shard_bytes: int) -> list[list[Planned]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
+# nothing else is imported before ``_start``, which ends a Ctrl-C without a traceback
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
     from gemma4_core.cli.group import cli
 
 __all__ = ["cli", "generate_main", "main"]

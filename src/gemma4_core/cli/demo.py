@@ -27,8 +27,10 @@ NEXT = """What to try next:
               help="Of picture, sound and sum; without it they differ each time.")
 @click.option("--keep", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
               help="Write the model there and keep it, picture and sound beside it.")
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint in --keep; a folder with other files never is.")
 def demo_command(
-    device: str, beam: int, beam_seconds: float | None, max_new_tokens: int, seed: int | None, keep: Path | None
+    device: str, beam: int, beam_seconds: float | None, max_new_tokens: int, seed: int | None, keep: Path | None,
+    overwrite: bool,
 ) -> None:
     """Show that everything works here, with a tiny model: a text, a sum, a picture described, a sound written down."""
     from gemma4_core.cli.demo_show import show
@@ -37,6 +39,6 @@ def demo_command(
     if on_terminal():
         note("loading and compiling a tiny model …")
     options: dict[str, Any] = {"device": device, "beam": beam, "beam_seconds": beam_seconds}
-    lines = show(packaged_demo(), options, max_new_tokens, seed, keep)
+    lines = show(packaged_demo(), options, max_new_tokens, seed, keep, overwrite)
     write("\n".join([*lines, NEXT, ""]))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from gemma4_core.cli.failures import escaped
 from gemma4_core.cli.output import human_bytes, human_count, show_all
-from gemma4_core.demo import copy_demo, draw_picture, record_sound
+from gemma4_core.demo import PICTURE, SOUND, copy_demo, draw_picture, record_sound
 
 if TYPE_CHECKING:
     from gemma4_core.model import GemmaModel
@@ -46,8 +46,8 @@ def tasks(folder: Path, seed: int | None) -> list[Task]:
     """
     rng = np.random.default_rng(seed)
     first, second = (int(n) for n in rng.integers(100, 1000, 2))
-    picture, scene = draw_picture(folder / "picture.png", rng)
-    sound, number = record_sound(folder / "sound.wav", rng)
+    picture, scene = draw_picture(folder / PICTURE, rng)
+    sound, number = record_sound(folder / SOUND, rng)
     return [
         Task("text", BEGINNING, None, {}),
         Task("sum", f"What is {first} + {second}?", str(first + second), {}),
@@ -98,16 +98,16 @@ def on_the_path() -> list[str]:
 
 
 def show(
-    packaged: Path, options: dict[str, Any], tokens: int, seed: int | None, keep: Path | None
+    packaged: Path, options: dict[str, Any], tokens: int, seed: int | None, keep: Path | None, overwrite: bool = False
 ) -> list[str]:
     """Let the trained model show what it can; in lines. Picture and sound stay where the user can open them."""
     from gemma4_core import loading
 
-    folder = copy_demo(packaged, keep) if keep is not None else Path(tempfile.mkdtemp(prefix="gemma4-demo-"))
+    folder = copy_demo(packaged, keep, overwrite) if keep is not None else Path(tempfile.mkdtemp(prefix="gemma4-demo-"))
     shown = tasks(folder, seed)
     model = loading.load_pretrained(packaged, **options)
     results = [line for task in shown for line in answered(model, task)]
-    picture, name = shlex.quote(str(folder / "picture.png")), "demo" if keep is None else shlex.quote(str(keep))
+    picture, name = shlex.quote(str(folder / PICTURE)), "demo" if keep is None else shlex.quote(str(keep))
     return [
         GREETING, "", *about(model, packaged), "", *results, speed(model, tokens), "",
         *on_the_path(),

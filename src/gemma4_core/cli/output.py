@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gemma4_core.config.files import human_bytes
 from gemma4_core.console import console
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 DIM, PLAIN = "\033[2m", "\033[0m"
 UNSAFE = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
 """Control characters, with which a model could command the terminal; files and pipes get them as they are."""
-UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def on_terminal() -> bool:
@@ -44,15 +44,6 @@ def write(text: str) -> None:
     except OSError as error:
         error.filename = error.filename or "standard output"
         raise
-
-
-def human_bytes(count: float) -> str:
-    """``10.2 GB``: decimal units, three digits."""
-    for unit in UNITS:
-        if count < 999.5 or unit == UNITS[-1]:
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.{1 if count >= 9.995 else 2}f} {unit}"
 
 
 def human_count(count: int) -> str:

@@ -17,7 +17,8 @@ from gemma4_core.cli.output import note, on_terminal, write
 @click.command("quantize", cls=GemmaCommand)
 @model_option(required=False, help="Checkpoint folder, hub name or alias to quantise.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
-              help="Folder to write; a checkpoint there is replaced.")
+              help="Folder to write.")
+@click.option("--overwrite", is_flag=True, allow_from_autoenv=False, help="Replace a checkpoint in that folder; one with other files never is.")
 @click.option("--models-dir", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
               help="Folder of checkpoints as gemma4 download --models-dir makes it; each gets one beside it.")
 @click.option("--sizes", cls=ManyOption, separator=",", metavar="SIZE...",
@@ -27,7 +28,7 @@ from gemma4_core.cli.output import note, on_terminal, write
               help="Checkpoint format plugin to write.")
 @click.pass_context
 def quantize_command(
-    ctx: click.Context, out: Path | None, sizes: Sequence[str], format_name: str, **named: Any
+    ctx: click.Context, out: Path | None, overwrite: bool, sizes: Sequence[str], format_name: str, **named: Any
 ) -> None:
     """Write a checkpoint with quantised weights: half the size, and computed as it is stored.
 
@@ -43,10 +44,10 @@ def quantize_command(
     from gemma4_core.quantize import done_before, quantize
 
     for source, target in pairs:
-        if models_dir is not None and done_before(target, format_name):
+        if models_dir is not None and not overwrite and done_before(target, format_name):
             note(f"{target} is there already")
         else:
-            quantize(source, target, format_name)
+            quantize(source, target, format_name, overwrite)
         write(f"{target}\n")
     if on_terminal():
         note(f'try: gemma4 generate -m {pairs[-1][1]} --prompt "Once upon a time"')

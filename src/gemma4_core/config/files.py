@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gemma4_core.errors import ConfigError, Gemma4Error
 
-JSON_LIMIT = 64 << 20
-"""Bytes: an index of a hundred thousand tensors is smaller."""
+CONFIG_LIMIT = 4 << 20
+"""Bytes of config.json and the other settings of a model: real ones have a few thousand."""
+JSON_LIMIT = 16 << 20
+"""Bytes of any other JSON file: an index of a hundred thousand tensors has 10 MB, a tokenizer_config.json 1 MB."""
+ITEM_LIMIT = 1 << 20
+"""Values in a JSON file: parsing so many takes half a second and 150 MB. 30 000 tensors of a header have 270 000."""
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def human_bytes(count: float) -> str:
+    """``10.2 GB``: decimal units, three digits."""
+    for unit in UNITS:
+        if count < 999.5 or unit == UNITS[-1]:
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.{1 if count >= 9.995 else 2}f} {unit}"
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number that fits a float; true and false are none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # an int is compared exactly, whatever its size
 
 
 def shown(value: object, width: int = 80) -> str:
@@ -35,34 +57,77 @@ def read_bytes(path: Path, limit: int = JSON_LIMIT, error: type[Gemma4Error] = C
     """The whole of a regular file of at most ``limit`` bytes. Raises ``error`` naming the file."""
     where = shown_path(path)
     try:
+        found = os.stat(path)
         # a pipe or device of this name would block or never end
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not stat.S_ISREG(found.st_mode):
             raise error(f"{where} is not a regular file")
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
+        if found.st_size <= limit:
+            with open(path, "rb") as file:
+                data = file.read(limit + 1)
+            if len(data) <= limit:
+                return data
     except OSError as fault:
-        raise error(f"{where}: {fault.strerror or fault}; check the path and its permissions") from fault
+        absent = isinstance(fault, FileNotFoundError) and os.path.islink(path)
+        reason = "a link to a file that is absent" if absent else fault.strerror or fault
+        raise error(f"{where}: {reason}; check the path and its permissions") from fault
     except ValueError as fault:
         raise error(f"{where}: {fault}") from fault
-    if len(data) > limit:
-        raise error(f"{where} is larger than {limit >> 20} MiB, which no such file of a checkpoint is")
-    return data
+    raise error(f"{where} is larger than {limit >> 20} MiB, which no such file of a checkpoint is; fetch it again")
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT, error: type[Gemma4Error] = ConfigError) -> dict[str, Any]:
-    """The JSON object in a file. Raises ``error`` naming the file, and the line and column of a fault."""
-    where = shown_path(path)
+    """The JSON object in a file. Raises ``error`` naming the file, and the line and column or the key of a fault."""
+    return parse_object(read_bytes(path, limit, error), shown_path(path), error)
+
+
+def parse_object(data: bytes, where: str, error: type[Gemma4Error] = ConfigError) -> dict[str, Any]:
+    """The object that JSON text says, with time and memory bounded.
+
+    Args:
+        data: UTF-8, perhaps with a byte order mark.
+        where: what errors call the text.
+        error: class of the errors.
+
+    Raises:
+        error: no JSON, no object, too many values, or a name twice, a number too long, text that is no Unicode.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise error(f"{where} names {shown(twice)} twice; remove one, or fetch the file again")
+        return found
+
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > ITEM_LIMIT:
+        raise error(f"{where} has more than a million values, which no such file of a checkpoint has; fetch it again")
     try:
-        value = json.loads(read_bytes(path, limit, error).decode("utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
+        if b"\\ud" in data or b"\\uD" in data:  # perhaps one half of a pair, which is no text
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as fault:
         raise error(f"{where} is not UTF-8 text (byte {fault.start}); fetch the file again") from fault
+    except UnicodeEncodeError as fault:
+        near = shown(fault.object[max(0, fault.start - 60) : fault.end], 160)
+        raise error(f"{where} has half of a surrogate pair, which is no text, at the end of {near}") from fault
     except json.JSONDecodeError as fault:
         place = f"line {fault.lineno} column {fault.colno}"
         raise error(f"{where} is not valid JSON: {fault.msg} at {place}; fetch the file again") from fault
     except RecursionError as fault:
         raise error(f"{where} is nested too deeply to be a file of a checkpoint") from fault
     except ValueError as fault:
-        raise error(f"{where} is not valid JSON: {shown(str(fault))}") from fault
+        raise error(f"{where} is not valid JSON: {long_number(data) or shown(str(fault))}") from fault
     if not isinstance(value, dict):
         raise error(f"{where} must hold a JSON object, not {shown(value)}")
     return value
+
+
+def long_number(data: bytes) -> str | None:
+    """Which number has more digits than Python reads, by the key before it; None where there is none."""
+    found = re.search(rb"-?[0-9]{%d,}" % (sys.get_int_max_str_digits() + 1), data)
+    if found is None:
+        return None
+    keys = re.findall(rb'"([^"]{0,200})"\s*:', data[max(0, found.start() - 4096) : found.start()])
+    key = shown(keys[-1].decode("utf-8", "replace")) if keys else "a value"
+    return f"{key} is {found[0][:12].decode()}…, a number of {len(found[0])} digits"

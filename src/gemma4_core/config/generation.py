@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma4_core.config.files import read_json, shown_path
-from gemma4_core.config.outer import CONFIG_LIMIT, GemmaConfig
+from gemma4_core.config.files import CONFIG_LIMIT, is_number, read_json, shown_path
+from gemma4_core.config.outer import GemmaConfig
 from gemma4_core.config.section import Section
 from gemma4_core.config.text import LARGEST_VOCABULARY
 
@@ -35,7 +36,7 @@ def load_generation_config(folder: Path | str, config: GemmaConfig) -> Generatio
     Raises ConfigError naming key and value.
     """
     path = Path(folder) / GENERATION_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return GenerationConfig(config.eos_token_ids, config.pad_token_id, config.bos_token_id)
     section = Section(read_json(path, CONFIG_LIMIT), shown_path(path))
     vocabulary = config.text_config.vocab_size
@@ -56,9 +57,15 @@ def load_generation_config(folder: Path | str, config: GemmaConfig) -> Generatio
 
 def temperature(section: Section) -> float:
     """Zero is greedy, as on the command line."""
-    return 0.0 if section.get("temperature") in (0, 0.0) else section.number("temperature", 1.0, 0.0, 1e6)
+    return 0.0 if is_zero(section, "temperature") else section.number("temperature", 1.0, 0.0, 1e6)
 
 
 def optional_number(section: Section, key: str, high: float) -> float | None:
     """A number above 0 and up to ``high``; None where absent, null or (as some files write "off") 0."""
-    return section.number(key, 1.0, 0.0, high) if section.get(key) else None
+    return None if section.get(key) is None or is_zero(section, key) else section.number(key, 1.0, 0.0, high)
+
+
+def is_zero(section: Section, key: str) -> bool:
+    """Whether a key is the number 0; false is none."""
+    value = section.get(key)
+    return is_number(value) and value == 0

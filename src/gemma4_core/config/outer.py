@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.config.files import read_json, shown, shown_path
+from gemma4_core.config.files import CONFIG_LIMIT, read_json, shown, shown_path
 from gemma4_core.config.media import AudioConfig, VisionConfig, parse_audio, parse_vision
 from gemma4_core.config.section import Section
 from gemma4_core.config.text import LARGEST_VOCABULARY, TextConfig, parse_text
@@ -15,7 +15,6 @@ from gemma4_core.descriptions import Context
 from gemma4_core.errors import ConfigError
 
 CONFIG_FILE = "config.json"
-CONFIG_LIMIT = 16 << 20
 SUPPORTED_TYPES = ("gemma4", "gemma4_text")
 DTYPES = ("bfloat16", "float16", "float32")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemma4_core.config.files import shown
+from gemma4_core.config.files import is_number, shown
 from gemma4_core.errors import ConfigError
 
 ABSENT = object()
@@ -45,8 +44,7 @@ class Section:
     def number(self, key: str, default: float, low: float, high: float) -> float:
         """A finite number above ``low`` and up to ``high``."""
         value = self.data.get(key, default)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not low < value <= high:
+        if not is_number(value) or not low < value <= high:
             raise self.fault(key, f"it must be a number above {low:g} and up to {high:g}")
         return float(value)
 

@@ -273,8 +273,7 @@ def one_rope(section: Section) -> RopeParameters:
     """One kind's parameters. A partial factor counts only for ``proportional``, as in the reference."""
     rope_type = section.only("rope_type", ("default", "proportional"), section.get("type", "default"))
     theta = section.number("rope_theta", 0.0, 1.0, 1e12)
-    if section.get("factor", 1.0) != 1.0:
-        raise section.fault("factor", "only 1.0 is supported")
+    section.only("factor", (1.0,), 1.0)
     partial = section.number("partial_rotary_factor", 1.0, 0.0, 1.0) if rope_type == "proportional" else 1.0
     return RopeParameters(rope_type, theta, partial)
 

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from gemma4_core.checkpoint.hub import packaged_demo
 from gemma4_core.demo.random_model import demo_config, write_demo_checkpoint
-from gemma4_core.demo.trained_model import copy_demo, draw_picture, record_sound
+from gemma4_core.demo.trained_model import PICTURE, SOUND, copy_demo, draw_picture, record_sound
 
-__all__ = ["copy_demo", "demo_config", "draw_picture", "packaged_demo", "record_sound", "write_demo_checkpoint"]
+__all__ = [
+    "PICTURE",
+    "SOUND",
+    "copy_demo",
+    "demo_config",
+    "draw_picture",
+    "packaged_demo",
+    "record_sound",
+    "write_demo_checkpoint",
+]

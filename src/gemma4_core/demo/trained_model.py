@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING
 
 from gemma4_core.checkpoint import atomic_folder
 from gemma4_core.checkpoint.atomic import atomic_file
+from gemma4_core.checkpoint.contents import foreign_files, is_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
 
+PICTURE, SOUND = "picture.png", "sound.wav"
+"""Files that the demo draws and records beside the model."""
 SIDE = 448
 """Pixels of a picture's sides."""
 
 
-def copy_demo(packaged: Path, folder: Path) -> Path:
-    """Write the model to a folder of the user's. Raises CheckpointError where it cannot be, or holds other things."""
-    with atomic_folder(folder) as temporary:
+def copy_demo(packaged: Path, folder: Path, overwrite: bool = False) -> Path:
+    """Write the model to a folder of the user's; ``overwrite`` replaces a checkpoint there, with the picture and sound
+    of an earlier demo. Raises CheckpointError where it cannot be written, or holds other things."""
+
+    def replaceable(there: Path) -> bool:
+        return is_checkpoint(there) and not foreign_files(there, (PICTURE, SOUND))
+
+    with atomic_folder(folder, replaceable, overwrite) as temporary:
         for path in packaged.iterdir():
             if path.is_file():
                 shutil.copyfile(path, temporary / path.name)

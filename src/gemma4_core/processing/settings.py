@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from gemma4_core.config.files import CONFIG_LIMIT, read_json
 from gemma4_core.descriptions import Context
 from gemma4_core.errors import ConfigError
-
-MAX_CONFIG_BYTES = 16 << 20
 
 
 def file_values(context: Context, name: str) -> Mapping[str, Any]:
     """A JSON object of the folder by its file name; empty where the file is absent. Raises ConfigError."""
     path = context.file(name)
-    if path is None:
-        return {}
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES >> 20} MiB; is this the right file?")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {str(error)[:120]}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected an object, found {type(values).__name__}")
-    return values
+    return {} if path is None else read_json(path, CONFIG_LIMIT)
 
 
 def processor_values(

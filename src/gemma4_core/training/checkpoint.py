@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ from tinygrad import Tensor
 from tinygrad.nn.state import inverse_safe_dtypes, safe_dtypes
 
 from gemma4_core.checkpoint import Planned, atomic_folder
-from gemma4_core.checkpoint.atomic import is_checkpoint
+from gemma4_core.checkpoint.contents import other_names, replaceable_save
 from gemma4_core.checkpoint.files import Shard
 from gemma4_core.checkpoint.folder import copy_others, write_config
 from gemma4_core.checkpoint.progress import Silent
 from gemma4_core.checkpoint.upload import NAMES, copy_in
-from gemma4_core.checkpoint.writer import write_file
-from gemma4_core.config.files import read_json, shown, shown_path
+from gemma4_core.checkpoint.writer import check_room, write_file
+from gemma4_core.config.files import JSON_LIMIT, human_bytes, parse_object, read_json, shown, shown_path
 from gemma4_core.errors import CheckpointError, InputError
 from gemma4_core.plugins import registry
 from gemma4_core.training.optimizer import TrainingOptimizer, check_state
@@ -52,7 +52,7 @@ def save_training_checkpoint(
 
     Args:
         model: its weights go out in its run-time dtype under the names that they were loaded from.
-        folder: an absent or empty folder, or a checkpoint folder, which is replaced whole.
+        folder: an absent or empty folder, or one that holds a checkpoint and nothing else, which is replaced whole.
         optimizer: its state is written too, for ``load_training_checkpoint``.
         training_metadata: anything that JSON can say, such as ``{"step": 1}``; returned when loading.
         quantize: a format to store weights in, such as ``int8``; None is ordinary weights.
@@ -61,12 +61,12 @@ def save_training_checkpoint(
         the folder.
 
     Raises:
-        InputError: metadata that JSON cannot say.
+        InputError: metadata that JSON cannot say, or more than 16 MiB or a million values of it.
         PluginError: no such format.
         CheckpointError: the folder cannot be written, or is something else than a checkpoint.
     """
-    run = run_text(training_metadata, optimizer)
-    with atomic_folder(folder, replaceable) as temporary:
+    run_text(training_metadata, optimizer)
+    with atomic_folder(folder, replaceable_save) as temporary:
         if model.trained_part is None:
             write_model(model, temporary, writable_format(model, quantize))
         elif quantize is None:
@@ -75,13 +75,9 @@ def save_training_checkpoint(
             raise InputError(f"quantize {quantize!r}: only a part of the model trains, and that is saved as it is")
         if optimizer is not None:
             write_state(adopted(model, optimizer), temporary / STATE_FILE)
+        run = run_text(training_metadata, optimizer, other_names(temporary))
         (temporary / RUN_FILE).write_text(run, encoding="utf-8")
     return Path(folder)
-
-
-def replaceable(folder: Path) -> bool:
-    """Whether a folder may be replaced: a checkpoint, or what a transform saved with a run's state."""
-    return is_checkpoint(folder) or (folder / RUN_FILE).is_file()
 
 
 def write_model(model: GemmaModel, folder: Path, chosen: CheckpointFormat) -> None:
@@ -149,14 +145,21 @@ def name_of(optimizer: Any) -> str:
     return optimizer.name if isinstance(optimizer, TrainingOptimizer) else type(optimizer).__name__
 
 
-def run_text(metadata: Any, optimizer: Any) -> str:
-    """The content of ``training_state.json``. Raises InputError for metadata that JSON cannot say."""
+def run_text(metadata: Any, optimizer: Any, files: Sequence[str] = ()) -> str:
+    """The content of ``training_state.json``; ``files`` are those that a plugin wrote under names of its own. Raises
+    InputError for metadata that JSON cannot say, or that could not be read again."""
     name = None if optimizer is None else name_of(optimizer)
     data = {"version": VERSION, "optimizer": name, "training_metadata": metadata}
+    if files:
+        data["files"] = list(files)
     try:
-        return json.dumps(data, indent=2) + "\n"
+        text = json.dumps(data, indent=2) + "\n"
     except (TypeError, ValueError, RecursionError) as fault:
         raise InputError(f"training_metadata {shown(repr(metadata))} is not plain JSON: {shown(str(fault))}") from fault
+    if len(text) > JSON_LIMIT:
+        raise InputError(f"training_metadata has {human_bytes(len(text))}; at most {JSON_LIMIT >> 20} MiB can be kept")
+    parse_object(text.encode(), "training_metadata", InputError)
+    return text
 
 
 def writable_format(model: GemmaModel, quantize: str | None) -> CheckpointFormat:
@@ -182,6 +185,7 @@ def write_state(optimizer: TrainingOptimizer, path: Path) -> None:
         buffer = state[planned.name].uop.buffer.ensure_allocated()
         return [buffer.as_memoryview(allow_zero_copy=True)]
 
+    check_room(path.parent, sum(planned.nbytes for planned in plan))
     with open(path, "xb") as file:
         write_file(file, plan, data, {"optimizer": optimizer.name}, Silent())
 

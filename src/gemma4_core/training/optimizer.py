@@ -13,7 +13,7 @@ from tinygrad import Tensor
 from tinygrad.helpers import Context as TinygradContext
 from tinygrad.nn.state import get_state_dict
 
-from gemma4_core.config.files import shown
+from gemma4_core.config.files import is_number, shown
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.plugins import registry
 from gemma4_core.plugins.options import refuse_unknown
@@ -73,8 +73,8 @@ class TrainingOptimizer:
 
     def set_lr(self, lr: float) -> None:
         """Change the learning rate, also of captured steps. Raises InputError for an optimizer without ``lr``."""
-        if not math.isfinite(lr) or lr < 0:
-            raise InputError(f"lr {lr!r}: must be a finite number from 0")
+        if not is_number(lr) or lr < 0:
+            raise InputError(f"lr {shown(lr)}: must be a finite number from 0")
         held = self.rates
         if not held:
             raise InputError(f"optimizer {self.name} has no lr that can be changed")
@@ -157,8 +157,8 @@ def build_optimizer(
         InputError: a pattern matches nothing, nothing trains, or a value does not fit.
     """
     for what, value in (("lr", lr), ("weight_decay", weight_decay)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise InputError(f"{what} {value!r}: must be a finite number from 0")
+        if not is_number(value) or value < 0:
+            raise InputError(f"{what} {shown(value)}: must be a finite number from 0")
     backend = registry.select("optimizer", model.context, optimizer)
     check_names(backend, options)
     sizes = candidates(model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core.checkpoint.atomic import atomic_file, make_parents, write_error
+from gemma4_core.checkpoint.contents import replaceable_save
 from gemma4_core.checkpoint.hub import LAST
+from gemma4_core.checkpoint.temporary import sweep, temporary_path
 from gemma4_core.config.files import read_json, shown_path
 from gemma4_core.errors import CheckpointError
 from gemma4_core.training.checkpoint import RUN_FILE
 
 SETTINGS, LOG, CURVE, SAMPLES = "settings.json", "log.csv", "loss.png", "samples.jsonl"
 STEP = re.compile(r"step-(\d{1,12})")
-LEFT_OVER = re.compile(r"\.(step-\d{1,12}|last|settings\.json|log\.csv|loss\.png)\.[0-9a-f]{12}\.(tmp|old)")
 
 
 class RunFolder:
@@ -92,27 +92,20 @@ class RunFolder:
         if not resume:
             for path in (self.log, self.samples, self.curve):
                 path.unlink(missing_ok=True)
-        self._clear()
+        sweep(self.path)
         with atomic_file(self.settings, "w") as file:
             file.write(json.dumps(dict(settings), indent=2) + "\n")
 
     def saved(self, number: int, keep: int) -> None:
-        """After a step was saved: make ``last`` lead to it, and remove older checkpoints but ``keep`` in all."""
-        temporary = self.path / f".{LAST}.{secrets.token_hex(6)}.tmp"
-        with suppress(OSError):  # some systems have no links
+        """After a step was saved: make ``last`` lead to it, and remove older checkpoints but ``keep`` in all. One with
+        files of the user's beside its own stays."""
+        with suppress(OSError), temporary_path(self.path / LAST) as temporary:  # some systems have no links
             os.symlink(self.step(number).name, temporary, target_is_directory=True)
             os.replace(temporary, self.path / LAST)
         for _, path in self.checkpoints()[:-keep]:
-            shutil.rmtree(path, ignore_errors=True)
-
-    def _clear(self) -> None:
-        """Remove what a killed process has left half written."""
-        for path in self.path.iterdir():
-            if LEFT_OVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            elif LEFT_OVER.fullmatch(path.name):
-                with suppress(OSError):
-                    path.unlink()
+            with suppress(OSError):
+                if replaceable_save(path):  # one that has files of the user's stays
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from tinygrad import Tensor
 
 from gemma4_core import DenseMatrix, DenseStack, ExpertStack, InputError, Matrix, Weight
-from gemma4_core.config.files import shown
+from gemma4_core.config.files import is_number, shown
 from gemma4_core.devices import free_memory_bytes
 from gemma4_lora.config import LoraConfig
 from gemma4_lora.files import AdapterFiles, Pair, read_adapter, save_adapter
@@ -139,8 +139,8 @@ class Adapters:
         """
         if mode not in MODES:
             raise InputError(f"adapter mode {shown(mode)}: choose one of {', '.join(MODES)}")
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
-            raise InputError(f"adapter strength {strength!r}: a finite number is expected")
+        if not is_number(strength):
+            raise InputError(f"adapter strength {shown(strength)}: a finite number is expected")
         wanted: dict[str, list[LowRank]] = {}
         for name in dict.fromkeys(names):
             for tensor, change in self._get(name).changes.items():

@@ -17,7 +17,8 @@ from gemma4_core.cli.output import note, on_terminal, write
 @click.option("--adapter", "adapters", cls=ManyOption, required=True, metavar="FOLDER",
               help="Adapter folder in the peft layout; several add up.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
-              help="Folder to write; a checkpoint there is replaced.")
+              help="Folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint in that folder; one with other files never is.")
 @click.option("--format", "format_name", default="auto", show_default=True, metavar="NAME",
               help="What to write: bf16 (ordinary weights), int8, …; auto is the base's format.")
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,
@@ -25,7 +26,7 @@ from gemma4_core.cli.output import note, on_terminal, write
 @click.option("--strength", type=Number(-1e9, 1e9), default=1.0, show_default=True,
               help="Factor on the adapters' scale.")
 def fuse_command(
-    model: str, adapters: Sequence[str], out: Path, format_name: str, dtype: str, strength: float
+    model: str, adapters: Sequence[str], out: Path, overwrite: bool, format_name: str, dtype: str, strength: float
 ) -> None:
     """Write a checkpoint with adapters worked into its weights.
 
@@ -38,7 +39,8 @@ def fuse_command(
     from gemma4_lora.fusing import fuse
 
     wanted = None if format_name.lower() == "auto" else format_name
-    fuse(model, adapters, out, format=wanted, dtype=None if dtype == "auto" else dtype, strength=strength)
+    fuse(model, adapters, out, format=wanted, dtype=None if dtype == "auto" else dtype, strength=strength,
+         overwrite=overwrite)
     write(f"{out}\n")
     if on_terminal():
         note(f'try: gemma4 generate -m {out} --prompt "Once upon a time"')

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core import CheckpointError
-from gemma4_core.config.files import read_json, shown, shown_path
+from gemma4_core.config.files import CONFIG_LIMIT, is_number, read_json, shown, shown_path
 
 CONFIG_FILE = "adapter_config.json"
 INERT = frozenset((
@@ -67,7 +67,7 @@ def read_config(folder: Path) -> LoraConfig:
     """The config in an adapter folder. Raises CheckpointError naming the option that cannot be used."""
     path = folder / CONFIG_FILE
     where = shown_path(path)
-    raw = read_json(path, error=CheckpointError)
+    raw = read_json(path, CONFIG_LIMIT, CheckpointError)
     if raw.get("peft_type") != "LORA":
         raise CheckpointError(f"{where}: peft_type is {shown(raw.get('peft_type'))}; only LORA adapters can be used")
     refuse_others(raw, where)
@@ -106,7 +106,7 @@ def whole(value: Any, key: str, where: str) -> int:
 
 def number(value: Any, key: str, where: str) -> float:
     """An alpha."""
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 1e9:
+    if not is_number(value) or abs(value) > 1e9:
         raise CheckpointError(f"{where}: {shown(key)} is {shown(value)}; a finite number is expected")
     return float(value)
 

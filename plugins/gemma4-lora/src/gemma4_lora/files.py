@@ -18,6 +18,7 @@ import numpy as np
 
 from gemma4_core import CheckpointError, InputError
 from gemma4_core.checkpoint import Planned, atomic_folder
+from gemma4_core.checkpoint.contents import replaceable_adapter
 from gemma4_core.checkpoint.convert import STORED, float32_values
 from gemma4_core.checkpoint.files import Shard
 from gemma4_core.checkpoint.header import Entry
@@ -236,6 +237,6 @@ def save_adapter(folder: Path | str, adapter: AdapterFiles) -> Path:
     """Write a folder of its own, which appears whole or not at all. Raises CheckpointError."""
     if not adapter.pairs:
         raise InputError(f"{shown_path(folder)}: the adapter changes nothing, so there is nothing to save")
-    with atomic_folder(folder, lambda there: (there / CONFIG_FILE).is_file()) as temporary:
+    with atomic_folder(folder, replaceable_adapter) as temporary:
         write_adapter(temporary, adapter)
     return Path(folder)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gemma4_core import InputError
+from gemma4_core.config.files import shown
 from gemma4_lora.config import LoraConfig
 from gemma4_lora.files import AdapterFiles, Pair
 from gemma4_lora.names import choose_targets, module_of
@@ -32,14 +33,14 @@ def plan_adapter(
 ) -> tuple[LoraConfig, list[str]]:
     """Config and matrices of a new adapter; arguments and errors as of ``fresh_adapter``."""
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= 65536:
-        raise InputError(f"--lora-rank {rank!r}: a whole number from 1 to 65536 is expected")
+        raise InputError(f"--lora-rank {shown(rank)}: a whole number from 1 to 65536 is expected")
     alpha = 2.0 * rank if alpha is None else alpha
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1e9:
-        raise InputError(f"--lora-alpha {alpha!r}: a number above 0 is expected")
+        raise InputError(f"--lora-alpha {shown(alpha)}: a number above 0 is expected")
     if init not in INITS:
         raise InputError(f"--lora-init {init!r}: choose one of {', '.join(INITS)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"--lora-seed {seed!r}: a whole number from 0 is expected")
+        raise InputError(f"--lora-seed {shown(seed)}: a whole number from 0 is expected")
     return LoraConfig(rank, float(alpha), use_rslora, base_model=base_model), choose_targets(shapes, targets, prefix)
 
 

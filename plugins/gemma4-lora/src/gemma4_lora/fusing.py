@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.rows import HostWeight
 from gemma4_core.checkpoint.unserved import check_stored
 from gemma4_core.config import read_context
-from gemma4_core.config.files import shown
+from gemma4_core.config.files import is_number, shown
 from gemma4_core.quantize import StoredWeight, check_out, rewrite
 from gemma4_lora.files import AdapterFiles, Pair, read_adapter
 
@@ -37,17 +36,19 @@ def fuse(
     format: str | None = None,
     dtype: str | None = None,
     strength: float = 1.0,
+    overwrite: bool = True,
 ) -> Path:
     """Write a checkpoint whose weights are base plus adapters; no device is opened.
 
     Args:
         source: folder, hub name or alias of the base model, in any format that can be written.
         adapters: adapter folders; their changes add up.
-        target: an absent or empty folder, or a checkpoint, which is replaced whole.
+        target: an absent or empty folder, or one that holds a checkpoint and nothing else, which is replaced whole.
         format: what to write: None is the base's own (changed int8 matrices are quantised again, others stay as they
             are), ``bf16`` ordinary weights, ``int8`` quantised ones.
         dtype: ``bfloat16`` or ``float32`` for what is not quantised; None is the base's own.
         strength: a factor on the adapters' scale.
+        overwrite: False refuses to replace a checkpoint too.
 
     Returns:
         the target.
@@ -58,13 +59,13 @@ def fuse(
     """
     from gemma4_core.loading import choose_dtype
 
-    if isinstance(strength, bool) or not math.isfinite(strength):
-        raise InputError(f"--strength {strength!r}: a finite number is expected")
+    if not is_number(strength):
+        raise InputError(f"--strength {shown(strength)}: a finite number is expected")
     if not adapters:
         raise InputError("--adapter is missing: give the folder of at least one adapter")
     context = read_context(resolve_folder(source))
     assert context.config is not None
-    check_out(context, target)
+    check_out(context, target, overwrite)
     changes = [read_adapter(folder, context.config) for folder in adapters]
     with opened(context) as (stored, weights):
         chosen: CheckpointFormat = stored if format is None else registry.select("format", None, format)
@@ -74,7 +75,8 @@ def fuse(
         added = pairs_of(changes, strength)
         keep = chosen.name == stored.name
         give = lambda names: fused(names, weights, added, run, keep)  # noqa: E731
-        rewrite(context, weights, target, chosen, run, give, plan_of(changes, strength, chosen.name, run), "fusing")
+        plan = plan_of(changes, strength, chosen.name, run)
+        rewrite(context, weights, target, chosen, run, give, plan, "fusing", overwrite)
     return Path(target)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma4_core.config.files import shown
+from gemma4_core.config.files import is_number, shown
 from gemma4_core.descriptions import Context, PreparedMedia
 from gemma4_core.errors import ConfigError, InputError
 from gemma4_core.processing.settings import file_values, processor_values
@@ -47,7 +47,7 @@ class Clip:
 
 def _number(values: Mapping[str, Any], key: str, default: float, low: float, high: float, where: Any) -> float:
     value = values.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+    if not is_number(value) or not low <= value <= high:
         raise ConfigError(f"{where}: {SECTION}.{key} {shown(value, 60)} must be a number from {low:g} to {high:g}")
     return value
 

@@ -158,9 +158,9 @@ def read_grid(
     sizes = {}
     for key, default in (("patch_size", 16), ("pooling_kernel_size", 3)):
         ours = getattr(vision, key) if vision is not None else default
-        sizes[key] = values.get(key) or ours
-        if sizes[key] != ours:
-            raise ConfigError(f"{where}: {section}.{key} is {shown(sizes[key])} but vision_config.{key} is {ours}")
+        sizes[key], given_size = ours, values.get(key)
+        if given_size and (isinstance(given_size, bool) or given_size != ours):
+            raise ConfigError(f"{where}: {section}.{key} is {shown(given_size)} but vision_config.{key} is {ours}")
     if default_budget is None:
         declared = vision.default_output_length if vision is not None else DEFAULT_BUDGET
         default_budget = declared if declared in BUDGETS else DEFAULT_BUDGET

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gemma4_core.cli.base import GemmaCommand
-from gemma4_core.cli.options import Whole, device_options
+from gemma4_core.cli.options import Whole, device_options, overwrite_option
 from gemma4_core.cli.output import note, on_terminal, write
 
 NEXT = """What to try next:
@@ -27,7 +27,7 @@ NEXT = """What to try next:
               help="Of picture, sound and sum; without it they differ each time.")
 @click.option("--keep", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
               help="Write the model there and keep it, picture and sound beside it.")
-@click.option("--overwrite", is_flag=True, help="Replace a checkpoint in --keep; a folder with other files never is.")
+@overwrite_option("--keep")
 def demo_command(
     device: str, beam: int, beam_seconds: float | None, max_new_tokens: int, seed: int | None, keep: Path | None,
     overwrite: bool,

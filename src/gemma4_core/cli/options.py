@@ -139,6 +139,12 @@ def model_option(
                         shell_complete=completion.models)
 
 
+def overwrite_option(what: str = "that folder") -> Callable[[F], F]:
+    """``--overwrite``, which must be typed: no environment variable sets it."""
+    return click.option("--overwrite", is_flag=True, allow_from_autoenv=False,
+                        help=f"Replace a checkpoint in {what}; a folder with other files never is.")
+
+
 def tools_option(function: F) -> F:
     """``--tools``."""
     return click.option("--tools", metavar="FILE", shell_complete=completion.files,

@@ -10,7 +10,7 @@ import click
 
 from gemma4_core.cli import completion
 from gemma4_core.cli.base import GemmaCommand, ManyOption, prefer_typed
-from gemma4_core.cli.options import model_option
+from gemma4_core.cli.options import model_option, overwrite_option
 from gemma4_core.cli.output import note, on_terminal, write
 
 
@@ -18,7 +18,7 @@ from gemma4_core.cli.output import note, on_terminal, write
 @model_option(required=False, help="Checkpoint folder, hub name or alias to quantise.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
               help="Folder to write.")
-@click.option("--overwrite", is_flag=True, allow_from_autoenv=False, help="Replace a checkpoint in that folder; one with other files never is.")
+@overwrite_option()
 @click.option("--models-dir", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
               help="Folder of checkpoints as gemma4 download --models-dir makes it; each gets one beside it.")
 @click.option("--sizes", cls=ManyOption, separator=",", metavar="SIZE...",

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gemma4_core.cli.base import GemmaCommand, ManyOption
-from gemma4_core.cli.options import Number, model_option
+from gemma4_core.cli.options import Number, model_option, overwrite_option
 from gemma4_core.cli.output import note, on_terminal, write
 
 
@@ -18,7 +18,7 @@ from gemma4_core.cli.output import note, on_terminal, write
               help="Adapter folder in the peft layout; several add up.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
               help="Folder to write.")
-@click.option("--overwrite", is_flag=True, help="Replace a checkpoint in that folder; one with other files never is.")
+@overwrite_option()
 @click.option("--format", "format_name", default="auto", show_default=True, metavar="NAME",
               help="What to write: bf16 (ordinary weights), int8, …; auto is the base's format.")
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,

@@ -30,6 +30,7 @@ from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import portable
 from gemma4_core.plugins import registry
 from gemma4_core.processor import GemmaMultimodalProcessor
+from gemma4_core.text import render_process
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.weights import Weight
 
@@ -70,6 +71,9 @@ def load_pretrained(
         isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
     ):
         raise InputError(f"max_context {max_context!r}: must be a whole number from 1")
+    template = ChatTemplate.load(context.folder)
+    if template is not None:
+        render_process.start()  # it gets ready while plugins are imported
     options = options or {}
     chosen_format = select_format(context, named(format))
     known = registry.matching("modality", context)
@@ -81,7 +85,6 @@ def load_pretrained(
         check_source(context.config, source.infos, known, wanted, str(context.folder))
         run_dtype = choose_dtype(dtype, source.infos, context.config)
         loaded_tokenizer = backend_tokenizer.load(context)
-        template = ChatTemplate.load(context.folder)
         processor = GemmaMultimodalProcessor(context, wanted, loaded_tokenizer, template, options)
         transforms = [t for t in registry.matching("transform", context, options) if t.wanted(options, context)]
         for transform in transforms:

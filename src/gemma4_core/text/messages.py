@@ -15,6 +15,7 @@ ROLES = ("system", "developer", "user", "assistant", "model", "tool")
 PART_TYPES = ("text", "image", "audio", "video")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Where a message may carry reasoning; transformers fills the first for templates."""
+TOO_DEEP = "messages or tools are nested too deeply for a chat template"
 
 
 def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -63,7 +64,7 @@ def plain_data(value: Any) -> Any:
     try:
         return _plain(value)
     except RecursionError:
-        raise InputError("messages or tools are nested too deeply for a chat template") from None
+        raise InputError(TOO_DEEP) from None
 
 
 def _plain(value: Any) -> Any:

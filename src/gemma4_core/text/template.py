@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,13 @@ from typing import Any
 from gemma4_core.config.files import read_bytes, read_json, shown, shown_path
 from gemma4_core.errors import InputError, TokenizerError
 from gemma4_core.text import render_process
-from gemma4_core.text.messages import TOO_DEEP, plain_data, template_messages, template_tools
+from gemma4_core.text.messages import (
+    SYSTEM_ROLES,
+    TOO_DEEP,
+    plain_data,
+    template_messages,
+    template_tools,
+)
 from gemma4_core.text.pieces import checked_text
 from gemma4_core.text.settings import TokenizerSettings, template_texts
 
@@ -23,9 +30,10 @@ class ChatTemplate:
     def __init__(self, texts: Mapping[str, str], path: Path, named_tokens: Mapping[str, str]) -> None:
         self.path = path
         """The file that the template is from."""
-        self.texts = dict(texts)
+        self.texts = {name: text.removeprefix("\ufeff") for name, text in texts.items()}
         self.named_tokens = dict(named_tokens)
         """Special tokens that the template sees, such as ``bos_token``."""
+        self._system_parts: dict[str, bool] = {}
 
     @staticmethod
     def load(folder: Path | None) -> ChatTemplate | None:
@@ -59,10 +67,11 @@ class ChatTemplate:
         messages, or goes beyond the limits of ``gemma4_core.text.render_process``.
         """
         values = plain_data({"documents": None, **self.named_tokens, "enable_thinking": thinking, **variables})
-        values |= {"messages": template_messages(messages), "tools": template_tools(tools)}
-        values["add_generation_prompt"] = add_generation_prompt
+        values |= {"tools": template_tools(tools), "add_generation_prompt": add_generation_prompt}
+        name = self._choose(tools)
+        values["messages"] = self._with_system_text(name, template_messages(messages))
         try:
-            text = render_process.render(self.texts[self._choose(tools)], values)
+            text = render_process.render(self.texts[name], values)
         except render_process.RenderFault as fault:
             raise TokenizerError(self._said(fault)) from fault
         except ValueError:
@@ -79,6 +88,30 @@ class ChatTemplate:
                 f"{shown_path(self.path)}: chat_template has no 'default' among {', '.join(map(shown, self.texts))}"
             )
         return name
+
+    def _with_system_text(self, name: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages whose system parts are one text, for a template that would write the list itself."""
+        strange = [m for m in messages if m["role"] in SYSTEM_ROLES and not isinstance(m.get("content"), str)]
+        if not strange or self._reads_system_parts(name):
+            return messages
+        # as the released templates that read parts do
+        return [
+            m | {"content": " ".join(part["text"].strip() for part in m["content"])} if m in strange else m
+            for m in messages
+        ]
+
+    def _reads_system_parts(self, name: str) -> bool:
+        """Whether the template writes the text of a system message's parts, tried out once."""
+        if name not in self._system_parts:
+            parts = [{"type": "text", "text": "Quartz"}]
+            asked = [{"role": "system", "content": parts}, {"role": "user", "content": "Basalt"}]
+            values = {**self.named_tokens, "messages": asked, "tools": None, "add_generation_prompt": True}
+            try:
+                text = render_process.render(self.texts[name], values)
+            except render_process.RenderFault:
+                text = ""
+            self._system_parts[name] = "Quartz" in text and not re.search("""['"]Quartz""", text)
+        return self._system_parts[name]
 
     def _said(self, fault: render_process.RenderFault) -> str:
         """One line that names the file and the template's line."""

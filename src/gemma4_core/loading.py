@@ -36,6 +36,7 @@ from gemma4_core.ops import portable
 from gemma4_core.plugins import registry
 from gemma4_core.plugins.options import check_options
 from gemma4_core.processor import GemmaMultimodalProcessor
+from gemma4_core.text import render_process
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.weights import Weight
 
@@ -81,6 +82,9 @@ def load_pretrained(
         isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
     ):
         raise InputError(f"max_context {max_context!r}: must be a whole number from 1")
+    template = ChatTemplate.load(context.folder)
+    if template is not None:
+        render_process.start()  # it gets ready while plugins are imported
     backend_tokenizer = registry.select("tokenizer", context, named(tokenizer))
     generation_config = load_generation_config(context.folder, context.config)
     chosen_format, source = open_checkpoint(context, named(format))
@@ -89,7 +93,6 @@ def load_pretrained(
         unserved = check_source(context, source, wanted, modalities is not None)
         run_dtype = choose_dtype(dtype, source.infos, context.config)
         loaded_tokenizer = backend_tokenizer.load(context)
-        template = ChatTemplate.load(context.folder)
         processor = GemmaMultimodalProcessor(context, wanted, loaded_tokenizer, template, options)
         transforms = [t for t in registry.matching("transform", context, options) if t.wanted(options, context)]
         for transform in transforms:

@@ -71,9 +71,11 @@ def generate(
     values: dict[str, Any],
 ) -> None:
     """What ``generate_command`` does. ``stats`` None is: where a person reads stderr."""
-    from gemma4_core.text import has_text
+    from gemma4_core.text import has_text, render_process
 
     prompt, loading = taken_prompt(values, plugin_values), Loading.taken_from(values)
+    if prompt.text is not None and not prompt.raw:
+        render_process.start()  # it gets ready while tinygrad is imported
     stop = values["stop"]
     model = loading.load(plugin_values, lambda processor: prompt.check(processor, loading.context, stop))
     if verbose:

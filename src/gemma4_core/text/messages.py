@@ -22,6 +22,8 @@ RESERVED_VARIABLES = {
 """Names that chat_template_kwargs may not hold, and why."""
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Where a message may carry reasoning; transformers fills the first for templates."""
+SYSTEM_ROLES = ("system", "developer")
+TOO_DEEP = "messages or tools are nested too deeply for a chat template"
 
 
 def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -29,8 +31,9 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 
     A message is ``{"role": …, "content": …}`` with a role of ``ROLES`` and content that is text or a list of parts
     ``{"type": "text", "text": …}``, ``{"type": "image"}``, ``audio`` or ``video``; an assistant's may be absent beside
-    ``tool_calls``, ``tool_responses`` or reasoning, and a tool's may be an object. Raises InputError naming the
-    message by its index, counted from 0.
+    ``tool_calls``, ``tool_responses`` or reasoning, and a tool's may be an object. System and developer messages hold
+    text only; a tool's parts of text become one text. Raises InputError naming the message by its index, counted
+    from 0.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise InputError(f"messages must be a list of objects with role and content, not {type(messages).__name__}")
@@ -44,6 +47,8 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         _check_role(plain, index)
         _check_content(plain, index)
         _check_calls(plain, index)
+        if plain["role"] == "tool":
+            plain["content"] = _result_text(plain["content"])
         checked.append(_with_reasoning(plain))
     return checked
 
@@ -86,7 +91,7 @@ def plain_data(value: Any) -> Any:
     try:
         return _plain(value)
     except RecursionError:
-        raise InputError("messages or tools are nested too deeply for a chat template") from None
+        raise InputError(TOO_DEEP) from None
 
 
 def _plain(value: Any) -> Any:
@@ -133,8 +138,17 @@ def _check_content(message: Mapping[str, Any], index: int) -> None:
             raise InputError(f"{where} must be an object with a type, not {_seen(part)}")
         if part.get("type") not in PART_TYPES:
             raise InputError(f"{where} has type {_seen(part.get('type'))}; a part is one of {', '.join(PART_TYPES)}")
+        if part["type"] != "text" and role in SYSTEM_ROLES:
+            raise InputError(f"{where}: a {role} message holds text only; put the {part['type']} into a user message")
         if part["type"] == "text" and not isinstance(part.get("text"), str):
             raise InputError(f"{where} is a text part whose text is {_seen(part.get('text'))}")
+
+
+def _result_text(content: Any) -> Any:
+    """A tool's result: a list of text parts as one text, anything else as it is."""
+    if not isinstance(content, list | tuple) or any(part["type"] != "text" for part in content):
+        return content
+    return "".join(part["text"] for part in content)
 
 
 def _check_calls(message: Mapping[str, Any], index: int) -> None:

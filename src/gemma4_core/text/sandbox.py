@@ -1,95 +1,55 @@
-"""The jinja2 environment of chat templates: transformers' dialect, and bounds on time and size.
+"""The process in which chat templates are compiled and rendered; ``gemma4_core.text.render_process`` starts it.
 
-A template comes with a checkpoint and is not trusted. jinja2's immutable sandbox keeps it from Python's internals;
-this environment also keeps it from running for ever or filling the memory. Every loop turn, macro, call, filter and
-arithmetic operation is counted against a clock, everything written is added up, and an operation that makes text grow
-is weighed before it runs. The dialect is that of transformers 5.23.0 (``utils/chat_template_utils.py``): trimmed
-blocks, loop controls, the ``generation`` tag, ``tojson``, ``raise_exception``, ``strftime_now``, ``dict``,
-``namespace``.
+A template comes with a checkpoint and is not trusted. jinja2's immutable sandbox keeps it from Python's internals, and
+the operating system keeps this process from filling the memory, opening files or starting programs; the parent ends it
+when a rendering takes too long. Run as a script, so this module imports the standard library and jinja2 only.
+
+Requests come on standard input: 8 bytes of length, then ``(template, values)`` by ``marshal``, which keeps tuples,
+keys that are numbers, infinities and lone surrogates as they are. Replies go to standard output: 8 bytes of length,
+then a JSON object with ``kind``, ``text`` and ``line``. The dialect is that of transformers 5.23.0
+(``utils/chat_template_utils.py``): trimmed blocks, loop controls, the ``generation`` tag, ``tojson``,
+``raise_exception``, ``strftime_now``, ``dict``, ``namespace``.
 """
+
+# ruff: noqa: E402 - the folder of jinja2 is an argument
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
-import re
+import marshal
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from types import GeneratorType
-from typing import Any
+from typing import Any, BinaryIO
 
+CACHED = 4
+"""Compiled templates that are kept."""
+MESSAGE = 2000
+"""Characters of an error that are passed on."""
+
+if __name__ == "__main__":
+    # started without site-packages: the parent says where jinja2 is
+    sys.path += sys.argv[4:]
+
+# imported before files can no longer be opened: what jinja2 itself imports when it needs it
+import pprint  # noqa: F401
+import textwrap  # noqa: F401
+
+import jinja2.debug  # noqa: F401
 from jinja2 import Template, nodes
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Undefined, markup_join, str_join
+from jinja2.runtime import Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace, pass_context
-from jinja2.visitor import NodeTransformer
-
-SECONDS = 10.0
-CHARACTERS = 1 << 26
-"""Of one value, and of everything written. The longest context holds a few million."""
-BITS = 1 << 16
-"""Of a whole number."""
-ITEM = 128
-"""What an item of a list or map counts beside its characters."""
-_LIGHT = frozenset(("length", "count", "first", "last", "default", "d"))
-"""Filters that neither read all of their value nor make a larger one."""
-_GROWING = frozenset(
-    (
-        "replace", "join", "center", "indent", "wordwrap", "format", "tojson", "batch", "slice", "urlize", "xmlattr",
-        "truncate", "round", "ljust", "rjust", "zfill", "expandtabs", "translate", "format_map", "pprint",
-    )
-)  # fmt: skip
-"""Filters and text methods whose result may be as long as their value times their arguments."""
-
-
-class TemplateLimit(Exception):
-    """A template runs too long or makes too much."""
+from jinja2.utils import Namespace
 
 
 class Refusal(TemplateError):
     """A template called ``raise_exception``: it does not accept these messages."""
-
-
-class Limits:
-    """What one rendering has used."""
-
-    def __init__(self) -> None:
-        self._deadline = time.monotonic() + SECONDS
-        self._written = 0
-
-    def charge(self, characters: int) -> bool:
-        """Count a step that writes so many characters; always true. Raises TemplateLimit."""
-        self._written += characters
-        if self._written > CHARACTERS:
-            raise TemplateLimit(f"it writes more than {CHARACTERS >> 20} million characters")
-        if time.monotonic() > self._deadline:
-            raise TemplateLimit(f"it runs longer than {SECONDS:g} seconds")
-        return True
-
-
-def weigh(value: Any) -> int:
-    """About how many characters a value has when written, counting shared parts each time; stops at the limit."""
-    total, waiting = 0, [iter((value,))]
-    while waiting and total <= CHARACTERS:
-        item = next(waiting[-1], waiting)
-        if item is waiting:  # the end of one list or map
-            waiting.pop()
-            continue
-        if isinstance(item, str | bytes):
-            total += len(item)
-            continue
-        total += ITEM
-        if isinstance(item, int):
-            total += item.bit_length() // 3
-        elif isinstance(item, Mapping):
-            waiting.append(iter([*item.keys(), *item.values()]))
-        elif isinstance(item, list | tuple | set | frozenset | range | type({}.items()) | type({}.values())):
-            waiting.append(iter(item))
-    return total
 
 
 class ChatNamespace(Namespace):
@@ -131,182 +91,23 @@ class GenerationTag(Extension):
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """Compiles and runs chat templates. ``limits`` belongs to the rendering under way."""
-
-    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    """Compiles and runs chat templates."""
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols], optimized=False,
-            finalize=_finalize, cache_size=0,
+            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols], cache_size=0
         )
-        self.limits = Limits()
         self.filters["tojson"] = _tojson
-        self.filters = {name: self._bounded(name, function) for name, function in self.filters.items()}
         self.globals |= {
             "raise_exception": _raise_exception, "strftime_now": _strftime_now, "dict": ChatDict(),
             "namespace": ChatNamespace,
         }
         del self.globals["lipsum"]
 
-    def prepared(self, source: str) -> Template:
-        """Compile a template with its counters. Raises jinja2's TemplateSyntaxError."""
-        tree = _Counters(self).visit(self.parse(source))
-        return Template.from_code(self, self.compile(tree, filename="<template>"), self.make_globals(None))
-
-    def charge(self, characters: int = 0) -> bool:
-        """Count a step. Raises TemplateLimit."""
-        return self.limits.charge(characters)
-
-    def joined(self, *parts: Any) -> str:
-        """The ``~`` operator; ``call`` runs it."""
-        return str_join(parts)
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        if __obj == __self.charge:
-            return __self.charge(*args)
-        __self.charge()
-        if __obj == __self.joined:
-            _require(sum(map(weigh, args)))
-            return markup_join(args) if __context.eval_ctx.autoescape else str_join(args)
-        method = getattr(__obj, "__wrapped__", __obj)
-        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if isinstance(owner, str) and name in _GROWING:
-            args = tuple(_listed(args))
-            _weigh_growth(name, owner, args, kwargs)
-        return _kept(super().call(__context, __obj, *args, **kwargs))
-
-    def call_test(self, *args: Any, **kwargs: Any) -> Any:
-        self.charge()
-        return super().call_test(*args, **kwargs)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        self.charge()
-        if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length()
-            _require_bits(bits * abs(right) if operator == "**" else bits + right.bit_length())
-        elif operator == "*":
-            number, other = (left, right) if isinstance(left, int) else (right, left)
-            if isinstance(number, int) and isinstance(other, str | list | tuple):
-                _require(weigh(other) * max(number, 0))
-        elif operator == "+":
-            _require(weigh(left) + weigh(right))
-        elif operator == "%" and isinstance(left, str):
-            _weigh_growth("format", left, (right,), {})
-        return super().call_binop(context, operator, left, right)
-
-    def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        skipped = 1 if hasattr(function, "jinja_pass_arg") else 0
-
-        @functools.wraps(function)
-        def bounded(*args: Any, **kwargs: Any) -> Any:
-            self.charge()
-            if name in _LIGHT:
-                return function(*args, **kwargs)
-            args = (*args[:skipped], *_listed(args[skipped:]))
-            value, *rest = args[skipped:] or (None,)
-            if name in _GROWING:
-                _weigh_growth(name, value, rest, kwargs)
-            else:
-                _require(weigh(value))
-            return _kept(function(*args, **kwargs))
-
-        return bounded
-
-
-class _Counters(NodeTransformer):
-    """Puts a count into every loop turn, macro and output, and weighs what ``~`` joins."""
-
-    def __init__(self, environment: ChatEnvironment) -> None:
-        self._environment = environment
-
-    def _call(self, name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
-        call = nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
-        call.set_lineno(line, override=True).set_environment(self._environment)
-        return call
-
-    def _count(self, line: int, characters: int = 0) -> nodes.ExprStmt:
-        statement = nodes.ExprStmt(self._call("charge", [nodes.Const(characters)], line))
-        statement.set_lineno(line).set_environment(self._environment)
-        return statement
-
-    def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:
-        self.generic_visit(node)
-        written = sum(len(part.data) for part in node.nodes if isinstance(part, nodes.TemplateData))
-        return [self._count(node.lineno, written), node] if written else [node]
-
-    def visit_For(self, node: nodes.For) -> nodes.For:
-        self.generic_visit(node)
-        node.body = [self._count(node.lineno), *node.body]
-        if node.test is not None:
-            node.test = nodes.And(self._call("charge", [], node.lineno), node.test, lineno=node.lineno)
-            node.test.set_environment(self._environment)
-        return node
-
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
-        self.generic_visit(node)
-        node.body = [self._count(node.lineno), *node.body]
-        return node
-
-    visit_CallBlock = visit_Macro
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:
-        self.generic_visit(node)
-        return self._call("joined", node.nodes, node.lineno)
-
-
-@pass_context
-def _finalize(context: Context, value: Any) -> Any:
-    """Everything that a template writes passes here."""
-    size = weigh(value)
-    context.environment.charge(size)  # type: ignore[attr-defined]
-    return value
-
 
 def _check_attribute(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a namespace holds no name with a leading underscore: {name!r}")
-
-
-def _require(characters: int) -> None:
-    if characters > CHARACTERS:
-        raise TemplateLimit(f"it makes a value of more than {CHARACTERS >> 20} million characters")
-
-
-def _require_bits(bits: int) -> None:
-    if bits > BITS:
-        raise TemplateLimit(f"it makes a number of more than {BITS} bits")
-
-
-def _weigh_growth(name: str, value: Any, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
-    """Bound the result of an operation by its value's size times its arguments'."""
-    further = [*args, *kwargs.values()]
-    if name in ("format", "format_map"):
-        template = str(value)
-        # a width is written in the template, or is an argument where * or a nested field asks for it
-        widths = sum(int(digits[:12]) for digits in re.findall("[0-9]+", template))
-        nested = "*" in template or re.search(r"\{[^{}]*\{", template) is not None
-        _require((weigh(value) + widths) * (1 + sum(map(_extent if nested else weigh, further))))
-    else:
-        _require(weigh(value) * (1 + sum(map(_extent, further))))
-
-
-def _extent(argument: Any) -> int:
-    """How much an argument may multiply a text: a number by itself, anything else by its size."""
-    if isinstance(argument, tuple):
-        return sum(map(_extent, argument))
-    return abs(argument) if isinstance(argument, int) else weigh(argument)
-
-
-def _kept(value: Any) -> Any:
-    if isinstance(value, str):
-        _require(len(value))
-    return value
-
-
-def _listed(values: Iterable[Any]) -> Iterator[Any]:
-    """Values with generators, whose size nobody knows, made lists."""
-    return (list(value) if isinstance(value, GeneratorType) else value for value in values)
 
 
 def _tojson(
@@ -323,3 +124,93 @@ def _raise_exception(message: Any) -> None:
 
 def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
+
+
+# ------------------------------------------------------------------------------------------------- the process
+
+
+def rendered(compiled: Callable[[str], Template], template: str, values: dict[str, Any], longest: int) -> dict:
+    """The reply to one request: ``kind`` ``text``, or what went wrong and in which line of the template."""
+    try:
+        text = compiled(template).render(values)
+    except MemoryError:
+        return {"kind": "memory"}
+    except Exception as fault:
+        return _failure(fault)
+    return {"kind": "text", "text": text} if len(text) <= longest else {"kind": "long"}
+
+
+def _failure(fault: Exception) -> dict[str, Any]:
+    kinds = {
+        Refusal: "refusal", SecurityError: "sandbox", TemplateSyntaxError: "syntax", RecursionError: "recursion"
+    }
+    kind = next((name for error, name in kinds.items() if isinstance(fault, error)), "failure")
+    line, trace = None, fault.__traceback__
+    while trace is not None:
+        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == "<template>" else line
+        trace = trace.tb_next
+    line = fault.lineno if isinstance(fault, TemplateSyntaxError) else line
+    text = str(fault)[:MESSAGE]
+    return {"kind": kind, "text": f"{type(fault).__name__}: {text}" if kind == "failure" else text, "line": line}
+
+
+def confine(memory: int) -> None:
+    """Take from this process what rendering does not need, where the system can. Not undone."""
+    try:
+        import resource
+    except ImportError:  # Windows: the parent watches the memory
+        return
+    bounds = {"AS": memory, "DATA": memory, "NOFILE": 3, "FSIZE": 0, "NPROC": 0, "CORE": 0}
+    for name, bound in bounds.items():
+        _bound(resource, name, bound, bound)
+
+
+def allow_seconds(seconds: float) -> None:
+    """Let this process compute so much longer: it ends by itself where the parent is gone and cannot end it."""
+    try:
+        import resource
+    except ImportError:
+        return
+    end = int(time.process_time() + seconds) + 2
+    _bound(resource, "CPU", end, resource.getrlimit(resource.RLIMIT_CPU)[1])
+
+
+def _bound(resource: Any, name: str, soft: int, hard: int) -> None:
+    try:
+        kind = getattr(resource, f"RLIMIT_{name}")
+        present = resource.getrlimit(kind)[1]
+        if present != resource.RLIM_INFINITY:
+            soft, hard = min(soft, present), min(hard, present) if hard != resource.RLIM_INFINITY else present
+        resource.setrlimit(kind, (soft, hard))
+    except (AttributeError, ValueError, OSError):
+        pass  # a system without this limit; the parent's own hold
+
+
+def serve(requests: BinaryIO, replies: BinaryIO, memory: int, longest: int, seconds: float) -> None:
+    """Answer requests until the parent closes the pipe or a rendering has used up the memory."""
+
+    def send(reply: dict[str, Any]) -> None:
+        data = json.dumps(reply, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        replies.write(len(data).to_bytes(8, "little") + data)
+        replies.flush()
+
+    time.localtime()  # reads the time zone's file
+    codecs.lookup("unicode-escape")  # imports the codec of jinja2's strings
+    compiled = functools.lru_cache(CACHED)(ChatEnvironment().from_string)
+    confine(memory)
+    send({"kind": "ready"})
+    kind = ""
+    while kind != "memory" and (head := requests.read(8)):
+        allow_seconds(seconds)
+        template, values = marshal.loads(requests.read(int.from_bytes(head, "little")))
+        try:
+            reply = rendered(compiled, template, values, longest)
+            send(reply)
+        except MemoryError:
+            reply = {"kind": "memory"}
+            send(reply)
+        kind = reply["kind"]
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer, int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

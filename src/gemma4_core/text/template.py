@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-import traceback
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from gemma4_core.config.files import read_bytes, read_json, shown, shown_path
-from gemma4_core.errors import TokenizerError
-from gemma4_core.text.messages import plain_data, template_messages, template_tools
+from gemma4_core.errors import InputError, TokenizerError
+from gemma4_core.text import render_process
+from gemma4_core.text.messages import (
+    SYSTEM_ROLES,
+    TOO_DEEP,
+    plain_data,
+    template_messages,
+    template_tools,
+)
 from gemma4_core.text.pieces import checked_text
 from gemma4_core.text.settings import TokenizerSettings, template_texts
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-    from gemma4_core.text.sandbox import ChatEnvironment
 
 SIZE_LIMIT = 1 << 20
 """Bytes; released templates have 12 to 20 thousand."""
@@ -29,12 +30,10 @@ class ChatTemplate:
     def __init__(self, texts: Mapping[str, str], path: Path, named_tokens: Mapping[str, str]) -> None:
         self.path = path
         """The file that the template is from."""
-        self.texts = dict(texts)
+        self.texts = {name: text.removeprefix("\ufeff") for name, text in texts.items()}
         self.named_tokens = dict(named_tokens)
         """Special tokens that the template sees, such as ``bos_token``."""
-        self._compiled: dict[str, Template] = {}
-        self._environment: ChatEnvironment | None = None
-        self._lock = threading.Lock()
+        self._system_parts: dict[str, bool] = {}
 
     @staticmethod
     def load(folder: Path | None) -> ChatTemplate | None:
@@ -65,19 +64,18 @@ class ChatTemplate:
 
         ``thinking`` is the template's ``enable_thinking``; ``variables`` are further ones that it may know. Raises
         InputError for messages and tools of a wrong shape, TokenizerError for a template that fails, refuses the
-        messages, or goes beyond the limits of ``gemma4_core.text.sandbox``.
+        messages, or goes beyond the limits of ``gemma4_core.text.render_process``.
         """
         values = plain_data({"documents": None, **self.named_tokens, "enable_thinking": thinking, **variables})
-        values |= {"messages": template_messages(messages), "tools": template_tools(tools)}
-        with self._lock:
-            try:
-                text = self._prepared(self._choose(tools)).render(
-                    values, add_generation_prompt=add_generation_prompt
-                )
-            except TokenizerError:
-                raise
-            except (Exception, RecursionError) as fault:
-                self._fail(fault)
+        values |= {"tools": template_tools(tools), "add_generation_prompt": add_generation_prompt}
+        name = self._choose(tools)
+        values["messages"] = self._with_system_text(name, template_messages(messages))
+        try:
+            text = render_process.render(self.texts[name], values)
+        except render_process.RenderFault as fault:
+            raise TokenizerError(self._said(fault)) from fault
+        except ValueError:
+            raise InputError(TOO_DEEP) from None
         if not text.strip():
             raise TokenizerError(f"{shown_path(self.path)}: the chat template writes nothing for these messages")
         return checked_text(text)
@@ -91,39 +89,44 @@ class ChatTemplate:
             )
         return name
 
-    def _prepared(self, name: str) -> Template:
-        from gemma4_core.text.sandbox import ChatEnvironment, Limits
+    def _with_system_text(self, name: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages whose system parts are one text, for a template that would write the list itself."""
+        strange = [m for m in messages if m["role"] in SYSTEM_ROLES and not isinstance(m.get("content"), str)]
+        if not strange or self._reads_system_parts(name):
+            return messages
+        # as the released templates that read parts do
+        return [
+            m | {"content": " ".join(part["text"].strip() for part in m["content"])} if m in strange else m
+            for m in messages
+        ]
 
-        if self._environment is None:
-            self._environment = ChatEnvironment()
-        self._environment.limits = Limits()
-        if name not in self._compiled:
-            self._compiled[name] = self._environment.prepared(self.texts[name])
-        return self._compiled[name]
+    def _reads_system_parts(self, name: str) -> bool:
+        """Whether the template writes the text of a system message's parts, tried out once."""
+        if name not in self._system_parts:
+            parts = [{"type": "text", "text": "Quartz"}]
+            asked = [{"role": "system", "content": parts}, {"role": "user", "content": "Basalt"}]
+            values = {**self.named_tokens, "messages": asked, "tools": None, "add_generation_prompt": True}
+            try:
+                text = render_process.render(self.texts[name], values)
+            except render_process.RenderFault:
+                text = ""
+            self._system_parts[name] = "Quartz" in text and not re.search("""['"]Quartz""", text)
+        return self._system_parts[name]
 
-    def _fail(self, fault: BaseException) -> NoReturn:
-        """Raise a jinja2 or Python fault as one line that names the file and the template's line."""
-        from jinja2.exceptions import SecurityError, TemplateSyntaxError
-
-        from gemma4_core.text.sandbox import Refusal, TemplateLimit
-
-        lines = [frame.lineno for frame in traceback.extract_tb(fault.__traceback__) if frame.filename == "<template>"]
-        line = fault.lineno if isinstance(fault, TemplateSyntaxError) else lines[-1] if lines else None
-        where = shown_path(self.path) + (f" line {line}" if line else "")
+    def _said(self, fault: render_process.RenderFault) -> str:
+        """One line that names the file and the template's line."""
         what = shown(str(fault), 200)
-        if isinstance(fault, Refusal):
-            said = f"the chat template refuses these messages: {what}"
-        elif isinstance(fault, TemplateLimit):
-            said = f"the chat template was stopped: {fault}"
-        elif isinstance(fault, SecurityError):
-            said = f"the chat template tries to leave its sandbox: {what}"
-        elif isinstance(fault, TemplateSyntaxError):
-            said = f"the chat template is not valid jinja: {what}"
-        elif isinstance(fault, RecursionError):
-            said = "the chat template calls itself without end or is nested too deeply"
-        else:
-            said = f"the chat template failed: {type(fault).__name__}: {what}"
-        raise TokenizerError(f"{where}: {said}; --raw does without the template") from fault
+        error, _, text = str(fault).partition(": ")
+        said = {
+            "refusal": f"the chat template refuses these messages: {what}",
+            "limit": f"the chat template was stopped: {fault}",
+            "sandbox": f"the chat template tries to leave its sandbox: {what}",
+            "syntax": f"the chat template is not valid jinja: {what}",
+            "recursion": "the chat template calls itself without end or is nested too deeply",
+            "process": f"the chat template cannot be rendered: {fault}",
+        }.get(fault.kind, f"the chat template failed: {error}: {shown(text, 200)}")
+        where = shown_path(self.path) + (f" line {fault.line}" if fault.line else "")
+        return f"{where}: {said}; --raw does without the template"
 
 
 def _read(path: Path) -> str:

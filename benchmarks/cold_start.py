@@ -82,7 +82,7 @@ def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 @click.command("cold_start", cls=GemmaCommand)
-@model_option
+@model_option()
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Device plugin.")
 @click.option("--prompt-length", type=Whole(), default=32, show_default=True, help="Tokens before the first new one.")
 @click.option("--runs", type=Whole(1, 100), default=3, show_default=True,

@@ -176,7 +176,7 @@ def run_wanted(wanted: Wanted, log: ProgressLog, read: bool, report: bool) -> di
 
 
 @click.command("decode", cls=GemmaCommand)
-@model_option
+@model_option()
 @device_options
 @click.option("--format", "format_name", default="auto", show_default=True, metavar="NAME",
               help="Checkpoint format plugin.")

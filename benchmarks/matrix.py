@@ -25,7 +25,7 @@ from payload import Ended, now, parse, python, run, start
 
 from gemma4_core.cli.base import GemmaCommand, ManyOption
 from gemma4_core.cli.options import Beam, Number, Whole
-from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.errors import CheckpointError, Gemma4Error, InputError
 
 DENSE = "bf16"
 FRESH_SECONDS = 30.0
@@ -261,8 +261,8 @@ def matrix_command(
     progress_every: int, beam_seconds: float | None, row_seconds: float | None, bandwidth: bool,
 ) -> None:  # fmt: skip
     """Measure every combination and write a CSV. What became of each row stands in its status; the exit code is 0."""
+    from gemma4_core.checkpoint.temporary import lock
     from gemma4_core.cli.output import note, on_terminal, write
-    from gemma4_core.quantize import hold
 
     if models_dir is not None and not models_dir.is_dir():
         raise InputError(f"--models-dir {models_dir} is no folder; fetch checkpoints with gemma4 download --models-dir")
@@ -270,10 +270,11 @@ def matrix_command(
     settings = Settings(beam_seconds, progress_every, row_seconds, bandwidth)
     table = Table.open(out, resume)
     progress = Path(f"{out}.progress.jsonl")
-    with open(progress, "a") as lock:
-        hold(lock.fileno(), progress)
+    with open(progress, "a") as file:
+        if lock(file) is False:
+            raise CheckpointError(f"another process is writing in {progress}; wait for it to end")
         if not resume:
-            lock.truncate(0)
+            file.truncate(0)
         for row in run_all(wanted, table, settings, note if on_terminal() else lambda text: None):
             write(line_of(row) + "\n")
 

@@ -87,10 +87,10 @@ def spelt(choose: random.Random, tokens: list[str]) -> str:
 
 
 def conversation(text: Callable[[], str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Messages and tools with a text in every place that people or tools fill."""
+    """Messages and tools with a text in every place that people or tools fill; declared names spell nothing."""
     string = {"type": "string", "description": text(), "enum": [text()]}
     parameters = {"type": "object", "properties": {f"a{text()}": string}, "required": [f"a{text()}"]}
-    tools = [{"type": "function", "function": {"name": text(), "description": text(), "parameters": parameters}}]
+    tools = [{"type": "function", "function": {"name": "look", "description": text(), "parameters": parameters}}]
     arguments = {f"k{text()}": text(), "list": [text(), {"z": text()}]}
     call = {"id": text(), "type": "function", "function": {"name": text(), "arguments": arguments}}
     written = {**call, "function": {"name": text(), "arguments": json.dumps({f"k{text()}": text()})}}

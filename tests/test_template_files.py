@@ -46,6 +46,17 @@ def test_no_template_is_none(tmp_path: Path):
     assert ChatTemplate.load(tmp_path) is None
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_before_a_template_is_dropped(tmp_path: Path, name: str):
+    text = "\ufeff{{ bos_token }}x"
+    config = {"bos_token": "<bos>", **({"chat_template": text} if name == "tokenizer_config.json" else {})}
+    (tmp_path / "tokenizer_config.json").write_text("\ufeff" + json.dumps(config), encoding="utf-8")
+    if name != "tokenizer_config.json":
+        content = text if name.endswith("jinja") else "\ufeff" + json.dumps({"chat_template": text})
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    assert ChatTemplate.load(tmp_path).render(HI) == "<bos>x"
+
+
 def test_the_jinja_file_comes_before_the_json_files(tmp_path: Path):
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": "config {{ bos_token }}", "bos_token": {"content": "<s>"}}))
@@ -60,7 +71,7 @@ def test_of_several_templates_tools_take_their_own(tmp_path: Path):
     texts = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools | length }}"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": texts}))
     loaded = ChatTemplate.load(tmp_path)
-    assert loaded.render(HI) == "plain" and loaded.render(HI, tools=[{"type": "function"}]) == "1"
+    assert loaded.render(HI) == "plain" and loaded.render(HI, tools=[{"name": "f"}]) == "1"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": texts[1:]}))
     with pytest.raises(TokenizerError, match="no 'default' among \"tool_use\""):
         ChatTemplate.load(tmp_path).render(HI)

@@ -30,7 +30,8 @@ from gemma4_core.processing.kept import Kept
 from gemma4_core.processing.messages import OPEN, as_text, kind, place_parts, place_tag_parts, read_messages
 from gemma4_core.processing.sources import MediaSource, resolve, shown
 from gemma4_core.text.literal import LiteralText
-from gemma4_core.text.messages import PART_TYPES, plain_data, template_messages, template_tools, template_variables
+from gemma4_core.text.messages import PART_TYPES, plain_data, template_messages, template_variables
+from gemma4_core.text.tools import tool_declarations
 
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
@@ -291,7 +292,7 @@ class GemmaMultimodalProcessor:
         said = as_text(talk.messages, strange)
         hidden = None
         if literal:
-            said, tools = template_messages(said), template_tools(variables["tools"])
+            said, tools = template_messages(said), tool_declarations(variables["tools"])
             variables = plain_data({**variables, "tools": tools})
             try:
                 hidden = LiteralText(self.tokenizer, [said, variables, list(self.template.texts.values())])

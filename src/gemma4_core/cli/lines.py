@@ -88,7 +88,7 @@ class Lines:
         if self.interactive:
             print(prompt, end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
-        return line.rstrip("\r\n") if line else None
+        return line.removeprefix("\ufeff").rstrip("\r\n") if line else None
 
     def _bind_tab(self, readline: ModuleType) -> None:
         """Let Tab complete the word before the cursor."""

@@ -103,22 +103,19 @@ def checked_text(option: str, text: str) -> str:
     return text
 
 
-def read_tools(path: str) -> list[Mapping[str, Any]]:
-    """Tool declarations from a JSON file: a list, or one declaration. Raises InputError naming the file."""
+def read_tools(path: str) -> list[dict[str, Any]]:
+    """Tool declarations from a JSON file, in any form of ``tool_declarations``. Raises InputError naming the file."""
     import json
 
+    from gemma4_core.text.tools import tool_declarations
+
     try:
-        with open(path, "rb") as file:
-            data = file.read(STDIN_LIMIT)
-        tools = json.loads(data.decode("utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"--tools {path}: {error.strerror or error}") from error
+        return tool_declarations(json.loads(read_text_file("--tools", path))) or []
+    except InputError as error:
+        said = str(error)
+        raise InputError(said if said.startswith("--tools ") else f"--tools {path}: {said}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"--tools {path}: not a JSON file: {error}") from error
-    tools = [tools] if isinstance(tools, dict) else tools
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise InputError(f"--tools {path}: a list of tool declarations (JSON objects) is expected")
-    return tools
 
 
 def sampling(config: GenerationConfig, given: Mapping[str, Any]) -> dict[str, Any]:

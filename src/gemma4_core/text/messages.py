@@ -53,21 +53,6 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     return checked
 
 
-def template_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """Tool declarations as a template sees them; None stays None. Raises InputError for what is no JSON schema."""
-    if tools is None:
-        return None
-    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
-        raise InputError(f"tools must be a list of objects, not {_seen(tools)}")
-    for index, tool in enumerate(tools):
-        if not isinstance(tool, Mapping):
-            raise InputError(
-                f'tools[{index}] must be an object such as {{"type": "function", "function": {{"name": …}}}}, '
-                f"not {_seen(tool)}"
-            )
-    return plain_data(list(tools))
-
-
 def template_variables(given: Mapping[str, Any] | None) -> dict[str, Any]:
     """``chat_template_kwargs`` as arguments of ``ChatTemplate.render``. Raises InputError for what is no object of
     names, and for names that are taken."""

@@ -15,10 +15,10 @@ from gemma4_core.text.messages import (
     TOO_DEEP,
     plain_data,
     template_messages,
-    template_tools,
 )
 from gemma4_core.text.pieces import checked_text
 from gemma4_core.text.settings import TokenizerSettings, template_texts
+from gemma4_core.text.tools import tool_declarations
 
 SIZE_LIMIT = 1 << 20
 """Bytes; released templates have 12 to 20 thousand."""
@@ -67,7 +67,7 @@ class ChatTemplate:
         messages, or goes beyond the limits of ``gemma4_core.text.render_process``.
         """
         values = plain_data({"documents": None, **self.named_tokens, "enable_thinking": thinking, **variables})
-        values |= {"tools": template_tools(tools), "add_generation_prompt": add_generation_prompt}
+        values |= {"tools": tool_declarations(tools), "add_generation_prompt": add_generation_prompt}
         name = self._choose(tools)
         values["messages"] = self._with_system_text(name, template_messages(messages))
         try:

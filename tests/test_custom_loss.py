@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,7 @@ def test_custom_loss_equals_finite_differences() -> None:
     model = short("dense")
     for name in ("layers.1.mlp.down_proj.weight", "layers.0.post_attention_layernorm.weight"):
         weight = model.named_tensors()[model.config.text_prefix + name]
-        loss = lambda: -model.forward_ids(IDS)[0].log_softmax(-1)[0, -1, 383]  # noqa: E731
+        loss = lambda: -model.forward_ids(IDS)[0].log_softmax(-1)[0, -1, 17]  # noqa: E731
         slope = loss().gradient(weight)[0].numpy()
         start, step = weight.numpy().copy(), 1e-2 * np.sign(slope)
         ends = []
@@ -127,6 +129,20 @@ def test_int8_gradients_reach_what_trains_and_are_refused_elsewhere(tmp_path: An
     loss = -model.forward_ids(IDS)[0].log_softmax(-1)[0, -1, 17]
     weight = model.named_tensors()[prefix + "layers.0.mlp.down_proj.weight"]
     assert np.abs(loss.gradient(weight)[0].numpy()).max() > 0
+
+
+def test_distillation_as_the_guide_shows_it(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    [snippet] = [part for part in re.findall(r"```python\n(.*?)```", page, re.S) if "teacher" in part]
+    for seed, name in enumerate(("teacher", "student")):
+        write_random_checkpoint(tmp_path / name, "tiny-e2b", seed, towers=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEMMA4_DEVICE", "cpu")
+    exec(compile(snippet, "docs/training.md", "exec"), {})
+    first, second = map(float, capsys.readouterr().out.split())
+    assert first > 0 and second > 0
 
 
 # ---------------------------------------------------------------------------------------------------- lengths

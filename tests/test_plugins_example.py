@@ -20,6 +20,7 @@ from gemma4_core import (
     PluginManager,
     Registry,
     TokenizerError,
+    registry,
 )
 from gemma4_core.devices import activate
 
@@ -199,6 +200,8 @@ def test_one_core_norm_agrees_with_the_portable_one(cpu: None) -> None:
     bare = table.rms_norm(Tensor(x), None, 1e-6).numpy()
     assert np.array_equal(bare, portable().rms_norm(Tensor(x), None, 1e-6).numpy())
     assert table.linear is portable().linear
+    built_in = registry.devices["cpu"].operations
+    assert built_in is not None and table.decode_step is built_in().decode_step is not None  # as fast as that one
 
 
 def test_signum_moves_by_the_sign_of_the_momentum(cpu: None) -> None:

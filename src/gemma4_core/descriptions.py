@@ -175,6 +175,8 @@ class Tower(Protocol):
     def forget(self) -> None:
         """Drop kept tokens and captured graphs, after weights have changed.
 
+        A tower may also have ``forget_tokens()``, which drops the tokens alone: for values that were written into the
+        tensors that were there.
         A tower may also have ``places``, its matrices by full checkpoint name in ``Weight`` holders as the model's
         own: a transform can then exchange them.
         """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tinygrad import Tensor, TinyJit, UOp, dtypes
+from tinygrad.dtype import DType
 from tinygrad.uop import Ops
 
 from gemma4_core.generation.finished import Finished
@@ -21,6 +22,7 @@ from gemma4_core.model.media import put_soft
 from gemma4_core.model.spans import ChunkSpan, TokenSpan
 from gemma4_core.ops import LAYER_KERNELS
 from gemma4_core.ops.sampling import SamplingState
+from gemma4_core.processing.captured import put_rows
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -36,6 +38,8 @@ ChunkStep = Callable[["Chunk", int, Tensor | None, bool, bool], Tensor | Finishe
 """A chunk of one row, its first position, soft tokens ``[N, H]``, whether every row's hidden state is wanted
 (``[1, n, H]`` comes back), and else whether the last row's logits are."""
 
+HEAD_ROWS = 128
+"""Positions whose logits one graph makes."""
 POSITION_LIMIT = 1 << 20
 """Upper bound of the symbolic position; no context is longer."""
 
@@ -117,8 +121,9 @@ class Engine:
         every: bool = False,
         wanted: bool = True,
     ) -> Tensor | Finished:
-        """Append a chunk and return final hidden states: ``[B, n, H]`` with ``every``, else the last ``[B, 1, H]``
-        or what the device made of it. Without ``wanted`` only keys and values matter."""
+        """Append a chunk and return final hidden states: ``[B, n, H]`` with ``every``, perhaps with further rows of
+        padding, else the last ``[B, 1, H]`` or what the device made of it. Without ``wanted`` only keys and values
+        matter."""
         batch, count = chunk.ids.shape
         storage = cache.reserve(self.model, batch, cache.length + count)
         most = self.model.operations.prefill_both_ways if chunk.sees_both_ways else count
@@ -132,6 +137,11 @@ class Engine:
         cache.note(chunk.signature)
         return hidden
 
+    def chunk_size(self, storage: Storage) -> int:
+        """Positions that go through one call for a prompt."""
+        own = self._own_prefill(storage) is not None
+        return self.model.chunk if own else min(self.model.chunk, self.model.operations.graph_chunk)
+
     def _own_prefill(self, storage: Storage) -> ChunkStep | None:
         own = self.model.operations.prefill
         return own(self, storage) if own is not None else None
@@ -140,7 +150,7 @@ class Engine:
         self, storage: Storage, at: int, chunk: Chunk, soft_tokens: Tensor | None, every: bool
     ) -> Tensor:
         """The portable form of ``append``, at position ``at`` of these buffers."""
-        count, size = chunk.ids.shape[1], self.model.chunk
+        count, size = chunk.ids.shape[1], self.chunk_size(storage)
         length = -(-count // size) * size
         media, blocked = chunk.soft is not None, self.model.bidirectional
         graph = self._chunk_graph(storage, length, media, blocked, every)
@@ -160,7 +170,7 @@ class Engine:
         start = first_position(storage, at)
         valid = UOp.variable("valid", 1, length).bind(count)
         hidden = graph(*inputs, start, valid)
-        return hidden[:, :count] if every else hidden
+        return hidden
 
     def _media_inputs(self, soft: np.ndarray, soft_tokens: Tensor) -> list[Tensor]:
         rows = soft_tokens[self._upload(np.maximum(soft, 0))].contiguous().realize()  # [B, T, H]
@@ -276,6 +286,32 @@ class Engine:
         table = self.model.text.rotation_table(storage.capacity + length) if storage is not None else None
         pairs = (*table.sliding, *table.full) if table is not None else ()
         return KeptGraphs(self.model, storage, {str(i): tensor for i, tensor in enumerate(pairs)})
+
+    # ------------------------------------------------------------------------------------------- logits
+
+    def logits(self, hidden: np.ndarray, dtype: DType) -> Tensor:
+        """Logits fp32 ``[B, T, V]`` of final hidden states fp32 ``[B, T, H]`` that had this dtype.
+
+        A few rows at a time, in numbers of rows that are powers of two: graphs are captured for few shapes, whatever
+        the length, and hold little memory.
+        """
+        rows = hidden.reshape(-1, hidden.shape[-1])  # [B, T, H] -> [B * T, H]
+        made = Tensor.empty(len(rows), self.vocab, dtype=dtypes.float32, device=self.model.device)
+        for first in range(0, len(rows), HEAD_ROWS):
+            part = rows[first : first + HEAD_ROWS]
+            size = 1 << (len(part) - 1).bit_length()
+            padded = np.pad(part, ((0, size - len(part)), (0, 0)))
+            given = Tensor(padded, device=self.model.device).cast(dtype).contiguous().realize()
+            made = put_rows(made, first, self._head_graph(size, dtype)(given), len(part))
+        return made.reshape(*hidden.shape[:2], self.vocab)
+
+    def _head_graph(self, size: int, dtype: DType) -> Graph:
+        key = ("head", size, dtype)
+        if key not in self.model.graphs:
+            text, ops = self.model.text, self.model.operations
+            function = lambda rows: text.logits(rows, ops).contiguous().realize()  # noqa: E731
+            self.model.graphs[key] = Graph(function, self._kept(None), key)
+        return self.model.graphs[key]  # type: ignore[return-value]
 
     # ------------------------------------------------------------------------------------------- choosing
 

@@ -30,7 +30,7 @@ from gemma4_core.weights import Matrix
 if TYPE_CHECKING:
     from gemma4_core.config import LayerConfig
 
-SETTINGS = ("name", "prefill_chunk", "prefill_both_ways", "run_ahead")
+SETTINGS = ("name", "prefill_chunk", "graph_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for")
 NAMES = tuple(field.name for field in dataclasses.fields(Operations) if field.name not in SETTINGS)
 """The operations, whole steps and chunks among them."""
 TRAINED_ROWS = 128

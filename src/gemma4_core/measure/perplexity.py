@@ -105,10 +105,8 @@ def last_rows(model: GemmaModel, window: Window) -> np.ndarray:
     """Final hidden states fp32 ``[scored, H]`` of the positions that predict a window's scored ids."""
     cache = model.make_cache()
     placed = place(model, check_ids(window.ids, model.config.text_config.vocab_size), {})
-    hidden = model.append(cache, placed, every=True)
-    wanted = hidden[0, len(window.ids) - 1 - window.scored : len(window.ids) - 1]
-    found: np.ndarray = wanted.cast(dtypes.float32).numpy()
-    return found
+    hidden: np.ndarray = model.append(cache, placed, every=True)[0]
+    return hidden[0, len(window.ids) - 1 - window.scored : len(window.ids) - 1]
 
 
 def upload(model: GemmaModel, rows: np.ndarray, count: int) -> Tensor:

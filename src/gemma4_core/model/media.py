@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +51,13 @@ class Placed:
     positions of a run that is not captured, and so never goes into a cache."""
     times: Mapping[str, MediaTime] = field(default_factory=dict)
     """What each tower took, by its name; of a run that is captured."""
+
+    def row(self, row: int) -> Placed:
+        """One row alone. Of other rows than the first the signature says nothing about media."""
+        cut = lambda array: None if array is None else array[row : row + 1]  # noqa: E731
+        signature = self.signature if row == 0 else self.ids[row].tolist()
+        ids = self.ids[row : row + 1]
+        return replace(self, ids=ids, soft=cut(self.soft), blocks=cut(self.blocks), signature=signature)
 
 
 def used_towers(model: GemmaModel, media: Mapping[str, Any]) -> list[ModalityTower]:

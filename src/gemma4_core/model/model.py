@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tinygrad import Tensor
 from tinygrad.dtype import DType
+from tinygrad.uop import Ops
 
 from gemma4_core.config import GenerationConfig
 from gemma4_core.descriptions import Context, ModalityTower, Tokenizer, Tower, TrainedPart
-from gemma4_core.errors import InputError
 from gemma4_core.model.cache import GemmaCache, StoragePool
 from gemma4_core.model.decoder import TextDecoder
 from gemma4_core.model.ids import check_ids, split
-from gemma4_core.model.media import Placed, place, put_soft
-from gemma4_core.model.spans import FreshSpan
+from gemma4_core.model.media import Placed, place
 from gemma4_core.ops import Operations
 from gemma4_core.weights import Weight
 
@@ -47,7 +47,7 @@ class GemmaModel:
     ) -> None:
         assert context.config is not None
         self.context, self.config = context, context.config
-        self.device, self.dtype, self.operations = device, dtype, operations
+        self.device, self.dtype, self._operations = device, dtype, operations
         self.places, self.tensors = places, tensors
         self.generation_config = generation_config
         text = self.config.text_config
@@ -80,6 +80,9 @@ class GemmaModel:
         """Whether a transform changed it."""
         self.weights_revision = self.graphs_revision = 0
         """How often weights changed, and how often they changed such that captured graphs hold the old ones."""
+        self.taught = False
+        """Whether gradients of ``forward_ids`` were taken: the weights may then change."""
+        self._seen: Any = None
         self._engine: Any = None
         self._processor: GemmaMultimodalProcessor | None = None
         suppress = [i for i in generation_config.suppress_tokens if 0 <= i < text.vocab_size]
@@ -95,6 +98,17 @@ class GemmaModel:
             f"GemmaModel({text.num_hidden_layers} layers, hidden {text.hidden_size}, {self.format_name} on "
             f"{self.device_name or self.device}, towers: {', '.join(self.towers) or 'none'})"
         )
+
+    @property
+    def operations(self) -> Operations:
+        """What it computes with. Setting another table drops what was captured with the one before."""
+        return self._operations
+
+    @operations.setter
+    def operations(self, operations: Operations) -> None:
+        self._operations = operations
+        self.chunk = min(operations.prefill_chunk, self.max_context)
+        self.invalidate()
 
     @property
     def engine(self) -> Any:
@@ -157,6 +171,29 @@ class GemmaModel:
         for tower in self.towers.values():
             tower.forget()
 
+    def settle(self) -> None:
+        """Forget what was made with weights that may have changed since their gradients were taken."""
+        if self.taught:
+            self.taught = False
+            self.invalidate()
+
+    def refresh(self) -> None:
+        """As ``settle``, for weights that anybody changed: other tensors in their places, and values written into
+        norms and other vectors, of which kernels for the CPU hold copies. All else is read where it lies."""
+        tensors = self.named_tensors().values()
+        if written := [t for t in tensors if t.uop.op is Ops.AFTER]:
+            Tensor.realize(*written)
+        seen: list[Any] = [t.uop for t in tensors]
+        if self.device.split(":")[0] == "CPU":
+            buffers = (t.uop.base.buffer for t in self.tensors.values())
+            seen += [zlib.crc32(buffer.as_memoryview(allow_zero_copy=True)) for buffer in buffers]
+        if self.taught or seen != self._seen:
+            if self._seen is not None:
+                self.invalidate()
+            self.taught, self._seen = False, seen
+        for tower in self.towers.values():
+            getattr(tower, "forget_tokens", tower.forget)()
+
     def make_cache(self, max_context: int | None = None) -> GemmaCache:
         """An empty cache for at most ``max_context`` positions (the model's context by default)."""
         return GemmaCache(max_context)
@@ -167,41 +204,39 @@ class GemmaModel:
         """Logits fp32 ``[B, T, vocab]`` for every position given, and the cache (None without one).
 
         A flat list of ids is one row. Media keywords take what the processor returned, in the same call as their
-        placeholders. Raises InputError for ids outside the vocabulary, a context that does not hold them, and media
-        that do not match their placeholders.
+        placeholders. Without a cache gradients of what is made of the logits reach every weight that trains, with
+        ``loss.gradient(weight)`` or ``loss.backward()``; take them before the logits are realized, as tinygrad wants
+        it. With a cache nothing is differentiated: gradients are zero. Raises InputError for ids outside the
+        vocabulary, a context that does not hold them, and media that do not match their placeholders.
         """
-        placed = place(self, check_ids(ids, self.config.text_config.vocab_size), media, capture=True)
-        if cache is None:
-            return self.text.logits(self.hidden(placed), self.operations).realize(), None
-        hidden = self.append(cache, placed, every=True)
-        return self.text.logits(hidden, self.operations).realize(), cache
+        array = check_ids(ids, self.config.text_config.vocab_size)
+        if cache is not None:
+            self.settle()
+            hidden = self.append(cache, place(self, array, media, capture=True), every=True)
+            return self.engine.logits(*hidden), cache
+        from gemma4_core.training.gradients import differentiable
 
-    def hidden(self, placed: Placed) -> Tensor:
-        """Final hidden states ``[B, T, H]`` of a run without a cache, not captured."""
-        length = placed.ids.shape[1]
-        if length > self.max_context:
-            raise InputError(f"{length} tokens exceed the context of {self.max_context} by {length - self.max_context}")
-        ids = Tensor(placed.ids, device=self.device)
-        h = self.text.embed(ids)
-        if placed.soft is not None and placed.soft_tokens is not None:
-            rows = placed.soft_tokens[Tensor(np.maximum(placed.soft, 0), device=self.device)]  # [B, T, H]
-            h = put_soft(h, rows, Tensor(placed.soft >= 0, device=self.device))
-        blocks = None if placed.blocks is None else Tensor(placed.blocks, device=self.device)
-        ple_rows = self.ple_host.rows(placed.ids) if self.ple_host is not None else None
-        inputs = self.text.inputs(ids, h, self.operations, ple_rows)
-        step = max(512, 1 << (length - 1).bit_length())
-        rotation = self.text.rotation(self.text.rotation_table(step), 0, length)
-        return self.text.run(inputs, FreshSpan(length, self.device, blocks), rotation, self.operations)
+        self.refresh()
+        placed = place(self, array, media, capture=True)
+        room = self.make_cache()
+        rows = []
+        for row in range(len(array)):
+            room.reset()
+            rows.append(self.append(room, placed.row(row), every=True))
+        logits = self.engine.logits(np.concatenate([values for values, _ in rows]), rows[0][1])
+        return differentiable(self, array, media, logits), None
 
     def append(self, cache: GemmaCache, placed: Placed, *, every: bool = False, skip: int = 0) -> Any:
-        """Append a prompt from position ``skip`` on, chunk by chunk; ends as ``Engine.append`` does."""
+        """Append a prompt from position ``skip`` on, chunk by chunk; ends as ``Engine.append`` does. With ``every``
+        final hidden states come back: fp32 ``[B, T, H]`` on the host, and the dtype that they had on the device."""
         from gemma4_core.generation.engine import Chunk
 
         batch, total = placed.ids.shape
-        cache.reserve(self, batch, cache.length + total - skip)
-        parts = []
-        runs = split(total - skip, self.chunk, None if placed.blocks is None else placed.blocks[:, skip:])
-        for start, stop in runs:
+        storage = cache.reserve(self, batch, cache.length + total - skip)
+        parts: list[np.ndarray] = []
+        hidden: Any = None
+        size = self.engine.chunk_size(storage)
+        for start, stop in split(total - skip, size, None if placed.blocks is None else placed.blocks[:, skip:]):
             window = slice(skip + start, skip + stop)
             chunk = Chunk(
                 placed.ids[:, window],
@@ -211,9 +246,9 @@ class GemmaModel:
             )
             last = stop == total - skip
             hidden = self.engine.append(cache, chunk, placed.soft_tokens, every=every, wanted=every or last)
-            # a graph's output buffer is overwritten by its next replay
-            parts.append(hidden.clone().realize() if every else hidden)
-        return parts[0].cat(*parts[1:], dim=1) if every and len(parts) > 1 else parts[-1]
+            if every:
+                parts.append(hidden.numpy().astype(np.float32, copy=False)[:, : stop - start])
+        return (np.concatenate(parts, 1), hidden.dtype) if every else hidden
 
     # ------------------------------------------------------------------------------------------- generation
 

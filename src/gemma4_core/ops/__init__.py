@@ -2,15 +2,17 @@
 
 ``Operations`` is a table of functions. ``portable()`` gives the tinygrad form of each, which runs on every backend and
 is the oracle for every faster one. A device plugin returns ``dataclasses.replace(portable(), linear=mine, …)``; a
-replacement that cannot serve a call (another weight format, an odd shape) passes it on to the portable form.
+replacement that cannot serve a call (another weight format, an odd shape) passes it on to the portable form. Larger
+pieces (``PIECES``) that a table brings are not used where they would pass over a replacement.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from tinygrad import Tensor, UOp
 
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 
 LAYER_KERNELS = "layer_"
 """What names of kernels begin with that ``Operations.layers`` launches for each layer, so that they are counted."""
+
+LAYERS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts")
+"""What the layers are made of."""
+PIECES = {"decode_step": (*LAYERS, "logits", "sample"), "prefill": (*LAYERS, "logits", "sample"), "layers": LAYERS}
+"""The larger pieces of ``Operations``, and the operations that each of them stands for."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,9 @@ class Operations:
     a's dtype, or in fp32 where the flag says so, accumulated in fp32. Where ``a`` holds more matrices than ``b``, each
     of b's serves as many in a row. Not differentiable itself. None for what it does not serve."""
     prefill_chunk: int = 32
-    """Positions per prefill chunk that suits this device."""
+    """The most positions of a prompt that this device takes in one call."""
+    graph_chunk: int = 32
+    """Positions per call where ``prefill`` does not serve and a captured graph does, padding included."""
     decode_step: Callable[[Engine, Storage, bool], DecodeStep | None] | None = None
     """A whole decode step taken over by the device; None, or a result of None, means operation by operation."""
     layers: Callable[[TextDecoder, Inputs, Sequence[Tensor | None], Rotation, UOp], Tensor | None] | None = None
@@ -68,6 +77,35 @@ class Operations:
     """Chunks of a prompt taken over likewise. It may be asked for each chunk: keep what is made per storage."""
     prefill_both_ways: int = 0
     """The longest chunk that it takes in which tokens of a media block see those behind them."""
+    kernels: tuple[Callable[..., Any], ...] = ()
+    """Those of the operations above that are kernels without gradients: training takes the portable form of them, and
+    kernels of towers may stand in for them. Any other operation that is not the portable one is used there too."""
+    built_for: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+    """The operations that each larger piece was built for, by the piece's name; filled in when a piece is given."""
+
+    def __post_init__(self) -> None:
+        """Drop the larger pieces that would pass over an operation which is not the one they were built for.
+
+        ``dataclasses.replace(table, rms_norm=mine)`` so leaves a table that calls ``mine`` everywhere. A piece that is
+        given together with operations, or later, is built for those.
+        """
+        built_for = {}
+        for piece, names in PIECES.items():
+            taken, now = getattr(self, piece), {name: getattr(self, name) for name in names}
+            made = self.built_for.get(piece)
+            if taken is None:
+                continue
+            if made is None or made[piece] is not taken:
+                made = {piece: taken} | now
+            if all(made[name] is now[name] for name in names):
+                built_for[piece] = made
+            else:
+                object.__setattr__(self, piece, None)
+        object.__setattr__(self, "built_for", built_for)
+
+    def replaced(self, name: str) -> bool:
+        """Whether an operation is somebody's own: neither the portable form nor a kernel of the device."""
+        return getattr(self, name) is not getattr(portable(), name) and getattr(self, name) not in self.kernels
 
 
 def kernels_wanted() -> bool:
@@ -75,6 +113,7 @@ def kernels_wanted() -> bool:
     return os.environ.get("GEMMA4_KERNELS", "").strip().lower() != "portable"
 
 
+@cache
 def portable() -> Operations:
     """The portable table."""
     return Operations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,18 @@ def first_rows(tensor: Tensor, rows: int) -> Tensor:
     held = made.uop.base.buffer.ensure_allocated()
     held.copy_from(tensor.uop.base.buffer.view(held.size, held.dtype, 0).ensure_allocated())
     return made
+
+
+def put_rows(tensor: Tensor, at: int, source: Tensor, rows: int) -> Tensor:
+    """``tensor [n, ...]`` with its rows from ``at`` on overwritten by the first ``rows`` of ``source``. Both are whole
+    buffers; no kernel is compiled for the number of rows where the device can copy parts of buffers."""
+    if not offsets_work(str(tensor.device)):
+        return Tensor.cat(tensor[:at], source[:rows], tensor[at + rows :]).contiguous().realize()
+    target, held = (t.uop.base.buffer.ensure_allocated() for t in (tensor, source))
+    size = rows * math.prod(int(n) for n in source.shape[1:])
+    part = target.view(size, target.dtype, at * (size // rows) * target.dtype.itemsize).ensure_allocated()
+    part.copy_from(held.view(size, held.dtype, 0).ensure_allocated())
+    return tensor
 
 
 class Captured:
@@ -86,6 +99,10 @@ class Captured:
     def forget(self) -> None:
         """Drop graphs and tokens."""
         self.graphs.clear()
+        self.forget_tokens()
+
+    def forget_tokens(self) -> None:
+        """Drop tokens; graphs read weights where they lie."""
         self.tokens.clear()
 
     def _graph(self) -> TinyJit:

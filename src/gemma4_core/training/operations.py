@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.ops import Operations, portable, products
+from gemma4_core.ops import LAYERS, Operations, portable, products
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.portable import MASKED, gelu_tanh
 from gemma4_core.ops.portable import linear as plain_linear
@@ -27,22 +27,25 @@ if TYPE_CHECKING:
 
 
 def operations_of(model: GemmaModel, checkpointing: bool = False) -> Operations:
-    """The operations that a model is trained with.
+    """The operations that a model is trained with; those that somebody put into its table are among them.
 
     With ``checkpointing`` without the device's products: the buffers of such kernels are arguments of a layer that is
     traced, and would live from its first run until it is computed again, which is what checkpointing is to avoid.
     """
-    return training_operations(None if checkpointing else model.operations.matmul)
+    table = model.operations
+    own = tuple((name, getattr(table, name)) for name in (*LAYERS, "logits") if table.replaced(name))
+    return training_operations(None if checkpointing else table.matmul, own)
 
 
 @lru_cache
-def training_operations(matmul: Multiply | None) -> Operations:
-    """Operations that have gradients; a device's own may not. ``matmul`` is the device's, if it has one."""
+def training_operations(matmul: Multiply | None, replacements: tuple[tuple[str, Any], ...] = ()) -> Operations:
+    """Operations that have gradients; kernels of a device have none. ``matmul`` is the device's, if it has one."""
     own = Differentiable(matmul)
-    return replace(
+    table = replace(
         portable(), name="training", linear=own.linear, gated_mlp=own.gated_mlp, attention=own.attention,
         logits=own.logits,
     )
+    return replace(table, **dict(replacements))
 
 
 class Differentiable:

@@ -39,6 +39,10 @@ class EncodingTower(ABC):
         """Drop captured graphs and kept soft tokens."""
         self.captured.forget()
 
+    def forget_tokens(self) -> None:
+        """Drop kept soft tokens."""
+        self.captured.forget_tokens()
+
     def encode(self, features: Mapping[str, Any], *, capture: bool = False) -> list[Tensor]:
         """Soft tokens ``[n, hidden]`` of each medium. Raises InputError."""
         if not capture:

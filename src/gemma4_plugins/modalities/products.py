@@ -27,6 +27,8 @@ class Products:
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         """``x [n, in]`` times ``matrix [out, in]`` transposed: ``[n, out]`` in x's dtype."""
+        if self.ops.replaced("linear"):
+            return kept(self.ops.linear(kept(x), matrix))
         return linear(x, matrix, self.ops.linear)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
@@ -95,8 +97,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def fast_products(ops: Operations, device: str) -> Products:
-    """The best form that a device has, for use without gradients; ``GEMMA4_KERNELS=portable`` allows none."""
-    if kernels_wanted():
+    """The best form that a device has, for use without gradients; ``GEMMA4_KERNELS=portable`` allows none, and neither
+    does a product of somebody's own."""
+    if kernels_wanted() and not ops.replaced("linear"):
         from gemma4_plugins.kernels.cuda.matmul import usable
         from gemma4_plugins.modalities import cpu, cuda
 

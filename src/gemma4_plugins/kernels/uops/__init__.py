@@ -24,5 +24,6 @@ def operations() -> Operations:
 
     return replace(
         portable(), name="uops", linear=linear, gated_mlp=gated_mlp, logits=logits, layers=token_layers,
-        prefill_chunk=PREFILL_CHUNK,
+        kernels=(linear, gated_mlp, logits),
+        prefill_chunk=PREFILL_CHUNK, graph_chunk=PREFILL_CHUNK,
     )  # fmt: skip

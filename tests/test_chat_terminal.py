@@ -231,5 +231,6 @@ def test_tab_completes_a_command(terminals: list[Terminal], tmp_path: Path) -> N
     terminal.wait(">>> ")
     terminal.type("/und\t\r")
     assert "/undo" in terminal.wait("there is no message yet")
+    terminal.wait(">>> ")
     terminal.type("\x04")
     assert terminal.ended() == 0

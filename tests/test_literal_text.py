@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,8 @@ def conversation(text: Callable[[], str]) -> tuple[list[dict[str, Any]], list[di
     string = {"type": "string", "description": text(), "enum": [text()]}
     parameters = {"type": "object", "properties": {f"a{text()}": string}, "required": [f"a{text()}"]}
     tools = [{"type": "function", "function": {"name": "look", "description": text(), "parameters": parameters}}]
+    # the templates leave the marks of thoughts out of an answer's text, spelt or not
+    answer = re.sub(r"<\|tool_call>|<\|channel>|<channel\|>", "", text())
     arguments = {f"k{text()}": text(), "list": [text(), {"z": text()}]}
     call = {"id": text(), "type": "function", "function": {"name": text(), "arguments": arguments}}
     written = {**call, "function": {"name": text(), "arguments": json.dumps({f"k{text()}": text()})}}
@@ -99,7 +102,7 @@ def conversation(text: Callable[[], str]) -> tuple[list[dict[str, Any]], list[di
         {"role": "assistant", "content": "A", "tool_calls": [call, written], "reasoning_content": "r" + text()},
         {"role": "tool", "tool_call_id": call["id"], "name": "n" + text(), "content": text()},
         {"role": "tool", "tool_call_id": call["id"], "content": {f"v{text()}": [text()]}},
-        {"role": "assistant", "content": "ok <turn|>" + text().replace("<|tool_call>", "").replace("<|channel>", "")},
+        {"role": "assistant", "content": "ok <turn|>" + answer},
         {"role": "user", "content": [{"type": "text", "text": text()}, {"type": "text", "text": text() + "E"}]},
     ], tools
 

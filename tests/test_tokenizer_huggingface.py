@@ -308,7 +308,7 @@ def test_tokenizer_surrogates_in_tokenizer_config_are_named(tiny_folder: Path):
                  {"added_tokens_decoder": {"600": {"content": "\ud800"}}}):
         (tiny_folder / "tokenizer_config.json").write_text(json.dumps(keys))
         message = refused(tiny_folder)
-        assert "lone surrogate" in message and next(iter(keys)) in message
+        assert "surrogate" in message and next(iter(keys)) in message
         message.encode()
 
 

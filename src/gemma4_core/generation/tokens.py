@@ -104,6 +104,7 @@ def prepare(
         raise InputError(f"max_new_tokens {max_new_tokens!r}: must be a whole number from 0")
     if max_new_tokens is not None and max_new_tokens < 0:
         raise InputError(f"max_new_tokens {max_new_tokens}: must be a whole number from 0")
+    model.settle()
     cache = cache if cache is not None else model.make_cache()
     context = cache.context(model)
     length = array.shape[1]

@@ -107,11 +107,6 @@ def _content(value: Any, path: Path, key: str) -> str:
     content = value.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str):
         raise TokenizerError(f"{shown_path(path)}: {key} must be a token's text, not {shown(value)}")
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise TokenizerError(f"{shown_path(path)}: {key} holds a lone surrogate, which is no Unicode text: "
-                             f"{shown(content)}; correct the file") from None
     return content
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemma4_core.checkpoint.hub import shown_name
 from gemma4_core.cli.base import GemmaCommand, ManyOption
 from gemma4_core.cli.bench_ops import ops_command
 from gemma4_core.cli.bench_tools import about, bench_options, load, print_report, same_for_all
@@ -112,7 +113,7 @@ def flat(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(report: dict[str, Any]) -> str:
     """The report as a Markdown table, with what is the same in all rows below it."""
-    name = f"{Path(report['model']).name} {report['format']}"
+    name = f"{Path(shown_name(Path(report['model']))).name} {report['format']}"
     size = human_bytes(report["weight_bytes"])
     rows = []
     for row in report["results"]:

@@ -16,7 +16,7 @@ from gemma4_core.cli.options import (
 )
 from gemma4_core.cli.output import note
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
-from gemma4_core.cli.request import Loading, checked_text, folder, model_name, read_tools, sampling
+from gemma4_core.cli.request import Loading, checked_text, model_name, read_tools, sampling
 from gemma4_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def check_talks(processor: GemmaMultimodalProcessor) -> None:
     """Raise InputError for a checkpoint that cannot hold a conversation."""
     from gemma4_core.text import has_text
 
-    where = folder(processor.context)
+    where = model_name(processor.context)
     if not has_text(processor.tokenizer.inner):
         raise InputError(f"{where} is opened without a tokenizer to talk through: use gemma4 generate --prompt-tokens")
     if processor.template is None:

@@ -12,7 +12,7 @@ import click
 
 from gemma4_core.cli.base import prefer_typed
 from gemma4_core.cli.options import clipped
-from gemma4_core.cli.request import checked_text, folder, read_standard_input, read_text_file, read_tools
+from gemma4_core.cli.request import checked_text, model_name, read_standard_input, read_text_file, read_tools
 from gemma4_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Prompt:
             messages.append({"role": "user", "content": self.text or ""})
             asked = {"prompt_or_messages": messages, "tools": self.tools, "thinking": self.thinking}
             return {**asked, "literal": self.literal, **self.media}
-        why = "--raw leaves it out" if self.raw else f"{folder(context)} has none"
+        why = "--raw leaves it out" if self.raw else f"{model_name(context)} has none"
         for option, value in (("--system", self.system), ("--tools", self.tools), ("--thinking", self.thinking)):
             if value:
                 raise InputError(f"{option} needs the chat template, and {why}")
@@ -69,7 +69,7 @@ class Prompt:
         StopStrings(stop)
         if not has_text(processor.tokenizer.inner) and (self.tokens is None or stop):
             what = f"prompt {str(self.text)[:80]!r}" if self.tokens is None else f"--stop {stop[0][:80]!r}"
-            where = folder(processor.context)
+            where = model_name(processor.context)
             raise InputError(f"{what} needs a tokenizer, and {where} is opened without one; give --prompt-tokens")
         asked = self.arguments(processor.template, processor.context)
         ids = asked.pop("prompt_tokens", None)
@@ -88,7 +88,7 @@ def check_vocabulary(ids: Sequence[int], size: int, context: Context) -> None:
     """Raise InputError naming the first id that the vocabulary does not have."""
     for token in ids:
         if not 0 <= token < size:
-            where = f"the vocabulary of {folder(context)} has {size} ids, 0 to {size - 1}"
+            where = f"the vocabulary of {model_name(context)} has {size} ids, 0 to {size - 1}"
             raise InputError(f"--prompt-tokens {token}: {where}")
 
 

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.cli.output import note
@@ -130,11 +129,6 @@ def sampling(config: GenerationConfig, given: Mapping[str, Any]) -> dict[str, An
     if config.do_sample:
         defaults |= {name: getattr(config, name) for name in FILTERS}
     return defaults | asked
-
-
-def folder(context: Context) -> Path | str:
-    """The folder of a checkpoint, for messages."""
-    return context.folder or "the checkpoint"
 
 
 def model_name(context: Context) -> str:

@@ -21,9 +21,9 @@ def counted(number: int, noun: str) -> str:
 def check_counts(spec: ModalityTower, written: int, media: int, what: str = "") -> None:
     """Raise InputError where placeholders, or ``what`` else, are written and their number is not that of the media."""
     if written != media:
-        noun = f"{spec.media_option.keyword} ({spec.media_option.flag}, {spec.media_keyword}=)"
+        given = f"{media} {spec.media_option.keyword} was" if media == 1 else f"{media} {spec.media_keyword} were"
         raise InputError(f"the prompt holds {counted(written, what or f'{spec.placeholder} placeholder')} but "
-                         f"{media} {noun} {'was' if media == 1 else 'were'} given; the two numbers must be equal")
+                         f"{given} given ({spec.media_option.flag}, {spec.media_keyword}=); the numbers must be equal")
 
 
 def place_text(text: str, spec: ModalityTower, count: int, begin: str | None) -> str:

@@ -25,14 +25,15 @@ from fuzzing.samples import Case
 from fuzzing.targets import target_names
 
 from gemma4_core.cli.base import GemmaCommand, ManyOption
+from gemma4_core.cli.options import clipped
 from gemma4_core.cli.output import note, write
 
 
 @click.command("fuzz", cls=GemmaCommand)
 @click.option("--cases", type=click.IntRange(1), default=10_000, show_default=True, help="In all, shared by targets.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Same seed, same cases.")
-@click.option("--target", "targets", cls=ManyOption, metavar="NAME…", type=click.Choice(target_names()),
-              help="What to fuzz. Default: everything.")
+@click.option("--target", "targets", cls=ManyOption, metavar="NAME…",
+              help="What to fuzz: " + ", ".join(target_names()) + ", or a file with a target. Default: everything.")
 @click.option("--minutes", type=float, default=None, help="Stop each target after this time.")
 @click.option("--seconds", type=float, default=Limits.seconds, show_default=True,
               help="Processor time of a case that is called a hang.")
@@ -56,6 +57,9 @@ def fuzz_command(
             campaign.worker.close()
         return
     names = list(targets or target_names())
+    for name in names:
+        if name not in target_names() and not Path(name).is_file():
+            raise click.BadParameter(f"{clipped(name)} is neither a target nor a file.", param_hint="--target")
     share = -(-cases // len(names))
 
     def run(name: str) -> Figures:

@@ -90,7 +90,7 @@ class Process:
 
     def __init__(self, target: str, limits: Limits) -> None:
         self.limits = limits
-        self.folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{target}-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{Path(target).stem}-"))
         (self.folder / "tmp").mkdir()
         reading, writing = os.pipe()
         here = Path(__file__).resolve().parents[1]
@@ -141,7 +141,7 @@ class Process:
     def _reply(self, seconds: float, waiting: float) -> dict[str, Any]:
         began, before = time.monotonic(), self._cpu()
         while not select.select([self.replies], [], [], 0.25)[0]:
-            if self._cpu() - before > 1.5 * seconds or time.monotonic() - began > waiting + 1:
+            if self._cpu() - before > 1.5 * seconds or time.monotonic() - began > 1.5 * waiting:
                 return self._stuck(time.monotonic() - began)
         line = self.replies.readline()
         return {"kind": "reply", **json.loads(line)} if line else self._crashed()
@@ -274,7 +274,7 @@ class Campaign:
                 finding.message = result["message"]
         finding.case = str(case)
         if self.keep is not None:
-            folder = self.keep / f"{self.target}-{len(self._found):03}"
+            folder = self.keep / f"{Path(self.target).stem}-{len(self._found):03}"
             self.worker.run(case, folder / "files")
             (folder / "finding.json").write_text(json.dumps(asdict(finding), indent=2) + "\n")
             finding.files = str(folder)

@@ -41,7 +41,7 @@ class Case:
     @staticmethod
     def parse(text: str) -> Case:
         """The case that ``str`` wrote."""
-        target, seed, mutations = text.split(":")
+        target, seed, mutations = text.rsplit(":", 2)
         return Case(target, int(seed), tuple(int(m, 16) for m in mutations.split(",") if m))
 
 

@@ -11,6 +11,7 @@ import faulthandler
 import json
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -103,9 +104,12 @@ class Worker:
         written = self.output.taken()
         if result["kind"] in ("ok", "refused"):
             if outside:
-                result |= {"kind": "outside", "type": outside[0].split(" ")[0], "message": "; ".join(outside)[:1000]}
+                what, _, path = outside[0].partition(" ")
+                named = f"{what} {os.path.basename(path)}" if path.startswith("/") else what
+                result |= {"kind": "outside", "type": named, "where": "", "message": "; ".join(outside)[:1000]}
             elif written:
-                result |= {"kind": "output", "type": "text on stdout or stderr", "message": written}
+                first = re.sub(r"[0-9]+", "0", next(iter(written.split("\n")), ""))[:80]
+                result |= {"kind": "output", "type": first, "where": "", "message": written}
         return result | {
             "seconds": seconds, "cpu": time.process_time() - cpu, "threads": threading.active_count() - threads,
             "growth": max(after[1] - before, 0), "outside": len(outside),

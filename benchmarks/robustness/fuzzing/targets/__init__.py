@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,13 @@ def target_names() -> list[str]:
 
 
 def load_target(name: str) -> Target:
-    """A target by name."""
-    made: Target = importlib.import_module(f"fuzzing.targets.{name}").Target()
+    """A target by name, or from a file of one's own."""
+    if name.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(f"fuzzing.targets.{name}")
+    made: Target = module.Target()
     return made

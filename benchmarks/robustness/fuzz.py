@@ -48,7 +48,7 @@ def fuzz_command(
     case: str | None, out: Path,
 ) -> None:
     """Feed mutated inputs to everything that reads bytes from outside."""
-    limits = Limits(seconds, max(60.0, 3 * seconds), memory << 20)
+    limits = Limits(seconds, max(Limits.waiting, 2 * seconds), memory << 20)
     if case is not None:
         campaign = Campaign(Case.parse(case).target, limits)
         try:
@@ -86,7 +86,7 @@ def fuzz_command(
 
 def told(finding: Finding) -> str:
     """A finding on one line."""
-    message = finding.message.encode("ascii", "backslashreplace").decode()[:300].replace("\n", " | ")
+    message = finding.message[:300].encode("unicode_escape").decode()
     return f"{finding.kind} x{finding.count} [{finding.type}] {finding.where} {finding.case[:120]} :: {message}"
 
 

@@ -32,7 +32,7 @@ class Limits:
 
     seconds: float = 20.0
     """Of processor time."""
-    waiting: float = 60.0
+    waiting: float = 30.0
     """Of time on the clock, for what waits for ever."""
     growth: int = 1 << 30
     """Bytes of memory that a worker may take more than before."""

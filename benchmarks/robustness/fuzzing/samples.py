@@ -71,8 +71,10 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def mutate_files(rng: random.Random, sample: Sample, names: tuple[str, ...] = ()) -> dict[str, bytes | str]:
-    """Mutate files as files; ``names`` are further names that a case may add."""
+def mutate_files(
+    rng: random.Random, sample: Sample, names: tuple[str, ...] = (), pipes: bool = True
+) -> dict[str, bytes | str]:
+    """Mutate files as files; ``names`` are further names that a case may add. Without ``pipes`` no file becomes one."""
     changed = dict(sample)
     name = rng.choice(sorted(changed))
     other = rng.choice(sorted({*changed, *names}))
@@ -82,7 +84,7 @@ def mutate_files(rng: random.Random, sample: Sample, names: tuple[str, ...] = ()
         case 1:
             changed[name] = b""
         case 2:
-            changed[name] = PIPE
+            changed[name] = PIPE if pipes else b""
         case 3:
             changed[name] = FOLDER
         case 4:

@@ -11,11 +11,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 PATH_EVENTS = {
-    "open": 1, "os.listdir": 1, "os.scandir": 1, "os.chdir": 1, "os.mkdir": 1, "os.rmdir": 1, "os.remove": 1,
-    "os.rename": 2, "os.link": 2, "os.symlink": 2, "os.truncate": 1, "os.chmod": 1, "os.chown": 1, "os.utime": 1,
-    "shutil.rmtree": 1, "shutil.copyfile": 2, "shutil.move": 2,
+    "open": (0,), "os.listdir": (0,), "os.scandir": (0,), "os.chdir": (0,), "os.mkdir": (0,), "os.rmdir": (0,),
+    "os.remove": (0,), "os.rename": (0, 1), "os.link": (0, 1), "os.symlink": (1,), "os.truncate": (0,),
+    "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,),
 }
-"""Audit events by how many of their first arguments are paths."""
+"""Audit events by the places of arguments that are paths which are opened or changed."""
 PROCESS_EVENTS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system")
 NETWORK_EVENTS = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -64,10 +64,10 @@ class Watch:
         if not self._on:
             return
         if event in PATH_EVENTS:
-            for path in args[: PATH_EVENTS[event]]:
+            for place in PATH_EVENTS[event]:
                 writes = event != "open" and event not in ("os.listdir", "os.scandir", "os.chdir")
                 flags = args[2] if event == "open" and len(args) > 2 and isinstance(args[2], int) else 0
-                self._path(event, path, writes or bool(flags & WRITING))
+                self._path(event, args[place], writes or bool(flags & WRITING))
         elif event in NETWORK_EVENTS:
             self.outside.append(f"{event} {args[1:]!r}"[:200])
         elif event in PROCESS_EVENTS:

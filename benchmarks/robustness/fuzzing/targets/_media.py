@@ -40,7 +40,7 @@ class MediaTarget:
     def mutate(self, rng: random.Random, sample: Sample) -> Sample:
         content = sample.get("medium", b"")
         if rng.random() < 0.02 or isinstance(content, str):
-            return mutate_files(rng, sample, ("medium",))
+            return mutate_files(rng, sample, pipes=False)  # a user may name a pipe, and it is read
         return {**sample, "medium": mutate_media(rng, content)}
 
     def run(self, folder: Path) -> None:

@@ -29,7 +29,6 @@ class Target:
         from gemma4_core import CheckpointError
         from gemma4_core.checkpoint import CheckpointFiles
 
-        open_checkpoint(folder)
         files = CheckpointFiles.open(folder)
         try:
             for name in files:
@@ -40,3 +39,4 @@ class Target:
                     continue
         finally:
             files.close()
+        open_checkpoint(folder)

@@ -276,5 +276,6 @@ class Campaign:
         if self.keep is not None:
             folder = self.keep / f"{Path(self.target).stem}-{len(self._found):03}"
             self.worker.run(case, folder / "files")
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "finding.json").write_text(json.dumps(asdict(finding), indent=2) + "\n")
             finding.files = str(folder)

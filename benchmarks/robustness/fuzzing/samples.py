@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,15 +52,17 @@ def write_sample(sample: Sample, folder: Path) -> None:
     folder.mkdir(parents=True)
     for name, content in sample.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if content == PIPE:
-            os.mkfifo(path)
-        elif content == FOLDER:
-            path.mkdir()
-        elif isinstance(content, str):
-            os.symlink(content, path)
-        else:
-            path.write_bytes(content)
+        # a name may lie below another that is a file or a link now
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if content == PIPE:
+                os.mkfifo(path)
+            elif content == FOLDER:
+                path.mkdir()
+            elif isinstance(content, str):
+                os.symlink(content, path)
+            elif path.resolve().is_relative_to(folder.resolve()):
+                path.write_bytes(content)
 
 
 def folder_sample(folder: Path) -> dict[str, bytes | str]:

@@ -35,16 +35,14 @@ def mutate_tensors(rng: random.Random, data: bytes | str, words: tuple[str, ...]
     if chance < 0.18:
         return joined(header, rng.choice((body[:-1], body + b"\0", b"", body * 2, mutate_bytes(rng, body))))
     try:
-        tree = parsed(header)
+        tree = [parsed(header)]
+        if isinstance(tree[0], Pairs) and tree[0] and rng.random() < 0.7:
+            _mutate_entry(rng, tree[0], words)
+        else:
+            mutate_tree(rng, tree, words)
+        return joined(written(tree[0]).encode("utf-8", "surrogatepass"), body)
     except (ValueError, RecursionError):
         return joined(mutate_bytes(rng, header), body)
-    if isinstance(tree, Pairs) and tree and rng.random() < 0.7:
-        _mutate_entry(rng, tree, words)
-    else:
-        holder = [tree]
-        mutate_tree(rng, holder, words)
-        tree = holder[0]
-    return joined(written(tree).encode("utf-8", "surrogatepass"), body)
 
 
 def _mutate_entry(rng: random.Random, tree: Pairs, words: tuple[str, ...]) -> None:

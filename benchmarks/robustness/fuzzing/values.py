@@ -76,10 +76,10 @@ def mutate_json(rng: random.Random, text: bytes | str, words: Sequence[str] = ()
         return mutate_bytes(rng, text)
     try:
         tree = [parsed(text)]
+        mutate_tree(rng, tree, words)
+        return written(tree[0]).encode("utf-8", "surrogatepass")
     except (ValueError, RecursionError):
         return mutate_bytes(rng, text)
-    mutate_tree(rng, tree, words)
-    return written(tree[0]).encode("utf-8", "surrogatepass")
 
 
 def mutate_tree(rng: random.Random, tree: list[Any], words: Sequence[str] = ()) -> None:

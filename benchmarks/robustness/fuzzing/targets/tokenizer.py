@@ -10,7 +10,7 @@ from fuzzing.binary import mutate_bytes
 from fuzzing.samples import Sample, mutate_files
 from fuzzing.targets import Broken
 from fuzzing.targets._shared import TOKENIZER, plain, small_checkpoint, small_config
-from fuzzing.values import Raw, mutate_json, odd_value, written
+from fuzzing.values import Pairs, Raw, mutate_json, odd_value, parsed, written
 
 TEXTS = ("", "One two  three", "<bos><|turn>user\nHi<turn|>", "a" * 2000,
          "\0 \u202e é中😀", "  lead", "x\r\n\t", "<0x41>")
@@ -85,14 +85,6 @@ class Target:
 
 def with_section(rng: random.Random, content: bytes) -> bytes:
     """A tokenizer.json with another normalizer, decoder or the like, of one or several steps."""
-    from fuzzing.values import Pairs, parsed
-
-    try:
-        tree = parsed(content)
-    except (ValueError, RecursionError):
-        return content
-    if not isinstance(tree, Pairs):
-        return content
     section = rng.choice(SECTIONS[:4])
     steps = [Raw(rng.choice(STEPS)) for _ in range(rng.choice((1, 1, 2, 5)))]
     keys = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders",
@@ -100,5 +92,11 @@ def with_section(rng: random.Random, content: bytes) -> bytes:
     made = steps[0] if len(steps) == 1 else Pairs([("type", "Sequence"), (keys[section], list(steps))])
     if rng.random() < 0.1:
         made = odd_value(rng)
-    return written(Pairs([(key, made if key == section else value) for key, value in tree])).encode(
-        "utf-8", "surrogatepass")
+    try:
+        tree = parsed(content)
+        if not isinstance(tree, Pairs):
+            return content
+        changed = Pairs([(key, made if key == section else value) for key, value in tree])
+        return written(changed).encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):
+        return content

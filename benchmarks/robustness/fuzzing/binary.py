@@ -10,6 +10,10 @@ from functools import lru_cache
 
 EDGES = (0, 1, 2, 3, 4, 7, 8, 15, 16, 127, 128, 255, 256, 32767, 32768, 65535, 65536, (1 << 24) - 1, (1 << 31) - 1,
          1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, (1 << 64) - 1)
+SIZES = (9, 255, 4096, 8192, 13_370, 16_384, 30_000, 65_535, 89_478_485, 178_000_000, 178_956_970)
+"""Sides of pictures that a limit on pixels alone may let pass."""
+RATES = (1, 7, 100, 8000, 11_025, 44_101, 192_000, 655_350, 767_999, 768_000, 2_000_003)
+"""Samples per second, common, odd and prime to others."""
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 
 
@@ -57,6 +61,11 @@ def mutate_media(rng: random.Random, data: bytes) -> bytes:
         return _mutate_riff(rng, data)
     if data[:2] == b"\xff\xd8":
         return _mutate_jpeg(rng, data)
+    if data[:3] == b"GIF" and rng.random() < 0.2:
+        # the first frame many times, on a large screen
+        first, *_, end = [at - 4 for at in (_all(data, b"\x21\xf9", 4) or [8, 8])] + [len(data) - 1]
+        screen = struct.pack("<HH", *rng.choices((32, 4096, 8192, 65_535), k=2))
+        return data[:6] + screen + data[10:first] + data[first:end] * rng.choice((1, 20, 1000)) + b";"
     if data[:3] == b"GIF" and rng.random() < 0.5:
         return _with_number(rng, data, rng.choice((6, 8, 10, *_all(data, b"\x2c", 4))), 2, "little")
     return mutate_bytes(rng, data)
@@ -116,17 +125,37 @@ def _mutate_png(rng: random.Random, data: bytes) -> bytes:
 
     def change(chunk: bytes) -> bytes:
         kind, body = chunk[:4], chunk[4:]
+        if kind == b"IHDR" and len(body) == 13 and rng.random() < 0.3:
+            return kind + struct.pack(">II", *rng.choices((1, *SIZES), k=2)) + body[8:]
         if kind == b"IHDR" and len(body) == 13:
             if rng.random() < 0.6:
                 return kind + _with_number(rng, body, rng.choice((0, 4)), 4, "big")
             return kind + _with_number(rng, body, rng.randrange(8, 13), 1, "big")
         return kind + mutate_bytes(rng, body)
 
-    if not chunks or rng.random() < 0.15:
+    chance = rng.random()
+    if chance < 0.1:
+        return _large_png(rng)
+    if not chunks or chance < 0.25:
         chunks.insert(rng.randrange(len(chunks) + 1), rng.choice(_odd_chunks()))
     else:
         chunks = _arranged(rng, chunks, change)
     return PNG_MARK + b"".join(png_chunk(chunk[:4], chunk[4:]) for chunk in chunks)
+
+
+@lru_cache
+def _zeros(count: int) -> bytes:
+    return zlib.compress(bytes(count), 9)
+
+
+def _large_png(rng: random.Random) -> bytes:
+    """A sound picture whose file is small and whose content is not, whole or cut short."""
+    width, height = rng.choices((1, 2, *SIZES), k=2)
+    depth, colour = rng.choice(((1, 0), (8, 0), (8, 2), (16, 6), (8, 3), (1, 3)))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, rng.choice((0, 0, 1)))
+    data = _zeros(rng.choice((1 << 10, 1 << 20, 1 << 25)))
+    parts = [(b"IHDR", header), (b"PLTE", bytes(6)), (b"IDAT", data), (b"IEND", b"")]
+    return PNG_MARK + b"".join(png_chunk(kind, body) for kind, body in parts if kind != b"PLTE" or colour == 3)
 
 
 def _mutate_riff(rng: random.Random, data: bytes) -> bytes:
@@ -137,6 +166,8 @@ def _mutate_riff(rng: random.Random, data: bytes) -> bytes:
         at += 8 + length + length % 2
 
     def change(chunk: bytes) -> bytes:
+        if chunk[:4] == b"fmt " and rng.random() < 0.3:
+            return chunk[:12] + struct.pack("<I", rng.choice(RATES)) + chunk[16:]
         if chunk[:4] == b"fmt ":
             offset, size = rng.choice(((8, 2), (10, 2), (12, 4), (16, 4), (20, 2), (22, 2)))
             return _with_number(rng, chunk, offset, size, "little")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from tinygrad import Tensor
 
+from gemma4_core.config.files import shown
 from gemma4_core.errors import InputError
 from gemma4_core.ops.sampling import SamplingState
 
@@ -37,7 +38,7 @@ class Sampling:
         self._within("min_p", self.min_p, 0.0, 1.0)
         self._within("repetition_penalty", self.repetition_penalty, 1e-6, math.inf)
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
-            raise InputError(f"seed {self.seed}: must be a whole number from 0")
+            raise InputError(f"seed {shown(self.seed)}: must be a whole number from 0")
 
     @staticmethod
     def _within(name: str, value: float, low: float, high: float) -> None:
@@ -48,7 +49,7 @@ class Sampling:
             or value == math.inf
         ):
             bounds = f"from {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise InputError(f"{name} {value}: must be a number {bounds}")
+            raise InputError(f"{name} {shown(value)}: must be a number {bounds}")
 
     @property
     def plain(self) -> bool:

@@ -78,8 +78,8 @@ class Registry:
         """
         if kind == "device":
             return self.select_device(name, context)
-        if name is not None and name.casefold() != "auto":
-            return self._by_name(kind, name)
+        if (wanted := _wanted(kind, name)) is not None:
+            return self._by_name(kind, wanted)
         candidates = self._candidates(kind, context or Context())
         if not candidates:
             raise PluginError(self._no_match(kind, context or Context()))
@@ -115,8 +115,8 @@ class Registry:
 
         Raises PluginError for an unknown name and DeviceError, with the reason, for one that cannot be used here.
         """
-        if name is not None and name.casefold() != "auto":
-            device = self._by_name("device", name)
+        if (wanted := _wanted("device", name)) is not None:
+            device = self._by_name("device", wanted)
             reason = self.unusable(device)
             if reason is not None:
                 raise DeviceError(_clip(f"--device '{one_line(name, VALUE_LIMIT)}' cannot be used: {reason}"))
@@ -309,6 +309,13 @@ def _gather(plugins: list[LoadedPlugin]) -> dict[str, list[Entry[Any]]]:
             marked += [replace(entry, conflict=clash) for entry in same]
         entries[kind] = sorted(marked, key=lambda entry: entry.name.casefold())
     return entries
+
+
+def _wanted(kind: str, name: str | None) -> str | None:
+    """The name given, None for ``auto``. Raises PluginError for what is no name."""
+    if name is not None and not isinstance(name, str):
+        raise PluginError(_clip(f"{OPTIONS[kind]} {one_line(name, VALUE_LIMIT)}: give the name of a plugin, or auto"))
+    return None if name is None or name.casefold() == "auto" else name
 
 
 def _clip(text: str) -> str:

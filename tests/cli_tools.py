@@ -13,10 +13,13 @@ from typing import Any
 
 from click.testing import CliRunner
 
+import gemma4_core.console as console_module
 from gemma4_core.cli import cli
 from gemma4_core.config import GenerationConfig
 from gemma4_core.generation.stream import Part, Stats
 
+console_module.LOG_SECONDS = float("inf")
+"""Tests compare stderr, and a slow machine would leave log lines there."""
 SOURCE = Path(__file__).parent.parent / "src"
 
 
@@ -78,6 +81,19 @@ class Words:
 STATS = Stats(7, 3, 2, 0.5, 0.25, 1.0, 12_000_000, {})
 
 
+class FakeStream:
+    """Parts with the statistics so far."""
+
+    def __init__(self, parts: Iterator[Part]) -> None:
+        self.parts, self.stats = parts, STATS
+
+    def __iter__(self) -> FakeStream:
+        return self
+
+    def __next__(self) -> Part:
+        return next(self.parts)
+
+
 class FakeModel:
     """Answers with given parts; remembers what it was asked."""
 
@@ -108,7 +124,7 @@ class FakeModel:
             prompt_or_messages = [dict(message) for message in prompt_or_messages]
         asked |= {"prompt": prompt_or_messages, "max_new_tokens": max_new_tokens}
         self.asked.append(asked)
-        return self.answer(asked)
+        return FakeStream(self.answer(asked))
 
 
 def parts(*texts: str, kinds: Sequence[str] = (), finish: str | None = "stop") -> Iterator[Part]:

@@ -17,9 +17,9 @@ from gemma4_core.cli.chat_settings import SAMPLING_OPTIONS
 from gemma4_core.cli.conversation import Conversation
 from gemma4_core.cli.interrupt import Interrupt
 from gemma4_core.cli.lines import file_names, history_path
-from gemma4_core.cli.output import Answer
 from gemma4_core.cli.repl import Repl
 from gemma4_core.errors import InputError
+from gemma4_core.generation.chat import Answer
 from gemma4_core.generation.stream import Part
 
 
@@ -337,3 +337,13 @@ def test_tab_offers_commands_options_and_files(model: FakeModel, tmp_path: Path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file.txt").touch()
     assert file_names(f"{tmp_path}/f") == [f"{tmp_path}/file.txt", f"{tmp_path}/folder/"]
+
+
+def test_stats_of_a_stopped_answer(model: FakeModel) -> None:
+    talk = Conversation(model, {})  # type: ignore[arg-type]
+    answer = Answer()
+    parts = talk.ask("one", answer)
+    next(parts)
+    parts.close()  # as Ctrl-C does
+    talk.keep(answer)
+    assert answer.finish_reason is None and talk.stats is not None and talk.stats.prompt_tokens == 7

@@ -206,3 +206,23 @@ except CheckpointError as fault:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "the disk is full" in done.stdout and done.stdout.count("\n") == 1 and str(tmp_path / "model") in done.stdout
     assert (tmp_path / "model" / "config.json").read_text() == "old" and not left_over(tmp_path)
+
+
+def test_an_appended_line_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write, room = tmp_path / "lines", os.write, [6]
+
+    def short(handle: int, data: bytes) -> int:
+        taken = min(3, room[0], len(data))
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room[0] -= taken
+        return write(handle, data[:taken])
+
+    monkeypatch.setattr("gemma4_core.checkpoint.atomic.os.write", short)
+    atomic.append_line(path, "first")
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        atomic.append_line(path, "second")
+    room[0] = 4
+    with pytest.raises(CheckpointError):
+        atomic.append_line(path, "third")
+    assert path.read_text() == "first\n"

@@ -16,6 +16,8 @@ from gemma4_core.config import GenerationConfig
 from gemma4_core.demo import write_demo_checkpoint
 from gemma4_core.generation.stream import Part
 
+FLAT_TOOLS = Path(__file__).parent / "data/cases/flat-tools"
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -91,6 +93,20 @@ def test_tool_calls_are_lines_of_json(model: FakeModel, tmp_path: Path) -> None:
     assert model.asked[0]["tools"][0]["function"]["name"] == "f"
     found = json.loads(ask("--prompt", "Hi", "--json").out)
     assert found["finish_reason"] == "tool_call" and found["tool_calls"] == [call] and found["text"] == "Calling."
+
+
+@pytest.mark.parametrize("name", ["t2", "t3", "t4", "t5"])
+def test_flat_tools_are_accepted(model: FakeModel, name: str) -> None:
+    """Declarations in a list of ``tools``, without ``function``, in MCP's form, after a byte order mark."""
+    assert ask("--prompt", "Hi", "--tools", FLAT_TOOLS / f"{name}.json").code == 0
+    [tool] = model.asked[0]["tools"]
+    assert tool["type"] == "function" and {**tool["function"], "parameters": None} == {
+        "name": "a", "description": "b", "parameters": None}
+
+
+def test_flat_tools_without_a_function_are_refused_by_their_place(model: FakeModel) -> None:
+    line = failure("generate", "-m", "m", "--prompt", "Hi", "--tools", FLAT_TOOLS / "t.json")
+    assert "t.json: tools[0] lacks function" in line and "--raw" not in line and model.asked == []
 
 
 def test_json_is_one_object(model: FakeModel) -> None:

@@ -92,9 +92,11 @@ def test_every_option_and_slash_command_exists() -> None:
     assert {line.split("gemma4 ")[1].split()[0] for line in commands()} <= known
 
 
-def test_the_python_lines_run(project: Path) -> None:
-    [block] = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize(("page", "shown"), [("coming-from", "(1, "), ("chat", "3 (2, 192)")])
+def test_the_python_lines_run(project: Path, page: str, shown: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(block.replace("e2b-it", "demo"), {})
-    assert "(1, " in printed.getvalue()
+    assert shown in printed.getvalue()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_tools import environment
 from tinygrad import Tensor
 
 from gemma4_core import load_pretrained
@@ -182,3 +186,41 @@ def test_the_leftovers_of_killed_processes_go(folder: Path, graphs: Path) -> Non
     os.utime(old, (1, 1))
     list(opened(folder).generate(PROMPT, 2, stop_ids=()))
     assert new.exists() and not old.exists()
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+from gemma4_core.checkpoint.atomic import atomic_file
+from gemma4_core.generation.kept_graphs import DIGEST, digest, make_room
+path, number = Path(sys.argv[1]), int(sys.argv[2])
+print("ready", flush=True)
+for turn in range(int(sys.argv[3])):
+    content = memoryview(bytes([number]) * (50_000 + 1000 * turn))
+    with atomic_file(path) as file:
+        file.write(digest(path, content))
+        file.write(content)
+    make_room(path.parent)
+    found = path.read_bytes()
+    assert digest(path, memoryview(found)[DIGEST:]) == found[:DIGEST], "torn"
+"""
+
+
+def test_many_writers_of_one_file_and_kills_tear_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "one.graph"
+    start = lambda number, turns: subprocess.Popen(  # noqa: E731
+        [sys.executable, "-c", WRITER, str(path), str(number), str(turns)], env=environment(), stdout=subprocess.PIPE
+    )
+    endless, bounded = [start(number, 1 << 30) for number in range(3)], [start(number, 40) for number in range(3, 7)]
+    for process in [*endless, *bounded]:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    for process in endless:
+        time.sleep(0.05)
+        process.kill()
+        process.wait()
+    assert [process.wait(120) for process in bounded] == [0] * 4
+    assert subprocess.run([sys.executable, "-c", WRITER, str(path), "9", "1"], env=environment(), check=True)
+    assert is_whole(path) and os.listdir(tmp_path) == ["one.graph"]  # the next writer sweeps what killed ones left
+    for process in [*endless, *bounded]:
+        assert process.stdout is not None
+        process.stdout.close()

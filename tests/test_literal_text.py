@@ -181,9 +181,9 @@ def test_image_tag_in_prompts(processor: Any, tmp_path: Path) -> None:
     said[0]["content"] = "One: <|image|>."
     assert processor.prepare_inputs(said, images=images[1:]).input_ids == prepared.input_ids
     for literal in (False, True):
-        with pytest.raises(Gemma4Error, match=r"2 <image> tags but 1 image .* was given"):
+        with pytest.raises(Gemma4Error, match=r"2 <image> tags but 1 image was given"):
             processor.prepare_inputs("<image><image>", images=images[:1], literal=literal)
-        with pytest.raises(Gemma4Error, match=r"1 <image> tag but 2 image .* were given"):
+        with pytest.raises(Gemma4Error, match=r"1 <image> tag but 2 images were given"):
             processor.prepare_inputs([{"role": "user", "content": "<image>"}], images=images, literal=literal)
     assert processor.tokenizer.decode(processor.prepare_inputs("<image>?").input_ids[1:]) == "<image>?"
 

@@ -24,8 +24,9 @@ def block(heading: str, number: int = 0, language: str = "sh") -> str:
 
 def copy_of_the_project(folder: Path) -> Path:
     """The files that belong to the project, without what tests and builds left beside them."""
-    ignore = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "runs")
-    shutil.copytree(ROOT, folder, ignore=ignore)
+    ignore = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist", "runs",
+                                    "fuzz-findings")
+    shutil.copytree(ROOT, folder, ignore=ignore, symlinks=True)
     return folder
 
 

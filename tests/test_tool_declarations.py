@@ -19,7 +19,7 @@ DECLARED = [{"type": "function", "function": {**FLAT, "parameters": SCHEMA}}]
 FORMS = {
     "openai": DECLARED,
     "openai, without type": [{"function": {**FLAT, "parameters": SCHEMA}}],
-    "openai, strict": [{"type": "function", "function": {**FLAT, "parameters": SCHEMA, "strict": None}}],
+    "two schemas": [{**FLAT, "parameters": None, "inputSchema": SCHEMA}],
     "openai, responses": [{"type": "function", **FLAT, "parameters": SCHEMA, "strict": True}],
     "without function": [{**FLAT, "parameters": SCHEMA}],
     "mcp": [{**FLAT, "title": "T", "inputSchema": SCHEMA, "outputSchema": {}, "annotations": {"readOnlyHint": True}}],

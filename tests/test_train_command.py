@@ -494,3 +494,28 @@ def test_a_log_line_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "log.csv").read_bytes() == before
     (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n\u00b2,1\n" + "9" * 5000 + ",1\n2," + "x" * 200_000 + "\n")
     assert [row["step"] for row in read_log(tmp_path / "log.csv")] == ["1"]
+
+
+def test_a_run_without_a_terminal_leaves_a_log(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemma4_core.console.LOG_SECONDS", 0.0)
+    ran = gemma4(*place.args(tmp_path / "run", "--steps", 2))
+    lines = [line for line in ran.err.splitlines() if line.startswith("step ")]
+    assert [line.split(":")[0] for line in lines] == ["step 1 of 2", "step 2 of 2"] and "tokens/s" in lines[0]
+    assert gemma4(*place.args(tmp_path / "quiet", "--steps", 2, "--quiet")).err == ""
+
+
+def test_the_environment_loses_against_files_and_the_run_that_goes_on(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    place.train(run, "--steps", 1, "--seed", 3)
+    monkeypatch.setenv("GEMMA4_SEED", "5")
+    monkeypatch.setenv("GEMMA4_OUTPUT_DIR", str(run))
+    ran = gemma4("train", "--resume", "--steps", 2, "--json")
+    assert ran.code == 0 and json.loads(ran.out)["resumed_from"] is not None, ran.err  # another seed would be refused
+    config = tmp_path / "run.toml"
+    config.write_text("seed = 4\n")
+    for more, seed in ((["--config", config], 4), ([], 5), (["--config", config, "--seed", 6], 6)):
+        folder = tmp_path / str(seed)
+        place.train(folder, "--steps", 1, *more)
+        assert json.loads((folder / "settings.json").read_text())["seed"] == seed

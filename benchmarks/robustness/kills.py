@@ -101,17 +101,15 @@ def digest(folder: Path) -> str:
 
 def opens(folder: Path) -> None:
     """Open a checkpoint and compare its tensors with its config. Raises a Gemma4Error."""
-    from gemma4_core.checkpoint.choose import select_format
+    from gemma4_core.checkpoint.choose import open_checkpoint
+    from gemma4_core.checkpoint.unserved import check_source
     from gemma4_core.config import load_generation_config, read_context
-    from gemma4_core.loading import check_source
-    from gemma4_core.plugins import registry
 
     context = read_context(folder)
     assert context.config is not None
-    source = select_format(context).open(context)
+    _, source = open_checkpoint(context)
     try:
-        known = registry.matching("modality", context)
-        check_source(context.config, source.infos, known, known)
+        check_source(context, source, source.towers)
         load_generation_config(folder, context.config)
     finally:
         source.close()

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         PluginError,
         TokenizerError,
     )
+    from gemma4_core.generation.chat import Answer, Chat
     from gemma4_core.hookspecs import hookimpl, hookspec
     from gemma4_core.loading import load_pretrained
     from gemma4_core.model import GemmaModel
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Answer",
+    "Chat",
     "CheckpointError",
     "CheckpointFormat",
     "ConfigError",
@@ -118,6 +121,7 @@ _MODULES = {
         " WeightSource"
     ),
     "errors": "CheckpointError ConfigError DeviceError Gemma4Error InputError PluginError TokenizerError",
+    "generation.chat": "Answer Chat",
     "hookspecs": "hookimpl hookspec",
     "loading": "load_pretrained",
     "model": "GemmaModel",

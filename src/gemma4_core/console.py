@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ class Console:
         """True leaves out everything but errors (``--quiet``)."""
         self.log = False
         """Whether progress becomes log lines where stderr is no terminal."""
+        self._written = 0.0
 
     def on_terminal(self) -> bool:
         """Whether a person reads stderr and wants more than errors."""
@@ -27,11 +29,19 @@ class Console:
         """Whether progress is to be written as log lines."""
         return self.log and not self.quiet and sys.stderr is not None and not sys.stderr.isatty()
 
+    def log_due(self) -> bool:
+        """Whether it is time for a log line; true once in ``LOG_SECONDS``."""
+        now = time.monotonic()
+        if not self.logs() or now - self._written < LOG_SECONDS:
+            return False
+        self._written = now
+        return True
+
     @contextmanager
     def configured(self, quiet: bool = False, log: bool = False) -> Iterator[None]:
         """Use these settings within a ``with`` block."""
         before = self.quiet, self.log
-        self.quiet, self.log = quiet, log
+        self.quiet, self.log, self._written = quiet, log, time.monotonic()
         try:
             yield
         finally:

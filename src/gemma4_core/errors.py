@@ -40,11 +40,15 @@ class Gemma4Warning(UserWarning):
     """Something that a user should know and that stops nothing; the command shows it as one line on stderr."""
 
 
-FAULTS_SHOWN = 3
+FAULTS_SHOWN, CHARACTERS_SHOWN = 3, 300
+"""Of several faults the message names so many, fewer where they are long."""
 
 
 def summarise(what: str, faults: list[str], where: str) -> CheckpointError:
     """One error for several faults: their count, the first few, and all of them in ``faults``."""
-    shown = "; ".join(faults[:FAULTS_SHOWN])
-    more = f"; and {len(faults) - FAULTS_SHOWN} more (GEMMA4_DEBUG=1 lists all)" if len(faults) > FAULTS_SHOWN else ""
+    count = min(len(faults), FAULTS_SHOWN)
+    while count > 1 and sum(map(len, faults[:count])) > CHARACTERS_SHOWN:
+        count -= 1
+    shown = "; ".join(faults[:count])
+    more = f"; and {len(faults) - count} more (GEMMA4_DEBUG=1 lists all)" if len(faults) > count else ""
     return CheckpointError(f"{where}: {len(faults)} {what}: {shown}{more}", tuple(faults))

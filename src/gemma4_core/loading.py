@@ -18,7 +18,7 @@ from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.progress import progress
 from gemma4_core.checkpoint.unserved import check_source, unserved_warning
 from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config, read_context
-from gemma4_core.config.files import shown_path
+from gemma4_core.config.files import shown, shown_path
 from gemma4_core.descriptions import (
     Context,
     DeviceSettings,
@@ -77,11 +77,11 @@ def load_pretrained(
     context = read_context(folder)
     assert context.config is not None and context.folder is not None
     if ple not in PLE_PLACES:
-        raise InputError(f"ple {ple!r}: choose one of {', '.join(PLE_PLACES)}")
+        raise InputError(f"ple {shown(ple)}: choose one of {', '.join(PLE_PLACES)}")
     if max_context is not None and (
         isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
     ):
-        raise InputError(f"max_context {max_context!r}: must be a whole number from 1")
+        raise InputError(f"max_context {shown(max_context)}: must be a whole number from 1")
     template = ChatTemplate.load(context.folder)
     if template is not None:
         render_process.start()  # it gets ready while plugins are imported
@@ -157,7 +157,9 @@ def declared_options() -> list[Option]:
 
 
 def named(name: str | None) -> str | None:
-    """A plugin's name, or None for automatic choice."""
+    """A plugin's name, or None for automatic choice. Raises InputError for what is no text."""
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"{shown(name)}: a plugin is named by a text such as 'bf16', or None")
     return None if name is None or name.lower() == "auto" else name
 
 
@@ -171,7 +173,9 @@ def select_modalities(
     by_name = {spec.name.lower(): spec for spec in known}
     if modalities is None:
         return [spec for spec in known if all(need.lower() in by_name for need in spec.requires)]
-    names = modalities.split(",") if isinstance(modalities, str) else list(modalities)
+    names = modalities.split(",") if isinstance(modalities, str) else modalities
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"modalities {shown(modalities)}: must be names of modalities, such as ('text', 'vision')")
     lowered = [name.strip().lower() for name in names if name.strip()]
     for name in lowered:
         if name == TEXT or name in by_name:

@@ -226,7 +226,8 @@ class GemmaMultimodalProcessor:
         from gemma4_core.plugins.origin import nearest
 
         first = value[0] if isinstance(value, list | tuple) and value else value
-        what = f"{name} {shown(str(first))}" if isinstance(first, str | Path) else name
+        label = name if name.isidentifier() and len(name) < 60 else shown(name)
+        what = f"{label} {shown(str(first))}" if isinstance(first, str | Path) else label
         for spec in registry.modalities.values():
             if spec.media_keyword == name:
                 return f"{what}: {self._absent(spec)}"

@@ -17,6 +17,15 @@ RATES = (1, 7, 100, 8000, 11_025, 44_101, 192_000, 655_350, 767_999, 768_000, 2_
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 
 
+LARGEST = 64 << 20
+"""Bytes that repeated parts may become; more takes all memory before anything is read."""
+
+
+def repeated(data: bytes, times: int) -> bytes:
+    """Data several times, as often as fits."""
+    return data * max(1, min(times, LARGEST // max(len(data), 1)))
+
+
 def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
     """Flip, cut, insert, repeat or splice, or write a boundary number somewhere."""
     if not data:
@@ -65,7 +74,7 @@ def mutate_media(rng: random.Random, data: bytes) -> bytes:
         # the first frame many times, on a large screen
         first, *_, end = [at - 4 for at in (_all(data, b"\x21\xf9", 4) or [8, 8])] + [len(data) - 1]
         screen = struct.pack("<HH", *rng.choices((32, 4096, 8192, 65_535), k=2))
-        return data[:6] + screen + data[10:first] + data[first:end] * rng.choice((1, 20, 1000)) + b";"
+        return data[:6] + screen + data[10:first] + repeated(data[first:end], rng.choice((1, 20, 1000))) + b";"
     if data[:3] == b"GIF" and rng.random() < 0.5:
         return _with_number(rng, data, rng.choice((6, 8, 10, *_all(data, b"\x2c", 4))), 2, "little")
     return mutate_bytes(rng, data)

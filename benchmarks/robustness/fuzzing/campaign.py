@@ -94,8 +94,9 @@ class Process:
         (self.folder / "tmp").mkdir()
         reading, writing = os.pipe()
         here = Path(__file__).resolve().parents[1]
+        sources = [here, ROOT / "src", *ROOT.glob("plugins/*/src")]
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(here), str(ROOT / "src")]), "TMPDIR": str(self.folder / "tmp"),
+            "PYTHONPATH": os.pathsep.join(map(str, sources)), "TMPDIR": str(self.folder / "tmp"),
             "HF_HOME": str(self.folder / "hub"), "HF_HUB_OFFLINE": "1", "GEMMA4_KEEP_GRAPHS": "0", "PARALLEL": "0",
             "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
         }  # fmt: skip

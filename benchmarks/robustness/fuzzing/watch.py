@@ -32,10 +32,13 @@ def _existing(*names: str | None) -> tuple[str, ...]:
 READABLE = _existing(
     sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(ROOT / "src"),
     str(ROOT / "plugins"), str(ROOT / "benchmarks" / "robustness"), "/usr/lib", "/usr/share", "/lib", "/proc", "/sys",
-    "/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types", "/etc/ssl",
+    "/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types", "/etc/ssl", *sys.path,
 )
 """Python, libraries and our own sources."""
-SINGLE = {"/dev/null", "/dev/urandom", "/dev/shm", "/dev/tty", "/proc", "/sys", "/etc/os-release", "/usr/lib"}
+SINGLE = {
+    "/dev/null", "/dev/urandom", "/dev/shm", "/dev/tty", "/dev/kfd", "/dev/nvidiactl", "/dev/kgsl-3d0", "/proc", "/sys",
+    "/etc/os-release", "/usr/lib",
+}
 
 
 class Watch:

@@ -63,6 +63,8 @@ def judged(error: BaseException) -> dict[str, Any]:
         result["traceback"] = "".join(traceback.format_exception(error, limit=-12))[-4000:]
     return result
 
+NOTICE = r"(not copied from [^\n]*\n)+"
+"""What commands that succeed may write to stderr: files of a checkpoint that stay behind."""
 
 class Worker:
     """A target with what watches it."""
@@ -107,7 +109,7 @@ class Worker:
                 what, _, path = outside[0].partition(" ")
                 named = f"{what} {os.path.basename(path)}" if path.startswith("/") else what
                 result |= {"kind": "outside", "type": named, "where": "", "message": "; ".join(outside)[:1000]}
-            elif written:
+            elif written and not re.fullmatch(NOTICE, written):
                 first = re.sub(r"[0-9]+", "0", next(iter(written.split("\n")), ""))[:80]
                 result |= {"kind": "output", "type": first, "where": "", "message": written}
         return result | {

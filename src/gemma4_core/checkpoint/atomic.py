@@ -204,11 +204,18 @@ def write_error(fault: OSError, where: str) -> CheckpointError:
 
 
 def append_line(path: Path, text: str) -> None:
-    """A line at the end of a file, in one write. Raises CheckpointError."""
+    """A line at the end of a file, whole or not at all. Raises CheckpointError."""
+    rest = text.encode() + b"\n"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(handle, text.encode() + b"\n")
+            size = os.fstat(handle).st_size
+            try:
+                while rest:  # a disk that fills up takes a part first, and fails at the next write
+                    rest = rest[os.write(handle, rest) :]
+            except OSError:
+                os.ftruncate(handle, size)
+                raise
         finally:
             os.close(handle)
     except OSError as fault:

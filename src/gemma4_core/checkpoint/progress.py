@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from gemma4_core.console import LOG_SECONDS, console
+from gemma4_core.console import console
 
 
 class Progress(Protocol):
@@ -26,19 +25,17 @@ class Silent:
 
 
 class LogLines:
-    """Writes ``loading: 40 % of 10.2 GB`` to stderr, at most one line in ``LOG_SECONDS``."""
+    """Writes ``loading: 40 % of 10.2 GB`` to stderr, one line every few seconds."""
 
     def __init__(self, total: int, description: str, unit: str) -> None:
         self.total, self.description, self.unit = total, description, unit
         self.done = 0
-        self._due = time.monotonic() + LOG_SECONDS
 
     def update(self, amount: int) -> None:
         """Count, and write a line where one is due."""
         self.done += amount
-        if time.monotonic() < self._due:
+        if not console.log_due():
             return
-        self._due = time.monotonic() + LOG_SECONDS
         whole = f"{self.total / 1e9:.2f} GB" if self.unit == "B" else f"{self.total} {self.unit}"
         share = 100 * self.done / max(self.total, 1)
         print(f"{self.description}: {share:.0f} % of {whole}", file=sys.stderr, flush=True)

@@ -70,7 +70,7 @@ def read_environment(params: Sequence[click.Parameter]) -> None:
     those with ``allow_from_autoenv=False``: what a command is to do only when it is typed.
     """
     for param in params:
-        if isinstance(param, click.Option) and param.allow_from_autoenv and param.envvar is None and not param.is_eager:
+        if isinstance(param, click.Option) and param.allow_from_autoenv and not param.envvar and not param.is_eager:
             flags = [flag[2:] for flag in param.opts if flag.startswith("--")]
             param.envvar = [f"GEMMA4_{flag.replace('-', '_').upper()}" for flag in flags]
 

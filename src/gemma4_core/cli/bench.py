@@ -12,8 +12,8 @@ from gemma4_core.checkpoint.hub import shown_name
 from gemma4_core.cli.base import GemmaCommand, ManyOption
 from gemma4_core.cli.bench_ops import ops_command
 from gemma4_core.cli.bench_tools import about, bench_options, load, print_report, same_for_all
-from gemma4_core.cli.options import Whole
-from gemma4_core.cli.output import human_bytes, human_count, note, on_terminal
+from gemma4_core.cli.options import Whole, long_running
+from gemma4_core.cli.output import human_bytes, human_count, tell
 from gemma4_core.cli.tables import markdown, number
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class BenchGroup(GemmaCommand, click.Group):
               help="Times that each test is run.")
 @bench_options
 @click.pass_context
+@long_running
 def bench_command(
     ctx: click.Context, prompts: Sequence[int], answers: Sequence[int], depths: Sequence[int], repetitions: int,
     **values: Any,
@@ -59,7 +60,7 @@ def bench_command(
         raise click.UsageError("-p 0 -n 0: there is nothing to measure.")
     asked = speed.Asked(positive[0], positive[1], tuple(depths), repetitions)
     model = load(values, asked.positions)
-    found = speed.measure(model, asked, note if on_terminal() else lambda text: None)
+    found = speed.measure(model, asked, tell)
     print_report(values, bench_report(model, found), table, flat)
 
 

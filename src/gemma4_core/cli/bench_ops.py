@@ -10,7 +10,7 @@ import click
 from gemma4_core.cli.base import GemmaCommand, ManyOption
 from gemma4_core.cli.bench_tools import about, bench_options, load, print_report, same_for_all
 from gemma4_core.cli.options import Whole
-from gemma4_core.cli.output import note, on_terminal
+from gemma4_core.cli.output import tell
 from gemma4_core.cli.tables import markdown, number
 from gemma4_core.errors import InputError
 
@@ -43,7 +43,7 @@ def ops_command(only: Sequence[str], rows: int, depth: int, **values: Any) -> No
         raise InputError(f"--only {unknown[0]}: no such operation; there are {', '.join(operations.NAMES)}")
     model = load(values, depth + rows)
     names = tuple(only) or operations.NAMES
-    lines = list(operations.measure(model, names, rows, depth, note if on_terminal() else lambda text: None))
+    lines = list(operations.measure(model, names, rows, depth, tell))
     report = about(model)
     report["operations"] = [row(line, report["read_bytes_per_second"]) for line in lines]
     print_report(values, report, table, lambda found: [same_for_all(found) | row for row in found["operations"]])

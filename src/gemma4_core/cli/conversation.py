@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma4_core.cli.output import Answer
 from gemma4_core.cli.request import model_name
 from gemma4_core.errors import InputError
+from gemma4_core.generation.chat import Answer, Chat
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 CONVERSATION_LIMIT = 64 << 20
@@ -21,28 +21,19 @@ if TYPE_CHECKING:
     from gemma4_core.model import GemmaModel
 
 
-class Conversation:
-    """Turns of a user and a model. ``wanted`` are further arguments of ``stream_generate``, such as sampling."""
+class Conversation(Chat):
+    """A chat at a terminal: files wait for the next message, what was said goes to a file and comes back."""
 
     def __init__(
-        self, model: GemmaModel, wanted: Mapping[str, Any], system: str | None = None, thinking: bool = False,
+        self, model: GemmaModel, options: Mapping[str, Any], system: str | None = None, thinking: bool = False,
         tools: Any = None,
     ) -> None:
-        self.model = model
-        self.wanted = dict(wanted)
-        self.system = system
-        self.thinking = thinking
-        self.tools = tools
-        self.turns: list[dict[str, Any]] = []
+        """``options`` are further ones of ``stream_generate``, such as sampling."""
+        super().__init__(model, system, thinking=thinking, tools=tools, **options)
         self.waiting: list[tuple[str, str]] = []
         """Files that go with the next message: kind, such as ``image``, and path."""
         self.stats: Stats | None = None
         self.finish_reason: str | None = None
-        self.cache = model.make_cache()
-
-    def messages(self) -> list[dict[str, Any]]:
-        """The whole conversation as messages."""
-        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
 
     def towers(self) -> dict[str, ModalityTower]:
         """Loaded towers by the command that attaches a medium, such as ``image``."""
@@ -60,39 +51,16 @@ class Conversation:
             raise InputError(f"/{kind} {path}: no such file")
         self.waiting.append((kind, str(file)))
 
-    def ask(self, text: str, answer: Answer) -> Iterator[Part]:
+    def ask(self, text: str, answer: Answer) -> Generator[Part, None, None]:
         """Yield the answer to a message, collecting it in ``answer``; afterwards call ``keep`` or ``drop``."""
         self.turns.append({"role": "user", "content": self._content(text)})
         self.waiting = []
-        return self._answer(answer)
+        return self.parts(answer)
 
-    def ask_again(self, answer: Answer) -> Iterator[Part]:
+    def ask_again(self, answer: Answer) -> Generator[Part, None, None]:
         """Yield another answer to the last message, as ``ask`` does; the one before is forgotten."""
-        del self.turns[self._last_question() + 1 :]
-        return self._answer(answer)
-
-    def undo(self) -> str:
-        """Take back the last message and its answer; the message's text."""
-        index = self._last_question()
-        content = self.turns[index]["content"]
-        del self.turns[index:]
-        return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
-
-    def check_answered(self, command: str) -> None:
-        """Raise InputError where there is no message yet."""
-        if not any(turn["role"] == "user" for turn in self.turns):
-            raise InputError(f"{command}: there is no message yet")
-
-    def _last_question(self) -> int:
-        return max(index for index, turn in enumerate(self.turns) if turn["role"] == "user")
-
-    def _answer(self, answer: Answer) -> Iterator[Part]:
-        parts = self.model.stream_generate(
-            self.messages(), tools=self.tools, thinking=self.thinking, cache=self.cache, **self.wanted
-        )
-        for part in parts:
-            answer.take(part)
-            yield part
+        del self.turns[self.last_question("/regenerate") + 1 :]
+        return self.parts(answer)
 
     def _content(self, text: str) -> str | list[dict[str, Any]]:
         """A message with its files: in place of the placeholders that it holds, else before or after the text.
@@ -116,10 +84,7 @@ class Conversation:
     def keep(self, answer: Answer) -> None:
         """Add what the model said, whole or not, to the conversation."""
         self.stats, self.finish_reason = answer.stats or self.stats, answer.finish_reason
-        turn: dict[str, Any] = {"role": "assistant", "content": answer.text}
-        if answer.tool_calls:
-            turn["tool_calls"] = [{"type": "function", "function": dict(call)} for call in answer.tool_calls]
-        self.turns.append(turn)
+        super().keep(answer)
 
     def drop(self) -> None:
         """Take back a message that could not be answered. Files that came with it, perhaps at fault, are let go."""
@@ -129,8 +94,8 @@ class Conversation:
 
     def clear(self) -> None:
         """Start anew; the system prompt stays."""
-        self.turns, self.waiting = [], []
-        self.cache.reset()
+        super().clear()
+        self.waiting = []
 
     def forget_cache(self) -> None:
         """Drop the cache and all captured graphs, after a step was cut off in the middle."""
@@ -141,10 +106,9 @@ class Conversation:
         """Write the messages as JSON. Raises a Gemma4Error naming the file; it appears whole or not at all."""
         from gemma4_core.checkpoint.atomic import atomic_file
 
-        content = {"model": model_name(self.model.context), "messages": self.messages()}
+        content = {"model": model_name(self.model.context), "messages": self.messages}
         with atomic_file(Path(path).expanduser(), "w") as file:
             file.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
-
 
     def load(self, path: str) -> None:
         """Go on with a conversation that ``save`` wrote. Raises InputError naming the file; then nothing changes."""

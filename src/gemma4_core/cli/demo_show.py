@@ -60,7 +60,8 @@ def answered(model: GemmaModel, task: Task) -> list[str]:
     """A task's greedy answer, in lines; what the media showed stands below."""
     # a text is a raw prompt, which the model goes on with; everything else is a turn of a conversation
     prompt: Any = task.asked if task.name == "text" else [{"role": "user", "content": task.asked}]
-    found = show_all(model.stream_generate(prompt, LONGEST_ANSWER, temperature=0.0, **task.media), None)
+    media: dict[str, Any] = dict(task.media)
+    found = show_all(model.stream_generate(prompt, LONGEST_ANSWER, temperature=0.0, **media), None)
     shown = f"{task.asked}{escaped(found.text)}" if task.name == "text" else escaped(found.text)
     asked = next((str(files[0]) for files in task.media.values()), task.asked)
     lines = [f"{task.name:9} {asked}", f"answer    {shown}", ""]

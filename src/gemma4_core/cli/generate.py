@@ -17,7 +17,7 @@ from gemma4_core.cli.options import (
     tools_option,
     verbosity_options,
 )
-from gemma4_core.cli.output import Printer, json_text, note, on_terminal, show_all, stats_line, write
+from gemma4_core.cli.output import Printer, answer_json, json_text, note, on_terminal, show_all, stats_line, write
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
 from gemma4_core.cli.prompt import taken_prompt
 from gemma4_core.cli.request import Loading, model_line, sampling
@@ -91,6 +91,6 @@ def generate(
             printer.end()
         raise
     if as_json:
-        write(json_text(answer.as_json(textless)) + "\n")
+        write(json_text(answer_json(answer, textless)) + "\n")
     if answer.stats is not None and (on_terminal() if stats is None else stats):
         note(stats_line(answer.stats, answer.finish_reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -13,6 +14,7 @@ import click
 
 from gemma4_core.cli import completion
 from gemma4_core.cli.base import ManyOption, Text
+from gemma4_core.console import console
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -219,6 +221,18 @@ def sampling_options(function: F) -> F:
 
 
 FROM_FOLDER = "Default: generation_config.json."
+
+
+def long_running(function: F) -> F:
+    """``--quiet``, and a line of progress every few seconds where stderr is no terminal."""
+
+    @click.option("--quiet", "-q", is_flag=True, help="Nothing on stderr but errors, also no log lines.")
+    @functools.wraps(function)
+    def run(*args: Any, quiet: bool, **values: Any) -> Any:
+        with console.configured(quiet, log=True):
+            return function(*args, **values)
+
+    return run  # type: ignore[return-value]
 
 
 def verbosity_options(function: F) -> F:

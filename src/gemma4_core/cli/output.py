@@ -6,14 +6,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.config.files import human_bytes
 from gemma4_core.console import console
 
 if TYPE_CHECKING:
+    from gemma4_core.generation.chat import Answer
     from gemma4_core.generation.stream import Part, Stats
 
 DIM, PLAIN = "\033[2m", "\033[0m"
@@ -34,6 +34,12 @@ def colour() -> bool:
 def note(text: str) -> None:
     """A line on stderr, dim where there are colours."""
     print(f"{DIM}{text}{PLAIN}" if colour() else text, file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """A line about a long run: to a person at once, to a log every few seconds, else nowhere."""
+    if on_terminal() or console.log_due():
+        note(text)
 
 
 def write(text: str) -> None:
@@ -88,45 +94,21 @@ def plain(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-@dataclass
-class Answer:
-    """An answer as it was collected from its parts."""
-
-    text: str = ""
-    thinking: str = ""
-    tool_calls: list[Mapping[str, Any]] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    stats: Stats | None = None
-
-    def take(self, part: Part) -> None:
-        """Add a part."""
-        if part.token is not None:
-            self.tokens.append(int(part.token))
-        if part.kind == "thinking":
-            self.thinking += part.text
-        elif part.kind == "tool_call" and part.tool_call is not None:
-            self.tool_calls.append(part.tool_call)
-        else:
-            self.text += part.text
-        if part.finish_reason is not None:
-            self.finish_reason, self.stats = part.finish_reason, part.stats
-
-    def as_json(self, textless: bool) -> dict[str, Any]:
-        """The object that ``--json`` prints; ``thinking`` and ``tool_calls`` only where there are any."""
-        stats = self.stats.as_dict() if self.stats is not None else {}
-        found: dict[str, Any] = {
-            "text": None if textless else self.text,
-            "tokens": self.tokens,
-            "finish_reason": self.finish_reason,
-            "prompt_tokens": stats.get("prompt_tokens"),
-            "stats": stats,
-        }
-        if self.thinking:
-            found["thinking"] = self.thinking
-        if self.tool_calls:
-            found["tool_calls"] = [dict(call) for call in self.tool_calls]
-        return found
+def answer_json(answer: Answer, textless: bool) -> dict[str, Any]:
+    """The object that ``--json`` prints; ``thinking`` and ``tool_calls`` only where there are any."""
+    stats = answer.stats.as_dict() if answer.stats is not None else {}
+    found: dict[str, Any] = {
+        "text": None if textless else answer.text,
+        "tokens": answer.tokens,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": stats.get("prompt_tokens"),
+        "stats": stats,
+    }
+    if answer.thinking:
+        found["thinking"] = answer.thinking
+    if answer.tool_calls:
+        found["tool_calls"] = [dict(call) for call in answer.tool_calls]
+    return found
 
 
 class Printer:
@@ -191,6 +173,8 @@ class Printer:
 
 def show_all(parts: Iterable[Part], printer: Printer | None) -> Answer:
     """Collect an answer, printing it on the way."""
+    from gemma4_core.generation.chat import Answer
+
     answer = Answer()
     for part in parts:
         answer.take(part)

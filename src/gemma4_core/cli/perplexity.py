@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemma4_core.cli.base import GemmaCommand
-from gemma4_core.cli.options import Whole, device_options, format_option, model_option, tokenizer_option
+from gemma4_core.cli.options import Whole, device_options, format_option, long_running, model_option, tokenizer_option
 from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.cli.request import Loading
@@ -40,6 +40,7 @@ CONTEXT = 2048
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,
               help="Type to compute in; auto is the files'.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@long_running
 def perplexity_command(
     model: str, text: str, context: int | None, stride: int | None, against: str | None, as_json: bool, **values: Any
 ) -> None:

@@ -10,7 +10,7 @@ import click
 
 from gemma4_core.cli import completion
 from gemma4_core.cli.base import GemmaCommand, ManyOption, prefer_typed
-from gemma4_core.cli.options import model_option, overwrite_option
+from gemma4_core.cli.options import long_running, model_option, overwrite_option
 from gemma4_core.cli.output import note, on_terminal, write
 
 
@@ -27,6 +27,7 @@ from gemma4_core.cli.output import note, on_terminal, write
               shell_complete=completion.plugins("formats"),
               help="Checkpoint format plugin to write.")
 @click.pass_context
+@long_running
 def quantize_command(
     ctx: click.Context, out: Path | None, overwrite: bool, sizes: Sequence[str], format_name: str, **named: Any
 ) -> None:

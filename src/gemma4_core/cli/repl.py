@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from gemma4_core.cli.chat_settings import SAMPLING_OPTIONS, option_name, setting, shown_setting
@@ -11,8 +11,9 @@ from gemma4_core.cli.conversation import Conversation
 from gemma4_core.cli.failures import report
 from gemma4_core.cli.interrupt import Interrupt
 from gemma4_core.cli.lines import QUOTES, Lines
-from gemma4_core.cli.output import Answer, Printer, note, stats_line
+from gemma4_core.cli.output import Printer, note, stats_line
 from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.generation.chat import Answer
 
 if TYPE_CHECKING:
     from gemma4_core.generation.stream import Part
@@ -110,7 +111,7 @@ class Repl:
         """Show the answer to a message."""
         self._show(self.conversation.ask, text)
 
-    def _show(self, ask: Callable[..., Iterator[Part]], *args: str) -> None:
+    def _show(self, ask: Callable[..., Generator[Part, None, None]], *args: str) -> None:
         """Show an answer. Ctrl-C ends it, and it stays in the conversation as far as it came."""
         talk, printer, answer = self.conversation, Printer(), Answer()
         try:
@@ -120,6 +121,7 @@ class Repl:
                     printer.show(part)
                     if interrupt.asked:
                         break
+                parts.close()
         except KeyboardInterrupt:
             talk.forget_cache()
         except BaseException:
@@ -147,7 +149,7 @@ class Repl:
 
     def regenerate(self, rest: str) -> None:
         """``/regenerate``"""
-        self.conversation.check_answered("/regenerate")
+        self.conversation.last_question("/regenerate")  # raises where there is none
         before = list(self.conversation.turns)
         try:
             self._show(self.conversation.ask_again)
@@ -157,7 +159,7 @@ class Repl:
 
     def undo(self, rest: str) -> None:
         """``/undo``"""
-        self.conversation.check_answered("/undo")
+        self.conversation.last_question("/undo")
         taken = self.conversation.undo()
         note(f"(taken back: {' '.join(taken.split())[:60]})")
 
@@ -165,17 +167,17 @@ class Repl:
         """``/set [NAME VALUE]``"""
         name, _, value = rest.partition(" ")
         if name:
-            self.conversation.wanted |= setting(name, value.strip())
+            self.conversation.options |= setting(name, value.strip())
         for option in SAMPLING_OPTIONS:
             if not name or option == option_name(name):
-                note(f"{option:<20}{shown_setting(self.conversation.wanted.get(option))}")
+                note(f"{option:<20}{shown_setting(self.conversation.options.get(option))}")
 
     def load(self, rest: str) -> None:
         """``/load FILE``"""
         if not rest:
             raise InputError("/load: give a file that /save wrote")
         self.conversation.load(_unquoted(rest))
-        note(f"loaded {len(self.conversation.messages())} messages from {_unquoted(rest)}")
+        note(f"loaded {len(self.conversation.messages)} messages from {_unquoted(rest)}")
 
     def clear(self, rest: str) -> None:
         """``/clear``"""
@@ -206,7 +208,7 @@ class Repl:
         if not rest:
             raise InputError("/save: give a file to write the conversation to")
         self.conversation.save(_unquoted(rest))
-        note(f"saved {len(self.conversation.messages())} messages to {_unquoted(rest)}")
+        note(f"saved {len(self.conversation.messages)} messages to {_unquoted(rest)}")
 
     def exit(self, rest: str) -> None:
         """``/exit``"""

@@ -19,6 +19,7 @@ from gemma4_core.cli.options import (
     clipped,
     device_options,
     loading_options,
+    long_running,
     model_option,
 )
 from gemma4_core.cli.plugin_options import PluginValues
@@ -47,11 +48,12 @@ SETTINGS = [
                  help="Examples that are not learnt from: a file like --data, or a share of it such as 0.1."),
     click.option("--output-dir", "-o", type=FilePath(), default=None, metavar="FOLDER",
                  help="Where checkpoints and the log go."),
-    click.option("--config", type=FilePath(), default=None, metavar="FILE",
+    click.option("--config", type=FilePath(), allow_from_autoenv=False, default=None, metavar="FILE",
                  help="TOML, YAML or JSON file with these options; those typed here win."),
-    click.option("--resume", is_flag=True,
+    click.option("--resume", is_flag=True, allow_from_autoenv=False,
                  help="Go on from the newest checkpoint in --output-dir; other options are those of that run."),
-    click.option("--dry-run", is_flag=True, help="Check everything and show what would be learnt; write nothing."),
+    click.option("--dry-run", is_flag=True, allow_from_autoenv=False,
+                 help="Check everything and show what would be learnt; write nothing."),
 ]
 STEPS = [
     click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="Optimizer plugin.",
@@ -114,6 +116,7 @@ def train_options(function: Any) -> Any:
 @click.command("train", cls=TrainCommand)
 @train_options
 @click.pass_context
+@long_running
 def train_command(ctx: click.Context, plugin_values: PluginValues, **values: Any) -> None:
     """Fine-tune a model.
 

@@ -20,7 +20,7 @@ from gemma4_core.plugins.origin import nearest
 
 RECORDED = "gemma4_core.train_config"
 """Where a command finds what was asked for (see ``recorded``)."""
-NOT_IN_FILES = ("config", "help", "resume", "dry_run", "as_json")
+NOT_IN_FILES = ("config", "help", "resume", "dry_run", "as_json", "quiet")
 RIVALS = {"steps": "epochs", "epochs": "steps"}
 """Options of which the one on the command line also replaces the other one in a file."""
 
@@ -33,6 +33,14 @@ class TrainCommand(PluginOptionsCommand):
 
     def plugin_params(self, ctx: click.Context) -> dict[str, PluginParam]:
         return {name: known for name, known in super().plugin_params(ctx).items() if known.media_keyword is None}
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The options; those that a file or the run to resume gives are not read from the environment."""
+        params = super().get_params(ctx)
+        for param in params:
+            if param.name in (ctx.default_map or {}):
+                param.envvar = ()
+        return params
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         typed, _, _ = self.make_parser(ctx).parse_args(args=self.spread_args(ctx, list(args)))
@@ -47,7 +55,8 @@ class TrainCommand(PluginOptionsCommand):
     def defaults(self, ctx: click.Context, typed: Mapping[str, Any]) -> dict[str, Any]:
         """Values from files by parameter name. Raises a Gemma4Error that names file and key."""
         values = from_file(self, ctx, Path(typed["config"])) if typed.get("config") else {}
-        folder = typed.get("output_dir") or values.get("output_dir")
+        [output] = [param for param in self.get_params(ctx) if param.name == "output_dir"]
+        folder = typed.get("output_dir") or values.get("output_dir") or output.resolve_envvar_value(ctx)
         if typed.get("resume") and folder:
             from gemma4_core.training.run_folder import RunFolder, read_settings
 

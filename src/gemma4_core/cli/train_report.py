@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma4_core.checkpoint.atomic import append_line
 from gemma4_core.cli.failures import escaped
-from gemma4_core.cli.output import human_bytes, note, on_terminal
+from gemma4_core.cli.output import human_bytes, note, on_terminal, plain, tell
 from gemma4_core.memory import peak_memory_bytes
 from gemma4_core.training.evaluate import perplexity
 from gemma4_core.training.log import CsvLog, draw_curve
@@ -77,6 +77,8 @@ class Reporter:
             self.bar.set_postfix_str(f"loss {report.loss:.4g}{held} lr {report.lr:.3g} {rate:.0f} tok/s "
                                      f"{human_bytes(memory)}", refresh=False)
             self.bar.update(1)
+        else:
+            tell(f"step {report.step} of {self.trainer.total}: loss {plain(report.loss)}, {rate:.0f} tokens/s")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Keep an answer, and show it to a person. Raises CheckpointError where it cannot be written."""

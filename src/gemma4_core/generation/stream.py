@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gemma4_core.errors import InputError
 from gemma4_core.generation.sampling import Sampling
@@ -81,12 +83,13 @@ def stream_generate(
     thinking: bool = False,
     literal: bool = False,
     **media: Any,
-) -> Iterator[Part]:
+) -> AnswerStream:
     """Yield the answer to a raw prompt (str) or to messages (through the folder's chat template), part by part.
 
     ``prompt_tokens`` are ids to start from instead of either, with one placeholder id per medium; they need no
     tokenizer, without which parts have no text. Of the parts that one token completes only the first carries it.
     With ``literal`` special tokens that are spelt in the prompt, in messages or in tools are text.
+    Of ``tools``, calls that the model spells in another way than its own are calls too, where their arguments parse.
     ``media`` are lists by each modality's keyword, such as ``images`` and ``audio``. ``stop`` strings end the answer
     and are left out of it. Greedy unless a temperature is given. Raises InputError and TokenizerError before anything
     runs.
@@ -98,7 +101,10 @@ def stream_generate(
     textless = not has_text(model.tokenizer)
     if textless and (prompt_tokens is None or stop):
         what = "a prompt of text" if prompt_tokens is None else f"the stop string {stop[0]!r}"
-        raise InputError(f"{what} needs a tokenizer, {model.context.folder} has none: use token ids (--prompt-tokens)")
+        raise InputError(f"{what} needs a tokenizer, {model.context.folder} has none: give token ids (prompt_tokens=, "
+                         f"--prompt-tokens)")
+    if prompt_or_messages is not None and is_ids(prompt_or_messages):
+        raise InputError("prompt_or_messages is a list of token ids: give them as prompt_tokens=")
     sampling = Sampling.of(
         temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
@@ -113,9 +119,37 @@ def stream_generate(
         prompt = model.processor.prepare_inputs(asked, tools=tools, thinking=thinking, literal=literal, **media)
         prepared = prepare(model, prompt.input_ids, max_new_tokens, cache, dict(prompt.features))
     ids = prepared.placed.ids[0].tolist()
-    splitter = NoText() if model.tokenizer is None or textless else AnswerSplitter(model.tokenizer, ids)
+    splitter: Any = NoText()
+    if model.tokenizer is not None and not textless:
+        splitter = AnswerSplitter(model.tokenizer, ids, tools=tools)
     ends = model.stop_ids if stop_ids is None else tuple(stop_ids)
-    return _parts(model, prepared, sampling, ends, splitter, stops)
+    progress = Generation()
+    return AnswerStream(model, progress, _parts(model, prepared, sampling, ends, splitter, stops, progress))
+
+
+def is_ids(value: Any) -> bool:
+    """Whether somebody gave token ids where text or messages belong."""
+    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str | bytes) and value else value
+    return isinstance(first, int | np.integer) or isinstance(value, np.ndarray)
+
+
+class AnswerStream(Iterator[Part]):
+    """The parts of an answer as they are made; ``close`` ends it early."""
+
+    def __init__(self, model: GemmaModel, progress: Generation, parts: Generator[Part, None, None]) -> None:
+        self._model, self._progress, self._parts = model, progress, parts
+
+    def __next__(self) -> Part:
+        return next(self._parts)
+
+    def close(self) -> None:
+        """Make no further parts."""
+        self._parts.close()
+
+    @property
+    def stats(self) -> Stats:
+        """Counts and speeds so far, also of an answer that was ended early."""
+        return statistics(self._model, self._progress)
 
 
 class NoText:
@@ -131,7 +165,7 @@ class NoText:
 
 
 def statistics(model: GemmaModel, progress: Generation) -> Stats:
-    """The statistics of a finished generation."""
+    """The statistics of a generation as far as it has come."""
     return Stats(
         progress.prompt_tokens,
         progress.reused_tokens,
@@ -145,9 +179,9 @@ def statistics(model: GemmaModel, progress: Generation) -> Stats:
 
 
 def _parts(
-    model: GemmaModel, prepared: Prepared, sampling: Sampling, ends: Sequence[int], splitter: Any, stops: Any
-) -> Iterator[Part]:
-    progress = Generation()
+    model: GemmaModel, prepared: Prepared, sampling: Sampling, ends: Sequence[int], splitter: Any, stops: Any,
+    progress: Generation,
+) -> Generator[Part, None, None]:
     stopped, called = False, False
 
     def pieces(found: Sequence[Any]) -> Iterator[Part]:
@@ -156,6 +190,8 @@ def _parts(
             text = piece.text
             if piece.kind == "text":
                 text, stopped = stops.add(text)
+            elif rest := stops.flush():
+                yield Part(rest)
             called = called or piece.kind == "tool_call"
             if text or piece.kind == "tool_call":
                 yield Part(text, piece.kind, tool_call=piece.tool_call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from gemma4_core.ops import Operations
 from gemma4_core.weights import Weight
 
 if TYPE_CHECKING:
-    from gemma4_core.generation.stream import Part
+    from gemma4_core.generation.stream import AnswerStream
     from gemma4_core.model.ple import HostTable
     from gemma4_core.processor import GemmaMultimodalProcessor
     from gemma4_core.text.template import ChatTemplate
@@ -252,19 +253,143 @@ class GemmaModel:
 
     # ------------------------------------------------------------------------------------------- generation
 
-    def generate(self, ids: Any, max_new_tokens: int | None = None, **options: Any) -> Iterator[int]:
-        """Yield generated ids one by one; see ``gemma4_core.generation.tokens.generate`` for the options."""
+    def generate(
+        self,
+        ids: Any,
+        max_new_tokens: int | None = None,
+        *,
+        cache: GemmaCache | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop_ids: Sequence[int] | None = None,
+        **media: Any,
+    ) -> Iterator[int]:
+        """Yield the ids that follow a prompt of ids, one by one.
+
+        Unlike ``gemma4 generate`` this is greedy unless a temperature is given (the command takes
+        generation_config.json), and it knows neither text nor chat template: ``stream_generate`` does.
+
+        Args:
+            ids: the prompt, one row of token ids: a list, an array or a tensor.
+            max_new_tokens: most ids to yield; None is up to the end of the context.
+            cache: of ``make_cache``; what it holds of the prompt already is not run again.
+            temperature: 0 is greedy; above 0 samples.
+            top_k: keep the so many likeliest ids; None or 0 is off.
+            top_p: keep the likeliest ids of this total probability; None or 1 is off.
+            min_p: keep ids at least this likely, relative to the likeliest; None or 0 is off.
+            repetition_penalty: above 1 makes ids seen before less likely.
+            seed: makes sampling repeatable.
+            stop_ids: ids that end the answer and are not yielded; None is generation_config.json's.
+            media: what the processor returned for images and sound, by the keywords of ``forward_ids``.
+
+        Raises:
+            InputError: before anything runs, for ids outside the vocabulary, values outside their bounds, media that
+                do not match, and an unknown keyword, naming the nearest.
+
+        ::
+
+            ids = model.processor.prepare_inputs("Once upon a time").input_ids
+            print(model.tokenizer.decode(list(model.generate(ids, max_new_tokens=32))))
+        """
         from gemma4_core.generation.tokens import generate
 
-        return generate(self, ids, max_new_tokens, **options)
+        return generate(
+            self, ids, max_new_tokens, cache=cache, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, stop_ids=stop_ids, **media,
+        )
 
     def stream_generate(
         self,
         prompt_or_messages: str | Sequence[Mapping[str, Any]] | None = None,
         max_new_tokens: int | None = None,
-        **options: Any,
-    ) -> Iterator[Part]:
-        """Yield parts of an answer as text; see ``gemma4_core.generation.stream.stream_generate`` for the options."""
+        *,
+        prompt_tokens: Sequence[int] | None = None,
+        cache: GemmaCache | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+        literal: bool = False,
+        **media: Any,
+    ) -> AnswerStream:
+        """Yield an answer as text, part by part: ``text``, ``kind`` (``text``, ``thinking``, ``tool_call``), ``token``,
+        ``logprob``, and on the last part ``finish_reason`` and ``stats``.
+
+        A ``str`` is a raw prompt, which the model goes on with; a list of messages goes through the folder's chat
+        template. The command ``gemma4 generate`` always uses the template where there is one, unless ``--raw`` is
+        given, and takes its sampling from generation_config.json; this is greedy unless a temperature is given.
+
+        Args:
+            prompt_or_messages: text, or messages such as ``[{"role": "user", "content": "Hello"}]``.
+            max_new_tokens: most tokens of the answer; None is up to the end of the context.
+            prompt_tokens: token ids in place of text or messages; they need no tokenizer.
+            cache, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop_ids: as for ``generate``.
+            stop: strings that end the answer and are left out of it.
+            tools: declarations of tools that the model may call.
+            thinking: lets the template make the model think first.
+            literal: special tokens that are spelt in the prompt, in messages or in tools are text.
+            media: files, images or arrays by each modality's keyword, such as ``images=[…]`` and ``audio=[…]``, and
+                the options of modalities, such as ``image_tokens``.
+
+        Returns:
+            an iterator of parts, whose ``stats`` tell counts and speeds at any time.
+
+        Raises:
+            InputError, TokenizerError: before anything runs, also for an unknown keyword, naming the nearest.
+        """
         from gemma4_core.generation.stream import stream_generate
 
-        return stream_generate(self, prompt_or_messages, max_new_tokens, **options)
+        return stream_generate(
+            self, prompt_or_messages, max_new_tokens, prompt_tokens=prompt_tokens, cache=cache,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+            seed=seed, stop=stop, stop_ids=stop_ids, tools=tools, thinking=thinking, literal=literal, **media,
+        )
+
+    def embed(self, texts: str | Sequence[str]) -> np.ndarray:
+        """One vector for each text: the mean of the last hidden states over its tokens, BOS included, of length 1.
+
+        Args:
+            texts: raw texts, or one.
+
+        Returns:
+            fp32 ``[n, H]``.
+
+        Raises:
+            InputError, TokenizerError: no tokenizer, an empty text, or one that is longer than the context.
+        """
+        from gemma4_core.generation.embedding import embed
+
+        return embed(self, texts)
+
+    # ------------------------------------------------------------------------------------------- saving, showing
+
+    def save_pretrained(self, folder: Path | str, format: str | None = None) -> Path:
+        """Write the model as a checkpoint folder that opens like any other; the folder.
+
+        Args:
+            folder: absent, empty, or one that holds a checkpoint and nothing else, which is replaced whole.
+            format: name of a checkpoint format plugin such as ``int8``; None is ordinary weights in the type that the
+                model computes in.
+
+        Raises:
+            PluginError: no such format.
+            CheckpointError: the folder cannot be written or holds other files; nothing has changed there.
+        """
+        from gemma4_core.training.checkpoint import save_weights
+
+        return save_weights(self, folder, format)
+
+    def _repr_html_(self) -> str:
+        from gemma4_core.model.table import html_table
+
+        return html_table(self)

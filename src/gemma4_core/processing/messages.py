@@ -141,6 +141,8 @@ def place_tag_parts(talk: Conversation, spec: ModalityTower, count: int) -> bool
     media: list[Any] = []
     for message in (message for message in talk.messages if message["role"] == "user"):
         content = message.get("content")
+        if isinstance(content, Mapping):
+            continue  # an object has no place for a medium
         whole = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
         parts = [dict(part) for part in whole]
         for part in parts:

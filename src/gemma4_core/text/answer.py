@@ -2,17 +2,20 @@
 
 It works on ids because text cannot tell a control token from its spelling. An answer is an optional
 ``<|channel>thought\\n…<channel|>``, then text, then any number of ``<|tool_call>call:NAME{…}<tool_call|>``; models also
-mix them, and every mix comes out somewhere.
+mix them, and every mix comes out somewhere. Calls of offered tools are found in other spellings too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gemma4_core.descriptions import Tokenizer
-from gemma4_core.text.calls import parse_call
+from gemma4_core.text.calls import NotACall, ToolCall, parse_call
+from gemma4_core.text.dialects import STRING_MARK, OfferedTools
+from gemma4_core.text.recovery import CallRecovery
+from gemma4_core.text.tools import tool_declarations
 
 CHANNEL_NAMES = ("thought",)
 """Channel names that are a heading and no content."""
@@ -58,12 +61,14 @@ class AnswerSplitter:
 
     ``prompt`` are the ids before the answer: a template may leave the thought channel open there. Without them
     ``start_in_thinking`` says whether it is. A call that does not parse or is never closed comes back as text, its
-    string marks as ``"``; an unclosed channel is thinking to the end.
+    string marks as ``"``; an unclosed channel is thinking to the end. ``tools`` are the declarations offered, in any
+    form of ``tool_declarations``: calls of them in other spellings are calls too, and string marks in text show as
+    ``"``. Raises InputError for a wrong declaration.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, prompt: Sequence[int] = (), *, start_in_thinking: bool = False,
-        control: ControlTokens | None = None,
+        control: ControlTokens | None = None, tools: Any = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._control = control or ControlTokens.of(tokenizer)
@@ -73,6 +78,9 @@ class AnswerSplitter:
         """The start of a channel as long as it may be the channel's name."""
         self._call: list[int] | None = None
         """Ids of a tool call that is not closed yet."""
+        names = [tool["function"]["name"] for tool in tool_declarations(tools) or ()]
+        self._offered = OfferedTools(names) if names else None
+        self._recovery = CallRecovery(self._offered) if self._offered else None
         for token in self._open_channel(prompt):
             self.add(token)
 
@@ -94,6 +102,11 @@ class AnswerSplitter:
             pieces = self._flush()
             self._call = []
             return pieces
+        if self._recovery is not None and self._kind == "text":
+            if token == control.call_close or token in control.breaks:
+                return self._flush()
+            if token == control.quote:
+                return self._content(self._stream.flush() + STRING_MARK)
         return self._content(self._stream.add(token))
 
     def finish(self) -> list[Piece]:
@@ -117,6 +130,8 @@ class AnswerSplitter:
             if any(f"{name}\n".startswith(self._heading) for name in CHANNEL_NAMES) and self._heading[-1:] != "\n":
                 return []
             text, self._heading = _without_name(self._heading), None
+        if self._recovery is not None and self._kind == "text":
+            return _pieces(self._recovery.add(text))
         return [Piece(self._kind, text)] if text else []
 
     def _flush(self) -> list[Piece]:
@@ -126,7 +141,7 @@ class AnswerSplitter:
             rest = "" if self._heading in ("", *CHANNEL_NAMES) else self._heading
             self._heading = None
             pieces += [Piece(self._kind, rest)] if rest else []
-        return pieces
+        return pieces + (_pieces(self._recovery.flush()) if self._recovery is not None else [])
 
     def _switch(self, kind: str, heading: str | None = None) -> list[Piece]:
         pieces = self._flush()
@@ -135,18 +150,32 @@ class AnswerSplitter:
 
     def _close_call(self) -> list[Piece]:
         ids, self._call = self._call or [], None
-        call = parse_call(self._segments(ids))
-        if call is None:
-            return self._as_text(ids)
-        return [Piece("tool_call", call.as_json(), {"name": call.name, "arguments": call.arguments})]
+        segments = self._segments(ids)
+        call = parse_call(segments)
+        return self._as_text(segments) if call is None else _pieces([self._with_offered_name(call)])
+
+    def _with_offered_name(self, call: ToolCall) -> ToolCall:
+        """The call with the name as it was declared, where it means an offered tool."""
+        try:
+            return replace(call, name=self._offered.resolve(call.name)) if self._offered else call
+        except NotACall:
+            return call
 
     def _give_up_call(self) -> list[Piece]:
         ids, self._call = self._call or [], None
-        return self._as_text(ids)
+        return self._as_text(self._segments(ids))
 
-    def _as_text(self, ids: Sequence[int]) -> list[Piece]:
-        text = '"'.join(self._segments(ids))
-        return [Piece("text", text)] if text else []
+    def _as_text(self, segments: Sequence[str]) -> list[Piece]:
+        """What was marked as a call and is none, or calls in another spelling."""
+        if self._offered is None:
+            text = '"'.join(segments)
+            return [Piece("text", text)] if text else []
+        recovery = CallRecovery(self._offered)
+        found = recovery.add(STRING_MARK.join(segments)) + recovery.flush()
+        if any(isinstance(one, ToolCall) for one in found):
+            # what separates calls inside the marks is not for the reader
+            found = [one for one in found if isinstance(one, ToolCall) or one.strip(" \t\n,;")]
+        return _pieces(found)
 
     def _segments(self, ids: Sequence[int]) -> list[str]:
         """The text of ids, cut at string marks."""
@@ -159,6 +188,14 @@ class AnswerSplitter:
                 segments[-1] += stream.add(token)
         segments[-1] += stream.flush()
         return segments
+
+
+def _pieces(found: Sequence[str | ToolCall]) -> list[Piece]:
+    return [
+        Piece("text", one) if isinstance(one, str)
+        else Piece("tool_call", one.as_json(), {"name": one.name, "arguments": one.arguments})
+        for one in found
+    ]
 
 
 def _without_name(text: str) -> str:

@@ -20,10 +20,10 @@ _HEAD = re.compile(r"\s*call:\s*([^\s{}\[\](),:\"'<>|][^\s{}\[\](),\"'<>|]*)\s*\
 _BARE = re.compile(r"[^\s{}\[\],:\"']+")
 _KEY = re.compile(r"[^\s{}\[\],:\"'][^{}\[\],:\"'\n]*")
 _QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "/": "/", "\\": "\\", '"': '"', "'": "'"}
-_WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
+WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ToolCall:
         return json.dumps({"name": self.name, "arguments": self.arguments}, ensure_ascii=False)
 
 
-class _NotACall(Exception):
+class NotACall(Exception):
     """The text does not parse; the caller shows it as text."""
 
 
@@ -50,13 +50,15 @@ def parse_call(segments: Sequence[str]) -> ToolCall | None:
     if len(segments) % 2 == 0:
         return None
     try:
-        return _Parser(segments).call()
-    except (_NotACall, ValueError):
+        return CallParser(segments).call()
+    except (NotACall, ValueError):
         return None
 
 
-class _Parser:
+class CallParser:
     """Recursive descent over structure (even segments) and finished strings (odd segments)."""
+
+    _key = _KEY
 
     def __init__(self, segments: Sequence[str]) -> None:
         self._segments = segments
@@ -66,10 +68,10 @@ class _Parser:
     def call(self) -> ToolCall:
         head = self._match(_HEAD)
         if head is None:
-            raise _NotACall
+            raise NotACall
         arguments = self._pairs(1)
         if not self._ended():
-            raise _NotACall
+            raise NotACall
         return ToolCall(head[1], arguments)
 
     def _match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
@@ -106,20 +108,20 @@ class _Parser:
         # JSON spells far characters as surrogate pairs; a lone surrogate is no text
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
-    def _pairs(self, depth: int) -> dict[str, Any]:
-        """The inside of a map whose brace is taken, and its closing brace."""
+    def _pairs(self, depth: int, end: str = "}", between: Sequence[str] = (":",)) -> dict[str, Any]:
+        """The inside of a map whose opening is taken, and its end; ``between`` stands between keys and values."""
         values: dict[str, Any] = {}
-        while not self._take("}"):
+        while not self._take(end):
             key = self._string()
             if key is None:
-                bare = self._match(_KEY)
+                bare = self._match(self._key)
                 if bare is None:
-                    raise _NotACall
+                    raise NotACall
                 key = bare[0].rstrip()
-            if not self._take(":"):
-                raise _NotACall
+            if not any(map(self._take, between)):
+                raise NotACall
             values[key] = self._value(depth)
-            self._separator("}")
+            self._separator(end)
         return values
 
     def _items(self, depth: int) -> list[Any]:
@@ -134,12 +136,12 @@ class _Parser:
         if self._take(","):
             return
         if not self._take(end):
-            raise _NotACall
+            raise NotACall
         self._at -= len(end)  # the loop takes it
 
     def _value(self, depth: int) -> Any:
         if depth > MAX_DEPTH:
-            raise _NotACall
+            raise NotACall
         text = self._string()
         if text is not None:
             return text
@@ -147,10 +149,14 @@ class _Parser:
             return self._pairs(depth + 1)
         if self._take("["):
             return self._items(depth + 1)
+        return self._bare()
+
+    def _bare(self) -> Any:
+        """A number or one of the words that stand for a value."""
         bare = self._match(_BARE)
         if bare is None:
-            raise _NotACall
-        return _WORDS[bare[0]] if bare[0] in _WORDS else _number(bare[0])
+            raise NotACall
+        return WORDS[bare[0]] if bare[0] in WORDS else number(bare[0])
 
 
 def _unescaped(found: re.Match[str]) -> str:
@@ -161,10 +167,11 @@ def _unescaped(found: re.Match[str]) -> str:
     return _ESCAPED.get(code, found[0])
 
 
-def _number(text: str) -> int | float:
-    if _NUMBER.fullmatch(text) is None:
-        raise _NotACall
+def number(text: str) -> int | float:
+    """A finite number. Raises NotACall."""
+    if NUMBER.fullmatch(text) is None:
+        raise NotACall
     value = float(text) if re.search("[.eE]", text) else int(text)
     if not math.isfinite(value):
-        raise _NotACall
+        raise NotACall
     return value

@@ -76,15 +76,22 @@ def _declaration(tool: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where} lacks function: a tool is {{\"type\": \"function\", \"function\": {{\"name\": …, "
             f"\"description\": …, \"parameters\": …}}}}, not {shown(tool, 100)}"
         )
-    schema: Any = next((function[key] for key in SCHEMA_KEYS if function.get(key) is not None), {})
-    function = {key: value for key, value in function.items() if value is not None and key not in SCHEMA_KEYS}
+    # order and parts that are None stay, as transformers keeps them; a description would be written as None
+    key = next((key for key in SCHEMA_KEYS if function.get(key) is not None), "parameters")
+    function = {
+        "parameters" if part == key else part: value
+        for part, value in function.items()
+        if (part == key or part not in SCHEMA_KEYS) and (part != "description" or value is not None)
+    }
     name = function.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(f"{where} has the name {shown(name, 60)}; a name is text without spaces, brackets and quotes")
     if not isinstance(function.get("description", ""), str):
         raise InputError(f"{where} ({name}): description must be text, not {shown(function['description'], 60)}")
-    if not isinstance(schema, dict):
+    schema = function.setdefault("parameters", {})
+    if schema is not None and not isinstance(schema, dict):
         raise InputError(f"{where} ({name}): parameters must be a JSON schema (an object), not {shown(schema, 60)}")
     if schema and "type" not in schema:
-        schema = {"type": "object", **schema}  # released templates close the brace of parameters after their type
-    return {"type": "function", **rest, "function": {**function, "parameters": schema}}
+        # released templates close the brace of parameters after their type
+        function["parameters"] = {"type": "object", **schema}
+    return {"type": "function", **rest, "function": function}

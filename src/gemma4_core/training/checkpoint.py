@@ -12,7 +12,7 @@ from tinygrad import Tensor
 from tinygrad.nn.state import inverse_safe_dtypes, safe_dtypes
 
 from gemma4_core.checkpoint import Planned, atomic_folder
-from gemma4_core.checkpoint.contents import other_names, replaceable_save
+from gemma4_core.checkpoint.contents import other_names, replaceable_checkpoint, replaceable_save
 from gemma4_core.checkpoint.files import Shard
 from gemma4_core.checkpoint.folder import copy_others, write_config
 from gemma4_core.checkpoint.progress import Silent
@@ -77,6 +77,13 @@ def save_training_checkpoint(
             write_state(adopted(model, optimizer), temporary / STATE_FILE)
         run = run_text(training_metadata, optimizer, other_names(temporary))
         (temporary / RUN_FILE).write_text(run, encoding="utf-8")
+    return Path(folder)
+
+
+def save_weights(model: GemmaModel, folder: Path | str, format: str | None = None) -> Path:
+    """Write a model without any state of training; see ``GemmaModel.save_pretrained``."""
+    with atomic_folder(folder, replaceable_checkpoint) as temporary:
+        write_model(model, temporary, writable_format(model, format))
     return Path(folder)
 
 

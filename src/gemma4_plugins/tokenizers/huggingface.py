@@ -241,7 +241,8 @@ def _open(path: Path) -> tuple[Any, bool]:
     with guarded(f"{where} is not a tokenizer that the tokenizers library reads"):
         backend = Tokenizer.from_str(f"{text[:-1]},{json.dumps(settled)[1:]}")
     encoding = [step for name in ("normalizer", "pre_tokenizer") for step in steps(parts.get(name))]
-    return backend, any(step.get("type") not in CALM or "Regex" in (step.get("pattern") or ()) for step in encoding)
+    calm = all(str(step.get("type")) in CALM and "Regex" not in (step.get("pattern") or ()) for step in encoding)
+    return backend, not calm
 
 
 def _sections(text: str) -> dict[str, Any]:

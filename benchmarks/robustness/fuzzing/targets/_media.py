@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fuzzing.binary import mutate_media
+from fuzzing.binary import LARGEST, mutate_media
 from fuzzing.samples import Sample, mutate_files, write_sample
 from fuzzing.targets._shared import plain, small_checkpoint
 
@@ -41,7 +41,7 @@ class MediaTarget:
         content = sample.get("medium", b"")
         if rng.random() < 0.02 or isinstance(content, str):
             return mutate_files(rng, sample, pipes=False)  # a user may name a pipe, and it is read
-        return {**sample, "medium": mutate_media(rng, content)}
+        return {**sample, "medium": mutate_media(rng, content)[:LARGEST]}
 
     def run(self, folder: Path) -> None:
         prepared: Any = self.processor.prepare_inputs("Look.", **{self.keyword: [str(folder / "medium")]})

@@ -80,7 +80,7 @@ class Target:
             if "input_ids" in known:
                 GemmaTrainingBatch(**known)
         elif isinstance(known.get("name"), str):
-            preset_dict(known["name"], bool(known.get("towers")), bool(known.get("text_only")))
+            preset_dict(known["name"], known.get("towers") is True, known.get("text_only") is True)
 
 
 def replaced(value: Any) -> Any:

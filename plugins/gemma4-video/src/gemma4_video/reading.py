@@ -23,6 +23,8 @@ from gemma4_video.sampling import DEFAULT_FPS, sample_indices
 MAX_FRAMES = 250_000
 """Longest video in frames: more than two hours at 30 frames per second."""
 MAX_FRAME_PIXELS = 8192 * 4320
+MAX_ANIMATED_PIXELS = 4096 * 2304
+"""Of a frame of an animated image: Pillow keeps a dozen copies of it in full colour."""
 MAX_ANIMATION_PIXELS, MAX_VIDEO_PIXELS = 4_000_000_000, 100_000_000_000
 """Pixels of all frames that must be decoded: half a minute to a few minutes of work."""
 ANIMATED = ("GIF", "WEBP", "PNG")
@@ -70,13 +72,13 @@ def _peek(source: MediaSource) -> bytes:
         return file.read(16)
 
 
-def _check(total: int, width: int, height: int, name: str) -> None:
+def _check(total: int, width: int, height: int, name: str, most: int = MAX_FRAME_PIXELS) -> None:
     if total < 1:
         raise InputError(f"{name}: holds no frames")
     if total > MAX_FRAMES:
         raise InputError(f"{name}: holds {total} frames, more than the limit of {MAX_FRAMES}; cut it")
-    if width < 1 or height < 1 or width * height > MAX_FRAME_PIXELS:
-        raise InputError(f"{name}: frames of {width} x {height} pixels; at most {MAX_FRAME_PIXELS} pixels are read")
+    if width < 1 or height < 1 or width * height > most:
+        raise InputError(f"{name}: frames of {width} x {height} pixels; at most {most} pixels are read")
 
 
 def _rate(fps: float | None, name: str) -> float:
@@ -145,9 +147,10 @@ def _from_animation(source: MediaSource, wanted: int, take: Take) -> Frames:
         warnings.simplefilter("ignore")
         try:
             image = Image.open(file, formats=ANIMATED)
-            _check(1, image.width, image.height, str(source))
+            _check(1, image.width, image.height, str(source), MAX_ANIMATED_PIXELS)
             total = getattr(image, "n_frames", 1)
-            _check(total, image.width, image.height, str(source))
+            # a frame that reaches beyond the picture makes it larger
+            _check(total, image.width, image.height, str(source), MAX_ANIMATED_PIXELS)
             _check_work(total, image.width, image.height, MAX_ANIMATION_PIXELS, str(source))
             taken, times, now = [], [], 0.0
             indices = set(sample_indices(total, wanted))

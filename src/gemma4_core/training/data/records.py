@@ -13,7 +13,7 @@ from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import InputError
 from gemma4_core.training.data.forms import KINDS, plain_line
 
-LINE_LIMIT = 64 << 20
+LINE_LIMIT = 16 << 20
 """Bytes of a line: more is no example that any context holds, unless media are written into it."""
 DEEPEST = 64
 """Objects and lists inside each other; messages need seven, arguments of tools some more."""

@@ -17,6 +17,8 @@ from gemma4_plugins.modalities.audio.resample import resample
 
 LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
 MAX_CHANNELS = 64
+LOUDEST = 1e15
+"""Samples are from -1 to 1; sums of squares of those above this overflow."""
 SLACK_SECONDS = 0.1
 """A clip may overrun the limit by so much, as encoders pad, and is cut without a word."""
 BLOCK_FRAMES = 1 << 16
@@ -61,9 +63,10 @@ def read_sound(source: Any, limits: Limits, allow_urls: bool = False) -> tuple[n
         name = str(source)
     else:
         sound, rate, name = _from_array(source, limits)
-    bad = np.flatnonzero(~np.isfinite(sound))
+    bad = np.flatnonzero(~(np.abs(sound) <= LOUDEST))  # NaN is not
     if len(bad):
-        raise InputError(f"{name}: holds {len(bad)} samples that are NaN or infinite, the first at {bad[0]}")
+        raise InputError(f"{name}: holds {len(bad)} samples that are NaN or infinite, the first at {bad[0]} (above "
+                         f"{LOUDEST:g} counts as infinite)")
     return resample(sound, rate, limits.rate), name
 
 
@@ -72,7 +75,7 @@ def _read_file(source: MediaSource, limits: Limits) -> tuple[np.ndarray, int]:
 
     with source.open() as file, _quiet(file):
         try:
-            with soundfile.SoundFile(file) as sound:
+            with soundfile.SoundFile(SeekableFile(file)) as sound:
                 _check_header(sound.samplerate, sound.channels, str(source))
                 rate = int(sound.samplerate)
                 # some formats do not know their length before they are decoded: then the blocks below are counted
@@ -89,6 +92,25 @@ def _read_file(source: MediaSource, limits: Limits) -> tuple[np.ndarray, int]:
             reason = "the file is damaged" if "not a regular file" in reason else reason
             raise InputError(f"{source}: is not sound that can be read (WAV, FLAC, OGG, MP3): {reason}; convert it, "
                              "for instance to WAV") from None
+
+
+class SeekableFile:
+    """A file for soundfile's callbacks, which print exceptions: a place that damaged headers name and no file has is
+    not gone to, and libsndfile then tells of the damage."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.tell, self._seek = file.read, file.tell, file.seek
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place where there is one; the place."""
+        try:
+            return self._seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return self.tell()
+
+    def write(self, data: bytes) -> int:
+        """Nothing is written; soundfile wants the method."""
+        return 0
 
 
 def _quiet(file: BinaryIO) -> AbstractContextManager[None]:
@@ -108,7 +130,8 @@ def _mono(sound: Any, limits: Limits, name: str) -> np.ndarray:
         block = sound.read(min(BLOCK_FRAMES, most - count), dtype="float32", always_2d=True)  # [frames, channels]
         if not len(block):
             break
-        parts.append(block.mean(1, dtype=np.float32))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is infinite or NaN is told by the caller
+            parts.append(block.mean(1, dtype=np.float32))
         count += len(block)
     if not count:
         raise InputError(f"{name}: holds no sound (0 samples)")

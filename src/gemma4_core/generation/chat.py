@@ -1,0 +1,163 @@
+"""``Chat``: a conversation that remembers its turns and reuses the cache from one to the next."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gemma4_core.errors import InputError
+
+if TYPE_CHECKING:
+    from gemma4_core.generation.stream import Part, Stats
+    from gemma4_core.model.model import GemmaModel
+
+
+@dataclass
+class Answer:
+    """An answer, collected from its parts."""
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: list[Mapping[str, Any]] = field(default_factory=list)
+    """Objects with ``name`` and ``arguments``."""
+    tokens: list[int] = field(default_factory=list)
+    """The generated ids, without the stop id."""
+    logprobs: list[float] = field(default_factory=list)
+    """Of each of ``tokens``."""
+    finish_reason: str | None = None
+    """``stop``, ``length`` or ``tool_call``; None for an answer that was ended early."""
+    stats: Stats | None = None
+
+    def take(self, part: Part) -> None:
+        """Add a part."""
+        if part.token is not None:
+            self.tokens.append(int(part.token))
+            self.logprobs.append(float(part.logprob or 0.0))
+        if part.kind == "thinking":
+            self.thinking += part.text
+        elif part.kind == "tool_call" and part.tool_call is not None:
+            self.tool_calls.append(part.tool_call)
+        else:
+            self.text += part.text
+        if part.finish_reason is not None:
+            self.finish_reason, self.stats = part.finish_reason, part.stats
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        thought = f"<details><summary>thinking</summary><pre>{html.escape(self.thinking)}</pre></details>"
+        calls = "".join(f"<pre>{html.escape(str(dict(call)))}</pre>" for call in self.tool_calls)
+        return f"{thought if self.thinking else ''}<pre>{html.escape(self.text)}</pre>{calls}"
+
+
+class Chat:
+    """A conversation with a model.
+
+    ::
+
+        chat = Chat(model, system="Answer in one sentence.")
+        print(chat.send("What is this?", images=["photo.png"]).text)
+        print(chat.regenerate().text)
+
+    Args:
+        model: with a tokenizer and a chat template.
+        system: system prompt.
+        thinking: lets the model think before it answers.
+        tools: declarations of tools that the model may call.
+        options: further options of ``stream_generate``, such as ``temperature`` and ``max_new_tokens``.
+    """
+
+    def __init__(
+        self, model: GemmaModel, system: str | None = None, *, thinking: bool = False, tools: Any = None, **options: Any
+    ) -> None:
+        self.model, self.system, self.thinking, self.tools = model, system, thinking, tools
+        self.options = options
+        self.turns: list[dict[str, Any]] = []
+        """The messages after the system prompt."""
+        self.cache = model.make_cache()
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The whole conversation."""
+        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
+
+    def send(self, text: str, *, images: Any = (), audio: Any = (), videos: Any = (), **options: Any) -> Answer:
+        """The answer to a message; ``options`` are those of ``stream_generate`` for this answer alone.
+
+        ``images``, ``audio`` and ``videos`` are lists of files, URLs or arrays, or one. Raises InputError where the
+        message cannot be answered; it is not kept then.
+        """
+        media = [("image", images), ("audio", audio), ("video", videos)]
+        parts = [{"type": kind, kind: value} for kind, values in media for value in _listed(values)]
+        before = [part for part in parts if part["type"] != "audio"]
+        after = [part for part in parts if part["type"] == "audio"]
+        content: Any = [*before, {"type": "text", "text": text}, *after] if parts else text
+        self.turns.append({"role": "user", "content": content})
+        try:
+            return self._answered(options)
+        except BaseException:
+            self.turns.pop()
+            raise
+
+    def regenerate(self, **options: Any) -> Answer:
+        """Another answer to the last message; the one before is forgotten. Raises InputError before the first one."""
+        before = list(self.turns)
+        del self.turns[self.last_question("regenerate") + 1 :]
+        try:
+            return self._answered(options)
+        except BaseException:
+            self.turns = before
+            raise
+
+    def undo(self) -> str:
+        """Take back the last message and its answer; the message's text. Raises InputError where there is none."""
+        index = self.last_question("undo")
+        content = self.turns[index]["content"]
+        del self.turns[index:]
+        return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+
+    def clear(self) -> None:
+        """Start anew; the system prompt stays."""
+        self.turns = []
+        self.cache.reset()
+
+    def last_question(self, asked: str) -> int:
+        """The place of the last message among ``turns``. Raises InputError, naming what was asked, without one."""
+        places = [index for index, turn in enumerate(self.turns) if turn["role"] == "user"]
+        if not places:
+            raise InputError(f"{asked}: there is no message yet")
+        return places[-1]
+
+    def parts(self, answer: Answer, **options: Any) -> Generator[Part, None, None]:
+        """Yield the answer to the conversation as it stands, collecting it in ``answer``; ``keep`` adds it."""
+        asked = {"tools": self.tools, "thinking": self.thinking, **self.options, **options}
+        if "cache" in asked:
+            raise InputError("cache: a chat has a cache of its own")
+        stream = self.model.stream_generate(self.messages, cache=self.cache, **asked)
+        try:
+            for part in stream:
+                answer.take(part)
+                yield part
+        finally:
+            answer.stats = answer.stats or stream.stats  # of an answer that was ended early
+
+    def keep(self, answer: Answer) -> None:
+        """Add what the model said, whole or not, to the conversation."""
+        turn: dict[str, Any] = {"role": "assistant", "content": answer.text}
+        if answer.tool_calls:
+            turn["tool_calls"] = [{"type": "function", "function": dict(call)} for call in answer.tool_calls]
+        self.turns.append(turn)
+
+    def _answered(self, options: Mapping[str, Any]) -> Answer:
+        answer = Answer()
+        for _ in self.parts(answer, **options):
+            pass
+        self.keep(answer)
+        return answer
+
+
+def _listed(values: Any) -> Sequence[Any]:
+    return values if isinstance(values, list | tuple) else [values]

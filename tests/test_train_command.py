@@ -519,3 +519,14 @@ def test_the_environment_loses_against_files_and_the_run_that_goes_on(
         folder = tmp_path / str(seed)
         place.train(folder, "--steps", 1, *more)
         assert json.loads((folder / "settings.json").read_text())["seed"] == seed
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", ["a" * 100_000, "a:" + " " * 100_000, "a" + " " * 100_000, "a: [" + " " * 100_000])
+@pytest.mark.parametrize("suffix", [".yaml", ".toml", ".json"])
+def test_long_words_and_spaces_in_a_config_file_do_not_hang(
+    place: Place, tmp_path: Path, suffix: str, text: str
+) -> None:
+    config = tmp_path / f"run{suffix}"
+    config.write_text(text)
+    assert config.name in failure(*place.args(tmp_path / "run", "--config", config))

@@ -15,7 +15,7 @@ CONFIG_LIMIT = 128 << 10
 """Bytes of a config file."""
 DEEPEST = 16
 """Levels of lists and mappings; options are flat."""
-LONG_NUMBER = re.compile(r"(?<![\w-])([\w-]++)[\"']?\s*[:=]\s*\[?\s*[+-]?[\d_]{4000}")
+LONG_NUMBER = re.compile(r"(?<![\w-])([\w-]++)[\"']?\s*+[:=]\s*+(?:\[\s*+)?[+-]?[\d_]{4000}")
 """A number that Python does not read, with its key."""
 
 

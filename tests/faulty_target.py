@@ -36,7 +36,7 @@ class Target:
             time.sleep(60)
         if "g" in letters:
             os.abort()
-        if "h" in letters:
-            del (bytearray(96 << 20))[:]
         if "i" in letters:
             raise InputError("i is refused")
+        if "h" in letters:  # after the refusal: memory that a refused case took is a finding of its own
+            del (bytearray(96 << 20))[:]

@@ -124,9 +124,12 @@ def test_three_and_three_steps_are_six(place: Place, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_saves_and_says_how_to_go_on(
-    number: int, place: Place, straight: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, place: Place, straight: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     output, step = tmp_path / "run", train_report.Reporter.step
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, before))  # started by nohup, this process ignores SIGHUP
     more = ["--validation", "0.2", "--eval-every", 3, "--schedule", "cosine", "--warmup", 2]
 
     def interrupted(self: Any, report: Any, validation: Any) -> None:

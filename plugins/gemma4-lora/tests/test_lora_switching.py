@@ -112,7 +112,7 @@ def test_a_model_with_its_towers_left_out_takes_what_is_for_its_text() -> None:
     ("call", "says"),
     [
         (lambda a: a.activate("three"), '"three"'), (lambda a: a.activate("one", mode="fast"), '"fast"'),
-        (lambda a: a.activate("one", strength=float("nan")), "nan"), (lambda a: a.load("one", HERE / "dense"), '"one"'),
+        (lambda a: a.activate("one", strength=float("nan")), "NaN"), (lambda a: a.load("one", HERE / "dense"), '"one"'),
         (lambda a: a.remove("x"), '"x"'), (lambda a: a.save("x", "y"), '"x"'),
         (lambda a: a.load("new", HERE / "moe"), "do not fit"),
     ],

@@ -203,9 +203,10 @@ def png_bomb(folder: Path) -> bytes:
 
 
 BOMBS = {
-    "long.gif": (lambda folder: gif_bomb(240_000, 4096, 4096), "240000 frames of 4096 x 4096 would have to be decoded"),
+    "long.gif": (lambda folder: gif_bomb(240_000, 3072, 3072), "240000 frames of 3072 x 3072 would have to be decoded"),
+    "wide.gif": (lambda folder: gif_bomb(240_000, 4096, 4096), "frames of 4096 x 4096 pixels"),
     "large.gif": (lambda folder: gif_bomb(240_000, 8192, 8192), "frames of 8192 x 8192 pixels"),
-    "short.gif": (lambda folder: gif_bomb(300, 4096, 4096), "300 frames of 4096 x 4096 would have to be decoded, 5e"),
+    "short.gif": (lambda folder: gif_bomb(530, 3072, 3072), "530 frames of 3072 x 3072 would have to be decoded, 5e"),
     "many.gif": (lambda folder: gif_bomb(260_000, 1, 1), "260000 frames, more than the limit"),
     "claims.png": (png_bomb, "2000000000 frames, more than the limit"),
 }

@@ -31,8 +31,8 @@ class Case:
 
     @staticmethod
     def draw(target: str, seeds: int, run_seed: int, number: int) -> Case:
-        """Case ``number`` of a run."""
-        rng = random.Random(f"{run_seed}:{target}:{number}")
+        """Case ``number`` of a run; wherever the file of a target lies, its cases are the same."""
+        rng = random.Random(f"{run_seed}:{Path(target).stem}:{number}")
         count = 1 + sum(rng.random() < 0.4 for _ in range(4))
         return Case(target, rng.randrange(seeds), tuple(rng.getrandbits(40) for _ in range(count)))
 

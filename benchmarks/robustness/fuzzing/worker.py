@@ -22,7 +22,7 @@ from typing import Any
 
 from fuzzing.samples import CANARY, Case, write_sample
 from fuzzing.targets import Broken, load_target
-from fuzzing.watch import Output, Watch, limit_memory, memory
+from fuzzing.watch import Output, Watch, forget_peak, limit_memory, memory
 
 LINE = 500
 """Characters of an error's line."""
@@ -91,6 +91,7 @@ class Worker:
             write_sample(sample, Path(asked["keep"]))
         os.chdir(place)
         self.output.taken()
+        forget_peak()
         before, _ = memory()
         threads, began, cpu = threading.active_count(), time.perf_counter(), time.process_time()
         result: dict[str, Any] = {"kind": "ok"}

@@ -15,6 +15,7 @@ from cli_tools import environment
 
 from gemma4_core.checkpoint import atomic, atomic_file, atomic_folder, temporary
 from gemma4_core.checkpoint.temporary import HOST, temporary_path
+from gemma4_core.errors import CheckpointError
 
 WRITER = """
 import sys, time
@@ -141,6 +142,31 @@ def test_writers_at_the_same_time(tmp_path: Path) -> None:
         thread.join()
     assert not faults and names(tmp_path) == ["model", *(f"own-{number}" for number in range(4))]
     assert len({path.read_text() for path in (tmp_path / "model").iterdir()}) == 1
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_another_writer_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
+    """A folder that appears between the look at the target and the swap is treated as one that was there before."""
+    target, replace = tmp_path / "model", os.replace
+
+    def late(one: Path, other: Path) -> None:
+        if other == target and not target.exists():
+            target.mkdir()
+            for name in ("config.json", "model.safetensors"):
+                (target / name).write_text("other")
+        replace(one, other)
+
+    monkeypatch.setattr(os, "replace", late)
+    if overwrite:
+        write(target, "own")
+    else:
+        with pytest.raises(CheckpointError, match="holds a checkpoint already"), atomic_folder(
+            target, overwrite=False
+        ) as folder:
+            (folder / "config.json").write_text("own")
+            (folder / "model.safetensors").write_text("own")
+    assert names(tmp_path) == ["model"]
+    assert (target / "config.json").read_text() == ("own" if overwrite else "other")
 
 
 def test_long_names_of_targets(tmp_path: Path) -> None:

@@ -103,7 +103,12 @@ def check_target(
 
 def check_replaced(folder: Path, where: str, replaceable: Replaceable, overwrite: bool) -> None:
     """Refuse to let go of a folder with files of the user's, or of a checkpoint that nobody asked to replace."""
-    if not replaceable(folder):
+    seen = os.stat(folder)
+    while not replaceable(folder):
+        now = os.stat(folder)
+        if not os.path.samestat(seen, now):  # another writer's folder took its place while it was looked at
+            seen = now
+            continue
         names = foreign_files(folder)
         alone = f" alone ({', '.join(map(shown, names[:3]))}{', …' if len(names) > 3 else ''} there)" if names else ""
         raise CheckpointError(
@@ -155,9 +160,15 @@ def swap(
     Raises CheckpointError where the one there may not go, with nothing changed.
     """
     check_target(final, where, replaceable, overwrite)
-    if not final.exists() or not any(final.iterdir()):
-        os.replace(new, final)  # on POSIX an empty folder is replaced in one step
-        return
+    while not final.exists() or not any(final.iterdir()):
+        try:
+            os.replace(new, final)  # on POSIX an empty folder is replaced in one step
+        except OSError as fault:
+            if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            check_target(final, where, replaceable, overwrite)  # another writer's folder has come in between
+        else:
+            return
     old = new
     if not exchange(new, final):
         old = new.with_suffix(".old")

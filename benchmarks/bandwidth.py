@@ -31,9 +31,9 @@ def measured(device: str) -> float | None:
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Device plugin.")
 def bandwidth_command(device: str) -> None:
     """Print the rate of a plain read of a device's memory as one JSON object; gbps is null where it cannot be told."""
-    from gemma4_core.descriptions import DeviceSettings
+    from gemma4_core.contracts import DeviceSettings
     from gemma4_core.devices import activate
-    from gemma4_core.measure.bandwidth import read_bandwidth
+    from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
 
     backend, _ = activate(device, DeviceSettings())
     found = read_bandwidth(backend)

@@ -32,7 +32,7 @@ PIECE = 16 << 20
 def once(model: str, device: str, length: int) -> dict[str, Any]:
     """Load a model, get one token, and tell the time of day at each stage."""
     from gemma4_core import load_pretrained
-    from gemma4_core.measure.speed import prompt_ids
+    from gemma4_plugins.commands.bench.speed import prompt_ids
 
     imported = time.time()
     loaded_model = load_pretrained(model, device=device, modalities=("text",))

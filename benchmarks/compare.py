@@ -28,8 +28,8 @@ from peers import ENGINES, LLAMA, OURS, TRANSFORMERS, Engine, Test, Tools, engin
 from gemma4_core.cli.base import GemmaCommand, ManyOption
 from gemma4_core.cli.options import Number, Whole
 from gemma4_core.cli.output import note, on_terminal, write
+from gemma4_core.devices.machine import cpu_count
 from gemma4_core.errors import Gemma4Error, InputError
-from gemma4_core.machine import cpu_count
 
 RATES = ("prompt_tokens_per_second", "tokens_per_second")
 

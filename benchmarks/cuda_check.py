@@ -18,14 +18,14 @@ import numpy as np
 from cuda_models import Filler, in_fp32, random_model, use_binaries, with_chunk
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.generation.engine import Chunk
-from gemma4_core.generation.finished import Finished
+from gemma4_core.engine.engine import Chunk
+from gemma4_core.engine.step_result import Finished
 from gemma4_core.model.cache import Storage
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
-from gemma4_plugins.kernels.cuda import launch
-from gemma4_plugins.kernels.cuda import prefill as cuda_prefill
-from gemma4_plugins.kernels.cuda import step as cuda_step
+from gemma4_plugins.devices.cuda.kernels import launch
+from gemma4_plugins.devices.cuda.kernels import prefill as cuda_prefill
+from gemma4_plugins.devices.cuda.kernels import step as cuda_step
 
 TINY = {
     "model_type": "gemma4_text", "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256,

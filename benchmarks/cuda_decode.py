@@ -18,18 +18,18 @@ import numpy as np
 from cuda_models import random_model, use_binaries, with_chunk
 from tinygrad import Tensor
 
-from gemma4_core.generation.engine import Chunk
-from gemma4_core.generation.finished import Finished
-from gemma4_core.measure.bandwidth import read_bandwidth
-from gemma4_core.measure.traffic import weight_bytes
+from gemma4_core.engine.engine import Chunk
+from gemma4_core.engine.step_result import Finished
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
 from gemma4_core.plugins import registry
-from gemma4_plugins.kernels.cuda import launch, plan
-from gemma4_plugins.kernels.cuda import prefill as cuda_prefill
-from gemma4_plugins.kernels.cuda import step as cuda_step
-from gemma4_plugins.kernels.cuda.plan import Machine, Plan, make_plan
-from gemma4_plugins.kernels.cuda.sources import ENTRY, device_source, step_source
+from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
+from gemma4_plugins.commands.bench.traffic import weight_bytes
+from gemma4_plugins.devices.cuda.kernels import launch, plan
+from gemma4_plugins.devices.cuda.kernels import prefill as cuda_prefill
+from gemma4_plugins.devices.cuda.kernels import step as cuda_step
+from gemma4_plugins.devices.cuda.kernels.plan import Machine, Plan, make_plan
+from gemma4_plugins.devices.cuda.kernels.sources import ENTRY, device_source, step_source
 
 PARTS = ("qkv", "o", "router", "gate_up", "down", "experts", "experts_down", "ple_gate", "ple", "context", "head")
 

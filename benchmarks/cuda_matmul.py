@@ -16,11 +16,11 @@ from functools import partial
 import numpy as np
 from tinygrad import Tensor, TinyJit, dtypes
 
-from gemma4_core.descriptions import DeviceSettings
+from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate
-from gemma4_core.measure.timing import median_seconds
 from gemma4_core.training.multiply import made
-from gemma4_plugins.kernels.cuda.matmul import matmul
+from gemma4_plugins.commands.bench.timing import median_seconds
+from gemma4_plugins.devices.cuda.kernels.matmul import matmul
 
 LIMIT = 1 / 128
 """Half of a bfloat16's last place is 1/512 of its value; sums differ by more where their terms cancel."""

@@ -13,12 +13,12 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import GenerationConfig, expected_text_tensors, parse_config, preset_dict
-from gemma4_core.descriptions import Context
+from gemma4_core.contracts import Context
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, DenseStack, Weight
+from gemma4_plugins.devices.cuda.kernels import launch
 from gemma4_plugins.formats.int8_weights import Int8Matrix, Int8Stack
-from gemma4_plugins.kernels.cuda import launch
 from gemma4_plugins.modalities.vision import gemma4_modality_towers
 
 FILL = """

@@ -21,13 +21,13 @@ import numpy as np
 from cuda_check import model_of, relative, step_logits
 from tinygrad import Tensor
 
-from gemma4_core.generation.engine import Chunk
+from gemma4_core.engine.engine import Chunk
 from gemma4_core.model.cache import Storage
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops.sampling import SamplingState
-from gemma4_plugins.kernels.cuda import launch
-from gemma4_plugins.kernels.cuda import prefill as cuda_prefill
-from gemma4_plugins.kernels.cuda import step as cuda_step
+from gemma4_plugins.devices.cuda.kernels import launch
+from gemma4_plugins.devices.cuda.kernels import prefill as cuda_prefill
+from gemma4_plugins.devices.cuda.kernels import step as cuda_step
 
 
 def upload(array: np.ndarray) -> Tensor:

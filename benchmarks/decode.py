@@ -97,9 +97,9 @@ def generate(model: Any, prompt: list[int], wanted: Wanted, limit: int, log: Pro
 def measure(wanted: Wanted, log: ProgressLog) -> dict[str, Any]:
     """Load, run and time. Raises Gemma4Error and MemoryError."""
     from gemma4_core import load_pretrained
-    from gemma4_core.measure.speed import prompt_ids
-    from gemma4_core.measure.traffic import weight_bytes
-    from gemma4_core.memory import peak_memory_bytes, peak_rss_bytes
+    from gemma4_core.devices.memory import peak_memory_bytes, peak_rss_bytes
+    from gemma4_plugins.commands.bench.speed import prompt_ids
+    from gemma4_plugins.commands.bench.traffic import weight_bytes
 
     model = load_pretrained(
         wanted.model, device=wanted.device, format=wanted.format, modalities=("text",), beam=wanted.beam,
@@ -152,7 +152,7 @@ def with_limit(found: dict[str, Any], before: float | None, after: float | None)
 
 def check_device(device: str, beam: int) -> str:
     """The name of the device that will be used. Raises PluginError and DeviceError where it is not there."""
-    from gemma4_core.descriptions import DeviceSettings
+    from gemma4_core.contracts import DeviceSettings
     from gemma4_core.devices import activate
 
     return activate(device, DeviceSettings(beam))[0].name

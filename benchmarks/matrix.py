@@ -204,7 +204,7 @@ def machine_name() -> str:
     """Processor and system of this machine."""
     import platform
 
-    from gemma4_core.machine import cpu_count
+    from gemma4_core.devices.machine import cpu_count
 
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()

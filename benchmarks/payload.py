@@ -28,9 +28,9 @@ ROOT = HERE.parent
 
 def start(command: click.Command, script: str) -> NoReturn:
     """Run a script's command as ``gemma4`` runs its own: a failure is one line on stderr."""
-    from gemma4_core.cli.group import enough_of_stdio, quiet_libraries
+    from gemma4_core.cli.group import ensure_standard_streams, quiet_libraries
 
-    enough_of_stdio()
+    ensure_standard_streams()
     quiet_libraries()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was started is ended first
     command.main(prog_name=f"python benchmarks/{Path(script).name}")

@@ -22,7 +22,7 @@ SIZES = ("E2B", "E4B", "26B-A4B", "31B")
 def run(folder: Path, size: str, device: str, prompt_length: int, new: int) -> dict[str, Any]:
     """Load and generate twice; the second run is the steady one."""
     from gemma4_core import load_pretrained
-    from gemma4_core.measure.traffic import weight_bytes
+    from gemma4_plugins.commands.bench.traffic import weight_bytes
 
     model = load_pretrained(folder, device=device, modalities=["text"])
     prompt = [2, *(5 + 7 * i % 50000 for i in range(prompt_length - 1))]

@@ -23,7 +23,7 @@ import numpy as np
 from tinygrad import Device, Tensor, dtypes
 
 from gemma4_core.config import expected_audio_tensors, expected_vision_tensors, preset_config
-from gemma4_core.descriptions import DeviceSettings
+from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate
 from gemma4_core.ops import portable
 from gemma4_core.weights import DenseMatrix

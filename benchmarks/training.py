@@ -20,10 +20,10 @@ from cuda_models import random_model
 from tinygrad import GlobalCounters
 
 from gemma4_core import GemmaTrainingBatch, build_optimizer, train_step
-from gemma4_core.descriptions import DeviceSettings
+from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate
 from gemma4_core.ops import portable
-from gemma4_plugins.kernels.cuda import operations
+from gemma4_plugins.devices.cuda.kernels import operations
 
 
 def main() -> None:

@@ -25,14 +25,14 @@ from cuda_check import filled, in_fp32, relative
 from cuda_models import random_model, with_chunk
 from tinygrad import Device, Tensor
 
-from gemma4_core.generation.engine import Chunk, Graph
-from gemma4_core.measure.bandwidth import read_bandwidth
-from gemma4_core.measure.traffic import weight_bytes
+from gemma4_core.engine.engine import Chunk, Graph
 from gemma4_core.model.cache import Storage
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
 from gemma4_core.plugins import registry
-from gemma4_plugins.kernels import uops
+from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
+from gemma4_plugins.commands.bench.traffic import weight_bytes
+from gemma4_plugins.devices import uops
 
 LIMIT = 1.25
 

@@ -31,8 +31,8 @@ from demo_model.supply import GRID  # noqa: E402
 from demo_model.tokens import open_tokenizer  # noqa: E402
 from demo_model.training import Run, Settings  # noqa: E402
 
-from gemma4_core.demo.pictures import Choices  # noqa: E402
 from gemma4_core.training.run_folder import RunFolder, read_settings  # noqa: E402
+from gemma4_plugins.commands.demo.pictures import Choices  # noqa: E402
 
 EASY = Recipe(sentences=2, sums=12, pictures=12, sounds=12, digits=2, keys="123", shortest=3, longest=3,
               choices=Choices(("red", "blue"), ("circle", "square"), ("left of", "right of")))

@@ -25,7 +25,7 @@ def plain_loops() -> Iterator[None]:
 @pytest.fixture
 def cpu() -> str:
     """tinygrad's CPU device, set up as ``load_pretrained`` does it."""
-    from gemma4_core.descriptions import DeviceSettings
+    from gemma4_core.contracts import DeviceSettings
     from gemma4_core.devices import activate
 
     return activate("cpu", DeviceSettings())[1]

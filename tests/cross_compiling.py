@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from gemma4_plugins.devices.cpu import compiler
+from gemma4_plugins.devices.native import compiler
 
 OURS = ("-march", "-mcpu", "--target", "-ffixed")
 

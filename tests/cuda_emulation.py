@@ -1,5 +1,5 @@
 """CUDA kernels without a GPU: their source compiled for the host, where each thread is a fiber, over tensors of
-tinygrad's CPU device. Replaces the driver calls of ``gemma4_plugins.kernels.cuda.launch``."""
+tinygrad's CPU device. Replaces the driver calls of ``gemma4_plugins.devices.cuda.kernels.launch``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 
-from gemma4_plugins.kernels.cuda import launch
+from gemma4_plugins.devices.cuda.kernels import launch
 
 HEADER = Path(__file__).parent / "emulator" / "cuda_threads.h"
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-w", *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"))

@@ -20,7 +20,7 @@ from tinygrad.renderer import Renderer
 from tinygrad.renderer.cstyle import CUDARenderer, HIPRenderer, MetalRenderer, pm_manual_bf16_cast
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 
-from gemma4_core.descriptions import DeviceBackend
+from gemma4_core.contracts import DeviceBackend
 from gemma4_core.hookspecs import hookimpl
 
 TARGETS = {

@@ -11,7 +11,7 @@ from tinygrad.dtype import DType
 
 from gemma4_core.config import GemmaConfig, expected_text_tensors, parse_config, preset_dict
 from gemma4_core.config.generation import GenerationConfig
-from gemma4_core.descriptions import Context
+from gemma4_core.contracts import Context
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, DenseStack, Weight

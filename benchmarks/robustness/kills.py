@@ -196,7 +196,7 @@ JOBS = {"save": saving, "train": steps, "quantize": quantising, "fuse": fusing}
 @click.option("--seed", default=0, show_default=True)
 @click.option("--only", type=click.Choice(list(JOBS)), multiple=True, help="Some of the ways to write.")
 def main(kills: int, seed: int, only: tuple[str, ...]) -> None:
-    from gemma4_core.demo import write_demo_checkpoint
+    from gemma4_plugins.commands.demo import write_demo_checkpoint
 
     chance, names = random.Random(seed), list(only or JOBS)
     root = Path(tempfile.mkdtemp(prefix="gemma4-kills-"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemma4_core.demo.pictures import COLOURS, Look, corners
+from gemma4_plugins.commands.demo.pictures import COLOURS, Look, corners
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw as PILDraw

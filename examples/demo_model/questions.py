@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gemma4_core.demo.pictures import EVERYTHING, random_scene
+from gemma4_plugins.commands.demo.pictures import EVERYTHING, random_scene
 
 PICTURE_QUESTIONS = (
     "Describe <|image|>.", "<|image|>Describe the picture.", "<|image|>What is in the picture?", "<|image|>",

@@ -12,9 +12,18 @@ from demo_model.nameless import made_nameless
 from demo_model.questions import PICTURE_QUESTIONS, SOUND_QUESTIONS
 from demo_model.texts import Said, pick, random_sentence, random_sum, said
 from gemma4_core import GemmaTrainingBatch
-from gemma4_core.demo.pictures import COLOURS, EVERYTHING, SHAPES, SIZES, Choices, draw, random_look, random_scene
-from gemma4_core.demo.sounds import KEYS, LONGEST, SHORTEST, dial, random_manner, random_number
 from gemma4_core.training.batch import IGNORED
+from gemma4_plugins.commands.demo.pictures import (
+    COLOURS,
+    EVERYTHING,
+    SHAPES,
+    SIZES,
+    Choices,
+    draw,
+    random_look,
+    random_scene,
+)
+from gemma4_plugins.commands.demo.sounds import KEYS, LONGEST, SHORTEST, dial, random_manner, random_number
 from gemma4_plugins.modalities.audio.features import MelSettings, log_mel, token_count
 from gemma4_plugins.modalities.vision.decode import open_picture
 from gemma4_plugins.modalities.vision.preprocess import LEVELS, Grid, cut, soft_tokens

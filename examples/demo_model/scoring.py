@@ -10,12 +10,12 @@ import numpy as np
 from tinygrad import Tensor
 
 from demo_model.rows import Maker, Recipe, Rows
-from gemma4_core.demo.pictures import EVERYTHING
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.layers import matrix
-from gemma4_core.training.captured import Checked, fed, kept
 from gemma4_core.training.forward import hidden
 from gemma4_core.training.operations import operations_of
+from gemma4_core.training.step_graphs import Checked, fed, kept
+from gemma4_plugins.commands.demo.pictures import EVERYTHING
 
 SCORE_SEED = 1_000_003
 """Added to the seed of training: other pictures, sounds and texts."""

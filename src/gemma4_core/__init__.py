@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from gemma4_core.descriptions import (
+    from gemma4_core.contracts import (
         CheckpointFormat,
         Context,
         DeviceBackend,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from gemma4_core.model import GemmaModel
     from gemma4_core.model.cache import GemmaCache
     from gemma4_core.plugins import PluginManager, Registry, registry
-    from gemma4_core.processor import GemmaMultimodalProcessor
+    from gemma4_core.processing.processor import GemmaMultimodalProcessor
     from gemma4_core.training import (
         GemmaTrainingBatch,
         build_optimizer,
@@ -115,7 +115,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "descriptions": (
+    "contracts": (
         "CheckpointFormat Context DeviceBackend DeviceSettings MediaProcessor ModalityTower ModelTransform Option"
         " OptimizerBackend PreparedMedia StreamDecoder TensorInfo Tokenizer TokenizerBackend Tower TrainedPart"
         " WeightSource"
@@ -127,7 +127,7 @@ _MODULES = {
     "model": "GemmaModel",
     "model.cache": "GemmaCache",
     "plugins": "PluginManager Registry registry",
-    "processor": "GemmaMultimodalProcessor",
+    "processing.processor": "GemmaMultimodalProcessor",
     "training": (
         "GemmaTrainingBatch build_optimizer compute_loss load_training_checkpoint save_training_checkpoint train_step"
     ),

@@ -1,7 +1,7 @@
 """The hooks that a plugin may implement.
 
 A plugin is a module or object named by an entry point of group ``gemma4``. Each hook takes no arguments and returns
-a list of descriptions (see ``gemma4_core.descriptions``). Every hook is called once, when the registry is first
+a list of descriptions (see ``gemma4_core.contracts``). Every hook is called once, when the registry is first
 used; results of all plugins are joined. Do not depend on the order in which plugins are asked.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import (
+    from gemma4_core.contracts import (
         CheckpointFormat,
         DeviceBackend,
         ModalityTower,

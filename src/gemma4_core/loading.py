@@ -19,7 +19,7 @@ from gemma4_core.checkpoint.progress import progress
 from gemma4_core.checkpoint.unserved import check_source, unserved_warning
 from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config, read_context
 from gemma4_core.config.files import shown, shown_path
-from gemma4_core.descriptions import (
+from gemma4_core.contracts import (
     Context,
     DeviceSettings,
     ModalityTower,
@@ -35,7 +35,7 @@ from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import portable
 from gemma4_core.plugins import registry
 from gemma4_core.plugins.options import check_options
-from gemma4_core.processor import GemmaMultimodalProcessor
+from gemma4_core.processing.processor import GemmaMultimodalProcessor
 from gemma4_core.text import render_process
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.weights import Weight

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tinygrad import Tensor
     from tinygrad.dtype import DType
 
-    from gemma4_core.descriptions import CheckpointFormat, Context, WeightSource
+    from gemma4_core.contracts import CheckpointFormat, Context, WeightSource
 
 PART_BYTES = 2 << 30
 """Stored bytes of the source that become one part, which is what an interruption can cost."""

@@ -1,4 +1,4 @@
-"""Renderings of chat templates by transformers, for ``tests/test_template_reference.py``.
+"""Renderings of chat templates by transformers, for ``tests/text/test_template_reference.py``.
 
 Run by hand with ``transformers==5.23.0`` and ``jinja2==3.1.6``::
 

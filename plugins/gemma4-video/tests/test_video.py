@@ -22,7 +22,7 @@ from gemma4_video.tower import VideoTower
 from PIL import Image
 
 from gemma4_core import GemmaMultimodalProcessor, InputError, registry
-from gemma4_core.demo import demo_config
+from gemma4_plugins.commands.demo import demo_config
 
 BOI, VIDEO, EOI = (demo_config()[f"{name}_token_id"] for name in ("boi", "video", "eoi"))
 

@@ -13,7 +13,7 @@ from gemma4_core.config.files import shown_path
 from gemma4_core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import ModelTransform
+    from gemma4_core.contracts import ModelTransform
 
 ADAPTER_FILE = "adapter_config.json"
 """peft's, by which an adapter is known also where no plugin for it is installed."""

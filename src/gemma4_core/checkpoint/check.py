@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from gemma4_core.config import GemmaConfig, expected_text_tensors
 from gemma4_core.config.files import shown
-from gemma4_core.descriptions import TensorInfo
+from gemma4_core.contracts import TensorInfo
 from gemma4_core.errors import FAULTS_SHOWN, CheckpointError
 
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "I8")

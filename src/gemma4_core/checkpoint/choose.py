@@ -12,7 +12,7 @@ from gemma4_core.checkpoint.files import CheckpointFiles
 from gemma4_core.checkpoint.names import NamedSource
 from gemma4_core.config import GemmaConfig
 from gemma4_core.config.files import shown
-from gemma4_core.descriptions import CheckpointFormat, Context, TensorInfo
+from gemma4_core.contracts import CheckpointFormat, Context, TensorInfo
 from gemma4_core.errors import CheckpointError, PluginError
 
 MARKERS = ("quantization_config", "quantization")

@@ -14,7 +14,7 @@ from gemma4_core.checkpoint.files import StoredRows
 from gemma4_core.checkpoint.rows import BLOCK
 from gemma4_core.config import GemmaConfig, expected_text_tensors, is_derived, is_head, released_name
 from gemma4_core.config.files import shown
-from gemma4_core.descriptions import ModalityTower, TensorInfo, WeightSource
+from gemma4_core.contracts import ModalityTower, TensorInfo, WeightSource
 from gemma4_core.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from gemma4_core.checkpoint.check import check_tensors
 from gemma4_core.checkpoint.names import NamedSource
 from gemma4_core.config import GemmaConfig, below_wrappers, expected_text_tensors, ignorable
 from gemma4_core.config.files import shown, shown_path
-from gemma4_core.descriptions import Context, ModalityTower
+from gemma4_core.contracts import Context, ModalityTower
 from gemma4_core.errors import CheckpointError
 
 TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")

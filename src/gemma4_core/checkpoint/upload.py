@@ -22,7 +22,7 @@ from gemma4_core.config.files import shown
 from gemma4_core.errors import DeviceError
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import Staging
+    from gemma4_core.contracts import Staging
 
 PIECE = 16 << 20
 """Bytes read at a time; small enough that the copy after it reads from the processor's cache."""

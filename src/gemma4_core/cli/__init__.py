@@ -38,18 +38,21 @@ def generate_main(args: Sequence[str] | None = None) -> None:
     """``tinygrad-gemma …``: the same as ``gemma4 generate …``."""
 
     def run() -> None:
-        from gemma4_core.cli.generate import generate_command
+        from gemma4_core.cli.group import cli, loadable
 
-        generate_command(list(sys.argv[1:] if args is None else args), prog_name="tinygrad-gemma")
+        given = list(sys.argv[1:] if args is None else args)
+        if (command := loadable("generate")) is not None:
+            command(given, prog_name="tinygrad-gemma")
+        cli(["generate", *given], prog_name="gemma4")  # says why there is none
 
     _start(run)
 
 
 def _start(run: Callable[[], None]) -> None:
     try:
-        from gemma4_core.cli.group import enough_of_stdio, quiet_libraries
+        from gemma4_core.cli.group import ensure_standard_streams, quiet_libraries
 
-        enough_of_stdio()
+        ensure_standard_streams()
         quiet_libraries()
         run()
     except KeyboardInterrupt:  # while modules were still being imported

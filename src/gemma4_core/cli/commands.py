@@ -1,75 +1,37 @@
-"""Which commands there are: ours by module, other distributions' by entry point, none imported until it runs."""
+"""Which commands there are: entry points of the group ``gemma4.commands``, none imported until it runs."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import importlib
 import importlib.util
+import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from functools import cache
+from pathlib import Path
 
 import click
 
 from gemma4_core.errors import PluginError
+from gemma4_core.plugins.entrypoints import OWN_DISTRIBUTION, CommandEntry, command_entries
 
-if TYPE_CHECKING:
-    from gemma4_core.plugins import CommandEntry
-
-
-@dataclass(frozen=True)
-class OwnCommand:
-    """A command of this package: where it is, and its line in the list."""
-
-    module: str
-    attribute: str
-    help: str
-
-    def exists(self) -> bool:
-        """Whether its module is part of this installation. Imports nothing but the packages above it."""
-        try:
-            return importlib.util.find_spec(self.module) is not None
-        except ModuleNotFoundError:
-            return False
-
-    def load(self) -> click.Command:
-        """Import it."""
-        return getattr(importlib.import_module(self.module), self.attribute)
+DOCSTRING = re.compile(r'(?:\s|#[^\n]*\n)*("""(?:[^"\\]|\\.|"(?!""))*""")', re.DOTALL)
+HEAD_BYTES = 4096
 
 
-def _own(name: str, help: str, module: str | None = None) -> tuple[str, OwnCommand]:
-    return name, OwnCommand(module or f"gemma4_core.cli.{name}", f"{name}_command", help)
+def commands() -> dict[str, CommandEntry]:
+    """Commands by name, none imported: this distribution's first, then others', each in alphabetical order. Those that
+    are blocked are left out."""
+    entries = [entry for entry in command_entries() if entry.status != "blocked" and entry.entry_point]
+    found: dict[str, CommandEntry] = {}
+    for entry in sorted(entries, key=lambda entry: (not is_ours(entry), entry.name)):
+        found.setdefault(entry.name, entry)
+    return found
 
 
-OWN_COMMANDS: Mapping[str, OwnCommand] = MappingProxyType(dict([
-    _own("generate", "Answer one prompt."),
-    _own("chat", "Talk with a model."),
-    _own("info", "What a checkpoint is and how much memory it needs, without loading it."),
-    _own("models", "List, show and remove the models on this machine."),
-    _own("plugins", "List plugins, what they bring, and what became of them."),
-    _own("doctor", "Check devices, compiler, plugins, and a checkpoint."),
-    _own("download", "Fetch the official checkpoints."),
-    _own("demo", "Show that everything works, with a tiny model."),
-    _own("quantize", "Write an int8 checkpoint."),
-    _own("bench", "Measure the speed of a model."),
-    _own("perplexity", "Measure how well a model predicts a text."),
-    _own("train", "Fine-tune a model."),
-]))
-"""In the order of the help page. Those whose module is not part of this installation are not listed."""
-
-
-def own_commands() -> dict[str, OwnCommand]:
-    """The commands of this package that are there."""
-    return {name: command for name, command in OWN_COMMANDS.items() if command.exists()}
-
-
-def plugin_commands() -> dict[str, CommandEntry]:
-    """Commands that other distributions bring, by name, none imported; those that are blocked are left out."""
-    from gemma4_core.plugins import command_entries
-
-    return {entry.name: entry for entry in command_entries() if entry.status != "blocked" and entry.entry_point}
+def is_ours(entry: CommandEntry) -> bool:
+    """Whether a command comes with this distribution."""
+    return entry.origin.distribution == OWN_DISTRIBUTION
 
 
 def origin(entry: CommandEntry) -> str:
@@ -77,12 +39,37 @@ def origin(entry: CommandEntry) -> str:
     return f"{entry.origin.distribution} {entry.origin.version or ''}".strip()
 
 
-def load_plugin_command(entry: CommandEntry) -> click.Command:
-    """Import a plugin's command. Raises PluginError, naming command and distribution, for whatever goes wrong."""
+def summary(entry: CommandEntry) -> str:
+    """A command's line in the list: the first line of its module's docstring, read without importing the module; the
+    distribution's summary where there is none."""
+    return docstring(entry.entry_point.module) or entry.summary or ""
+
+
+@cache
+def docstring(module: str) -> str | None:
+    """The first line of a module's docstring, read from its source; None where there is no source or no docstring."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+        if spec is None or spec.origin is None:
+            return None
+        path = Path(spec.origin)
+        if rest:
+            path = path.parent.joinpath(*rest)
+            path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        with open(path, encoding="utf-8") as file:
+            found = DOCSTRING.match(file.read(HEAD_BYTES))
+        return ast.literal_eval(found[1]).strip().partition("\n")[0] if found else None
+    except (ImportError, OSError, ValueError, SyntaxError, AttributeError):
+        return None
+
+
+def load_command(entry: CommandEntry) -> click.Command:
+    """Import a command. Raises PluginError, naming command and distribution, for whatever goes wrong."""
     from gemma4_core.plugins.origin import describe
 
     who = f"command '{entry.name}' of {origin(entry)}"
-    if entry.status == "failed" or entry.entry_point is None:
+    if entry.status == "failed":
         raise PluginError(f"{who} cannot be used: {entry.error}")
     try:
         with contextlib.redirect_stdout(sys.stderr):

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from gemma4_core.cli.base import Robust, read_environment
-from gemma4_core.cli.commands import OWN_COMMANDS, load_plugin_command, origin, own_commands, plugin_commands
+from gemma4_core.cli.commands import commands, is_ours, load_command, origin, summary
+from gemma4_core.errors import PluginError
+from gemma4_core.plugins import CommandEntry
 
 HELP = """Gemma 4 on tinygrad: text, images and sound, on CPU or GPU.
 
@@ -26,20 +28,16 @@ GEMMA4_DEBUG=1 shows tracebacks and all faults. GEMMA4_DISABLE_PLUGINS=a,b leave
 
 
 class LazyGroup(Robust, click.Group):
-    """Sub-commands by name, imported when asked for. A command of our own wins over a plugin's of the same name."""
+    """Sub-commands by name, imported when asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        own = own_commands()
-        return [*own, *sorted(name for name in plugin_commands() if name not in own)]
+        return list(commands())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        known = OWN_COMMANDS.get(cmd_name)
-        if known is not None and known.exists():
-            return known.load()
-        entry = plugin_commands().get(cmd_name)
+        entry = commands().get(cmd_name)
         if entry is None:
             return None
-        command = load_plugin_command(entry)
+        command = load_command(entry)
         read_environment(command.params)  # also where it is not a class of ours
         return command
 
@@ -60,27 +58,22 @@ class LazyGroup(Robust, click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, without importing any."""
-        own = own_commands()
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.help) for name, command in own.items()])
-        others = {name: entry for name, entry in plugin_commands().items() if name not in own}
-        if others:
-            with formatter.section("Commands of plugins"):
-                formatter.write_dl([(name, _summary(entry)) for name, entry in sorted(others.items())])
+        known = commands()
+        for title, ours in (("Commands", True), ("Commands of plugins", False)):
+            if rows := [(name, _line(entry)) for name, entry in known.items() if is_ours(entry) is ours]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         from click.shell_completion import CompletionItem
 
-        own = own_commands()
-        names = {name: command.help for name, command in own.items()}
-        names |= {name: _summary(entry) for name, entry in plugin_commands().items() if name not in own}
-        found = [CompletionItem(name, help=text) for name, text in names.items() if name.startswith(incomplete)]
+        known = commands().items()
+        found = [CompletionItem(name, help=_line(entry)) for name, entry in known if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
-def _summary(entry: Any) -> str:
-    text = f"(from {origin(entry)})"
-    return f"{entry.summary} {text}" if entry.summary else text
+def _line(entry: CommandEntry) -> str:
+    return summary(entry) if is_ours(entry) else f"{summary(entry)} (from {origin(entry)})".strip()
 
 
 def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -99,7 +92,15 @@ def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> Non
     ctx.exit()
 
 
-def enough_of_stdio() -> None:
+def loadable(name: str) -> click.Command | None:
+    """A command to be run under another program name; None where it is absent or does not load."""
+    try:
+        return cli.get_command(click.Context(cli), name)
+    except PluginError:
+        return None
+
+
+def ensure_standard_streams() -> None:
     """Streams to write to in every case: closed ones go nowhere, and text that the encoding lacks is shown as ``?``."""
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115

@@ -16,7 +16,7 @@ from gemma4_core.cli.options import Number, Whole
 from gemma4_core.errors import PluginError
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import ModalityTower, Option
+    from gemma4_core.contracts import ModalityTower, Option
 
 KEY = "gemma4_core.plugin_options"
 USUAL_MEDIA = {"--image": "images", "--audio": "audio"}

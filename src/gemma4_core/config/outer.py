@@ -11,7 +11,7 @@ from gemma4_core.config.files import CONFIG_LIMIT, read_json, shown, shown_path
 from gemma4_core.config.media import AudioConfig, VisionConfig, parse_audio, parse_vision
 from gemma4_core.config.section import Section
 from gemma4_core.config.text import LARGEST_VOCABULARY, TextConfig, parse_text
-from gemma4_core.descriptions import Context
+from gemma4_core.contracts import Context
 from gemma4_core.errors import ConfigError
 
 CONFIG_FILE = "config.json"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma4_core.devices.memory import peak_memory_bytes
 from gemma4_core.errors import InputError
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.generation.tokens import Generation, Prepared, check_keywords, prepare, run
-from gemma4_core.memory import peak_memory_bytes
 from gemma4_core.model.media import MediaTime
 from gemma4_core.plugins import registry
 

@@ -13,10 +13,10 @@ from tinygrad import Device, Tensor
 from gemma4_core.errors import InputError
 from gemma4_core.model.ids import check_rows, media_blocks
 from gemma4_core.plugins.origin import nearest
-from gemma4_core.processing.arranged import ArrangingTower
+from gemma4_core.processing.batched_towers import ArrangingTower
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import ModalityTower, Tower
+    from gemma4_core.contracts import ModalityTower, Tower
     from gemma4_core.model.model import GemmaModel
 
 

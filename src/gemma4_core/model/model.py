@@ -13,7 +13,7 @@ from tinygrad.dtype import DType
 from tinygrad.uop import Ops
 
 from gemma4_core.config import GenerationConfig
-from gemma4_core.descriptions import Context, ModalityTower, Tokenizer, Tower, TrainedPart
+from gemma4_core.contracts import Context, ModalityTower, Tokenizer, Tower, TrainedPart
 from gemma4_core.model.cache import GemmaCache, StoragePool
 from gemma4_core.model.decoder import TextDecoder
 from gemma4_core.model.ids import check_ids, split
@@ -24,7 +24,7 @@ from gemma4_core.weights import Weight
 if TYPE_CHECKING:
     from gemma4_core.generation.stream import AnswerStream
     from gemma4_core.model.ple import HostTable
-    from gemma4_core.processor import GemmaMultimodalProcessor
+    from gemma4_core.processing.processor import GemmaMultimodalProcessor
     from gemma4_core.text.template import ChatTemplate
 
 
@@ -115,7 +115,7 @@ class GemmaModel:
     def engine(self) -> Any:
         """The captured graphs of this model."""
         if self._engine is None:
-            from gemma4_core.generation.engine import Engine
+            from gemma4_core.engine.engine import Engine
 
             self._engine = Engine(self)
         return self._engine
@@ -124,7 +124,7 @@ class GemmaModel:
     def processor(self) -> GemmaMultimodalProcessor:
         """The processor of the model's folder, with the loaded towers only."""
         if self._processor is None:
-            from gemma4_core.processor import GemmaMultimodalProcessor
+            from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
             self._processor = GemmaMultimodalProcessor.for_model(self)
         return self._processor
@@ -230,7 +230,7 @@ class GemmaModel:
     def append(self, cache: GemmaCache, placed: Placed, *, every: bool = False, skip: int = 0) -> Any:
         """Append a prompt from position ``skip`` on, chunk by chunk; ends as ``Engine.append`` does. With ``every``
         final hidden states come back: fp32 ``[B, T, H]`` on the host, and the dtype that they had on the device."""
-        from gemma4_core.generation.engine import Chunk
+        from gemma4_core.engine.engine import Chunk
 
         batch, total = placed.ids.shape
         storage = cache.reserve(self, batch, cache.length + total - skip)

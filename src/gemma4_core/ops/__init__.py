@@ -20,7 +20,7 @@ from gemma4_core.ops import portable as _portable
 from gemma4_core.ops import sampling as _sampling
 
 if TYPE_CHECKING:
-    from gemma4_core.generation.engine import ChunkStep, DecodeStep, Engine
+    from gemma4_core.engine.engine import ChunkStep, DecodeStep, Engine
     from gemma4_core.model.cache import Storage
     from gemma4_core.model.decoder import Inputs, TextDecoder
     from gemma4_core.model.layers import Rotation

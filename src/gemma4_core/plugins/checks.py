@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma4_core.descriptions import KINDS, Description, Option
+from gemma4_core.contracts import KINDS, Description, Option
 from gemma4_core.plugins.origin import one_line
 
 NAME_LIMIT = 60

@@ -13,6 +13,7 @@ from gemma4_core.plugins.origin import Origin, describe, one_line
 
 GROUP = "gemma4"
 COMMAND_GROUP = "gemma4.commands"
+OWN_DISTRIBUTION = "tinygrad-gemma4"
 DISABLE = "GEMMA4_DISABLE_PLUGINS"
 
 
@@ -29,7 +30,7 @@ class Found:
 
 @dataclass(frozen=True)
 class CommandEntry:
-    """A command of another distribution. ``entry_point.load()`` imports it and gives the click command."""
+    """A command. ``entry_point.load()`` imports it and gives the click command."""
 
     name: str
     origin: Origin
@@ -61,7 +62,8 @@ def discover(group: str) -> list[Found]:
 
 
 def command_entries() -> list[CommandEntry]:
-    """Commands that other distributions bring, by name, none imported. A name that two of them claim is ``failed``."""
+    """Commands of all distributions, none imported. A name that two of them claim is ``failed``; a command of this
+    distribution cannot be taken by another."""
     blocked = disabled()
     by_name: dict[str, list[tuple[Found, EntryPoint]]] = defaultdict(list)
     for found in discover(COMMAND_GROUP):
@@ -69,13 +71,16 @@ def command_entries() -> list[CommandEntry]:
             by_name[found.origin.entry_point.casefold()].append((found, found.entry_point))
     entries = []
     for key, group in by_name.items():
-        clash = None
-        if len(group) > 1 and key not in blocked:
-            clash = "two commands with one name: " + " and ".join(str(found.origin) for found, _ in group)
-        status = "blocked" if key in blocked else "failed" if clash else "loaded"
+        ours = any(found.origin.distribution == OWN_DISTRIBUTION for found, _ in group)
         for found, entry_point in group:
-            name = found.origin.entry_point
-            entries.append(CommandEntry(name, found.origin, entry_point, found.summary, status, clash))
+            name, clash = found.origin.entry_point, None
+            if len(group) > 1 and ours and found.origin.distribution != OWN_DISTRIBUTION:
+                clash = f"gemma4 has its own command '{name}', which wins"
+            elif len(group) > 1 and not ours:
+                clash = "two commands with one name: " + " and ".join(str(other.origin) for other, _ in group)
+            status = "blocked" if key in blocked else "failed" if clash else "loaded"
+            error = None if key in blocked else clash
+            entries.append(CommandEntry(name, found.origin, entry_point, found.summary, status, error))
     return entries
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pluggy
 
 from gemma4_core import hookspecs
-from gemma4_core.descriptions import KINDS, Description
+from gemma4_core.contracts import KINDS, Description
 from gemma4_core.errors import PluginError
 from gemma4_core.plugins.checks import checked
 from gemma4_core.plugins.entrypoints import COMMAND_GROUP, DISABLE, GROUP, Found, disabled, discover

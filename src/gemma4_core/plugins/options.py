@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from gemma4_core.descriptions import Option
+from gemma4_core.contracts import Option
 from gemma4_core.errors import InputError
 from gemma4_core.plugins.origin import nearest, one_line
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from gemma4_core.descriptions import (
+from gemma4_core.contracts import (
     KINDS,
     CheckpointFormat,
     Context,

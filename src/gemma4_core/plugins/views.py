@@ -11,7 +11,7 @@ from gemma4_core.errors import PluginError
 from gemma4_core.plugins.origin import Origin, one_line
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import Context
+    from gemma4_core.contracts import Context
 
 T = TypeVar("T")
 

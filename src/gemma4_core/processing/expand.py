@@ -10,7 +10,7 @@ from gemma4_core.errors import InputError, TokenizerError
 
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
-    from gemma4_core.descriptions import ModalityTower, StreamDecoder, Tokenizer
+    from gemma4_core.contracts import ModalityTower, StreamDecoder, Tokenizer
 
 
 def counted(number: int, noun: str) -> str:

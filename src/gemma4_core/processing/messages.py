@@ -13,7 +13,7 @@ from gemma4_core.processing.expand import check_counts, tag_of
 from gemma4_core.processing.sources import shown
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import ModalityTower
+    from gemma4_core.contracts import ModalityTower
 
 
 class Open:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma4_core.config.files import CONFIG_LIMIT, read_json
-from gemma4_core.descriptions import Context
+from gemma4_core.contracts import Context
 from gemma4_core.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gemma4_core.errors import InputError
-from gemma4_core.processing.kept import digest
+from gemma4_core.processing.media_cache import digest
 
 MAX_STREAM_BYTES = 512 << 20
 """Bytes taken from a URL, a pipe or standard input."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gemma4_core.descriptions import Tokenizer
+from gemma4_core.contracts import Tokenizer
 from gemma4_core.text.calls import NotACall, ToolCall, parse_call
 from gemma4_core.text.dialects import STRING_MARK, OfferedTools
 from gemma4_core.text.recovery import CallRecovery

@@ -14,7 +14,7 @@ from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import Tokenizer
+    from gemma4_core.contracts import Tokenizer
 
 OWN = {
     "<|channel>": ("<|channel>", "<channel|>"), "<|tool_call>": ("<|tool_call>", "<tool_call|>", '<|"|>'),

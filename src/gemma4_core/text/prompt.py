@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemma4_core.descriptions import Tokenizer
+from gemma4_core.contracts import Tokenizer
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, bos_id: int | None) -> list[int]:

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.memory import process_memory_bytes
+from gemma4_core.devices.memory import process_memory_bytes
 
 SECONDS = 10.0
 """Of one rendering, compiling the template included."""

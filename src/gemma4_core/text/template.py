@@ -10,13 +10,13 @@ from typing import Any
 from gemma4_core.config.files import read_bytes, read_json, shown, shown_path
 from gemma4_core.errors import InputError, TokenizerError
 from gemma4_core.text import render_process
+from gemma4_core.text.byte_tokens import checked_text
 from gemma4_core.text.messages import (
     SYSTEM_ROLES,
     TOO_DEEP,
     plain_data,
     template_messages,
 )
-from gemma4_core.text.pieces import checked_text
 from gemma4_core.text.settings import TokenizerSettings, template_texts
 from gemma4_core.text.tools import tool_declarations
 

@@ -26,7 +26,7 @@ from gemma4_core.training.step import adopted
 from gemma4_core.training.weights import all_weights, check_weights, open_weights, opened, take_weights
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import CheckpointFormat
+    from gemma4_core.contracts import CheckpointFormat
     from gemma4_core.model.model import GemmaModel
 
 STATE_FILE, RUN_FILE = "training_state.safetensors", "training_state.json"

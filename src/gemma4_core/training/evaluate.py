@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from tinygrad import Tensor
 
 from gemma4_core.training.batch import GemmaTrainingBatch
-from gemma4_core.training.captured import Checked, capturable, graph_loss, kept
 from gemma4_core.training.forward import feed
 from gemma4_core.training.loss import mean_loss
+from gemma4_core.training.step_graphs import Checked, capturable, graph_loss, kept
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel

@@ -18,8 +18,8 @@ from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.portable import MASKED, gelu_tanh
 from gemma4_core.ops.portable import linear as plain_linear
 from gemma4_core.ops.products import gradient_kept, kept
-from gemma4_core.training.band import WORTH, in_a_row, keys_of_blocks, mask_of_blocks, queries_in_blocks
 from gemma4_core.training.multiply import Multiply, multiplied
+from gemma4_core.training.sliding_blocks import WORTH, in_a_row, keys_of_blocks, mask_of_blocks, queries_in_blocks
 from gemma4_core.weights import DenseMatrix, Matrix
 
 if TYPE_CHECKING:

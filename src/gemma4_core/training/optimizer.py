@@ -20,7 +20,7 @@ from gemma4_core.plugins.options import refuse_unknown
 from gemma4_core.weights import DenseMatrix, DenseStack, Matrix
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import OptimizerBackend
+    from gemma4_core.contracts import OptimizerBackend
     from gemma4_core.model.model import GemmaModel
 
 OWN = ("lr", "weight_decay", "trainable", "frozen", "optimizer", "model")

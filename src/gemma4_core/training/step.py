@@ -10,10 +10,10 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.errors import InputError
 from gemma4_core.training.batch import GemmaTrainingBatch
-from gemma4_core.training.captured import Checked, capturable, reached, set_gradients, summed_step, whole_step
 from gemma4_core.training.forward import feed
 from gemma4_core.training.loss import mean_loss
 from gemma4_core.training.optimizer import TrainingOptimizer
+from gemma4_core.training.step_graphs import Checked, capturable, reached, set_gradients, summed_step, whole_step
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel

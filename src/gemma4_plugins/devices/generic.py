@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gemma4_core.descriptions import Context, DeviceBackend
+from gemma4_core.contracts import Context, DeviceBackend
 from gemma4_core.devices import requested_target
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.devices.probing import open_device
-from gemma4_plugins.kernels.uops import operations
+from gemma4_plugins.devices.uops import operations
 
 if TYPE_CHECKING:
     from gemma4_core.ops import Operations

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from gemma4_core import machine
-from gemma4_core.descriptions import DeviceBackend
-from gemma4_core.devices import chosen_by_dev
+from gemma4_core.contracts import DeviceBackend
+from gemma4_core.devices import chosen_by_dev, machine
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.devices.probing import open_device
-from gemma4_plugins.kernels.uops import operations
+from gemma4_plugins.devices.uops import operations
 
 TARGET = "METAL"
 

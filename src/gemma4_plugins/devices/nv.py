@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from gemma4_core.descriptions import DeviceBackend
+from gemma4_core.contracts import DeviceBackend
 from gemma4_core.devices import chosen_by_dev
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.devices.probing import open_device
-from gemma4_plugins.kernels.uops import operations
+from gemma4_plugins.devices.uops import operations
 
 TARGET = "NV"
 CONTROL = "/dev/nvidiactl"

@@ -13,7 +13,7 @@ from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE, CheckpointFile
 from gemma4_core.checkpoint.rows import HostWeight
 from gemma4_core.checkpoint.writer import MAX_SHARD_BYTES, Planned, write_shards
 from gemma4_core.config.files import shown, shown_path
-from gemma4_core.descriptions import CheckpointFormat, Context, TensorInfo
+from gemma4_core.contracts import CheckpointFormat, Context, TensorInfo
 from gemma4_core.errors import CheckpointError, summarise
 from gemma4_core.hookspecs import hookimpl
 

@@ -8,7 +8,7 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType
 
 from gemma4_core.config.tensors import CLIP_BOUNDS
-from gemma4_core.descriptions import WeightSource
+from gemma4_core.contracts import WeightSource
 from gemma4_core.weights import DenseMatrix, Matrix, Weight
 from gemma4_plugins.modalities.bounds import Bounds, clamp
 from gemma4_plugins.modalities.products import Products

@@ -100,8 +100,9 @@ def fast_products(ops: Operations, device: str) -> Products:
     """The best form that a device has, for use without gradients; ``GEMMA4_KERNELS=portable`` allows none, and neither
     does a product of somebody's own."""
     if kernels_wanted() and not ops.replaced("linear"):
-        from gemma4_plugins.kernels.cuda.matmul import usable
-        from gemma4_plugins.modalities import cpu, cuda
+        from gemma4_plugins.devices.cpu.kernels import towers as cpu
+        from gemma4_plugins.devices.cuda.kernels import towers as cuda
+        from gemma4_plugins.devices.cuda.kernels.matmul import usable
 
         if usable(device):
             return cuda.CudaProducts(ops, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gemma4_core.descriptions import OptimizerBackend
+from gemma4_core.contracts import OptimizerBackend
 from gemma4_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core.config.files import read_bytes, shown, shown_path
-from gemma4_core.descriptions import Context, StreamDecoder, TokenizerBackend
+from gemma4_core.contracts import Context, StreamDecoder, TokenizerBackend
 from gemma4_core.errors import TokenizerError
 from gemma4_core.hookspecs import hookimpl
-from gemma4_core.text.pieces import PieceTokenizer, checked_text, token_number, unknown_id
+from gemma4_core.text.byte_tokens import PieceTokenizer, checked_text, token_number, unknown_id
 from gemma4_core.text.settings import TokenizerSettings, is_control
 from gemma4_plugins.tokenizers.growth import check_growth, steps
 from gemma4_plugins.tokenizers.guard import guarded

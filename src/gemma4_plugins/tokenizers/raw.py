@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gemma4_core.descriptions import Context, StreamDecoder, TokenizerBackend
+from gemma4_core.contracts import Context, StreamDecoder, TokenizerBackend
 from gemma4_core.errors import TokenizerError
 from gemma4_core.hookspecs import hookimpl
 

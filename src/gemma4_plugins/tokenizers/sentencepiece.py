@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core.config.files import read_bytes, shown_path
-from gemma4_core.descriptions import Context, TokenizerBackend
+from gemma4_core.contracts import Context, TokenizerBackend
 from gemma4_core.errors import TokenizerError
 from gemma4_core.hookspecs import hookimpl
-from gemma4_core.text.pieces import PieceTokenizer, checked_text
+from gemma4_core.text.byte_tokens import PieceTokenizer, checked_text
 from gemma4_core.text.settings import TokenizerSettings, is_control
 from gemma4_plugins.tokenizers.growth import LIMIT, charsmap_factor
 from gemma4_plugins.tokenizers.guard import guarded

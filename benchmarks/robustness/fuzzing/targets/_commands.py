@@ -49,7 +49,7 @@ class Commands:
     def __init__(self) -> None:
         from gemma4_core import loading
         from gemma4_core.cli import failures
-        from gemma4_core.demo import demo_config
+        from gemma4_plugins.commands.demo import demo_config
 
         self._kept = tempfile.TemporaryDirectory()
         self.root = Path(self._kept.name)

@@ -21,7 +21,7 @@ class MediaTarget:
 
     def __init__(self) -> None:
         from gemma4_core import GemmaMultimodalProcessor
-        from gemma4_core.demo import demo_config
+        from gemma4_plugins.commands.demo import demo_config
 
         self.place = tempfile.TemporaryDirectory()
         files = {name: content for name, content in small_checkpoint().items() if name != "model.safetensors"}

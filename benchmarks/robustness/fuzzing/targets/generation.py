@@ -30,9 +30,9 @@ class Target:
         return {**sample, FILE: mutate_json(rng, sample.get(FILE, b"{}"), WORDS)}
 
     def run(self, folder: Path) -> None:
-        from gemma4_core.cli.request import sampling
         from gemma4_core.config import load_generation_config, read_context
         from gemma4_core.generation.sampling import Sampling
+        from gemma4_plugins.commands.loaded_request import sampling
 
         context = read_context(folder)
         assert context.config is not None

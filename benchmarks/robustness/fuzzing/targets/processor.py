@@ -44,7 +44,7 @@ class Target:
     reads_anything = False
 
     def seeds(self) -> Sequence[Sample]:
-        from gemma4_core.demo import demo_config
+        from gemma4_plugins.commands.demo import demo_config
 
         files = {name: content for name, content in small_checkpoint().items() if name != "model.safetensors"}
         files["config.json"] = plain(demo_config())

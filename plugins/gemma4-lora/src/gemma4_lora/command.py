@@ -1,4 +1,4 @@
-"""``gemma4 fuse``: work adapters into a checkpoint."""
+"""Work adapters into a checkpoint."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from gemma4_core.training.batch import IGNORED, MEDIA_FIELDS, GemmaTrainingBatch
 from gemma4_core.training.data.examples import Example, Examples
 
 if TYPE_CHECKING:
-    from gemma4_core.processor import GemmaMultimodalProcessor
+    from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
 SHORTEST = 32
 """Rows are padded to at least so many positions."""

@@ -25,7 +25,7 @@ from gemma4_core.training.data.turns import (
 
 if TYPE_CHECKING:
     from gemma4_core.processing.inputs import PreparedInputs, Rendered
-    from gemma4_core.processor import GemmaMultimodalProcessor
+    from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
 READS_REASONING = re.compile(rf"[.'\"]({'|'.join(REASONING_KEYS)})\b")
 """A template's use of a message's reasoning, such as ``message.reasoning``."""

@@ -22,9 +22,9 @@ from gemma4_core.training.data.forms import unknown_keys, with_system
 from gemma4_core.training.data.records import Record, local, localised, read_records, refuse
 
 if TYPE_CHECKING:
-    from gemma4_core.descriptions import ModalityTower
+    from gemma4_core.contracts import ModalityTower
     from gemma4_core.processing.inputs import PreparedInputs
-    from gemma4_core.processor import GemmaMultimodalProcessor
+    from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
 OVERLONG = ("truncate", "drop")
 USUAL_MEDIA = ("images", "audio", "videos")

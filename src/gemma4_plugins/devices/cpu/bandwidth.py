@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from gemma4_core import machine
-from gemma4_plugins.devices.cpu.threads import runner
+from gemma4_core.devices import machine
+from gemma4_plugins.devices.native.threads import runner
 
 LARGEST = 2 << 30
 """Bytes: last-level caches of servers hold half a gigabyte."""
@@ -40,7 +40,7 @@ def read_bandwidth(largest: int = LARGEST) -> float | None:
 
 def c_sweep(data: np.ndarray, part: int, threads: int) -> Callable[[], None] | None:
     """One read of ``data`` by ``read.c``, a part per thread; None where code cannot be placed into this process."""
-    from gemma4_plugins.kernels.cpu.build import load, loadable
+    from gemma4_plugins.devices.cpu.kernels.build import load, loadable
 
     if not loadable():
         return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma4_core.config import expected_audio_tensors
-from gemma4_core.descriptions import Context, MediaProcessor, ModalityTower, Option, Tower, WeightSource
+from gemma4_core.contracts import Context, MediaProcessor, ModalityTower, Option, Tower, WeightSource
 from gemma4_core.hookspecs import hookimpl
 from gemma4_core.processing.arrays import as_array
 from gemma4_plugins.modalities.audio.features import MelSettings

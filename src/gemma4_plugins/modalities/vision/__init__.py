@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.config import expected_vision_tensors
-from gemma4_core.descriptions import Context, MediaProcessor, ModalityTower, Option, Tower, WeightSource
+from gemma4_core.contracts import Context, MediaProcessor, ModalityTower, Option, Tower, WeightSource
 from gemma4_core.hookspecs import hookimpl
 from gemma4_plugins.modalities.vision.preprocess import BEGIN, BUDGETS, END, PLACEHOLDER, ImageProcessor
 

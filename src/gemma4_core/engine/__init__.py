@@ -1,0 +1,1 @@
+"""The engine: runs decoder steps as captured graphs or single launches."""

@@ -1,0 +1,364 @@
+"""Captured graphs over one model: prefill chunks and decode steps.
+
+Graphs are captured against a cache's buffers and kept with them, so that a later call with buffers of the same
+capacity captures and compiles nothing. Tokens stay on the device between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor, TinyJit, UOp, dtypes
+from tinygrad.dtype import DType
+from tinygrad.uop import Ops
+
+from gemma4_core.engine.graph_cache import KeptGraphs, may_be_kept
+from gemma4_core.engine.step_result import Finished
+from gemma4_core.model.cache import GemmaCache, Storage
+from gemma4_core.model.media import put_soft
+from gemma4_core.model.spans import ChunkSpan, TokenSpan
+from gemma4_core.ops import LAYER_KERNELS
+from gemma4_core.ops.sampling import SamplingState
+from gemma4_core.processing.tower_graphs import put_rows
+
+if TYPE_CHECKING:
+    from gemma4_core.model.model import GemmaModel
+
+DecodeStep = Callable[[Tensor, int, SamplingState | None], tuple[Tensor, Tensor]]
+"""Token ids int32 ``[B, 1]`` and the position they take, to the next ids and their log-probabilities.
+
+A step may have an attribute ``ahead``: how many further steps may be queued before this one's result is read. Its
+results then have a method ``read() -> (id, log-probability)`` that waits for this step and no later one.
+"""
+
+ChunkStep = Callable[["Chunk", int, Tensor | None, bool, bool], Tensor | Finished]
+"""A chunk of one row, its first position, soft tokens ``[N, H]``, whether every row's hidden state is wanted
+(``[1, n, H]`` comes back), and else whether the last row's logits are."""
+
+HEAD_ROWS = 128
+"""Positions whose logits one graph makes."""
+POSITION_LIMIT = 1 << 20
+"""Upper bound of the symbolic position; no context is longer."""
+
+
+def first_position(storage: Storage, position: int) -> UOp:
+    """Where a call begins, as graphs take it. tinygrad plans memory for the largest value: a chunk's scores for as many
+    positions as the buffers hold, not for the longest context that there could be."""
+    return UOp.variable("start", 0, storage.capacity).bind(position)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Positions to append in one go: ids ``[B, n]`` with the pad id where soft tokens stand, and what replaces them."""
+
+    ids: np.ndarray
+    soft: np.ndarray | None = None
+    """int32 ``[B, n]``: row of ``soft_tokens`` for each position, -1 for text; None without media."""
+    blocks: np.ndarray | None = None
+    """int32 ``[B, n]``: media block of each position, -1 for text; None where no block is bidirectional."""
+    signature: Sequence[int] = ()
+    """What the cache records of row 0: ids, and content hashes at soft positions."""
+
+    @property
+    def sees_both_ways(self) -> bool:
+        """Whether tokens of a media block see those behind them."""
+        return self.blocks is not None and bool((self.blocks >= 0).any())
+
+
+class Graph:
+    """A function captured at its first call: TinyJit without the eager trial call, since every buffer that it touches
+    is realized beforehand. With ``kept`` it is taken from disk under ``key``, or kept there when it was captured."""
+
+    def __init__(self, function: Callable[..., Any], kept: KeptGraphs | None = None, key: object = None) -> None:
+        self.jit = TinyJit(function)
+        captured = kept.fetch(key) if kept is not None else None
+        self.jit.captured, self.jit.cnt = captured, 1 if captured is None else 2
+        self.kept, self.key = kept if captured is None else None, key
+
+    def __call__(self, *args: Any) -> Any:
+        result = self.jit(*args)
+        if self.kept is not None and self.jit.captured is not None:
+            self.kept.store(self.key, self.jit.captured)
+            self.kept = None
+        return result
+
+    @property
+    def kernels(self) -> int:
+        """Kernels of a replay, those within a batch that the device takes as one graph too; 0 before the first call."""
+        return len(self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """Their names, empty where they have none, such as copies."""
+        calls = self.jit.captured.linear.src if self.jit.captured is not None else ()
+        single = [one for call in calls for one in (call.src[0].src[0].src if is_batch(call.src[0]) else (call,))]
+        return [getattr(one.src[0].arg, "name", "") for one in single]
+
+
+def is_batch(called: UOp) -> bool:
+    """Whether tinygrad gathered several kernels into this call, as it does for devices that replay graphs."""
+    return called.op is Ops.CUSTOM_FUNCTION and called.arg == "graph"
+
+
+class Engine:
+    """Runs chunks and steps for one model."""
+
+    def __init__(self, model: GemmaModel) -> None:
+        self.model = model
+        self.vocab = model.config.text_config.vocab_size
+
+    # ------------------------------------------------------------------------------------------- prefill
+
+    def append(
+        self,
+        cache: GemmaCache,
+        chunk: Chunk,
+        soft_tokens: Tensor | None = None,
+        *,
+        every: bool = False,
+        wanted: bool = True,
+    ) -> Tensor | Finished:
+        """Append a chunk and return final hidden states: ``[B, n, H]`` with ``every``, perhaps with further rows of
+        padding, else the last ``[B, 1, H]`` or what the device made of it. Without ``wanted`` only keys and values
+        matter."""
+        batch, count = chunk.ids.shape
+        storage = cache.reserve(self.model, batch, cache.length + count)
+        most = self.model.operations.prefill_both_ways if chunk.sees_both_ways else count
+        step = self._own_prefill(storage) if count <= most else None
+        if step is not None:
+            hidden = step(chunk, cache.length, soft_tokens, every, wanted)
+        elif every and count == 1 and chunk.soft is None:
+            hidden = self.hidden_step(storage, cache.length, chunk.ids)
+        else:
+            hidden = self.append_portable(storage, cache.length, chunk, soft_tokens, every)
+        cache.note(chunk.signature)
+        return hidden
+
+    def chunk_size(self, storage: Storage) -> int:
+        """Positions that go through one call for a prompt."""
+        own = self._own_prefill(storage) is not None
+        return self.model.chunk if own else min(self.model.chunk, self.model.operations.graph_chunk)
+
+    def _own_prefill(self, storage: Storage) -> ChunkStep | None:
+        own = self.model.operations.prefill
+        return own(self, storage) if own is not None else None
+
+    def append_portable(
+        self, storage: Storage, at: int, chunk: Chunk, soft_tokens: Tensor | None, every: bool
+    ) -> Tensor:
+        """The portable form of ``append``, at position ``at`` of these buffers."""
+        count, size = chunk.ids.shape[1], self.chunk_size(storage)
+        length = -(-count // size) * size
+        media, blocked = chunk.soft is not None, self.model.bidirectional
+        graph = self._chunk_graph(storage, length, media, blocked, every)
+
+        def pad(array: np.ndarray, fill: int) -> np.ndarray:
+            return np.pad(array, [*[(0, 0)] * (array.ndim - 1), (0, length - count)], constant_values=fill)
+
+        inputs = [self._upload(pad(chunk.ids, 0))]
+        if self.model.ple_host is not None:
+            inputs.append(self.model.ple_host.rows(pad(chunk.ids, 0)))
+        if media:
+            assert chunk.soft is not None and soft_tokens is not None
+            inputs += self._media_inputs(pad(chunk.soft, -1), soft_tokens)
+        if blocked:
+            marks = np.full(chunk.ids.shape, -1, np.int32) if chunk.blocks is None else chunk.blocks
+            inputs.append(self._upload(pad(marks, -1)))
+        start = first_position(storage, at)
+        valid = UOp.variable("valid", 1, length).bind(count)
+        hidden = graph(*inputs, start, valid)
+        return hidden
+
+    def _media_inputs(self, soft: np.ndarray, soft_tokens: Tensor) -> list[Tensor]:
+        rows = soft_tokens[self._upload(np.maximum(soft, 0))].contiguous().realize()  # [B, T, H]
+        return [rows, self._upload((soft >= 0).astype(np.int32))]
+
+    def _chunk_graph(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> Graph:
+        key = ("chunk", length, media, blocked, every)
+        if key not in storage.graphs:
+            function = self._chunk_function(storage, length, media, blocked, every)
+            storage.graphs[key] = Graph(function, self._kept(storage, length), key)
+        return storage.graphs[key]  # type: ignore[return-value]
+
+    def _chunk_function(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> Callable:
+        model, text, ops = self.model, self.model.text, self.model.operations
+        table = text.rotation_table(storage.capacity + length)
+
+        def run(*args: Any) -> Tensor:
+            ids, *rest, start, valid = args
+            ple_rows = rest.pop(0) if model.ple_host is not None else None
+            h = text.embed(ids)
+            if media:
+                h = put_soft(h, rest.pop(0), rest.pop(0) != 0)
+            blocks = rest.pop(0) if blocked else None
+            span = ChunkSpan(storage.layers, start, valid, length, model.device, blocks)
+            rotation = text.rotation(table, start, length)
+            last = None if every else valid - 1
+            hidden = text.run(text.inputs(ids, h, ops, ple_rows), span, rotation, ops, last=last).contiguous()
+            return hidden.realize(*span.writes)
+
+        return run
+
+    # ------------------------------------------------------------------------------------------- decode
+
+    def hidden_step(self, storage: Storage, at: int, ids: np.ndarray) -> Tensor:
+        """Append one position ``ids [B, 1]`` and return its final hidden state ``[B, 1, H]``."""
+        if "hidden" not in storage.graphs:
+            kept = self._kept(storage, self.model.chunk)
+            storage.graphs["hidden"] = Graph(self._token_function(storage, head=False), kept, "hidden")
+        start = first_position(storage, at)
+        return storage.graphs["hidden"](*self._token_inputs(self._upload(ids), ids), start)  # type: ignore[operator]
+
+    def decode_step(self, storage: Storage, state: SamplingState | None) -> DecodeStep:
+        """The step that turns a token into the next one, greedy or sampled, against these buffers."""
+        key = ("decode", state is not None)
+        if key not in storage.graphs:
+            taken = self.model.operations.decode_step
+            step = taken(self, storage, state is not None) if taken else None
+            storage.graphs["own", *key] = step is not None
+            storage.graphs[key] = step or self.portable_step(storage, state is not None)
+        return storage.graphs[key]  # type: ignore[return-value]
+
+    def taken_over(self, storage: Storage) -> tuple[str, ...]:
+        """What the device does its own way against these buffers: ``decode`` (greedy), ``prefill``, both or nothing."""
+        self.decode_step(storage, None)
+        own = {"decode": storage.graphs["own", "decode", False], "prefill": self._own_prefill(storage) is not None}
+        return tuple(name for name, is_own in own.items() if is_own)
+
+    def step_kernels(self, storage: Storage) -> int:
+        """Kernels that a greedy step launches: 1 where it is the device's own, else those of the captured graph, 0
+        before that has run."""
+        graph = storage.graphs.get(("decode graph", False))
+        return graph.kernels if isinstance(graph, Graph) else int("decode" in self.taken_over(storage))
+
+    def layer_kernels(self, storage: Storage) -> int:
+        """Those of a greedy step's kernels that ``Operations.layers`` brought; 0 where it was not asked, or served
+        nothing."""
+        graph = storage.graphs.get(("decode graph", False))
+        return sum(name.startswith(LAYER_KERNELS) for name in graph.names) if isinstance(graph, Graph) else 0
+
+    def portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
+        """The portable form of ``decode_step``."""
+        key = ("decode graph", sampled)
+        function = self._token_function(storage, head=True, sampled=sampled)
+        storage.graphs[key] = graph = Graph(function, self._kept(storage, self.model.chunk), key)
+
+        def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
+            start = first_position(storage, position)
+            ids = token.numpy() if self.model.ple_host is not None else None
+            extra = [state.params, state.seed, state.seen] if state is not None else []
+            return graph(*self._token_inputs(token, ids), *extra, start)
+
+        return step
+
+    def _token_inputs(self, token: Tensor, ids: np.ndarray | None) -> list[Tensor]:
+        if self.model.ple_host is None:
+            return [token]
+        assert ids is not None
+        return [token, self.model.ple_host.rows(ids)]
+
+    def _token_function(self, storage: Storage, head: bool, sampled: bool = False) -> Callable:
+        model, text, ops = self.model, self.model.text, self.model.operations
+        table = text.rotation_table(storage.capacity + model.chunk)
+
+        def run(*args: Any) -> Tensor | tuple[Tensor, ...]:
+            token, *rest, start = args
+            ple_rows = rest.pop(0) if model.ple_host is not None else None
+            inputs = text.inputs(token, text.embed(token), ops, ple_rows)
+            hidden = ops.layers(text, inputs, storage.layers, table, start) if ops.layers is not None else None
+            if hidden is None:
+                span = TokenSpan(storage.layers, start, model.device)
+                hidden = text.run(inputs, span, text.rotation(table, start, 1), ops)
+            if not head:
+                return hidden.contiguous().realize()
+            return self._choose(text.logits(hidden[:, 0], ops), SamplingState(*rest) if sampled else None, start + 1)
+
+        return run
+
+    def _kept(self, storage: Storage | None, length: int = 0) -> KeptGraphs | None:
+        """Where graphs against these buffers are kept, None where they may not be; ``length`` is what their rotation
+        table holds beyond the cache's capacity."""
+        if not may_be_kept(self.model):
+            return None
+        table = self.model.text.rotation_table(storage.capacity + length) if storage is not None else None
+        pairs = (*table.sliding, *table.full) if table is not None else ()
+        return KeptGraphs(self.model, storage, {str(i): tensor for i, tensor in enumerate(pairs)})
+
+    # ------------------------------------------------------------------------------------------- logits
+
+    def logits(self, hidden: np.ndarray, dtype: DType) -> Tensor:
+        """Logits fp32 ``[B, T, V]`` of final hidden states fp32 ``[B, T, H]`` that had this dtype.
+
+        A few rows at a time, in numbers of rows that are powers of two: graphs are captured for few shapes, whatever
+        the length, and hold little memory.
+        """
+        rows = hidden.reshape(-1, hidden.shape[-1])  # [B, T, H] -> [B * T, H]
+        made = Tensor.empty(len(rows), self.vocab, dtype=dtypes.float32, device=self.model.device)
+        for first in range(0, len(rows), HEAD_ROWS):
+            part = rows[first : first + HEAD_ROWS]
+            size = 1 << (len(part) - 1).bit_length()
+            padded = np.pad(part, ((0, size - len(part)), (0, 0)))
+            given = Tensor(padded, device=self.model.device).cast(dtype).contiguous().realize()
+            made = put_rows(made, first, self._head_graph(size, dtype)(given), len(part))
+        return made.reshape(*hidden.shape[:2], self.vocab)
+
+    def _head_graph(self, size: int, dtype: DType) -> Graph:
+        key = ("head", size, dtype)
+        if key not in self.model.graphs:
+            text, ops = self.model.text, self.model.operations
+            function = lambda rows: text.logits(rows, ops).contiguous().realize()  # noqa: E731
+            self.model.graphs[key] = Graph(function, self._kept(None), key)
+        return self.model.graphs[key]  # type: ignore[return-value]
+
+    # ------------------------------------------------------------------------------------------- choosing
+
+    def first_token(
+        self, hidden: Tensor | Finished, position: int, state: SamplingState | None
+    ) -> tuple[Tensor, Tensor]:
+        """Choose the token at ``position`` from what a prefill ended with."""
+        if isinstance(hidden, Finished):
+            return hidden.choose(self, position, state)
+        key = ("first", int(hidden.shape[0]), state is not None)
+        if key not in self.model.graphs:
+            text, ops = self.model.text, self.model.operations
+            function = self._choosing(lambda hidden: text.logits(hidden[:, 0], ops), state is not None)
+            self.model.graphs[key] = Graph(function, self._kept(None), key)
+        extra = [state.params, state.seed, state.seen] if state is not None else []
+        place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
+        return self.model.graphs[key](hidden, *extra, place)  # type: ignore[operator]
+
+    def _choosing(self, logits_of: Callable[[Tensor], Tensor], sampled: bool) -> Callable:
+        """A function of what ``logits_of`` makes logits from, the sampling state's tensors, and the position."""
+
+        def run(source: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+            *extra, place = rest
+            return self._choose(logits_of(source), SamplingState(*extra) if sampled else None, place)
+
+        return run
+
+    def choose(self, logits: Tensor, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
+        """Sample from logits fp32 ``[1, V]``, for devices whose own pass ends with them."""
+        if "choose" not in self.model.graphs:
+            self.model.graphs["choose"] = Graph(self._choosing(lambda logits: logits, sampled=True))
+        place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
+        return self.model.graphs["choose"](logits, state.params, state.seed, state.seen, place)  # type: ignore[operator]
+
+    def _choose(self, logits: Tensor, state: SamplingState | None, position: Any) -> tuple[Tensor, ...]:
+        model = self.model
+        if model.suppressed is not None:
+            logits = model.suppressed.where(-1e30, logits)
+        token, logprob = model.operations.sample(logits.contiguous(), state, position)
+        token, logprob = token.contiguous(), logprob.contiguous()
+        if state is None:
+            token.realize(logprob)
+            return token, logprob
+        vocabulary = Tensor.arange(self.vocab, dtype=dtypes.int32).reshape(1, -1)
+        marked = state.seen.uop.after(state.seen.uop.store((state.seen | (vocabulary == token)).uop))
+        token.realize(logprob, Tensor(marked))
+        return token, logprob
+
+    def _upload(self, array: np.ndarray) -> Tensor:
+        return Tensor(np.ascontiguousarray(array, np.int32), device=self.model.device).contiguous().realize()

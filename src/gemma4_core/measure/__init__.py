@@ -1,1 +1,0 @@
-"""Measurements of a loaded model: speed, single operations, how well it predicts a text."""

@@ -1,0 +1,1 @@
+"""``gemma4 bench``: measures speed."""

@@ -1,0 +1,313 @@
+"""Every operation of the seam by itself, in the shapes of a loaded model and with its weights.
+
+An operation runs over all layers that have the same shape, so that no weight is still in a cache when it comes again;
+the time of a line is that of one application.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor, UOp
+
+from gemma4_core.engine.engine import Chunk, Graph, first_position
+from gemma4_core.generation.sampling import Sampling
+from gemma4_core.model import GemmaModel
+from gemma4_core.model.decoder import Inputs
+from gemma4_core.model.layers import DenseFeedForward, ExpertFeedForward, matrix, stack
+from gemma4_core.model.spans import TokenSpan
+from gemma4_core.ops import Operations, portable
+from gemma4_core.ops.attention import KeyValues
+from gemma4_core.training.multiply import made
+from gemma4_core.weights import Matrix
+from gemma4_plugins.commands.bench.speed import prompt_ids
+from gemma4_plugins.commands.bench.timing import median_seconds
+from gemma4_plugins.commands.bench.traffic import cache_bytes, stored_bytes, weight_bytes
+
+if TYPE_CHECKING:
+    from gemma4_core.config import LayerConfig
+
+SETTINGS = ("name", "prefill_chunk", "graph_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for")
+NAMES = tuple(field.name for field in dataclasses.fields(Operations) if field.name not in SETTINGS)
+"""The operations, whole steps and chunks among them."""
+TRAINED_ROWS = 128
+PORTABLE_CHUNK = portable().prefill_chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An operation in one shape."""
+
+    operation: str
+    shape: str
+    nbytes: int
+    """Bytes that one application reads."""
+    count: int
+    """Applications in a run."""
+    own: Callable[[], Any] | None
+    """Runs the device's form; None where it brings none."""
+    plain: Callable[[], Any]
+    """Runs the portable form."""
+    plain_count: int = 0
+    """Applications in a portable run, where they differ."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """What was measured of a case; seconds are of one application."""
+
+    operation: str
+    shape: str
+    nbytes: int
+    seconds: float | None
+    portable_seconds: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of the form in use."""
+        return self.nbytes / (self.seconds or self.portable_seconds)
+
+
+def measure(
+    model: GemmaModel, names: Sequence[str] = NAMES, rows: int = 1, depth: int = 512,
+    tell: Callable[[str], Any] = lambda text: None,
+) -> Iterator[Line]:
+    """Lines as they are measured. ``rows`` positions go through an operation at once, after ``depth`` of context."""
+    for case in Cases(model, rows, depth).all(names):
+        tell(f"{case.operation} {case.shape}")
+        own = None if case.own is None else median_seconds(case.own, model.device) / case.count
+        plain = median_seconds(case.plain, model.device) / (case.plain_count or case.count)
+        yield Line(case.operation, case.shape, case.nbytes, own, plain)
+
+
+class Cases:
+    """Makes the cases of a model."""
+
+    def __init__(self, model: GemmaModel, rows: int, depth: int) -> None:
+        self.model, self.rows, self.depth = model, rows, depth
+        self.text, self.plain_table = model.config.text_config, portable()
+        self.random = np.random.default_rng(0)
+
+    def all(self, names: Sequence[str]) -> Iterator[Case]:
+        """The cases of these operations, in the order of ``Operations``."""
+        for name in NAMES:
+            if name in names:
+                yield from getattr(self, f"of_{name}")()
+
+    # ------------------------------------------------------------------------------------------- helpers
+
+    def normal(self, *shape: int) -> Tensor:
+        """Noise in the model's dtype."""
+        values = self.random.standard_normal(shape, np.float32)
+        return Tensor(values, device=self.model.device).cast(self.model.dtype).contiguous().realize()
+
+    def ids(self, values: np.ndarray) -> Tensor:
+        """int32 on the device."""
+        tensor = Tensor(np.ascontiguousarray(values, np.int32), device=self.model.device)
+        return tensor.contiguous().realize()
+
+    def case(self, operation: str, shape: str, nbytes: int, runs: Sequence[tuple[Any, ...]]) -> Case:
+        """A case that calls an operation with the arguments of each run, captured in one graph per form."""
+
+        def graph(table: Operations) -> Callable[[], Any]:
+            function = getattr(table, operation)
+
+            def every() -> list[Tensor]:
+                found = [function(*arguments) for arguments in runs]
+                outputs = [t for one in found for t in (one if isinstance(one, tuple) else (one,))]
+                outputs = [t.contiguous() for t in outputs]
+                outputs[0].realize(*outputs[1:])
+                return outputs
+
+            return Graph(every)
+
+        table = self.model.operations
+        brought = getattr(table, operation) is not getattr(self.plain_table, operation)
+        return Case(operation, shape, nbytes, len(runs), graph(table) if brought else None, graph(self.plain_table))
+
+    # ------------------------------------------------------------------------------------------- products
+
+    def of_linear(self) -> Iterator[Case]:
+        """Matrices of the layers by shape."""
+        found: dict[tuple[int, int], dict[str, list[Matrix]]] = {}
+        for name, place in self.model.places.items():
+            if isinstance(place.matrix, Matrix) and ".embed_tokens" not in name:
+                role = name.removesuffix(".weight").split(".")[-1]
+                found.setdefault(place.matrix.shape, {}).setdefault(role, []).append(place.matrix)
+        for (out, inner), roles in found.items():
+            matrices = [one for group in roles.values() for one in group]
+            x = self.normal(1, self.rows, inner)
+            shape = f"{self.rows} x {inner} to {out}: {', '.join(roles)}"
+            yield self.case("linear", shape, stored_bytes(matrices[0]), [(x, one) for one in matrices])
+
+    def of_gated_mlp(self) -> Iterator[Case]:
+        """Dense feed-forward blocks by width."""
+        found: dict[tuple[int, int], list[tuple[Matrix, Matrix, Matrix]]] = {}
+        for layer in self.model.text.layers:
+            ff: DenseFeedForward = layer.feed_forward
+            triple = (matrix(ff.gate), matrix(ff.up), matrix(ff.down))
+            found.setdefault(triple[0].shape, []).append(triple)
+        for (width, hidden), triples in found.items():
+            x = self.normal(1, self.rows, hidden)
+            nbytes = sum(stored_bytes(one) for one in triples[0])
+            shape = f"{self.rows} x {hidden}, width {width}"
+            yield self.case("gated_mlp", shape, nbytes, [(x, *triple) for triple in triples])
+
+    def of_experts(self) -> Iterator[Case]:
+        """The mixtures, where the model has them."""
+        layers = [x.feed_forward for x in self.model.text.layers if isinstance(x.feed_forward, ExpertFeedForward)]
+        if not layers:
+            return
+        count, top = self.text.num_experts, self.text.top_k_experts
+        chosen = np.stack([self.random.permutation(count)[:top] for _ in range(self.rows)])
+        x, ids = self.normal(self.rows, self.text.hidden_size), self.ids(chosen)
+        share = Tensor.full((self.rows, top), 1 / top, device=self.model.device).contiguous().realize()
+        pairs = [(stack(ff.gate_up), stack(ff.experts_down)) for ff in layers]
+        nbytes = sum(map(stored_bytes, pairs[0])) * len(np.unique(chosen)) // count
+        shape = f"{self.rows} x {self.text.hidden_size}, {top} of {count}"
+        yield self.case("experts", shape, nbytes, [(x, ids, share, *pair) for pair in pairs])
+
+    def of_matmul(self) -> Iterator[Case]:
+        """What training makes of a matrix: the product, and the gradients of its operands."""
+        out, inner = matrix(self.model.text.layers[0].feed_forward.gate).shape
+        x, slope, weight = self.normal(TRAINED_ROWS, inner), self.normal(TRAINED_ROWS, out), self.normal(out, inner)
+        own = self.model.operations.matmul
+        for form, a, b in (("nt", x, weight), ("nn", slope, weight), ("tn", slope, x)):
+            brought = own is not None and own(a, b, form, False) is not None
+            graph = lambda kind, a=a, b=b, form=form: Graph(lambda: [made(kind, a, b, form).realize()])  # noqa: E731
+            shape = f"{form} {list(a.shape)} {list(b.shape)}"
+            nbytes = int(a.nbytes() + b.nbytes())
+            yield Case("matmul", shape, nbytes, 1, graph(own) if brought else None, graph(None))
+
+    def of_logits(self) -> Iterator[Case]:
+        """The head."""
+        h, head = self.normal(1, self.text.hidden_size), matrix(self.model.text.embedding)
+        shape = f"1 x {self.text.hidden_size} to {head.shape[0]}"
+        yield self.case("logits", shape, stored_bytes(head), [(h, head, self.text.final_logit_softcapping)])
+
+    # ------------------------------------------------------------------------------------------- the rest
+
+    def of_rms_norm(self) -> Iterator[Case]:
+        """The norm of the stream."""
+        streams = [self.normal(1, self.rows, self.text.hidden_size) for _ in self.text.layers]
+        weight, eps = self.model.text.norm, self.text.rms_norm_eps
+        shape, nbytes = f"{self.rows} x {self.text.hidden_size}", int(streams[0].nbytes() + weight.nbytes())
+        yield self.case("rms_norm", shape, nbytes, [(x, weight, eps) for x in streams])
+
+    def of_rope(self) -> Iterator[Case]:
+        """Queries of sliding and full layers."""
+        for kind, layers in self.kinds():
+            head = layers[0].head_dim
+            queries = [self.normal(1, self.rows, self.text.num_attention_heads, head) for _ in layers]
+            cos, sin = self.normal(self.rows, head // 2), self.normal(self.rows, head // 2)
+            shape = f"{self.rows} x {self.text.num_attention_heads} x {head}: {kind}"
+            yield self.case("rope", shape, int(queries[0].nbytes()), [(q, cos, sin) for q in queries])
+
+    def of_attention(self) -> Iterator[Case]:
+        """Against keys and values of sliding and full layers."""
+        for kind, layers in self.kinds():
+            layer, heads = layers[0], self.text.num_attention_heads
+            past = self.depth if layer.window is None else min(self.depth, layer.window - 1)
+            shape = (1, layer.num_key_value_heads, past + self.rows, layer.head_dim)
+            q, mask = self.normal(1, self.rows, heads, layer.head_dim), self.mask(past)
+            held = [KeyValues(self.normal(*shape), self.normal(*shape), mask) for one in layers if not one.is_shared]
+            what = f"{self.rows} x {heads} x {layer.head_dim}, {past + self.rows} keys of {shape[1]} heads: {kind}"
+            nbytes = int(held[0].k.nbytes() + held[0].v.nbytes())
+            yield self.case("attention", what, nbytes, [(q, kv) for kv in held])
+
+    def mask(self, past: int) -> Tensor | None:
+        """Causal for several rows, none for one, which sees every key."""
+        if self.rows == 1:
+            return None
+        allowed = np.tri(self.rows, past + self.rows, past, dtype=np.bool_)
+        return Tensor(allowed, device=self.model.device).contiguous().realize()
+
+    def kinds(self) -> Iterator[tuple[str, list[LayerConfig]]]:
+        """Sliding and full layers."""
+        for kind, full in (("sliding", False), ("full", True)):
+            if layers := [layer for layer in self.text.layers if layer.is_full is full]:
+                yield kind, layers
+
+    def of_sample(self) -> Iterator[Case]:
+        """Greedy, and with cuts."""
+        logits = Tensor(self.random.standard_normal((1, self.text.vocab_size), np.float32), device=self.model.device)
+        logits = logits.contiguous().realize()
+        state = Sampling(1.0, 64, 0.95, seed=0).state(self.text.vocab_size, [], self.model.device)
+        for kind, given in (("greedy", None), ("top-k 64, top-p 0.95", state)):
+            shape, nbytes = f"{self.text.vocab_size}: {kind}", int(logits.nbytes())
+            yield self.case("sample", shape, nbytes, [(logits, given, 7)])
+
+    # ------------------------------------------------------------------------------------------- whole steps
+
+    def twin(self) -> GemmaModel:
+        """The same weights with portable operations, and buffers of its own."""
+        m = self.model
+        return GemmaModel(m.context, m.device, m.dtype, portable(), m.places, m.tensors, m.generation_config,
+                          m.max_context, m.ple_host)
+
+    def of_decode_step(self) -> Iterator[Case]:
+        """One token, greedy, with everything from its embedding to the next token."""
+        token = self.ids(np.array(prompt_ids(self.model, 1)).reshape(1, 1))
+
+        def stepping(model: GemmaModel) -> Callable[[], Any]:
+            storage = model.make_cache().reserve(model, 1, self.depth + 1)
+            step = model.engine.decode_step(storage, None)
+            return lambda: step(token, self.depth, None)[0].item()
+
+        nbytes = weight_bytes(self.model) + cache_bytes(self.model, self.depth)
+        own = stepping(self.model) if self.taken("decode") else None
+        yield Case("decode_step", f"1 token after {self.depth}", nbytes, 1, own, stepping(self.twin()))
+
+    def of_layers(self) -> Iterator[Case]:
+        """All layers of a token, and the final norm."""
+        text, layers = self.model.text, self.model.operations.layers
+        storage = self.model.make_cache().reserve(self.model, 1, self.depth + 1)
+        table = text.rotation_table(storage.capacity + self.model.chunk)
+        ids, start = self.ids(np.array(prompt_ids(self.model, 1)).reshape(1, 1)), first_position(storage, self.depth)
+        ple_rows = self.model.ple_host.rows(np.zeros((1, 1), np.int32)) if self.model.ple_host is not None else None
+
+        def inputs() -> Inputs:
+            return text.inputs(ids, text.embed(ids), self.plain_table, ple_rows)
+
+        def plain(start: UOp) -> Tensor:
+            span = TokenSpan(storage.layers, start, self.model.device)
+            return text.run(inputs(), span, text.rotation(table, start, 1), self.plain_table).contiguous().realize()
+
+        def own(start: UOp) -> Tensor | None:
+            found = layers(text, inputs(), storage.layers, table, start) if layers is not None else None
+            return None if found is None else found.contiguous().realize()
+
+        head = stored_bytes(matrix(text.embedding))
+        nbytes = weight_bytes(self.model) - head + cache_bytes(self.model, self.depth)
+        served = own(start) is not None
+        forms = [Graph(own), Graph(plain)]
+        runs = [lambda graph=graph: graph(start) for graph in forms]
+        yield Case("layers", f"1 token after {self.depth}", nbytes, 1, runs[0] if served else None, runs[1])
+
+    def of_prefill(self) -> Iterator[Case]:
+        """A chunk of a prompt, as long as suits each form; the time of one position."""
+        own_length, length = self.model.chunk, min(PORTABLE_CHUNK, self.model.chunk)
+
+        def chunking(model: GemmaModel, length: int) -> Callable[[], Any]:
+            ids = np.array(prompt_ids(model, length), np.int32).reshape(1, length)
+            cache = model.make_cache()
+            cache.reserve(model, 1, length)
+
+            def run() -> Any:
+                cache.reset()
+                hidden = model.engine.append(cache, Chunk(ids, signature=ids[0].tolist()))
+                return model.engine.first_token(hidden, length, None)[0].item()
+
+            return run
+
+        own = chunking(self.model, own_length) if self.taken("prefill") else None
+        nbytes, shape = weight_bytes(self.model) // own_length, f"1 of {own_length} positions (portable: of {length})"
+        yield Case("prefill", shape, nbytes, own_length, own, chunking(self.twin(), length), length)
+
+    def taken(self, what: str) -> bool:
+        """Whether the device runs whole steps or chunks its own way."""
+        storage = self.model.make_cache().reserve(self.model, 1, self.depth + 1)
+        return what in self.model.engine.taken_over(storage)

@@ -1,0 +1,166 @@
+"""Speed of a loaded model as its user meets it: prompts and answers through the ordinary generation loop.
+
+A test is a prompt of so many tokens (``pp512``) or an answer of so many (``tg128``), after ``depth`` tokens of context.
+Everything is captured and compiled before the first sample is taken.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gemma4_core.devices.memory import peak_memory_bytes
+from gemma4_core.generation.sampling import Sampling
+from gemma4_core.generation.tokens import Generation, prepare, run
+from gemma4_plugins.commands.bench.traffic import cache_bytes, weight_bytes
+
+if TYPE_CHECKING:
+    from gemma4_core.model import GemmaCache, GemmaModel
+
+WARM_TOKENS = 3
+"""Tokens of the answer that captures the decode step."""
+FIRST_PROMPT = 16
+"""Tokens of the first prompt where no prompt is to be measured."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure: each prompt length and each answer length at each depth, ``repetitions`` times."""
+
+    prompts: Sequence[int] = (512,)
+    answers: Sequence[int] = (128,)
+    depths: Sequence[int] = (0,)
+    repetitions: int = 3
+
+    @property
+    def positions(self) -> int:
+        """The longest context that a test needs."""
+        return max(self.depths) + max(max(self.prompts, default=0), max(self.answers, default=0) + 1, 1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One test. ``samples`` are tokens per second, one for each repetition."""
+
+    prompt_tokens: int
+    new_tokens: int
+    depth: int
+    samples: tuple[float, ...]
+    bytes_per_token: int | None = None
+    """Of weights and cache that each token of an answer reads; None for prompts, whose weights serve many tokens."""
+
+    @property
+    def test(self) -> str:
+        kind = f"tg{self.new_tokens}" if self.new_tokens else f"pp{self.prompt_tokens}"
+        return f"{kind} @ d{self.depth}" if self.depth else kind
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.samples)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the samples, 0 for a single one."""
+        return statistics.stdev(self.samples) if len(self.samples) > 1 else 0.0
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        return None if self.bytes_per_token is None else self.bytes_per_token * self.mean
+
+
+@dataclass
+class Speed:
+    """What was measured."""
+
+    results: list[Result] = field(default_factory=list)
+    first_token_seconds: float = 0.0
+    """Of the first prompt in this process, with all that is compiled and captured for it."""
+    first_prompt_tokens: int = 0
+    taken_over: tuple[str, ...] = ()
+    """Which of ``decode`` and ``prefill`` the device did its own way."""
+    step_kernels: int = 0
+    """Kernels that a token of an answer launches; 0 where no answer was asked for."""
+    layer_kernels: int = 0
+    """Those of them that the device's form of the layers launches; 0 where it has none."""
+    peak_memory_bytes: int = 0
+
+
+def measure(model: GemmaModel, asked: Asked, tell: Callable[[str], Any] = lambda text: None) -> Speed:
+    """Run all tests; ``tell`` gets a line before each.
+
+    Raises InputError where a test does not fit the context, before anything runs.
+    """
+    ids = prompt_ids(model, asked.positions)
+    prepare(model, ids, 0, model.make_cache(), {})
+    found = Speed()
+    for depth in asked.depths:
+        bench = Bench(model, ids, depth, asked)
+        tell(f"warming up at depth {depth}")
+        seconds, length = bench.warm_up()
+        if not found.first_prompt_tokens:
+            found.first_token_seconds, found.first_prompt_tokens = seconds, length
+        found.taken_over = model.engine.taken_over(bench.cache.storage)
+        found.results += bench.results(tell)
+        if asked.answers:
+            found.step_kernels = model.engine.step_kernels(bench.cache.storage)
+            found.layer_kernels = model.engine.layer_kernels(bench.cache.storage)
+        found.peak_memory_bytes = max(found.peak_memory_bytes, peak_memory_bytes(model.device))
+    return found
+
+
+def prompt_ids(model: GemmaModel, count: int) -> list[int]:
+    """Random ids of the vocabulary, always the same, none of which stands for a medium."""
+    ids = np.random.default_rng(0).integers(0, model.config.text_config.usable_ids, count)
+    media = [spec.soft_token_id(model.config) for spec in model.known_specs]
+    ids[np.isin(ids, media)] = model.config.pad_token_id
+    return ids.tolist()
+
+
+class Bench:
+    """The tests of one depth, on one cache that is large enough for all of them."""
+
+    def __init__(self, model: GemmaModel, ids: Sequence[int], depth: int, asked: Asked) -> None:
+        self.model, self.ids, self.depth, self.asked = model, ids, depth, asked
+        self.cache: GemmaCache = model.make_cache()
+        self.cache.reserve(model, 1, min(len(ids) + WARM_TOKENS, model.max_context))
+
+    def run(self, length: int, limit: int) -> Generation:
+        """Let a prompt of the first ``length`` ids be answered by ``limit`` tokens; what the cache holds is reused."""
+        progress = Generation()
+        prepared = prepare(self.model, self.ids[:length], limit, self.cache, {})
+        for _ in run(self.model, prepared, Sampling(), (), progress):
+            pass
+        return progress
+
+    def warm_up(self) -> tuple[float, int]:
+        """Compile and capture all that the tests need; seconds and length of the prompt."""
+        length = min(self.depth + (self.asked.prompts[0] if self.asked.prompts else FIRST_PROMPT), len(self.ids))
+        first = self.run(length, WARM_TOKENS)
+        return first.prompt_seconds, length
+
+    def results(self, tell: Callable[[str], Any]) -> Iterator[Result]:
+        """The tests one after the other."""
+        for count in self.asked.prompts:
+            tell(f"prompt of {count} tokens at depth {self.depth}")
+            yield Result(count, 0, self.depth, tuple(self.prompt(count) for _ in range(self.asked.repetitions)))
+        for count in self.asked.answers:
+            tell(f"answer of {count} tokens at depth {self.depth}")
+            samples = tuple(self.answer(count) for _ in range(self.asked.repetitions))
+            middle = max(self.depth, 1) + count / 2
+            read = weight_bytes(self.model) + cache_bytes(self.model, middle)
+            yield Result(0, count, self.depth, samples, read)
+
+    def prompt(self, count: int) -> float:
+        """Tokens per second of a prompt after ``depth`` tokens, its first token chosen."""
+        self.cache.truncate(self.depth, 0)
+        if self.cache.length < self.depth:
+            self.run(self.depth, 1)
+        return count / self.run(self.depth + count, 1).prompt_seconds
+
+    def answer(self, count: int) -> float:
+        """Tokens per second of the tokens after the first one."""
+        return count / self.run(max(self.depth, 1), count + 1).generation_seconds

@@ -1,0 +1,1 @@
+"""``gemma4 chat``: a conversation in the terminal."""

@@ -1,0 +1,1 @@
+"""``gemma4 doctor``: checks a machine and a checkpoint."""

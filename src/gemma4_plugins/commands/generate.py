@@ -1,0 +1,96 @@
+"""Answer one prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gemma4_core.cli.completion import files
+from gemma4_core.cli.options import (
+    TokenIds,
+    device_options,
+    literal_option,
+    loading_options,
+    model_option,
+    sampling_options,
+    tools_option,
+    verbosity_options,
+)
+from gemma4_core.cli.output import Printer, answer_json, json_text, note, on_terminal, show_all, stats_line, write
+from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
+from gemma4_core.console import console
+from gemma4_plugins.commands.loaded_request import Loading, model_line, sampling
+from gemma4_plugins.commands.prompt import taken_prompt
+
+
+@click.command("generate", cls=PluginOptionsCommand)
+@click.argument("words", nargs=-1, metavar="[PROMPT]")
+@model_option()
+@click.option("--prompt", "-p", metavar="TEXT", help="The prompt as an option; - reads standard input.")
+@click.option("--file", "-f", metavar="FILE", shell_complete=files, help="Read the prompt from a file.")
+@click.option("--prompt-tokens", type=TokenIds(), metavar="IDS",
+              help="Token ids such as 2,106,1234 as the prompt; needs no tokenizer.")
+@click.option("--system", "-s", metavar="TEXT", help="System prompt.")
+@tools_option
+@click.option("--thinking/--no-thinking", default=False,
+              help="Let the model think first; its thoughts are no part of the answer.")
+@click.option("--raw", is_flag=True, help="Leave the chat template out.")
+@literal_option
+@click.option("--allow-urls", is_flag=True, help="Fetch media given as URLs.")
+@sampling_options
+@device_options
+@loading_options
+@click.option("--json", "as_json", is_flag=True,
+              help="Print one JSON object: text, tokens, finish_reason, prompt_tokens, stats.")
+@click.option("--stream/--no-stream", default=True, show_default=True,
+              help="Print the answer as it comes, or all at once at its end.")
+@click.option("--stats/--no-stats", default=None, help="Statistics on stderr. Default: on a terminal.")
+@verbosity_options
+def generate_command(
+    as_json: bool, stats: bool | None, stream: bool, quiet: bool, verbose: bool, plugin_values: PluginValues,
+    **values: Any,
+) -> None:
+    """Answer one prompt.
+
+    \b
+    gemma4 generate -m e2b-it "Write a haiku about tinygrad."
+    gemma4 generate -m ./checkpoint "Describe <|image|>." --image photo.png
+    gemma4 generate -m ./checkpoint --prompt-tokens 2,106,1234 --max-new-tokens 16 --json
+    cat report.txt | gemma4 generate -m e2b-it --system "Summarise in one sentence."
+
+    The prompt is an argument, --prompt, a file (-f), a pipe, or token ids. It goes through the folder's chat template
+    where it has one. stdout carries the answer and nothing else.
+    """
+    with console.configured(quiet):
+        generate(as_json, verbose if stats is None and verbose else stats, stream, verbose, plugin_values, values)
+
+
+def generate(
+    as_json: bool, stats: bool | None, stream: bool, verbose: bool, plugin_values: PluginValues,
+    values: dict[str, Any],
+) -> None:
+    """What ``generate_command`` does. ``stats`` None is: where a person reads stderr."""
+    from gemma4_core.text import has_text, render_process
+
+    prompt, loading = taken_prompt(values, plugin_values), Loading.taken_from(values)
+    if prompt.text is not None and not prompt.raw:
+        render_process.start()  # it gets ready while tinygrad is imported
+    stop = values["stop"]
+    model = loading.load(plugin_values, lambda processor: prompt.check(processor, loading.context, stop))
+    if verbose:
+        note(model_line(model))
+    textless = not has_text(model.tokenizer)
+    asked = prompt.arguments(model.template, model.context) | sampling(model.generation_config, values)
+    parts = model.stream_generate(max_new_tokens=values["max_new_tokens"], stop=stop, **asked)
+    printer = None if as_json else Printer(textless, stream)
+    try:
+        answer = show_all(parts, printer)
+    except KeyboardInterrupt:
+        if printer is not None:
+            printer.end()
+        raise
+    if as_json:
+        write(json_text(answer_json(answer, textless)) + "\n")
+    if answer.stats is not None and (on_terminal() if stats is None else stats):
+        note(stats_line(answer.stats, answer.finish_reason))

@@ -1,0 +1,1 @@
+"""``gemma4 perplexity``: measures how well a model predicts a text."""

@@ -1,0 +1,1 @@
+"""``gemma4 train``: fine-tunes a model."""

@@ -1,0 +1,157 @@
+"""Fine-tune a model."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gemma4_core.cli import completion
+from gemma4_core.cli.base import ManyOption
+from gemma4_core.cli.options import (
+    FilePath,
+    Number,
+    Whole,
+    apply,
+    clipped,
+    device_options,
+    loading_options,
+    long_running,
+    model_option,
+)
+from gemma4_core.cli.plugin_options import PluginValues
+from gemma4_plugins.commands.train.config import RECORDED, TrainCommand
+
+
+class Validation(click.ParamType):
+    """A share of the data, or a file."""
+
+    name = "file or share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | float:
+        try:
+            share = float(value)
+        except (TypeError, ValueError):
+            return FilePath().convert(value, param, ctx)
+        if isinstance(value, bool) or not (math.isfinite(share) and 0 < share < 1):
+            self.fail(f"{clipped(value)}: give a file, or a share above 0 and below 1.", param, ctx)
+        return share
+
+
+SETTINGS = [
+    click.option("--data", type=FilePath(), required=True, metavar="FILE",
+                 help="JSON Lines: an object with messages, with prompt and completion, or with text on each line."),
+    click.option("--validation", type=Validation(), default=None, metavar="FILE|SHARE",
+                 help="Examples that are not learnt from: a file like --data, or a share of it such as 0.1."),
+    click.option("--output-dir", "-o", type=FilePath(), default=None, metavar="FOLDER",
+                 help="Where checkpoints and the log go."),
+    click.option("--config", type=FilePath(), allow_from_autoenv=False, default=None, metavar="FILE",
+                 help="TOML, YAML or JSON file with these options; those typed here win."),
+    click.option("--resume", is_flag=True, allow_from_autoenv=False,
+                 help="Go on from the newest checkpoint in --output-dir; other options are those of that run."),
+    click.option("--dry-run", is_flag=True, allow_from_autoenv=False,
+                 help="Check everything and show what would be learnt; write nothing."),
+]
+STEPS = [
+    click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="Optimizer plugin.",
+                 shell_complete=completion.plugins("optimizers")),
+    click.option("--optimizer-option", multiple=True, metavar="NAME=VALUE",
+                 help="An option of the optimizer, such as momentum=0.9; may be given more than once."),
+    click.option("--lr", type=Number(0), default=1e-5, show_default=True, help="Learning rate."),
+    click.option("--weight-decay", type=Number(0), default=0.0, show_default=True, help="Decay of matrices."),
+    click.option("--schedule", type=click.Choice(["constant", "linear", "cosine"]), default="constant",
+                 show_default=True, help="The learning rate after the warm-up: as it is, or down to 0 or a tenth."),
+    click.option("--warmup", type=Whole(0), default=0, show_default=True, metavar="STEPS",
+                 help="Steps in which the learning rate grows to --lr."),
+    click.option("--epochs", type=Whole(), default=None, help="Times that all examples are used.  [default: 1]"),
+    click.option("--steps", type=Whole(), default=None, help="Updates of the weights, in place of --epochs."),
+    click.option("--batch-size", type=Whole(1, 1 << 16), default=1, show_default=True, help="Rows run at a time."),
+    click.option("--accumulate", type=Whole(1, 1 << 16), default=1, show_default=True, metavar="BATCHES",
+                 help="Batches whose gradients make one update."),
+    click.option("--clip", type=Number(0), default=1.0, show_default=True,
+                 help="Largest global norm of the gradients; 0 is off."),
+    click.option("--trainable", cls=ManyOption, metavar="PATTERN…",
+                 help="Names of tensors that train, such as '*.mlp.*'. Default: all of the model or of its adapter."),
+    click.option("--frozen", cls=ManyOption, metavar="PATTERN…", help="Names of tensors that stay as they are."),
+    click.option("--gradient-checkpointing", is_flag=True, help="Less memory, more time: compute layers twice."),
+    click.option("--seed", type=Whole(0, (1 << 32) - 1), default=0, show_default=True, help="Of order and split."),
+]
+EXAMPLES = [
+    click.option("--max-length", type=Whole(2), default=None, metavar="TOKENS",
+                 help="Longest example.  [default: 2048, or the model's context]"),
+    click.option("--overlong", type=click.Choice(["truncate", "drop"]), default="truncate", show_default=True,
+                 help="What becomes of longer ones; those with media are always dropped."),
+    click.option("--pack", is_flag=True, help="Fill rows with several texts, which do not see each other."),
+    click.option("--mask-prompt/--no-mask-prompt", default=True, show_default=True,
+                 help="Learn only what the assistant says and where it stops."),
+    click.option("--raw", is_flag=True, help="Leave the chat template out for prompt and completion."),
+    click.option("--thinking/--no-thinking", default=False, help="Render the template with thinking on."),
+    click.option("--allow-urls", is_flag=True, help="Fetch media given as URLs."),
+]
+ON_THE_WAY = [
+    click.option("--save-every", type=Whole(0), default=0, show_default=True, metavar="STEPS",
+                 help="Write a checkpoint; 0 is only at the end."),
+    click.option("--keep-last", type=Whole(), default=2, show_default=True, metavar="N",
+                 help="Checkpoints that are kept."),
+    click.option("--eval-every", type=Whole(0), default=0, show_default=True, metavar="STEPS",
+                 help="Measure the validation loss; 0 is only at the end."),
+    click.option("--sample-every", type=Whole(0), default=0, show_default=True, metavar="STEPS",
+                 help="Answer each --sample-prompt; 0 is only at the end."),
+    click.option("--sample-prompt", multiple=True, metavar="TEXT",
+                 help="What to answer on the way; may be given more than once."),
+    click.option("--sample-tokens", type=Whole(), default=64, show_default=True, help="Longest such answer."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the run at its end."),
+]
+
+
+def train_options(function: Any) -> Any:
+    """All options but those of plugins."""
+    own = [*SETTINGS, *STEPS, *EXAMPLES, *ON_THE_WAY]
+    return apply(function, [model_option(), *own, device_options, loading_options])
+
+
+@click.command("train", cls=TrainCommand)
+@train_options
+@click.pass_context
+@long_running
+def train_command(ctx: click.Context, plugin_values: PluginValues, **values: Any) -> None:
+    """Fine-tune a model.
+
+    \b
+    gemma4 train -m e2b-it --data train.jsonl -o run --lr 1e-5 --epochs 2
+    gemma4 train -m e2b-it --data train.jsonl -o run --validation 0.1 --eval-every 50 --save-every 200
+    gemma4 train --config run.yaml --lr 2e-5
+    gemma4 train -o run --resume
+
+    The folder of the newest checkpoint is printed; it opens like any other, and so does the run's folder.
+    """
+    if values["steps"] is not None and values["epochs"] is not None:
+        raise click.UsageError("Give at most one of --steps and --epochs.")
+    if values["output_dir"] is None and not values["dry_run"]:
+        raise click.UsageError("Missing option '--output-dir' / '-o'.")
+    if values["sample_every"] and not values["sample_prompt"]:
+        raise click.UsageError("--sample-every needs --sample-prompt.")
+    values["epochs"] = values["epochs"] or 1
+    values["clip"] = values["clip"] or None
+    values["optimizer_options"] = {}
+    for name, value in map(pair, values.pop("optimizer_option")):
+        if name in values["optimizer_options"]:
+            raise click.UsageError(f"--optimizer-option {clipped(name)}: is given twice.")
+        values["optimizer_options"][name] = value
+    from gemma4_plugins.commands.train.run import run
+
+    run(values, plugin_values, ctx.meta[RECORDED])
+
+
+def pair(text: str) -> tuple[str, Any]:
+    """``momentum=0.9`` as a name and a value. Raises UsageError."""
+    name, given, value = text.partition("=")
+    if not given or not name.strip().isidentifier():
+        raise click.UsageError(f"--optimizer-option {clipped(text)}: give NAME=VALUE, such as momentum=0.9.")
+    try:
+        return name.strip(), json.loads(value)
+    except (ValueError, RecursionError):
+        return name.strip(), value

@@ -1,0 +1,169 @@
+"""What ``gemma4 train`` tells: a progress line, the log, samples, the loss curve, the summary."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from gemma4_core.checkpoint.atomic import append_line
+from gemma4_core.cli.failures import escaped
+from gemma4_core.cli.output import human_bytes, note, on_terminal, plain, tell
+from gemma4_core.devices.memory import peak_memory_bytes
+from gemma4_core.training.evaluate import perplexity
+from gemma4_core.training.log import CsvLog, draw_curve
+
+if TYPE_CHECKING:
+    from gemma4_core.training.data.batches import Batches
+    from gemma4_core.training.data.examples import Example
+    from gemma4_core.training.optimizer import TrainingOptimizer
+    from gemma4_core.training.run_folder import RunFolder
+    from gemma4_core.training.trainer import StepReport, Trainer
+
+SHOWN = 400
+"""Characters of a sample that are shown."""
+
+
+class Reporter:
+    """Takes note of steps while a run goes on."""
+
+    def __init__(self, trainer: Trainer, folder: RunFolder) -> None:
+        self.trainer, self.folder = trainer, folder
+        self.log: CsvLog | None = None
+        self.bar: Any = None
+        self.first: float | None = None
+        self.last: StepReport | None = None
+        self.validation: float | None = None
+        self.tokens = self.targets = 0
+        self.seconds = 0.0
+        self.plot: Path | None = None
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> Reporter:
+        self.log = CsvLog(self.folder.log, self.trainer.step)
+        if on_terminal():
+            note(self.trainer.optimizer.summary)
+            self.bar = progress_bar(self.trainer.step, self.trainer.total)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self.log is not None:
+            self.log.__exit__(kind, fault, trace)
+
+    def step(self, report: StepReport, validation: float | None) -> None:
+        """Log a step and move the progress line. Raises CheckpointError where the log cannot be written."""
+        self.first = report.loss if self.first is None else self.first
+        self.last, self.validation = report, self.validation if validation is None else validation
+        self.tokens, self.targets = self.tokens + report.tokens, self.targets + report.targets
+        self.seconds += report.seconds
+        memory = peak_memory_bytes(self.trainer.model.device)
+        rate = report.tokens / report.seconds
+        row: dict[str, Any] = {**vars(report), "tokens_per_second": round(rate, 3), "memory_bytes": memory}
+        row["seconds"] = round(report.seconds, 6)
+        if validation is not None:
+            row |= {"validation_loss": validation, "perplexity": perplexity(validation)}
+        assert self.log is not None
+        self.log.add(row)
+        if self.bar is not None:
+            held = f" val {self.validation:.4g}" if self.validation is not None else ""
+            self.bar.set_postfix_str(f"loss {report.loss:.4g}{held} lr {report.lr:.3g} {rate:.0f} tok/s "
+                                     f"{human_bytes(memory)}", refresh=False)
+            self.bar.update(1)
+        else:
+            tell(f"step {report.step} of {self.trainer.total}: loss {plain(report.loss)}, {rate:.0f} tokens/s")
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Keep an answer, and show it to a person. Raises CheckpointError where it cannot be written."""
+        append_line(self.folder.samples, json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False))
+        if on_terminal():
+            shown = f"step {step}: {escaped(prompt)[:SHOWN]} -> {escaped(text)[:SHOWN]}"
+            note(shown) if self.bar is None else self.bar.write(shown, file=self.bar.fp)
+
+    def draw(self) -> None:
+        """The loss curve, where matplotlib is installed."""
+        if draw_curve(self.folder.log, self.folder.curve):
+            self.plot = self.folder.curve
+        elif on_terminal():
+            note(f"no loss curve: matplotlib is not installed (pip install matplotlib); the losses are in "
+                 f"{self.folder.log}")
+
+    def summary(self, optimizer: TrainingOptimizer, began: int, newest: Path) -> dict[str, Any]:
+        """The object that ``--json`` prints; numbers of this call alone, not of the run before it was resumed."""
+        batches, last = self.trainer.batches, self.last
+        return {
+            "checkpoint": str(newest),
+            "steps": self.trainer.step,
+            "resumed_from": began or None,
+            "epochs": last.epoch if last is not None else self.trainer.epoch,
+            "first_loss": self.first,
+            "loss": None if last is None else last.loss,
+            "validation_loss": self.validation,
+            "perplexity": None if self.validation is None else finite(perplexity(self.validation)),
+            "examples": len(batches.items),
+            "truncated": batches.examples.truncated,
+            "dropped": batches.examples.dropped,
+            "tokens": self.tokens,
+            "targets": self.targets,
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "tokens_per_second": round(self.tokens / self.seconds, 3) if self.seconds else None,
+            "captures": len(optimizer.graphs),
+            "peak_memory_bytes": peak_memory_bytes(self.trainer.model.device),
+            "optimizer": optimizer.name,
+            "trained_parameters": sum(int(p.numel()) for p in optimizer.params),
+            "frozen_parameters": sum(optimizer.frozen.values()),
+            "log": str(self.folder.log),
+            "plot": None if self.plot is None else str(self.plot),
+        }
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON can say."""
+    return value if math.isfinite(value) else None
+
+
+def progress_bar(done: int, total: int) -> Any:
+    """tqdm's bar with its estimate of the time left; None where tqdm (a dependency of huggingface_hub) is absent."""
+    import sys
+
+    try:
+        from tqdm import tqdm  # type: ignore[import-untyped]
+    except ImportError:
+        return None
+    return tqdm(total=total, initial=done, desc="training", unit="step", file=sys.stderr, dynamic_ncols=True)
+
+
+def dry_report(values: Mapping[str, Any], batches: Batches | None, validation: Batches | None, steps: int) -> str:
+    """What a run would do: counts, shapes, and the first example with what is learnt of it."""
+    assert batches is not None
+    examples = batches.examples
+    facts = {
+        "examples": len(examples.items), "truncated": examples.truncated, "dropped": examples.dropped,
+        "tokens": examples.tokens, "targets": examples.targets, "steps": steps,
+        "validation_examples": 0 if validation is None else len(validation.items),
+        "lengths": sorted({batches.make_length(rows) for step in batches.epoch(0) for rows in step}),
+    }
+    if values["as_json"]:
+        return json.dumps(facts) + "\n"
+    lines = [f"{name.replace('_', ' '):20}{value}" for name, value in facts.items()]
+    return "\n".join([*lines, "", *first_example(examples.items[0], batches)]) + "\n"
+
+
+def first_example(item: Example, batches: Batches) -> list[str]:
+    """An example as text, what is learnt of it in marks."""
+    tokenizer = batches.processor.tokenizer
+    learnt = item.labels >= 0
+    text, start = "", 0
+    for end in range(1, len(item.ids) + 1):
+        if end == len(item.ids) or learnt[end] != learnt[start]:
+            piece = tokenizer.decode([int(token) for token in item.ids[start:end]])
+            text += f"»{piece}«" if learnt[start] else piece
+            start = end
+    return [f"{item.where}, learnt between » and «:", *(escaped(line) for line in text[: 4 * SHOWN].splitlines())]

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs through CUDA: the device plugin and its kernels."""

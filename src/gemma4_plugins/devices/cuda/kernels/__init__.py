@@ -1,0 +1,28 @@
+"""CUDA kernels: the decode step as one persistent kernel, prompts on the tensor cores. See docs/performance.md."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gemma4_core.ops import Operations
+
+
+def operations() -> Operations:
+    """What these kernels replace, and kernels written in UOps for what they do not serve; all portable where that is
+    asked for."""
+    from gemma4_core.ops import kernels_wanted, portable
+
+    if not kernels_wanted():
+        return portable()
+    from gemma4_plugins.devices import uops
+    from gemma4_plugins.devices.cuda.kernels.chunk import CHUNK
+    from gemma4_plugins.devices.cuda.kernels.matmul import matmul
+    from gemma4_plugins.devices.cuda.kernels.prefill import prefill
+    from gemma4_plugins.devices.cuda.kernels.step import AHEAD, decode_step
+
+    return replace(
+        uops.operations(), name="cuda", prefill_chunk=CHUNK, decode_step=decode_step, run_ahead=AHEAD, prefill=prefill,
+        prefill_both_ways=CHUNK, matmul=matmul,
+    )

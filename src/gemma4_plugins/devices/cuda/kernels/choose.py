@@ -1,0 +1,61 @@
+"""Drawing a token from a step's logits on the device, by one kernel behind the step's own."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from tinygrad import Tensor, dtypes
+
+from gemma4_plugins.devices.cuda.kernels import launch
+from gemma4_plugins.devices.cuda.kernels.plan import HISTORY
+from gemma4_plugins.devices.cuda.kernels.sources import choose_source, device_source
+
+if TYPE_CHECKING:
+    from gemma4_core.ops.sampling import SamplingState
+
+THREADS, SCORES_EACH = 256, 32
+"""Threads of a block, and the scores that one keeps at most."""
+ROOM_BYTES = 2 * 256 * 8 + 3 * 8 * 4 + 16
+"""A block's shared memory."""
+
+
+def board_bytes(blocks: int) -> int:
+    """The memory that blocks share: eight histograms, a counter, a part for each block."""
+    return 8 * 256 * 8 + 8 + blocks * 24
+
+
+@lru_cache(8)
+def compiled(vocabulary: int, blocks: int) -> launch.Kernel:
+    """The kernel for so many tokens; kept."""
+    constants = {"VOCAB": vocabulary, "GRID": blocks, "HISTORY": HISTORY, "CHOOSERS": THREADS,
+                 "ROOM_BYTES": ROOM_BYTES, "BOARD_BYTES": board_bytes(blocks)}  # fmt: skip
+    return launch.Kernel(device_source(choose_source(constants)), "choose_token", THREADS, ROOM_BYTES)
+
+
+class Chooser:
+    """Draws tokens as ``gemma4_core.ops.sampling.sample`` does, and marks them as seen."""
+
+    def __init__(self, vocabulary: int, device: str, suppressed: Tensor | None) -> None:
+        self.blocks = launch.attribute("MULTIPROCESSOR_COUNT")
+        self.kernel, self.suppressed = compiled(vocabulary, self.blocks), suppressed
+        self.board = Tensor.zeros(board_bytes(self.blocks) // 4, dtype=dtypes.uint32, device=device).contiguous().realize()
+
+    @staticmethod
+    def serves(vocabulary: int) -> bool:
+        """Whether the scores fit into the threads' registers and all blocks are resident at once."""
+        blocks = launch.attribute("MULTIPROCESSOR_COUNT")
+        return vocabulary <= blocks * THREADS * SCORES_EACH and compiled(vocabulary, blocks).resident_blocks() >= 1
+
+    def launch(
+        self, logits: Tensor, position: int, state: SamplingState, outputs: tuple[Tensor, Tensor], history: int,
+        sequence: int,
+    ) -> None:  # fmt: skip
+        """Queue the drawing of the token at ``position`` from fp32 ``logits [1, V]``: its id int32 ``[1, 1]`` and its
+        log-probability fp32 ``[1, 1]`` go to ``outputs``, both and the sequence number to the history."""
+        tensors = (state.params, state.seed, state.seen, self.board, *outputs)
+        suppressed = 0 if self.suppressed is None else launch.address(self.suppressed)
+        pointers = [launch.address(logits), suppressed, *map(launch.address, tensors), history]
+        numbers = map(ctypes.c_uint32, (position, sequence))
+        self.kernel.launch(self.blocks, [*map(ctypes.c_uint64, pointers), *numbers])

@@ -1,0 +1,1 @@
+"""Native code: finds a C compiler, compiles, and runs on threads."""

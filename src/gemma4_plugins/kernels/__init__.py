@@ -1,1 +1,0 @@
-"""Kernels in source form that device plugins bring, one folder per device family."""

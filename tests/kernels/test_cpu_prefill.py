@@ -1,0 +1,113 @@
+"""Prompts through the processor's own chunks against the portable form, with heads wide enough for whole panels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from wide_model import CONFIG, IDS
+
+from gemma4_core import load_pretrained
+from gemma4_core.checkpoint import write_random_checkpoint
+from gemma4_core.engine.engine import Chunk, Engine
+from gemma4_core.model import GemmaModel
+from gemma4_core.model.ids import split
+from gemma4_core.quantize import quantize
+from gemma4_plugins.devices.cpu.kernels import text
+from gemma4_plugins.devices.cpu.kernels.amx import permitted
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("wide") / "model", CONFIG, 3)
+
+
+def logits_of(folder: Path, dtype: str, pieces: tuple[int, ...]) -> np.ndarray:
+    """Logits of all positions, the prompt given in pieces."""
+    model = load_pretrained(folder, device="cpu", dtype=dtype)
+    cache, found, at = model.make_cache(), [], 0
+    for piece in pieces:
+        found.append(model.forward_ids([IDS[at : at + piece]], cache=cache)[0].numpy()[0])
+        at += piece
+    return np.concatenate(found)
+
+
+def in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile the form for AMX, with its instructions said in C."""
+    at = text.SOURCES.index("amx.c")
+    emulated = (*text.SOURCES[:at], str(Path(__file__).parents[1] / "amx_emulation.c"), *text.SOURCES[at:])
+    monkeypatch.setattr(text, "SOURCES", emulated)
+
+
+@pytest.fixture(params=["vector registers", "tile registers"])
+def registers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This processor's own form of a chunk's products, and that of AMX with its instructions said in C."""
+    if request.param == "tile registers":
+        in_tiles(monkeypatch)
+
+
+@pytest.mark.usefixtures("plain_loops", "registers")
+@pytest.mark.parametrize("pieces", [(331,), (3, 301, 27)])
+def test_chunks_are_as_near_to_the_truth_as_the_portable_form(
+    folder: Path, pieces: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, exact = logits_of(folder, "bfloat16", pieces), logits_of(folder, "float32", pieces)
+    model = load_pretrained(folder, device="cpu")
+    first = next(iter(model.stream_generate(prompt_tokens=IDS, max_new_tokens=1, stop_ids=())))
+    monkeypatch.setenv("GEMMA4_KERNELS", "portable")
+    plain, truth = logits_of(folder, "bfloat16", pieces), logits_of(folder, "float32", pieces)
+    distance = lambda x: float(np.linalg.norm(x - truth) / np.linalg.norm(truth - truth.mean()))  # noqa: E731
+    assert distance(exact) < 1e-4
+    assert distance(ours) < 1.25 * distance(plain)
+    # a prompt alone runs its last own layer, and all after it, for one position
+    assert first.token == int(ours[-1].argmax())
+    shares = ours[-1] - ours[-1].max()
+    assert first.logprob == pytest.approx(float(-np.log(np.exp(shares).sum())), abs=0.02)
+
+
+def hidden_with_blocks(folder: Path, dtype: str) -> np.ndarray:
+    """Hidden states of all rows; two blocks, one longer than window and chunk, see themselves both ways."""
+    model = load_pretrained(folder, device="cpu", dtype=dtype)
+    blocks = np.full((1, len(IDS)), -1, np.int32)
+    blocks[:, 20:35], blocks[:, 36:320] = 0, 1
+    cache, found = model.make_cache(), []
+    for start, stop in split(len(IDS), 256, blocks):
+        chunk = Chunk(np.array([IDS[start:stop]], np.int32), None, blocks[:, start:stop], IDS[start:stop])
+        hidden = model.engine.append(cache, chunk, every=True).numpy()[0]
+        found.append(hidden[: stop - start])  # rows of padding may follow
+    assert [len(piece) for piece in found] == [36, 284, 11]
+    return np.concatenate(found)
+
+
+@pytest.mark.usefixtures("plain_loops", "registers")
+def test_blocks_that_see_both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GemmaModel, "bidirectional", True)
+    taken: list[int] = []
+    monkeypatch.setattr(Engine, "append_portable", lambda *given: taken.append(1))
+    ours, exact = hidden_with_blocks(folder, "bfloat16"), hidden_with_blocks(folder, "float32")
+    assert not taken
+    monkeypatch.undo()
+    monkeypatch.setattr(GemmaModel, "bidirectional", True)
+    monkeypatch.setenv("GEMMA4_KERNELS", "portable")
+    plain, truth = hidden_with_blocks(folder, "bfloat16"), hidden_with_blocks(folder, "float32")
+    distance = lambda x: float(np.linalg.norm(x - truth) / np.linalg.norm(truth))  # noqa: E731
+    assert distance(exact) < 1e-4
+    assert distance(ours) < 1.25 * distance(plain)
+
+
+@pytest.mark.usefixtures("plain_loops")
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+def test_experts_in_tile_registers(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 96,
+               "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "intermediate_size": 128}  # fmt: skip
+    folder = write_random_checkpoint(tmp_path / "model", CONFIG | mixture, 5)
+    folder = quantize(folder, tmp_path / "int8", "int8") if form == "int8" else folder
+    vectors = logits_of(folder, "bfloat16", (331,))
+    in_tiles(monkeypatch)
+    tiles = logits_of(folder, "bfloat16", (331,))
+    assert permitted() or not np.array_equal(vectors, tiles)
+    # a row near the border between two experts may go to another one
+    spread = np.linalg.norm(vectors - vectors.mean(-1, keepdims=True), axis=-1)
+    apart = np.linalg.norm(vectors - tiles, axis=-1) / spread
+    assert np.median(apart) < 0.02

@@ -1,0 +1,227 @@
+"""The products that training takes from a GPU: the kernel on the host, and gradients through any such product."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from cuda_emulation import compiled
+from tinygrad import Tensor, dtypes
+from tinygrad.device import CompileError
+from tinygrad.helpers import Context
+from tinygrad.uop.ops import Ops, UOp
+
+from gemma4_core.ops.attention import KeyValues
+from gemma4_core.training.multiply import made, multiplied
+from gemma4_core.training.operations import training_operations
+from gemma4_core.weights import DenseMatrix
+from gemma4_plugins.devices.cuda.kernels import dynamic
+from gemma4_plugins.devices.cuda.kernels import matmul as cuda
+from gemma4_plugins.devices.cuda.kernels.sources import device_source
+
+random = np.random.default_rng(0)
+
+
+def bf16(values: np.ndarray) -> np.ndarray:
+    """Bits of the nearest bfloat16."""
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def wide(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def expected(a: np.ndarray, b: np.ndarray, form: str) -> np.ndarray:
+    """In float64; ``b`` as often as ``a`` has more matrices."""
+    b = np.repeat(b, len(a) // len(b), 0)
+    left = a.swapaxes(1, 2) if form == "tn" else a
+    return left @ (b.swapaxes(1, 2) if form == "nt" else b)
+
+
+TILES = pytest.mark.parametrize(
+    "tile", [cuda.LARGE, cuda.SMALL, *cuda.HOPPER_COLUMNS], ids=["large", "small", "128", "256"]
+)
+Tile = tuple[int, int, int, int] | int
+"""A tile of the general kernel, or the columns of one of Hopper's."""
+
+
+def run(form: str, tile: Tile, sizes: dict[str, int], a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The kernel on the host: bf16 bits, or fp32 if ``WIDE``."""
+    if isinstance(tile, int):
+        name, source = cuda.hopper_kernel(sizes, form, tile)
+        rows, columns, threads, shared_bytes = cuda.HOPPER_ROWS, tile, 256, dynamic.shared_bytes(name)
+        assert shared_bytes > 49152
+    else:
+        name, source = cuda.kernel(sizes, form, tile)
+        rows, columns, threads, shared_bytes = *tile[:2], 32 * tile[2] * tile[3], 49152
+    m, n, count = sizes["M"], sizes["N"], len(a)
+    assert name.startswith(f"matmul_{form}_{m}_{n}_{sizes['K']}")
+    out = np.full((count, m, n), 7, np.float32 if sizes["WIDE"] else np.uint16)
+    grid = map(ctypes.c_int, (-(-n // columns), -(-m // rows), count, threads))
+    buffers = [ctypes.c_void_p(array.ctypes.data) for array in (out, a, b)]
+    compiled(device_source(source)).launch_NAME(*grid, ctypes.c_size_t(shared_bytes), *buffers)
+    return out
+
+
+@TILES
+@pytest.mark.parametrize("form", cuda.FORMS)
+@pytest.mark.parametrize(
+    ("m", "n", "k", "count", "group", "floats"),
+    [(72, 136, 40, 1, 1, False), (8, 16, 200, 6, 3, True), (136, 8, 32, 2, 2, False), (128, 128, 96, 1, 1, True),
+     (136, 264, 328, 1, 1, False)],
+)  # fmt: skip
+def test_kernel(form: str, tile: Tile, m: int, n: int, k: int, count: int, group: int, floats: bool) -> None:
+    down = cuda.FORMS[form]
+    a = bf16(random.standard_normal((count, k, m) if down[0] else (count, m, k)))
+    b = bf16(random.standard_normal((count // group, k, n) if down[1] else (count // group, n, k)))
+    out = run(form, tile, {"M": m, "N": n, "K": k, "GROUP": group, "WIDE": int(floats)}, a, b)
+    found, truth = (out if floats else wide(out)), expected(wide(a), wide(b), form)
+    assert np.abs(found - truth).max() < (1e-4 if floats else 0.008 * np.abs(truth).max())
+
+
+@TILES
+@pytest.mark.parametrize(("m", "n"), [(1, 2), (131, 138), (65, 266)])
+def test_sizes_that_are_no_multiple_of_8(tile: Tile, m: int, n: int) -> None:
+    a, b = bf16(random.standard_normal((1, m, 72))), bf16(random.standard_normal((1, n, 72)))
+    out = run("nt", tile, {"M": m, "N": n, "K": 72, "GROUP": 1, "WIDE": 0}, a, b)
+    truth = expected(wide(a), wide(b), "nt")
+    assert np.abs(wide(out) - truth).max() < 0.008 * np.abs(truth).max()
+
+
+class Card(NamedTuple):
+    """Stands in for what tinygrad compiles for."""
+
+    arch: str
+
+
+def programs(found: Tensor) -> list[UOp]:
+    return [u for u in found.uop.toposort() if u.op is Ops.PROGRAM]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90", "sm_100"])
+@pytest.mark.parametrize("k", [504, 512])
+@pytest.mark.parametrize("compiles", [True, False])
+def test_which_kernel_a_card_gets(monkeypatch: pytest.MonkeyPatch, arch: str, k: int, compiles: bool) -> None:
+    monkeypatch.setattr(cuda, "usable", lambda device: True)
+    monkeypatch.setattr(cuda, "target_of", lambda device: Card(arch))
+    monkeypatch.setattr(cuda.dynamic, "compiled", lambda device, source: b"code" if compiles else None)
+    a, b = (Tensor.empty(rows, k, dtype=dtypes.bfloat16, device="NULL") for rows in (1024, 1152))
+    with Context(DEV="NULL"):
+        found = cuda.matmul(a, b, "nt")
+    assert found is not None
+    (program,) = programs(found)
+    hopper = arch == "sm_90" and k >= cuda.HOPPER_LEAST_K and compiles
+    assert [u.arg for u in program.src if u.op is Ops.BINARY] == [b"code"] * hopper
+    assert ("wide" in program.arg.name) == hopper
+    assert program.arg.global_size == ((9, 8, 1) if not hopper or cuda.columns_of(1024, 1152, 1) == 128 else (5, 8, 1))
+
+
+def test_programs_are_loaded_with_the_memory_that_their_names_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
+
+    class Program:
+        def __init__(self, dev: object, obj: object, smem: int = 0) -> None:
+            loaded.append(smem)
+
+    monkeypatch.setattr("tinygrad.runtime.ops_cuda.CUDAProgram", Program)
+    device = SimpleNamespace(runtime_t=Program)
+    dynamic.load_with_memory(device)
+    for name in (dynamic.named("matmul", 131072), "matmul_nt_128"):
+        device.runtime_t(device, SimpleNamespace(name=name))
+    assert loaded == [131072, 0]
+    other = SimpleNamespace(runtime_t=object)
+    dynamic.load_with_memory(other)
+    assert other.runtime_t is object
+
+
+def test_a_compiler_without_the_features_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Compiler(NamedTuple):
+        refused: str
+
+        def compile_cached(self, source: str) -> bytes:
+            if self.refused in ("all", source):
+                raise CompileError("sm_90a")
+            return b"code"
+
+    monkeypatch.setattr(dynamic, "Device", {"CUDA": SimpleNamespace(runtime_t=object)})
+    monkeypatch.setattr(dynamic.launch, "features", lambda: "a")
+    for refused, expected in (("all", None), ("", b"code"), ("wrong", "raises")):
+        monkeypatch.setattr(dynamic.launch, "compiler", lambda features, refused=refused: Compiler(refused))
+        dynamic.features_known.cache_clear()
+        dynamic.compiled.cache_clear()
+        if expected == "raises":  # a mistake of ours is not taken for that
+            with pytest.raises(CompileError):
+                dynamic.compiled("CUDA", "wrong")
+        else:
+            assert dynamic.compiled("CUDA", "source") == expected
+    dynamic.features_known.cache_clear()
+    dynamic.compiled.cache_clear()
+
+
+def test_tiles_and_pieces_fill_a_card() -> None:
+    assert cuda.tile_of(1024, 6144, 1) == cuda.LARGE and cuda.tile_of(1024, 256, 1) == cuda.SMALL
+    for m, n, k in [(192, 192, 30720), (256, 1536, 1024), (12288, 1536, 4096), (64, 64, 100)]:
+        pieces = cuda.cuts("tn", m, n, k)
+        blocks = -(-m // 64) * -(-n // 64) * pieces
+        assert k % pieces == 0 and cuda.cuts("nt", m, n, k) == 1
+        assert blocks >= cuda.FULL_CARD or (k // pieces < 2 * cuda.LEAST_DEPTH or k // pieces % 2)
+
+
+def test_tiles_of_hopper() -> None:
+    assert cuda.columns_of(2560, 768, 1) == 128  # 120 tiles instead of 60
+    assert cuda.columns_of(2560, 4304, 1) == cuda.columns_of(2560, 1152, 1) == 256
+
+
+def on_host(a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor | None:
+    """Stands in for a device's product: serves what the kernel does."""
+    if a.shape[-1] % 8 or b.shape[-1] % 8:
+        return None
+    return made(None, a, b, form, wide)
+
+
+def gradients(matmul: object, form: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    a, b = (Tensor(rng.standard_normal(shape, np.float32)).realize() for shape in shapes)
+    found = multiplied(matmul, a, b, form, True)  # type: ignore[arg-type]
+    if found is None:
+        right = b if b.ndim == a.ndim else b.unsqueeze(-3)
+        found = a @ (right.transpose(-1, -2) if form == "nt" else right)
+    weight = Tensor(rng.standard_normal(found.shape, np.float32))
+    slopes = (found * weight).sum().gradient(a, b)
+    return [found.numpy(), *(g.numpy() for g in slopes)]
+
+
+@pytest.mark.parametrize(
+    ("form", "shapes"),
+    [
+        ("nt", ((16, 8), (24, 8))), ("nn", ((16, 24), (24, 8))), ("nt", ((2, 1, 4, 16, 8), (2, 1, 24, 8))),
+        ("nn", ((2, 2, 2, 16, 24), (2, 2, 24, 8))), ("nt", ((12, 8), (20, 8))), ("nn", ((12, 24), (24, 40))),
+    ],
+)
+def test_gradients(cpu: str, form: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    assert on_host(Tensor.zeros(*shapes[0]), Tensor.zeros(*shapes[1]), form) is not None
+    for found, truth in zip(gradients(on_host, form, shapes), gradients(None, form, shapes), strict=True):
+        assert np.abs(truth).max() > 0 and np.abs(found - truth).max() < 1e-5 * np.abs(truth).max()
+
+
+def test_operations_over_a_device(cpu: str) -> None:
+    rng = np.random.default_rng(2)
+    draw = lambda *shape: Tensor(rng.standard_normal(shape, np.float32)).realize()  # noqa: E731
+    x, gate, up, down = draw(2, 8, 16), draw(24, 16), draw(24, 16), draw(16, 24)
+    q, k, v = draw(2, 8, 4, 16), draw(2, 2, 8, 16), draw(2, 2, 8, 16)
+    mask = Tensor(np.tril(np.ones((8, 8), np.bool_)))
+    results = []
+    for matmul in (None, on_host):
+        operations = training_operations(matmul)
+        mixed = operations.gated_mlp(x, *(DenseMatrix(w, dtypes.float32) for w in (gate, up, down)))
+        attended = operations.attention(q, KeyValues(k, v, mask))
+        loss = (mixed.square().sum() + attended.square().sum()) / math.prod(x.shape)
+        slopes = loss.gradient(x, gate, up, down, q, k, v)
+        results.append([loss.numpy(), *(g.numpy() for g in slopes)])
+    for found, truth in zip(*results, strict=True):
+        assert np.abs(truth).max() > 0 and np.abs(found - truth).max() < 1e-4 * np.abs(truth).max()

@@ -18,7 +18,6 @@ from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.progress import progress
 from gemma4_core.checkpoint.unserved import check_source, unserved_warning
 from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config, read_context
-from gemma4_core.config.files import shown, shown_path
 from gemma4_core.contracts import (
     Context,
     DeviceSettings,
@@ -30,6 +29,7 @@ from gemma4_core.contracts import (
 )
 from gemma4_core.devices import activate
 from gemma4_core.errors import CheckpointError, Gemma4Warning, InputError, PluginError
+from gemma4_core.formatting import shown, shown_path
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import portable

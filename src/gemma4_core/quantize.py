@@ -26,8 +26,8 @@ from gemma4_core.checkpoint.rows import HostWeight
 from gemma4_core.checkpoint.temporary import lock, remove, restore, short_name, still_there, sweep
 from gemma4_core.checkpoint.unserved import check_stored
 from gemma4_core.config import expected_text_tensors, ignorable, read_context
-from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import CheckpointError, InputError
+from gemma4_core.formatting import shown, shown_path
 from gemma4_core.plugins import registry
 
 if TYPE_CHECKING:

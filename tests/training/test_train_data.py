@@ -14,7 +14,7 @@ from PIL import Image
 
 from gemma4_core import Gemma4Error, GemmaMultimodalProcessor
 from gemma4_core.config import preset_dict
-from gemma4_core.config.files import shown_path
+from gemma4_core.formatting import shown_path
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.text.tiny import TINY_MEDIA_IDS, TINY_STOP_IDS, TINY_TEXT_IDS, TINY_VOCAB_SIZE, copy_tiny_tokenizer
 from gemma4_core.training.batch import IGNORED

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
-from gemma4_core.config.files import shown_path
 from gemma4_core.errors import CheckpointError
+from gemma4_core.formatting import shown_path
 
 if TYPE_CHECKING:
     from gemma4_core.contracts import ModelTransform

@@ -13,8 +13,8 @@ from typing import IO, Any
 
 from gemma4_core.checkpoint.contents import foreign_files, replaceable_checkpoint
 from gemma4_core.checkpoint.temporary import temporary_path
-from gemma4_core.config.files import human_bytes, shown, shown_path
 from gemma4_core.errors import CheckpointError
+from gemma4_core.formatting import human_bytes, shown, shown_path
 
 FULL_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 Replaceable = Callable[[Path], bool]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from gemma4_core.config import GemmaConfig, expected_text_tensors
-from gemma4_core.config.files import shown
 from gemma4_core.contracts import TensorInfo
 from gemma4_core.errors import FAULTS_SHOWN, CheckpointError
+from gemma4_core.formatting import shown
 
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "I8")
 FAULT_WIDTH = 110

@@ -11,9 +11,9 @@ from gemma4_core.checkpoint.convert import RUN_NAMES, STORED
 from gemma4_core.checkpoint.files import CheckpointFiles
 from gemma4_core.checkpoint.names import NamedSource
 from gemma4_core.config import GemmaConfig
-from gemma4_core.config.files import shown
 from gemma4_core.contracts import CheckpointFormat, Context, TensorInfo
 from gemma4_core.errors import CheckpointError, PluginError
+from gemma4_core.formatting import shown
 
 MARKERS = ("quantization_config", "quantization")
 """Keys of config.json that say that weights are not plain numbers."""

@@ -15,9 +15,10 @@ import numpy as np
 
 from gemma4_core.checkpoint.convert import STORED, float32_values
 from gemma4_core.checkpoint.header import Entry, open_regular, read_header
-from gemma4_core.config.files import read_json, shown, shown_path
+from gemma4_core.config.files import read_json
 from gemma4_core.contracts import TensorInfo
 from gemma4_core.errors import CheckpointError, summarise
+from gemma4_core.formatting import shown, shown_path
 
 if TYPE_CHECKING:
     from tinygrad import Tensor

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core.checkpoint.contents import CONFIG, LISTED, LITTER, SIDE_FILES, is_cache, known_name, other_names
-from gemma4_core.config.files import shown, shown_path
+from gemma4_core.formatting import shown, shown_path
 
 MARKERS = ("gemma4_format", "quantization_config", "quantization", LISTED[CONFIG])
 """Keys of config.json that say how weights are stored; each format writes its own."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from gemma4_core.config.files import parse_object, shown, shown_path
+from gemma4_core.config.files import parse_object
 from gemma4_core.errors import CheckpointError
+from gemma4_core.formatting import shown, shown_path
 
 HEADER_LIMIT = 16 << 20
 """Bytes: two thousand tensors take 0.3 MB."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma4_core.checkpoint.hub import REPOSITORIES, TUNED, cached_snapshot
-from gemma4_core.config.files import shown
 from gemma4_core.errors import CheckpointError
+from gemma4_core.formatting import shown
 
 PREFIX = "models--"
 """What the folder of a model begins with in the cache."""

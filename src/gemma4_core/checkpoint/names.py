@@ -13,9 +13,9 @@ from gemma4_core.checkpoint.convert import STORED, float32_values, narrow
 from gemma4_core.checkpoint.files import StoredRows
 from gemma4_core.checkpoint.rows import BLOCK
 from gemma4_core.config import GemmaConfig, expected_text_tensors, is_derived, is_head, released_name
-from gemma4_core.config.files import shown
 from gemma4_core.contracts import ModalityTower, TensorInfo, WeightSource
 from gemma4_core.errors import CheckpointError
+from gemma4_core.formatting import shown
 
 if TYPE_CHECKING:
     from tinygrad import Tensor

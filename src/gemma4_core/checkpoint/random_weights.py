@@ -28,10 +28,10 @@ from gemma4_core.config import (
     parse_config,
     preset_dict,
 )
-from gemma4_core.config.files import shown
 from gemma4_core.config.presets import GENERATION
 from gemma4_core.config.tensors import CLIP_BOUNDS
 from gemma4_core.errors import ConfigError
+from gemma4_core.formatting import shown
 
 POOL = 8_388_593
 """The largest prime below 2^23."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from gemma4_core.checkpoint.check import check_tensors
 from gemma4_core.checkpoint.names import NamedSource
 from gemma4_core.config import GemmaConfig, below_wrappers, expected_text_tensors, ignorable
-from gemma4_core.config.files import shown, shown_path
 from gemma4_core.contracts import Context, ModalityTower
 from gemma4_core.errors import CheckpointError
+from gemma4_core.formatting import shown, shown_path
 
 TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
 """Parts of the released checkpoints whose plugins may be absent."""

@@ -18,8 +18,8 @@ from tinygrad.device import Buffer
 from gemma4_core.checkpoint.convert import STORED, convert
 from gemma4_core.checkpoint.files import Shard
 from gemma4_core.checkpoint.header import ITEMSIZE, Entry
-from gemma4_core.config.files import shown
 from gemma4_core.errors import DeviceError
+from gemma4_core.formatting import shown
 
 if TYPE_CHECKING:
     from gemma4_core.contracts import Staging

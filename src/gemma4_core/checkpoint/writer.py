@@ -14,8 +14,8 @@ from gemma4_core.checkpoint.atomic import NoRoom
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from gemma4_core.checkpoint.header import ITEMSIZE
 from gemma4_core.checkpoint.progress import Progress, progress
-from gemma4_core.config.files import shown
 from gemma4_core.errors import CheckpointError
+from gemma4_core.formatting import shown
 
 MAX_SHARD_BYTES = 5_000_000_000
 LINE = 64

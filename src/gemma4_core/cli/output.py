@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from gemma4_core.config.files import human_bytes
 from gemma4_core.console import console
+from gemma4_core.formatting import human_bytes
 
 if TYPE_CHECKING:
     from gemma4_core.generation.chat import Answer

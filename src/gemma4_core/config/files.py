@@ -8,9 +8,10 @@ import re
 import stat
 import sys
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from gemma4_core.errors import ConfigError, Gemma4Error
+from gemma4_core.formatting import shown, shown_path
 
 CONFIG_LIMIT = 4 << 20
 """Bytes of config.json and the other settings of a model: real ones have a few thousand."""
@@ -18,39 +19,6 @@ JSON_LIMIT = 16 << 20
 """Bytes of any other JSON file: an index of a hundred thousand tensors has 10 MB, a tokenizer_config.json 1 MB."""
 ITEM_LIMIT = 1 << 20
 """Values in a JSON file: parsing so many takes half a second and 150 MB. 30 000 tensors of a header have 270 000."""
-UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
-def human_bytes(count: float) -> str:
-    """``10.2 GB``: decimal units, three digits."""
-    for unit in UNITS:
-        if count < 999.5 or unit == UNITS[-1]:
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.{1 if count >= 9.995 else 2}f} {unit}"
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a finite number that fits a float; true and false are none."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max  # an int is compared exactly, whatever its size
-
-
-def shown(value: object, width: int = 80) -> str:
-    """A value as JSON would write it, on one line and cut to ``width``."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, default=repr)
-    except (ValueError, RecursionError):
-        text = repr(type(value).__name__)
-    text = text.encode("unicode_escape").decode() if not text.isprintable() else text
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def shown_path(path: Path | str, width: int = 160) -> str:
-    """A path on one line; the middle of a long one is left out, so that its file name stays."""
-    text = str(path)
-    text = text.encode("unicode_escape", "surrogateescape").decode() if not text.isprintable() else text
-    return text if len(text) <= width else f"{text[: width // 3]}…{text[-(width - width // 3 - 1) :]}"
 
 
 def read_bytes(path: Path, limit: int = JSON_LIMIT, error: type[Gemma4Error] = ConfigError) -> bytes:

@@ -6,10 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma4_core.config.files import CONFIG_LIMIT, is_number, read_json, shown_path
+from gemma4_core.config.files import CONFIG_LIMIT, read_json
 from gemma4_core.config.outer import GemmaConfig
 from gemma4_core.config.section import Section
 from gemma4_core.config.text import LARGEST_VOCABULARY
+from gemma4_core.formatting import is_number, shown_path
 
 GENERATION_FILE = "generation_config.json"
 

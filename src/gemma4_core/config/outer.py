@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.config.files import CONFIG_LIMIT, read_json, shown, shown_path
+from gemma4_core.config.files import CONFIG_LIMIT, read_json
 from gemma4_core.config.media import AudioConfig, VisionConfig, parse_audio, parse_vision
 from gemma4_core.config.section import Section
 from gemma4_core.config.text import LARGEST_VOCABULARY, TextConfig, parse_text
 from gemma4_core.contracts import Context
 from gemma4_core.errors import ConfigError
+from gemma4_core.formatting import shown, shown_path
 
 CONFIG_FILE = "config.json"
 SUPPORTED_TYPES = ("gemma4", "gemma4_text")

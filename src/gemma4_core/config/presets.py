@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gemma4_core.config.files import shown
 from gemma4_core.config.outer import GemmaConfig, parse_config
 from gemma4_core.config.text import FULL, SLIDING
 from gemma4_core.errors import ConfigError
+from gemma4_core.formatting import shown
 
 OFFICIAL_IDS = {
     "boi_token_id": 255_999,

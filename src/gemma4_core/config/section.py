@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemma4_core.config.files import is_number, shown
 from gemma4_core.errors import ConfigError
+from gemma4_core.formatting import is_number, shown
 
 ABSENT = object()
 

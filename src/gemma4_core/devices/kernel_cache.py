@@ -149,7 +149,7 @@ def remove(path: str) -> None:
 
 def tell(path: str, error: Exception) -> None:
     """One line on stderr."""
-    from gemma4_core.config.files import shown_path
+    from gemma4_core.formatting import shown_path
 
     reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:200]
     if sys.stderr is not None:

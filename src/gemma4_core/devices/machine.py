@@ -147,7 +147,7 @@ def cache_dir() -> Path:
 
 @functools.cache
 def _cache_folder(wanted: str) -> Path:
-    from gemma4_core.config.files import shown_path
+    from gemma4_core.formatting import shown_path
 
     try:
         return _private(Path(wanted))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from tinygrad import Tensor
 
-from gemma4_core.config.files import shown
 from gemma4_core.errors import InputError
+from gemma4_core.formatting import shown
 from gemma4_core.ops.sampling import SamplingState
 
 

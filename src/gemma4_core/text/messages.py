@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gemma4_core.config.files import shown
 from gemma4_core.errors import InputError
+from gemma4_core.formatting import shown
 from gemma4_core.text.calls import parse_call
 
 ROLES = ("system", "developer", "user", "assistant", "model", "tool")

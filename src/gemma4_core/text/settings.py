@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.config.files import read_json, shown, shown_path
+from gemma4_core.config.files import read_json
 from gemma4_core.errors import TokenizerError
+from gemma4_core.formatting import shown, shown_path
 
 CONFIG_NAME = "tokenizer_config.json"
 DEFAULT_TOKENS = {

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.config.files import read_bytes, read_json, shown, shown_path
+from gemma4_core.config.files import read_bytes, read_json
 from gemma4_core.errors import InputError, TokenizerError
+from gemma4_core.formatting import shown, shown_path
 from gemma4_core.text import render_process
 from gemma4_core.text.byte_tokens import checked_text
 from gemma4_core.text.messages import (

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gemma4_core.config.files import shown
 from gemma4_core.errors import InputError
+from gemma4_core.formatting import shown
 from gemma4_core.text.messages import plain_data
 
 SCHEMA_KEYS = ("parameters", "inputSchema", "input_schema", "parametersJsonSchema", "parameters_json_schema")

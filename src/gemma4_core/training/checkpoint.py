@@ -18,8 +18,9 @@ from gemma4_core.checkpoint.folder import copy_others, write_config
 from gemma4_core.checkpoint.progress import Silent
 from gemma4_core.checkpoint.upload import NAMES, copy_in
 from gemma4_core.checkpoint.writer import check_room, write_file
-from gemma4_core.config.files import JSON_LIMIT, human_bytes, parse_object, read_json, shown, shown_path
+from gemma4_core.config.files import JSON_LIMIT, parse_object, read_json
 from gemma4_core.errors import CheckpointError, InputError
+from gemma4_core.formatting import human_bytes, shown, shown_path
 from gemma4_core.plugins import registry
 from gemma4_core.training.optimizer import TrainingOptimizer, check_state
 from gemma4_core.training.step import adopted

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from gemma4_core.checkpoint.atomic import atomic_file, write_error
-from gemma4_core.config.files import shown_path
+from gemma4_core.formatting import shown_path
 
 COLUMNS = (
     "step", "epoch", "loss", "lr", "gradient_norm", "tokens", "targets", "seconds", "tokens_per_second",

@@ -13,8 +13,8 @@ from tinygrad import Tensor
 from tinygrad.helpers import Context as TinygradContext
 from tinygrad.nn.state import get_state_dict
 
-from gemma4_core.config.files import is_number, shown
 from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.formatting import is_number, shown
 from gemma4_core.plugins import registry
 from gemma4_core.plugins.options import refuse_unknown
 from gemma4_core.weights import DenseMatrix, DenseStack, Matrix

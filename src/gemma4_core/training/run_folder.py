@@ -15,8 +15,9 @@ from gemma4_core.checkpoint.atomic import atomic_file, make_parents, write_error
 from gemma4_core.checkpoint.contents import replaceable_save
 from gemma4_core.checkpoint.hub import LAST
 from gemma4_core.checkpoint.temporary import sweep, temporary_path
-from gemma4_core.config.files import read_json, shown_path
+from gemma4_core.config.files import read_json
 from gemma4_core.errors import CheckpointError
+from gemma4_core.formatting import shown_path
 from gemma4_core.training.checkpoint import RUN_FILE
 
 SETTINGS, LOG, CURVE, SAMPLES = "settings.json", "log.csv", "loss.png", "samples.jsonl"

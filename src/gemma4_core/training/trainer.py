@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import CheckpointError, InputError
+from gemma4_core.formatting import shown, shown_path
 from gemma4_core.training.batch import IGNORED
 from gemma4_core.training.checkpoint import RUN_FILE, read_run, restore, save_training_checkpoint
 from gemma4_core.training.data.batches import Batches

@@ -14,9 +14,9 @@ from gemma4_core.checkpoint.choose import open_checkpoint
 from gemma4_core.checkpoint.names import NamedSource
 from gemma4_core.checkpoint.rows import HostWeight
 from gemma4_core.config import expected_text_tensors, read_context
-from gemma4_core.config.files import shown_path
 from gemma4_core.contracts import WeightSource
 from gemma4_core.errors import CheckpointError, Gemma4Error
+from gemma4_core.formatting import shown_path
 from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from gemma4_core.checkpoint.convert import STORED, convert
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE, CheckpointFiles
 from gemma4_core.checkpoint.rows import HostWeight
 from gemma4_core.checkpoint.writer import MAX_SHARD_BYTES, Planned, write_shards
-from gemma4_core.config.files import shown, shown_path
 from gemma4_core.contracts import CheckpointFormat, Context, TensorInfo
 from gemma4_core.errors import CheckpointError, summarise
+from gemma4_core.formatting import shown, shown_path
 from gemma4_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from gemma4_core.checkpoint.files import CheckpointFiles
 from gemma4_core.checkpoint.rows import BLOCK, HostWeight
 from gemma4_core.checkpoint.writer import MAX_SHARD_BYTES, Planned, write_shards
 from gemma4_core.config import GemmaConfig, expected_text_tensors, ignorable, released_name
-from gemma4_core.config.files import shown, shown_path
 from gemma4_core.contracts import CheckpointFormat, Context, TensorInfo
 from gemma4_core.errors import CheckpointError, summarise
+from gemma4_core.formatting import shown, shown_path
 from gemma4_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import base64
 from collections.abc import Iterator
 from typing import Any
 
-from gemma4_core.config.files import shown
 from gemma4_core.errors import TokenizerError
+from gemma4_core.formatting import shown
 
 LIMIT = 64
 """Bytes that a byte of text may become. Gemma's space becomes three; Unicode's own rules reach eleven."""

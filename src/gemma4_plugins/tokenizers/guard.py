@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from gemma4_core.config.files import shown
 from gemma4_core.errors import TokenizerError
+from gemma4_core.formatting import shown
 from gemma4_core.silence import silent_stderr
 
 

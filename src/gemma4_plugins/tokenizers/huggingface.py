@@ -10,9 +10,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.config.files import read_bytes, shown, shown_path
+from gemma4_core.config.files import read_bytes
 from gemma4_core.contracts import Context, StreamDecoder, TokenizerBackend
 from gemma4_core.errors import TokenizerError
+from gemma4_core.formatting import shown, shown_path
 from gemma4_core.hookspecs import hookimpl
 from gemma4_core.text.byte_tokens import PieceTokenizer, checked_text, token_number, unknown_id
 from gemma4_core.text.settings import TokenizerSettings, is_control

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.config.files import read_bytes, shown_path
+from gemma4_core.config.files import read_bytes
 from gemma4_core.contracts import Context, TokenizerBackend
 from gemma4_core.errors import TokenizerError
+from gemma4_core.formatting import shown_path
 from gemma4_core.hookspecs import hookimpl
 from gemma4_core.text.byte_tokens import PieceTokenizer, checked_text
 from gemma4_core.text.settings import TokenizerSettings, is_control

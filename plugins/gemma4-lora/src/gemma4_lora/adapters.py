@@ -18,8 +18,8 @@ import numpy as np
 from tinygrad import Tensor
 
 from gemma4_core import DenseMatrix, DenseStack, ExpertStack, InputError, Matrix, Weight
-from gemma4_core.config.files import is_number, shown
 from gemma4_core.devices import free_memory_bytes
+from gemma4_core.formatting import is_number, shown
 from gemma4_lora.config import LoraConfig
 from gemma4_lora.files import AdapterFiles, Pair, read_adapter, save_adapter
 from gemma4_lora.matrices import LowRank, beside, summed

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core import CheckpointError
-from gemma4_core.config.files import CONFIG_LIMIT, is_number, read_json, shown, shown_path
+from gemma4_core.config.files import CONFIG_LIMIT, read_json
+from gemma4_core.formatting import is_number, shown, shown_path
 
 CONFIG_FILE = "adapter_config.json"
 INERT = frozenset((

@@ -26,7 +26,7 @@ from gemma4_core.checkpoint.hub import LAST
 from gemma4_core.checkpoint.progress import Silent
 from gemma4_core.checkpoint.writer import write_file
 from gemma4_core.config import GemmaConfig, ignorable
-from gemma4_core.config.files import shown, shown_path
+from gemma4_core.formatting import shown, shown_path
 from gemma4_lora.config import CONFIG_FILE, LoraConfig, config_json, read_config
 from gemma4_lora.names import KEY_PREFIX, WEIGHT, adaptable, bare, is_stack, keys_of, module_of, named_by
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gemma4_core import InputError
-from gemma4_core.config.files import shown
+from gemma4_core.formatting import shown
 from gemma4_lora.config import LoraConfig
 from gemma4_lora.files import AdapterFiles, Pair
 from gemma4_lora.names import choose_targets, module_of

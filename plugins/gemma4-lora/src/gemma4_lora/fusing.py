@@ -17,7 +17,7 @@ from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.rows import HostWeight
 from gemma4_core.checkpoint.unserved import check_stored
 from gemma4_core.config import read_context
-from gemma4_core.config.files import is_number, shown
+from gemma4_core.formatting import is_number, shown
 from gemma4_core.quantize import StoredWeight, check_out, rewrite
 from gemma4_lora.files import AdapterFiles, Pair, read_adapter
 

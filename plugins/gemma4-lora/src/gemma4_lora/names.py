@@ -14,7 +14,7 @@ from gemma4_core.config import (
     expected_text_tensors,
     expected_vision_tensors,
 )
-from gemma4_core.config.files import shown
+from gemma4_core.formatting import shown
 
 KEY_PREFIX = "base_model.model."
 WEIGHT = ".weight"

@@ -11,7 +11,7 @@ import numpy as np
 from tinygrad import Tensor
 
 from gemma4_core import CheckpointError, Context, InputError, TrainedPart
-from gemma4_core.config.files import shown, shown_path
+from gemma4_core.formatting import shown, shown_path
 from gemma4_lora.adapters import Adapter, Adapters
 from gemma4_lora.files import AdapterFiles, check_adapter, read_adapter, write_adapter
 from gemma4_lora.fresh import fresh_adapter, plan_adapter

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma4_core.checkpoint.progress import progress
-from gemma4_core.config.files import shown_path
 from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.formatting import shown_path
 from gemma4_core.processing.messages import kind
 from gemma4_core.text.prompt import has_text
 from gemma4_core.training.batch import IGNORED

@@ -7,8 +7,8 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from gemma4_core.config.files import shown
 from gemma4_core.errors import InputError
+from gemma4_core.formatting import shown
 from gemma4_core.text.messages import REASONING_KEYS
 
 Line = dict[str, Any]

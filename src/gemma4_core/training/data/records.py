@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.config.files import shown, shown_path
 from gemma4_core.errors import InputError
+from gemma4_core.formatting import shown, shown_path
 from gemma4_core.training.data.forms import KINDS, plain_line
 
 LINE_LIMIT = 16 << 20

@@ -13,8 +13,8 @@ import click
 from gemma4_core.cli.base import ManyOption
 from gemma4_core.cli.options import FilePath, Number, Whole, clipped
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginParam
-from gemma4_core.config.files import shown_path
 from gemma4_core.errors import InputError
+from gemma4_core.formatting import shown_path
 from gemma4_core.plugins.origin import nearest
 from gemma4_plugins.commands.train.config_files import read_config
 

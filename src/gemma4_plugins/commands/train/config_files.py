@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.config.files import read_bytes, shown_path
+from gemma4_core.config.files import read_bytes
 from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.formatting import shown_path
 
 CONFIG_LIMIT = 128 << 10
 """Bytes of a config file."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from gemma4_core.cli.interrupt import Interrupt
 from gemma4_core.cli.output import json_text, note, write
 from gemma4_core.cli.plugin_options import PluginValues
-from gemma4_core.config.files import shown
 from gemma4_core.errors import InputError
+from gemma4_core.formatting import shown
 from gemma4_core.training.data.examples import LONGEST, Encoding, Examples, modalities_of, read_examples
 from gemma4_core.training.data.records import Record, read_records
 from gemma4_core.training.run_folder import RunFolder

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma4_core.config.files import is_number, shown
 from gemma4_core.contracts import Context, PreparedMedia
 from gemma4_core.errors import ConfigError, InputError
+from gemma4_core.formatting import is_number, shown
 from gemma4_core.processing.settings import file_values, processor_values
 from gemma4_plugins.modalities.audio.decode import HIGHEST_RATE, LOWEST_RATE, Limits, read_sound
 from gemma4_plugins.modalities.audio.features import MelSettings, log_mel, token_count

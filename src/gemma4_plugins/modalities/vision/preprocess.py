@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma4_core.config.files import shown
 from gemma4_core.contracts import Context, PreparedMedia
 from gemma4_core.errors import ConfigError, InputError
+from gemma4_core.formatting import shown
 from gemma4_core.processing.settings import processor_values
 from gemma4_plugins.modalities.vision.decode import Picture, check_memory, open_picture
 

@@ -1,0 +1,40 @@
+"""What a hook returns: frozen descriptions, one dataclass per kind of plugin.
+
+A description is cheap to make and opens nothing; the work is in its factories, which the core calls when the part
+is needed. The protocols beside them say what a factory must return.
+"""
+
+from gemma4_core.contracts.context import Context, Matches, Option, always
+from gemma4_core.contracts.devices import DeviceBackend, DeviceSettings, Staging
+from gemma4_core.contracts.formats import CheckpointFormat, TensorInfo, WeightSource
+from gemma4_core.contracts.kinds import KINDS, Description
+from gemma4_core.contracts.modalities import MediaProcessor, ModalityTower, PreparedMedia, Tower
+from gemma4_core.contracts.optimizers import Optimizer, OptimizerBackend
+from gemma4_core.contracts.tokenizers import StreamDecoder, Tokenizer, TokenizerBackend
+from gemma4_core.contracts.transforms import ModelTransform, TrainedPart
+
+__all__ = [
+    "KINDS",
+    "CheckpointFormat",
+    "Context",
+    "Description",
+    "DeviceBackend",
+    "DeviceSettings",
+    "Matches",
+    "MediaProcessor",
+    "ModalityTower",
+    "ModelTransform",
+    "Optimizer",
+    "OptimizerBackend",
+    "Option",
+    "PreparedMedia",
+    "Staging",
+    "StreamDecoder",
+    "TensorInfo",
+    "Tokenizer",
+    "TokenizerBackend",
+    "Tower",
+    "TrainedPart",
+    "WeightSource",
+    "always",
+]

@@ -1,0 +1,22 @@
+"""The kinds of description, each with the hook that returns it."""
+
+from __future__ import annotations
+
+from gemma4_core.contracts.devices import DeviceBackend
+from gemma4_core.contracts.formats import CheckpointFormat
+from gemma4_core.contracts.modalities import ModalityTower
+from gemma4_core.contracts.optimizers import OptimizerBackend
+from gemma4_core.contracts.tokenizers import TokenizerBackend
+from gemma4_core.contracts.transforms import ModelTransform
+
+Description = CheckpointFormat | ModalityTower | TokenizerBackend | DeviceBackend | OptimizerBackend | ModelTransform
+
+KINDS: dict[str, tuple[str, type]] = {
+    "format": ("gemma4_checkpoint_formats", CheckpointFormat),
+    "modality": ("gemma4_modality_towers", ModalityTower),
+    "tokenizer": ("gemma4_tokenizers", TokenizerBackend),
+    "device": ("gemma4_devices", DeviceBackend),
+    "optimizer": ("gemma4_optimizers", OptimizerBackend),
+    "transform": ("gemma4_model_transforms", ModelTransform),
+}
+"""Kind as the command shows it, to its hook and its dataclass."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma4_core.cli.answers import show_all
 from gemma4_core.cli.failures import escaped
-from gemma4_core.cli.output import human_bytes, human_count, show_all
+from gemma4_core.formatting import human_bytes, human_count
 from gemma4_plugins.commands.demo import PICTURE, SOUND, copy_demo, draw_picture, record_sound
 
 if TYPE_CHECKING:

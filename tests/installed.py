@@ -1,7 +1,7 @@
 """The one environment that tests install, made once a test run and shared by all of its processes.
 
-It is what README.md promises: a fresh copy of the project, in which make has set up ``.venv`` for the demo. Packages that
-a test adds go into folders of their own, which only that test's processes have on their path.
+It is what README.md promises: a fresh copy of the project, in which make has set up ``.venv`` for the demo. Packages
+that a test adds go into folders of their own, which only that test's processes have on their path.
 """
 
 from __future__ import annotations

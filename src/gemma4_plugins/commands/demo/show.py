@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gemma4_core.model import GemmaModel
 
 GREETING = (
-    "A tiny Gemma 4, trained from nothing by this project. It knows short sentences, sums, two shapes in a picture,\n"
+    "A tiny Gemma 4 that this project trained. It knows short sentences, sums, two shapes in a picture,\n"
     "and dialled keys; nothing else."
 )
 BEGINNING = "The hungry cat"

@@ -22,7 +22,7 @@ PARTS_OF_NAMES = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio
 SUFFIXES = {"_scale"}
 """What a built-in format adds to a tensor's name."""
 SHARED_WORDS = {"cpu", "raw", "huggingface", "vision", "audio", "tinygrad"}
-"""Entry points whose names mean something else as well: a device's memory, text as it is, a hub, kinds of media, a library."""
+"""Entry points whose names mean other things as well, such as a library or a kind of media."""
 
 PROMISED = {"gemma4_core/training/optimizer.py": {"adamw"}}
 """A default that the documentation promises by name: ``build_optimizer(model)`` takes adamw."""

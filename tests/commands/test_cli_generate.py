@@ -444,7 +444,7 @@ def test_a_prompt_file_that_cannot_be_read(model: FakeModel, tmp_path: Path) -> 
 
 def test_without_streaming_the_answer_comes_whole(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    monkeypatch.setattr("gemma4_core.cli.output.write", written.append)
+    monkeypatch.setattr("gemma4_core.cli.answers.write", written.append)
     assert ask("Hi", "--no-stream").code == 0 and written == ["Hello world\n"]
     written.clear()
     assert ask("Hi").code == 0 and written == ["Hello", " world", "\n"]

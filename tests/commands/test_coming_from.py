@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from test_readme import ROOT, copy_of_the_project
+from installed import ROOT, copy_of_the_project
 
 from gemma4_core.checkpoint.hub import packaged_demo
 from gemma4_core.cli import cli

@@ -1,6 +1,7 @@
 """What config.json and generation_config.json say, checked. Imports neither tinygrad nor numpy."""
 
 from gemma4_core.config.dump import config_dict
+from gemma4_core.config.files import CONFIG_LIMIT, read_json
 from gemma4_core.config.generation import GenerationConfig, load_generation_config
 from gemma4_core.config.media import AudioConfig, VisionConfig
 from gemma4_core.config.outer import GemmaConfig, load_config, parse_config, read_context
@@ -18,6 +19,7 @@ from gemma4_core.config.tensors import (
 from gemma4_core.config.text import LayerConfig, RopeParameters, TextConfig
 
 __all__ = [
+    "CONFIG_LIMIT",
     "PRESETS",
     "AudioConfig",
     "GemmaConfig",
@@ -40,5 +42,6 @@ __all__ = [
     "preset_config",
     "preset_dict",
     "read_context",
+    "read_json",
     "released_name",
 ]

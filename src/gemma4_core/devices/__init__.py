@@ -12,6 +12,8 @@ from gemma4_core.devices import machine
 from gemma4_core.errors import DeviceError, Gemma4Error, InputError
 from gemma4_core.plugins import registry
 
+__all__ = ["activate", "chosen_by_dev", "free_memory_bytes", "requested_target"]
+
 MAX_BEAM = "TINYGRAD_GEMMA_MAX_BEAM"
 DEFAULT_MAX_BEAM = 4
 

@@ -320,3 +320,7 @@ def _wanted(kind: str, name: str | None) -> str | None:
 
 def _clip(text: str) -> str:
     return one_line(text, MESSAGE_LIMIT)
+
+
+registry = Registry(PluginManager())
+"""The registry of this process. It loads plugins when it is first asked for one."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from gemma4_core.cli.answers import Printer, answer_json, show_all, stats_line
 from gemma4_core.cli.completion import files
 from gemma4_core.cli.options import (
     TokenIds,
@@ -17,7 +18,7 @@ from gemma4_core.cli.options import (
     tools_option,
     verbosity_options,
 )
-from gemma4_core.cli.output import Printer, answer_json, json_text, note, on_terminal, show_all, stats_line, write
+from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
 from gemma4_core.console import console
 from gemma4_plugins.commands.loaded_request import Loading, model_line, sampling

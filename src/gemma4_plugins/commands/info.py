@@ -10,9 +10,10 @@ import click
 
 from gemma4_core.cli.base import GemmaCommand, prefer_typed
 from gemma4_core.cli.options import format_option, model_option
-from gemma4_core.cli.output import human_bytes, human_count, json_text, write
+from gemma4_core.cli.output import json_text, write
 from gemma4_core.cli.tables import fitted
 from gemma4_core.errors import CheckpointError, Gemma4Error
+from gemma4_core.formatting import human_bytes, human_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,9 +11,10 @@ import click
 
 from gemma4_core.cli import completion
 from gemma4_core.cli.base import GemmaCommand
-from gemma4_core.cli.output import human_bytes, json_text, note, on_terminal, write
+from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.tables import columns, fitted
 from gemma4_core.errors import CheckpointError, Gemma4Error, InputError
+from gemma4_core.formatting import human_bytes
 
 if TYPE_CHECKING:
     from gemma4_core.checkpoint.hub_cache import CachedModel

@@ -17,14 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from gemma4_core import CheckpointError, InputError
-from gemma4_core.checkpoint import Planned, atomic_folder
-from gemma4_core.checkpoint.contents import replaceable_adapter
-from gemma4_core.checkpoint.convert import STORED, float32_values
-from gemma4_core.checkpoint.files import Shard
-from gemma4_core.checkpoint.header import Entry
-from gemma4_core.checkpoint.hub import LAST
-from gemma4_core.checkpoint.progress import Silent
-from gemma4_core.checkpoint.writer import write_file
+from gemma4_core.checkpoint import (
+    LAST,
+    STORED,
+    Entry,
+    Planned,
+    Shard,
+    Silent,
+    atomic_folder,
+    float32_values,
+    replaceable_adapter,
+    write_file,
+)
 from gemma4_core.config import GemmaConfig, ignorable
 from gemma4_core.formatting import shown, shown_path
 from gemma4_lora.config import CONFIG_FILE, LoraConfig, config_json, read_config

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma4_core import CheckpointFormat, Context, InputError, WeightSource, registry
-from gemma4_core.checkpoint.choose import open_checkpoint
-from gemma4_core.checkpoint.hub import resolve_folder
-from gemma4_core.checkpoint.rows import HostWeight
-from gemma4_core.checkpoint.unserved import check_stored
+from gemma4_core.checkpoint import HostWeight, check_stored, open_checkpoint, resolve_folder
 from gemma4_core.config import read_context
 from gemma4_core.formatting import is_number, shown
 from gemma4_core.quantize import StoredWeight, check_out, rewrite

@@ -9,8 +9,8 @@ from gemma4_core import Context, MediaProcessor, ModalityTower, Option, Tower, W
 from gemma4_video.sampling import BEGIN, BUDGETS, END, PLACEHOLDER
 
 if TYPE_CHECKING:
+    from gemma4_core import GemmaModel
     from gemma4_core.config import GemmaConfig
-    from gemma4_core.model import GemmaModel
 
 VISION = "vision"
 """The modality whose preprocessing and tower the frames go through."""

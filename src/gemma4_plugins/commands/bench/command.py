@@ -11,8 +11,9 @@ import click
 from gemma4_core.checkpoint.hub import shown_name
 from gemma4_core.cli.base import GemmaCommand, ManyOption
 from gemma4_core.cli.options import Whole, long_running
-from gemma4_core.cli.output import human_bytes, human_count, tell
+from gemma4_core.cli.output import tell
 from gemma4_core.cli.tables import markdown, number
+from gemma4_core.formatting import human_bytes, human_count
 from gemma4_plugins.commands.bench.operations_command import ops_command
 from gemma4_plugins.commands.bench.report import about, bench_options, load, print_report, same_for_all
 

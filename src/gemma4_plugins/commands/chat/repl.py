@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
+from gemma4_core.cli.answers import Printer, stats_line
 from gemma4_core.cli.failures import report
 from gemma4_core.cli.interrupt import Interrupt
-from gemma4_core.cli.output import Printer, note, stats_line
+from gemma4_core.cli.output import note
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.generation.chat import Answer
 from gemma4_plugins.commands.chat.conversation import Conversation

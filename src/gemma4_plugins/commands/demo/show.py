@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma4_core.cli.answers import show_all
 from gemma4_core.cli.failures import escaped
-from gemma4_core.cli.output import human_bytes, human_count, show_all
+from gemma4_core.formatting import human_bytes, human_count
 from gemma4_plugins.commands.demo import PICTURE, SOUND, copy_demo, draw_picture, record_sound
 
 if TYPE_CHECKING:
     from gemma4_core.model import GemmaModel
 
 GREETING = (
-    "A tiny Gemma 4, trained from nothing by this project. It knows short sentences, sums, two shapes in a picture,\n"
+    "A tiny Gemma 4 that this project trained. It knows short sentences, sums, two shapes in a picture,\n"
     "and dialled keys; nothing else."
 )
 BEGINNING = "The hungry cat"

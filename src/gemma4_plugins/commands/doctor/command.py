@@ -9,8 +9,9 @@ import click
 
 from gemma4_core.cli.base import GemmaCommand
 from gemma4_core.cli.options import model_option
-from gemma4_core.cli.output import human_bytes, on_terminal, write
+from gemma4_core.cli.output import on_terminal, write
 from gemma4_core.cli.tables import fitted
+from gemma4_core.formatting import human_bytes
 
 if TYPE_CHECKING:
     from gemma4_plugins.commands.doctor.machine import Report

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from gemma4_core.checkpoint.atomic import append_line
 from gemma4_core.cli.failures import escaped
-from gemma4_core.cli.output import human_bytes, note, on_terminal, plain, tell
+from gemma4_core.cli.output import note, on_terminal, tell
 from gemma4_core.devices.memory import peak_memory_bytes
+from gemma4_core.formatting import human_bytes, three_digits
 from gemma4_core.training.evaluate import perplexity
 from gemma4_core.training.log import CsvLog, draw_curve
 
@@ -78,7 +79,7 @@ class Reporter:
                                      f"{human_bytes(memory)}", refresh=False)
             self.bar.update(1)
         else:
-            tell(f"step {report.step} of {self.trainer.total}: loss {plain(report.loss)}, {rate:.0f} tokens/s")
+            tell(f"step {report.step} of {self.trainer.total}: loss {three_digits(report.loss)}, {rate:.0f} tokens/s")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Keep an answer, and show it to a person. Raises CheckpointError where it cannot be written."""

@@ -25,10 +25,11 @@ from cuda_check import filled, in_fp32, relative
 from cuda_models import random_model, with_chunk
 from tinygrad import Device, Tensor
 
-from gemma4_core.engine.engine import Chunk, Graph
+from gemma4_core.engine.engine import Chunk
 from gemma4_core.model.cache import Storage
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
+from gemma4_core.ops.graphs import CapturedGraph
 from gemma4_core.plugins import registry
 from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
 from gemma4_plugins.commands.bench.traffic import weight_bytes
@@ -58,7 +59,7 @@ def measure(model: GemmaModel, context: int, steps: int) -> tuple[list[float], f
         Device[model.device].synchronize()
         times.append((time.perf_counter() - began) / steps)
     graph = storage.graphs["decode graph", False]
-    assert isinstance(graph, Graph)
+    assert isinstance(graph, CapturedGraph)
     return times[1:], graph.kernels / model.config.text_config.num_hidden_layers
 
 

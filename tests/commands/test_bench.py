@@ -21,9 +21,9 @@ from tinygrad.uop import Ops
 from training_tools import quick
 
 from gemma4_core import load_pretrained
-from gemma4_core.engine.engine import Graph
 from gemma4_core.model import GemmaModel
 from gemma4_core.ops import portable
+from gemma4_core.ops.graphs import CapturedGraph
 from gemma4_plugins.commands.bench import operations, speed
 from gemma4_plugins.commands.bench.command import bench_report, times_line
 from gemma4_plugins.commands.bench.operations_command import ops_command
@@ -116,7 +116,7 @@ def test_kernels_within_a_batch_are_counted() -> None:
     from tinygrad.engine.jit import create_graph_call
 
     one = UOp(Ops.PROGRAM).call()
-    graph = Graph(lambda: None)
+    graph = CapturedGraph(lambda: None)
     assert graph.kernels == 0
     graph.jit.captured = SimpleNamespace(linear=UOp(Ops.LINEAR, src=(one, create_graph_call([one, one, one]))))
     assert graph.kernels == 4

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from gemma4_core import registry
 from gemma4_core.config import load_config, parse_config, preset_config, preset_dict
 from gemma4_core.errors import ConfigError, Gemma4Error
 
 
 def refuse(data: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
-        parse_config(data)
+        registry.towers_of(parse_config(data))  # as where a checkpoint is opened
     message = str(caught.value)
     assert "\n" not in message and 0 < len(message) < 500
     return message

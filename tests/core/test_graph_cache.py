@@ -17,8 +17,9 @@ from tinygrad import Tensor
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.engine import graph_cache
-from gemma4_core.engine.engine import Engine, Graph
+from gemma4_core.engine.engine import Engine
 from gemma4_core.model.model import GemmaModel
+from gemma4_core.ops.graphs import CapturedGraph
 
 PROMPT = [2, 5, 9, 11, 7]
 
@@ -146,11 +147,11 @@ def test_a_graph_that_reads_what_nobody_named_is_not_kept(folder: Path, graphs: 
     hidden = Tensor([1.0, 2.0, 3.0], device=model.device).contiguous().realize()
     given = Tensor([4.0, 5.0, 6.0], device=model.device).contiguous().realize()
     kept = graph_cache.KeptGraphs(model, None, {})
-    graph = Graph(lambda x: (x + hidden).contiguous().realize(), kept, "secret")
+    graph = CapturedGraph(lambda x: (x + hidden).contiguous().realize(), kept, "secret")
     assert graph(given).tolist() == [5.0, 7.0, 9.0]
     assert not graphs.exists() or not list(graphs.iterdir())
     kept = graph_cache.KeptGraphs(model, None, {"h": hidden})
-    named = Graph(lambda x: (x + hidden).contiguous().realize(), kept, "told")
+    named = CapturedGraph(lambda x: (x + hidden).contiguous().realize(), kept, "told")
     assert named(given).tolist() == [5.0, 7.0, 9.0] and len(list(graphs.iterdir())) == 1
     [file] = graphs.iterdir()
     whole = file.read_bytes()

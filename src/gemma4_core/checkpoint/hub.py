@@ -11,18 +11,13 @@ from pathlib import Path
 from gemma4_core.checkpoint.adapted import refuse_adapter
 from gemma4_core.checkpoint.contents import CONFIG, SIDE_FILES
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
+from gemma4_core.config.models import MODELS, TUNED
 from gemma4_core.errors import CheckpointError
 from gemma4_core.formatting import shown, shown_path
 from gemma4_core.plugins.origin import nearest
 
-REPOSITORIES = {
-    "e2b": "google/gemma-4-E2B",
-    "e4b": "google/gemma-4-E4B",
-    "26b-a4b": "google/gemma-4-26B-A4B",
-    "31b": "google/gemma-4-31B",
-}
+REPOSITORIES = {name.lower(): model.hub_name for name, model in MODELS.items() if model.hub_name is not None}
 """Hub name of the base checkpoint by size; the instruction-tuned one ends in ``-it``."""
-TUNED = "-it"
 DEMO = "demo"
 """Name of the trained model inside the package."""
 FILES = (*sorted(SIDE_FILES), CONFIG, "*.safetensors", "*.safetensors.index.json")

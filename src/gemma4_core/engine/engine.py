@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tinygrad import Tensor, TinyJit, UOp, dtypes
+from tinygrad import Tensor, UOp, dtypes
 from tinygrad.dtype import DType
-from tinygrad.uop import Ops
 
 from gemma4_core.engine.graph_cache import KeptGraphs, may_be_kept
 from gemma4_core.engine.step_result import Finished
@@ -21,6 +20,7 @@ from gemma4_core.model.cache import GemmaCache, Storage
 from gemma4_core.model.media import put_soft
 from gemma4_core.model.spans import ChunkSpan, TokenSpan
 from gemma4_core.ops import LAYER_KERNELS
+from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_core.processing.tower_graphs import put_rows
 
@@ -66,41 +66,6 @@ class Chunk:
     def sees_both_ways(self) -> bool:
         """Whether tokens of a media block see those behind them."""
         return self.blocks is not None and bool((self.blocks >= 0).any())
-
-
-class Graph:
-    """A function captured at its first call: TinyJit without the eager trial call, since every buffer that it touches
-    is realized beforehand. With ``kept`` it is taken from disk under ``key``, or kept there when it was captured."""
-
-    def __init__(self, function: Callable[..., Any], kept: KeptGraphs | None = None, key: object = None) -> None:
-        self.jit = TinyJit(function)
-        captured = kept.fetch(key) if kept is not None else None
-        self.jit.captured, self.jit.cnt = captured, 1 if captured is None else 2
-        self.kept, self.key = kept if captured is None else None, key
-
-    def __call__(self, *args: Any) -> Any:
-        result = self.jit(*args)
-        if self.kept is not None and self.jit.captured is not None:
-            self.kept.store(self.key, self.jit.captured)
-            self.kept = None
-        return result
-
-    @property
-    def kernels(self) -> int:
-        """Kernels of a replay, those within a batch that the device takes as one graph too; 0 before the first call."""
-        return len(self.names)
-
-    @property
-    def names(self) -> list[str]:
-        """Their names, empty where they have none, such as copies."""
-        calls = self.jit.captured.linear.src if self.jit.captured is not None else ()
-        single = [one for call in calls for one in (call.src[0].src[0].src if is_batch(call.src[0]) else (call,))]
-        return [getattr(one.src[0].arg, "name", "") for one in single]
-
-
-def is_batch(called: UOp) -> bool:
-    """Whether tinygrad gathered several kernels into this call, as it does for devices that replay graphs."""
-    return called.op is Ops.CUSTOM_FUNCTION and called.arg == "graph"
 
 
 class Engine:
@@ -176,11 +141,11 @@ class Engine:
         rows = soft_tokens[self._upload(np.maximum(soft, 0))].contiguous().realize()  # [B, T, H]
         return [rows, self._upload((soft >= 0).astype(np.int32))]
 
-    def _chunk_graph(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> Graph:
+    def _chunk_graph(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> CapturedGraph:
         key = ("chunk", length, media, blocked, every)
         if key not in storage.graphs:
             function = self._chunk_function(storage, length, media, blocked, every)
-            storage.graphs[key] = Graph(function, self._kept(storage, length), key)
+            storage.graphs[key] = CapturedGraph(function, self._kept(storage, length), key)
         return storage.graphs[key]  # type: ignore[return-value]
 
     def _chunk_function(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> Callable:
@@ -208,7 +173,7 @@ class Engine:
         """Append one position ``ids [B, 1]`` and return its final hidden state ``[B, 1, H]``."""
         if "hidden" not in storage.graphs:
             kept = self._kept(storage, self.model.chunk)
-            storage.graphs["hidden"] = Graph(self._token_function(storage, head=False), kept, "hidden")
+            storage.graphs["hidden"] = CapturedGraph(self._token_function(storage, head=False), kept, "hidden")
         start = first_position(storage, at)
         return storage.graphs["hidden"](*self._token_inputs(self._upload(ids), ids), start)  # type: ignore[operator]
 
@@ -232,19 +197,19 @@ class Engine:
         """Kernels that a greedy step launches: 1 where it is the device's own, else those of the captured graph, 0
         before that has run."""
         graph = storage.graphs.get(("decode graph", False))
-        return graph.kernels if isinstance(graph, Graph) else int("decode" in self.taken_over(storage))
+        return graph.kernels if isinstance(graph, CapturedGraph) else int("decode" in self.taken_over(storage))
 
     def layer_kernels(self, storage: Storage) -> int:
         """Those of a greedy step's kernels that ``Operations.layers`` brought; 0 where it was not asked, or served
         nothing."""
         graph = storage.graphs.get(("decode graph", False))
-        return sum(name.startswith(LAYER_KERNELS) for name in graph.names) if isinstance(graph, Graph) else 0
+        return sum(name.startswith(LAYER_KERNELS) for name in graph.names) if isinstance(graph, CapturedGraph) else 0
 
     def portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
         """The portable form of ``decode_step``."""
         key = ("decode graph", sampled)
         function = self._token_function(storage, head=True, sampled=sampled)
-        storage.graphs[key] = graph = Graph(function, self._kept(storage, self.model.chunk), key)
+        storage.graphs[key] = graph = CapturedGraph(function, self._kept(storage, self.model.chunk), key)
 
         def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
             start = first_position(storage, position)
@@ -301,16 +266,16 @@ class Engine:
             part = rows[first : first + HEAD_ROWS]
             size = 1 << (len(part) - 1).bit_length()
             padded = np.pad(part, ((0, size - len(part)), (0, 0)))
-            given = Tensor(padded, device=self.model.device).cast(dtype).contiguous().realize()
+            given = upload(padded, self.model.device, dtype)
             made = put_rows(made, first, self._head_graph(size, dtype)(given), len(part))
         return made.reshape(*hidden.shape[:2], self.vocab)
 
-    def _head_graph(self, size: int, dtype: DType) -> Graph:
+    def _head_graph(self, size: int, dtype: DType) -> CapturedGraph:
         key = ("head", size, dtype)
         if key not in self.model.graphs:
             text, ops = self.model.text, self.model.operations
             function = lambda rows: text.logits(rows, ops).contiguous().realize()  # noqa: E731
-            self.model.graphs[key] = Graph(function, self._kept(None), key)
+            self.model.graphs[key] = CapturedGraph(function, self._kept(None), key)
         return self.model.graphs[key]  # type: ignore[return-value]
 
     # ------------------------------------------------------------------------------------------- choosing
@@ -325,7 +290,7 @@ class Engine:
         if key not in self.model.graphs:
             text, ops = self.model.text, self.model.operations
             function = self._choosing(lambda hidden: text.logits(hidden[:, 0], ops), state is not None)
-            self.model.graphs[key] = Graph(function, self._kept(None), key)
+            self.model.graphs[key] = CapturedGraph(function, self._kept(None), key)
         extra = [state.params, state.seed, state.seen] if state is not None else []
         place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
         return self.model.graphs[key](hidden, *extra, place)  # type: ignore[operator]
@@ -342,7 +307,7 @@ class Engine:
     def choose(self, logits: Tensor, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
         """Sample from logits fp32 ``[1, V]``, for devices whose own pass ends with them."""
         if "choose" not in self.model.graphs:
-            self.model.graphs["choose"] = Graph(self._choosing(lambda logits: logits, sampled=True))
+            self.model.graphs["choose"] = CapturedGraph(self._choosing(lambda logits: logits, sampled=True))
         place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
         return self.model.graphs["choose"](logits, state.params, state.seed, state.seen, place)  # type: ignore[operator]
 
@@ -361,4 +326,4 @@ class Engine:
         return token, logprob
 
     def _upload(self, array: np.ndarray) -> Tensor:
-        return Tensor(np.ascontiguousarray(array, np.int32), device=self.model.device).contiguous().realize()
+        return upload(np.ascontiguousarray(array, np.int32), self.model.device)

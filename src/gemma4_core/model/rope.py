@@ -7,6 +7,7 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType
 
 from gemma4_core.config import LayerConfig
+from gemma4_core.ops.graphs import upload
 
 
 def inverse_frequencies(layer: LayerConfig) -> np.ndarray:
@@ -24,8 +25,3 @@ def rope_table(layer: LayerConfig, positions: int, device: str, dtype: DType) ->
     """cos and sin ``[positions, head_dim / 2]`` for positions 0, 1, …, rounded to the activation dtype."""
     angles = np.arange(positions, dtype=np.float32)[:, None] * inverse_frequencies(layer)[None, :]
     return upload(np.cos(angles), device, dtype), upload(np.sin(angles), device, dtype)
-
-
-def upload(array: np.ndarray, device: str, dtype: DType) -> Tensor:
-    """A realized tensor on the device."""
-    return Tensor(np.ascontiguousarray(array), device=device).cast(dtype).contiguous().realize()

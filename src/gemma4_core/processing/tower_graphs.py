@@ -7,20 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, TinyJit
+from tinygrad import Tensor
 
 from gemma4_core.checkpoint.upload import copy_in, offsets_work
+from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.processing.media_cache import Kept, digest
 
 GRAPHS = 8
 """Captured graphs held per tower; each holds its scratch memory."""
 TOKEN_ENTRIES, TOKEN_BYTES = 64, 256 << 20
 """Bounds of the soft tokens that a tower keeps."""
-
-
-def upload(array: np.ndarray, device: str) -> Tensor:
-    """A realized tensor on a device."""
-    return Tensor(np.ascontiguousarray(array), device=device).contiguous().realize()
 
 
 def write(tensor: Tensor, array: np.ndarray) -> None:
@@ -64,7 +60,7 @@ class Captured:
         self, function: Callable[..., Tensor], weights: Callable[[], Mapping[str, Tensor]], device: str
     ) -> None:
         self.function, self.weights, self.device = function, weights, device
-        self.graphs: Kept[tuple[TinyJit, list[Tensor]]] = Kept(GRAPHS, 1 << 62, lambda graph: 0)
+        self.graphs: Kept[tuple[CapturedGraph, list[Tensor]]] = Kept(GRAPHS, 1 << 62, lambda graph: 0)
         """With the buffers of their inputs."""
         self.tokens: Kept[Tensor] = Kept(TOKEN_ENTRIES, TOKEN_BYTES, lambda tokens: int(tokens.nbytes()))
         self._buffers: tuple[Any, ...] = ()
@@ -105,11 +101,8 @@ class Captured:
         """Drop tokens; graphs read weights where they lie."""
         self.tokens.clear()
 
-    def _graph(self) -> TinyJit:
-        graph = TinyJit(lambda *inputs: self.function(*inputs).contiguous().realize())
-        # weights and inputs are realized, so the trial call that TinyJit makes before capturing is not needed
-        graph.cnt = 1
-        return graph
+    def _graph(self) -> CapturedGraph:
+        return CapturedGraph(lambda *inputs: self.function(*inputs).contiguous().realize())
 
     def _check_weights(self) -> None:
         buffers = tuple(tensor.uop for tensor in self.weights().values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from gemma4_core.errors import InputError
 from gemma4_core.model.layers import Rotation, matrix
 from gemma4_core.model.media import place, positions_of_rows, put_soft
 from gemma4_core.model.spans import FreshSpan
+from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.products import kept
 from gemma4_core.training.operations import operations_of
 from gemma4_core.training.tables import learnt_rows
@@ -45,15 +47,15 @@ def feed(model: GemmaModel, ids: np.ndarray, media: dict[str, Any], segments: np
     """Encode media, find their places, and bring everything to the device. Raises InputError."""
     check_length(model, ids)
     placed = place(model, ids, media)
-    upload = lambda array: Tensor(np.ascontiguousarray(array), device=model.device).clone().realize()  # noqa: E731
+    put = partial(upload, device=model.device)
     soft = positions = None
     if placed.soft is not None and placed.soft_tokens is not None:
-        soft = upload(placed.soft)
-        positions = upload(positions_of_rows(placed.soft, int(placed.soft_tokens.shape[0])))
-    blocks = None if placed.blocks is None else upload(placed.blocks)
+        soft = put(placed.soft)
+        positions = put(positions_of_rows(placed.soft, int(placed.soft_tokens.shape[0])))
+    blocks = None if placed.blocks is None else put(placed.blocks)
     rows = None if model.ple_host is None else model.ple_host.rows(placed.ids)
-    parts = None if segments is None else upload(segments)
-    return Fed(upload(placed.ids), placed.soft_tokens, soft, positions, blocks, rows, parts)
+    parts = None if segments is None else put(segments)
+    return Fed(put(placed.ids), placed.soft_tokens, soft, positions, blocks, rows, parts)
 
 
 def check_length(model: GemmaModel, ids: np.ndarray) -> None:

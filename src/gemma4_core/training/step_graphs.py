@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tinygrad import Tensor, TinyJit, dtypes
+from tinygrad import Tensor, dtypes
 from tinygrad.helpers import Context as TinygradContext
 from tinygrad.nn.optim import Optimizer as TinygradOptimizer
 
 from gemma4_core.model.media import Laid, encode_laid, lay_out, positions_of_rows
+from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
 from gemma4_core.training.forward import Fed, check_length, rotation_table
 from gemma4_core.training.loss import mean_loss
@@ -69,8 +70,7 @@ class Checked:
 
     def upload(self, model: GemmaModel) -> dict[str, Tensor]:
         """The arrays on the device."""
-        upload = lambda array: Tensor(np.ascontiguousarray(array), device=model.device).clone().realize()  # noqa: E731
-        return {name: upload(array) for name, array in self.arrays.items()}
+        return {name: upload(array, model.device) for name, array in self.arrays.items()}
 
 
 def capturable(model: GemmaModel, batches: Sequence[Checked]) -> bool:
@@ -140,7 +140,7 @@ def summed_step(
             Tensor.realize(*(held.assign(held.zeros_like()) for held in optimizer.sums.values()))
             return norm
 
-    scalar = lambda value: Tensor([value], dtype=dtypes.float32, device=model.device).clone().realize()  # noqa: E731
+    scalar = lambda value: upload(np.array([value], np.float32), model.device)  # noqa: E731
     total, targets = scalar(0.0), sum(batch.count for batch in batches)
     for batch in batches:
         graph = kept(optimizer.graphs, ("add", id(model), batch.shape, checkpointing), add, model, batch)
@@ -159,9 +159,7 @@ def kept(
         if model is not None and batch is not None:
             # a capture would take a table that is kept for a result of its own
             rotation_table(model, batch.ids.shape[1])
-        graphs[key] = TinyJit(function)
-        # captured by the first call: tinygrad would run one uncaptured, scheduling all of it twice
-        graphs[key].cnt = 1
+        graphs[key] = CapturedGraph(function)
     return graphs[key]
 
 

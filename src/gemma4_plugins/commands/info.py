@@ -25,19 +25,6 @@ ITEM_SIZES = {"bfloat16": 2, "float32": 4}
 """Bytes of the type that a checkpoint computes in."""
 
 
-def preset_name(config: GemmaConfig) -> str | None:
-    """The official size that has this shape."""
-    from gemma4_core.config import PRESETS
-
-    text = config.text_config
-    for name, make in PRESETS.items():
-        other = make().text_config
-        same = (text.num_hidden_layers, text.hidden_size) == (other.num_hidden_layers, other.hidden_size)
-        if same and text.vocab_size == other.vocab_size and text.num_experts == other.num_experts:
-            return name
-    return None
-
-
 def describe_text(config: GemmaConfig) -> dict[str, Any]:
     """Sizes of the decoder."""
     text = config.text_config
@@ -58,18 +45,20 @@ def describe_text(config: GemmaConfig) -> dict[str, Any]:
     return found
 
 
-def describe_towers(config: GemmaConfig, context: Context) -> list[dict[str, Any]]:
+def describe_towers(config: GemmaConfig) -> list[dict[str, Any]]:
     """Towers that the config declares, and whether a plugin serves each."""
     from gemma4_core.plugins import registry
 
-    served = {spec.name for spec in registry.matching("modality", context)}
-    declared = {"vision": config.vision_config, "audio": config.audio_config}
-    found = []
-    for name, part in declared.items():
-        if part is not None:
-            layers, size = part.num_hidden_layers, part.hidden_size
-            found.append({"name": name, "layers": layers, "hidden_size": size, "plugin": name in served})
-    return found + [{"name": name, "plugin": True} for name in sorted(served - set(declared))]
+    served = registry.towers_of(config)
+    towers = []
+    for spec in served:
+        part = spec.config(config) if spec.config is not None else None
+        sizes = {"layers": getattr(part, "num_hidden_layers", None), "hidden_size": getattr(part, "hidden_size", None)}
+        known = {key: size for key, size in sizes.items() if size is not None}
+        towers.append({"name": spec.name, **known, "plugin": True})
+    parts = {spec.part for spec in served}
+    unserved = [key.removesuffix("_config") for key in config.media if key not in parts]
+    return towers + [{"name": name, "plugin": False} for name in sorted(unserved)]
 
 
 def describe_tokenizer(context: Context) -> dict[str, Any]:
@@ -121,10 +110,10 @@ def preset_infos(config: GemmaConfig) -> dict[str, TensorInfo]:
     """The tensors of an official size as bf16."""
     import math
 
-    from gemma4_core.config import expected_audio_tensors, expected_text_tensors, expected_vision_tensors
     from gemma4_core.contracts import TensorInfo
+    from gemma4_core.plugins import registry
 
-    shapes = expected_text_tensors(config) | expected_vision_tensors(config) | expected_audio_tensors(config)
+    shapes = registry.expected_tensors(config)
     return {name: TensorInfo("BF16", shape, 2 * math.prod(shape)) for name, shape in shapes.items()}
 
 
@@ -132,7 +121,7 @@ def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     """Everything about a checkpoint folder, or about an official size. Raises a Gemma4Error."""
     from gemma4_core.checkpoint.choose import run_dtype
     from gemma4_core.checkpoint.hub import resolve_folder
-    from gemma4_core.config import preset_config, preset_dict, read_context
+    from gemma4_core.config import preset_config, preset_dict, preset_of, read_context
     from gemma4_core.contracts import Context
     from gemma4_core.ops import Operations
     from gemma4_plugins.commands import memory_sizes as sizes
@@ -152,8 +141,8 @@ def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     weights = sizes.used_bytes(parts)
     folder = str(context.folder) if context.folder else None
     about: dict[str, Any] = {"folder": folder, "model_type": config.model_type}
-    about |= {"size": preset_name(config), "dtype": dtype, **files}
-    about |= {"text": describe_text(config), "towers": describe_towers(config, context)}
+    about |= {"size": preset_of(config), "dtype": dtype, **files}
+    about |= {"text": describe_text(config), "towers": describe_towers(config)}
     about |= describe_tokenizer(context) if context.folder else {}
     about["parts"] = [{"name": p.name, "parameters": p.parameters, "bytes": p.nbytes} for p in parts]
     about["parameters"] = sum(p.parameters for p in parts if p.name != sizes.UNUSED)

@@ -138,14 +138,13 @@ def rows() -> list[Row]:
 def row(name: str, hub_name: str | None, folder: Path, nbytes: int) -> Row:
     """A line of the list; a checkpoint that cannot be opened says why."""
     from gemma4_core.checkpoint.choose import select_format
-    from gemma4_core.config import read_context
-    from gemma4_plugins.commands.info import preset_name
+    from gemma4_core.config import preset_of, read_context
 
     known: dict[str, Any] = {"size": None, "format": None, "problem": None}
     try:
         context = read_context(folder)
         assert context.config is not None
-        known |= {"size": preset_name(context.config), "format": select_format(context, None).name}
+        known |= {"size": preset_of(context.config), "format": select_format(context, None).name}
     except Gemma4Error as error:
         known["problem"] = str(error)
     return Row(name, hub_name, str(folder), nbytes, **known)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tinygrad import Tensor, UOp
 
-from gemma4_core.engine.engine import Chunk, Graph, first_position
+from gemma4_core.engine.engine import Chunk, first_position
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.decoder import Inputs
@@ -21,6 +21,7 @@ from gemma4_core.model.layers import DenseFeedForward, ExpertFeedForward, matrix
 from gemma4_core.model.spans import TokenSpan
 from gemma4_core.ops import Operations, portable
 from gemma4_core.ops.attention import KeyValues
+from gemma4_core.ops.graphs import CapturedGraph
 from gemma4_core.training.multiply import made
 from gemma4_core.weights import Matrix
 from gemma4_plugins.commands.bench.speed import prompt_ids
@@ -30,9 +31,9 @@ from gemma4_plugins.commands.bench.traffic import cache_bytes, stored_bytes, wei
 if TYPE_CHECKING:
     from gemma4_core.config import LayerConfig
 
-SETTINGS = ("name", "prefill_chunk", "graph_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for")
+SETTINGS = ("name", "prefill_chunk", "graph_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for", "towers")
 NAMES = tuple(field.name for field in dataclasses.fields(Operations) if field.name not in SETTINGS)
-"""The operations, whole steps and chunks among them."""
+"""The operations of the text model, whole steps and chunks among them; benchmarks/towers.py measures towers."""
 TRAINED_ROWS = 128
 PORTABLE_CHUNK = portable().prefill_chunk
 
@@ -122,7 +123,7 @@ class Cases:
                 outputs[0].realize(*outputs[1:])
                 return outputs
 
-            return Graph(every)
+            return CapturedGraph(every)
 
         table = self.model.operations
         brought = getattr(table, operation) is not getattr(self.plain_table, operation)
@@ -177,7 +178,7 @@ class Cases:
         own = self.model.operations.matmul
         for form, a, b in (("nt", x, weight), ("nn", slope, weight), ("tn", slope, x)):
             brought = own is not None and own(a, b, form, False) is not None
-            graph = lambda kind, a=a, b=b, form=form: Graph(lambda: [made(kind, a, b, form).realize()])  # noqa: E731
+            graph = lambda kind, a=a, b=b, form=form: CapturedGraph(lambda: [made(kind, a, b, form).realize()])  # noqa: E731
             shape = f"{form} {list(a.shape)} {list(b.shape)}"
             nbytes = int(a.nbytes() + b.nbytes())
             yield Case("matmul", shape, nbytes, 1, graph(own) if brought else None, graph(None))
@@ -283,7 +284,7 @@ class Cases:
         head = stored_bytes(matrix(text.embedding))
         nbytes = weight_bytes(self.model) - head + cache_bytes(self.model, self.depth)
         served = own(start) is not None
-        forms = [Graph(own), Graph(plain)]
+        forms = [CapturedGraph(own), CapturedGraph(plain)]
         runs = [lambda graph=graph: graph(start) for graph in forms]
         yield Case("layers", f"1 token after {self.depth}", nbytes, 1, runs[0] if served else None, runs[1])
 

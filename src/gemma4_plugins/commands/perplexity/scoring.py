@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.engine.engine import Graph
 from gemma4_core.errors import InputError
 from gemma4_core.model.ids import check_ids
 from gemma4_core.model.media import place
+from gemma4_core.ops.graphs import CapturedGraph, upload
 
 if TYPE_CHECKING:
     from gemma4_core.model import GemmaModel
@@ -86,7 +86,7 @@ def score(
     vocab = model.config.text_config.vocab_size
     models = [model] if against is None else [model, against]
     rows = max(1, min(ROWS, LOGITS // vocab, context))
-    graph, scores = Graph(scorer(models)), Scores()
+    graph, scores = CapturedGraph(scorer(models)), Scores()
     for window in windows(ids, context, stride, model.config.bos_token_id):
         hidden = [last_rows(one, window) for one in models]
         for first in range(0, window.scored, rows):
@@ -94,8 +94,9 @@ def score(
             targets = np.zeros(rows, np.int32)
             at = len(window.ids) - window.scored + first
             targets[:count] = window.ids[at : at + count]
-            parts = [upload(one, part[first : first + count], rows) for one, part in zip(models, hidden, strict=True)]
-            wanted = Tensor(targets, device=model.device).contiguous().realize()
+            pairs = zip(models, hidden, strict=True)
+            parts = [padded_rows(one, part[first : first + count], rows) for one, part in pairs]
+            wanted = upload(targets, model.device)
             scores.add([found.numpy()[:count] for found in graph(wanted, *parts)])
             advance(count)
     return scores
@@ -109,11 +110,11 @@ def last_rows(model: GemmaModel, window: Window) -> np.ndarray:
     return hidden[0, len(window.ids) - 1 - window.scored : len(window.ids) - 1]
 
 
-def upload(model: GemmaModel, rows: np.ndarray, count: int) -> Tensor:
+def padded_rows(model: GemmaModel, rows: np.ndarray, count: int) -> Tensor:
     """Rows ``[n, H]`` on the device in the model's dtype, ``[count, H]`` with zeros below."""
     padded = np.zeros((count, rows.shape[1]), np.float32)
     padded[: len(rows)] = rows
-    return Tensor(padded, device=model.device).cast(model.dtype).contiguous().realize()
+    return upload(padded, model.device, model.dtype)
 
 
 def scorer(models: Sequence[GemmaModel]) -> Callable[..., tuple[Tensor, ...]]:

@@ -17,6 +17,7 @@ from tinygrad import Tensor, dtypes
 from gemma4_core.engine.step_result import Finished
 from gemma4_core.model.ids import block_ends
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
+from gemma4_core.ops.graphs import upload
 from gemma4_core.weights import Weight
 from gemma4_plugins.devices.cuda.kernels.chunk import CHUNK, Buffers, Experts, Kernels, fits, passing
 from gemma4_plugins.devices.cuda.kernels.step import CudaStep
@@ -92,8 +93,7 @@ class CudaPrefill:
         return self.step.finish(self._upload(ids[-1:].reshape(1, 1)), start + body)
 
     def _upload(self, array: np.ndarray) -> Tensor:
-        tensor = Tensor(np.ascontiguousarray(array, np.int32), device=self.model.device)
-        return tensor.contiguous().realize()
+        return upload(np.ascontiguousarray(array, np.int32), self.model.device)
 
     def _until(self, chunk: Chunk, start: int) -> Tensor | None:
         """See ``Piece``; chunks with such tokens are one piece (``Operations.prefill_both_ways``)."""

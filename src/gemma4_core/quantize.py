@@ -18,6 +18,7 @@ from gemma4_core.checkpoint.atomic import check_target, make_parents, swap, sync
 from gemma4_core.checkpoint.choose import open_checkpoint
 from gemma4_core.checkpoint.contents import is_checkpoint, replaceable_checkpoint
 from gemma4_core.checkpoint.convert import RUN_NAMES
+from gemma4_core.checkpoint.dtypes import choose_dtype
 from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE, Shard
 from gemma4_core.checkpoint.folder import copy_others, write_config
 from gemma4_core.checkpoint.hub import resolve_folder
@@ -73,8 +74,6 @@ def quantize(source: str | Path, target: str | Path, format: str = "int8", overw
     if chosen.save is None:
         raise InputError(f"--format {shown(format)} can be read, not written")
     context = read_context(resolve_folder(source))
-    from gemma4_core.loading import choose_dtype
-
     assert context.config is not None
     check_out(context, target, overwrite)
     with opened(context) as source_weights:

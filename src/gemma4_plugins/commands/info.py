@@ -96,10 +96,11 @@ def describe_files(context: Context, format: str) -> tuple[dict[str, Any], Mappi
     """Format and files of a folder, with its tensors. Raises a Gemma4Error where they cannot be read."""
     from gemma4_core.checkpoint.choose import open_checkpoint
     from gemma4_core.checkpoint.unserved import check_source
-    from gemma4_core.loading import named, select_modalities
+    from gemma4_core.plugins.options import plugin_name
+    from gemma4_core.processing.modalities import select_modalities
 
     assert context.folder is not None and context.config is not None
-    chosen, source = open_checkpoint(context, named(format))
+    chosen, source = open_checkpoint(context, plugin_name(format))
     problem = None
     try:
         infos = dict(source.infos)

@@ -57,7 +57,7 @@ def fuse(
         CheckpointError: an adapter does not fit the base, files are damaged, or the target cannot be written.
         InputError, PluginError: a value that cannot be used.
     """
-    from gemma4_core.loading import choose_dtype
+    from gemma4_core.checkpoint.dtypes import choose_dtype
 
     if not is_number(strength):
         raise InputError(f"--strength {shown(strength)}: a finite number is expected")

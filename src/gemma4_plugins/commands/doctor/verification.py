@@ -20,7 +20,7 @@ from gemma4_core.errors import Gemma4Error
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
     from gemma4_core.contracts import Context, TensorInfo, Tokenizer, WeightSource
-    from gemma4_core.model import GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
 
 OK, NOTE, FAILED = "ok", "note", "failed"
 
@@ -174,10 +174,11 @@ def check_files(context: Context, size: str | None, format: str) -> Iterator[Che
     """Names, shapes and types of every tensor, and the published values of E2B-it."""
     from gemma4_core.checkpoint.choose import open_checkpoint
     from gemma4_core.checkpoint.unserved import check_source, unserved_warning
-    from gemma4_core.loading import named, select_modalities
+    from gemma4_core.plugins.options import plugin_name
+    from gemma4_core.processing.modalities import select_modalities
 
     assert context.config is not None
-    chosen, source = open_checkpoint(context, named(format))
+    chosen, source = open_checkpoint(context, plugin_name(format))
     try:
         infos = source.infos
         unserved = check_source(context, source, select_modalities(source.towers, context, None))
@@ -237,12 +238,12 @@ def _close(source: WeightSource, name: str, value: float) -> bool:
 
 def check_tokenizer(context: Context, name: str) -> Iterator[Check]:
     """Special ids and encodings of the released tokenizer; for another vocabulary, that text comes back as it was."""
-    from gemma4_core.loading import named
     from gemma4_core.plugins import registry
+    from gemma4_core.plugins.options import plugin_name
     from gemma4_core.text import has_text
 
     assert context.config is not None
-    backend = registry.select("tokenizer", context, named(name))
+    backend = registry.select("tokenizer", context, plugin_name(name))
     tokenizer = backend.load(context)
     if not has_text(tokenizer):
         yield Check("tokenizer", NOTE, f"{backend.name}: token ids only, the folder has no tokenizer for text")
@@ -320,7 +321,7 @@ def check_run(folder: Path | None, official: bool, device: str, options: Mapping
         yield Check("generate", OK, f"{len(tokens)} tokens{text}")
 
 
-def check_logits(model: GemmaModel, ids: list[int], official: bool) -> Iterator[Check]:
+def check_logits(model: LoadedModel, ids: list[int], official: bool) -> Iterator[Check]:
     """Finite, not constant, and for an official size as sure as a trained model is."""
     logits = model.forward_ids(ids)[0].numpy()[0].astype(np.float64)  # [T, vocab]
     bad = int((~np.isfinite(logits)).sum())

@@ -13,11 +13,12 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
 from gemma4_core.checkpoint.adapted import adapted
-from gemma4_core.checkpoint.choose import loaded_bytes, open_checkpoint, run_dtype
+from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.hub import resolve_folder
+from gemma4_core.checkpoint.opening import loaded_bytes, open_checkpoint, run_dtype
 from gemma4_core.checkpoint.progress import progress
-from gemma4_core.checkpoint.unserved import check_source, unserved_warning
-from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config, read_context
+from gemma4_core.checkpoint.unserved import unserved_warning
+from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config
 from gemma4_core.contracts import (
     Context,
     DeviceSettings,
@@ -74,23 +75,24 @@ def load_pretrained(
     options = {} if options is None else options
     check_options(options, declared_options())
     folder, options = with_base(folder_or_name, options)
-    context = read_context(folder)
-    assert context.config is not None and context.folder is not None
+    context = read_context(folder, named(format))
+    assert context.config is not None
     if ple not in PLE_PLACES:
         raise InputError(f"ple {shown(ple)}: choose one of {', '.join(PLE_PLACES)}")
     if max_context is not None and (
         isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
     ):
         raise InputError(f"max_context {shown(max_context)}: must be a whole number from 1")
-    template = ChatTemplate.load(context.folder)
+    template = ChatTemplate.load(context)
     if template is not None:
         render_process.start()  # it gets ready while plugins are imported
     backend_tokenizer = registry.select("tokenizer", context, named(tokenizer))
-    generation_config = load_generation_config(context.folder, context.config)
-    chosen_format, source = open_checkpoint(context, named(format))
+    generation_config = load_generation_config(context, context.config)
+    checkpoint = open_checkpoint(context, named(format))
+    source = checkpoint.weights
     try:
         wanted = select_modalities(source.towers, context, modalities)
-        unserved = check_source(context, source, wanted, modalities is not None)
+        unserved = checkpoint.check(wanted, modalities is not None)
         run_dtype = choose_dtype(dtype, source.infos, context.config)
         loaded_tokenizer = backend_tokenizer.load(context)
         processor = GemmaMultimodalProcessor(context, wanted, loaded_tokenizer, template, options)
@@ -110,7 +112,7 @@ def load_pretrained(
         )
         model.known_specs, model.tokenizer, model.template = list(source.towers), loaded_tokenizer, template
         model.stored_names, model.unserved = source.renamed, unserved
-        model.format_name, model.device_name = chosen_format.name, backend.name
+        model.format_name, model.device_name = checkpoint.format.name, backend.name
         for spec in order_towers(wanted):
             model.towers[spec.name] = spec.build(model, source)
             model.tower_specs.append(spec)
@@ -118,7 +120,7 @@ def load_pretrained(
         for transform in transforms:
             apply_transform(model, transform, options)
     finally:
-        source.close()
+        checkpoint.close()
     model.options, model.processor = dict(options), processor
     model.load_seconds = time.perf_counter() - began
     if unserved and modalities is None:
@@ -182,7 +184,7 @@ def select_modalities(
             continue
         if name in registry.modalities:
             raise PluginError(
-                f"--modality {name}: the config in {context.folder} declares no {name}; "
+                f"--modality {name}: the config in {context.path} declares no {name}; "
                 f"it has {', '.join([TEXT, *by_name])}"
             )
         registry.select("modality", context, name)  # raises, naming what there is
@@ -212,13 +214,7 @@ def order_towers(specs: Sequence[ModalityTower]) -> list[ModalityTower]:
 
 def choose_dtype(dtype: str | None, infos: Mapping[str, TensorInfo], config: GemmaConfig) -> DType:
     """The run-time dtype: as asked, else ``run_dtype`` of the checkpoint."""
-    name = run_dtype(config, infos)
-    if dtype is not None:
-        name = str(dtype).removeprefix("dtypes.").removeprefix("torch.")
-        name = {"bf16": "bfloat16", "fp32": "float32", "float": "float32"}.get(name, name)
-    if name not in RUN_DTYPES:
-        raise InputError(f"dtype {dtype!r}: choose one of {', '.join(RUN_DTYPES)}")
-    return RUN_DTYPES[name]
+    return RUN_DTYPES[run_dtype(config, infos, dtype)]
 
 
 def read_text(

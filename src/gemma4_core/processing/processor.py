@@ -88,25 +88,24 @@ class GemmaMultimodalProcessor:
         plugins, such as ``image_tokens=560`` and ``audio_truncate=True``, and ``allow_urls=True``, without which URLs
         are not fetched. Raises ConfigError, TokenizerError and PluginError.
         """
+        from gemma4_core.checkpoint.context import read_context
         from gemma4_core.checkpoint.hub import resolve_folder
-        from gemma4_core.config import read_context
         from gemma4_core.loading import named, select_modalities
         from gemma4_core.plugins import registry
         from gemma4_core.plugins.options import check_options
         from gemma4_core.text import ChatTemplate
 
         context = read_context(resolve_folder(folder_or_name))
-        assert context.folder is not None
         specs = select_modalities(registry.matching("modality", context), context, modalities)
         loaded = registry.select("tokenizer", context, named(tokenizer)).load(context)
         check_options(options, [option for spec in registry.modalities.values() for option in spec.options])
-        return cls(context, specs, loaded, ChatTemplate.load(context.folder), options)
+        return cls(context, specs, loaded, ChatTemplate.load(context), options)
 
     @classmethod
     def for_model(cls, model: GemmaModel) -> GemmaMultimodalProcessor:
         """The processor of a loaded model: its tokenizer, template, options and loaded towers."""
         if model.tokenizer is None:
-            raise InputError(f"{model.context.folder}: has no tokenizer; pass token ids")
+            raise InputError(f"{model.context.path}: has no tokenizer; pass token ids")
         return cls(model.context, model.tower_specs, model.tokenizer, model.template, model.options)
 
     def prepare_inputs(
@@ -241,7 +240,7 @@ class GemmaMultimodalProcessor:
 
         if any(found.name == spec.name for found in registry.matching("modality", self.context)):
             return f"the modality {spec.name} is not loaded; add it to --modality (modalities)"
-        return f"this model has no {spec.name} tower (see config.json in {self.context.folder})"
+        return f"this model has no {spec.name} tower (see config.json in {self.context.path})"
 
     def _refuse_absent(self, text: str) -> None:
         """Raise InputError where a text holds the placeholder of a modality that is installed but not loaded."""
@@ -275,7 +274,7 @@ class GemmaMultimodalProcessor:
         self, messages: Any, request: _Request, variables: Mapping[str, Any], literal: bool
     ) -> Rendered:
         if self.template is None:
-            raise TokenizerError(f"{self.context.folder}: has no chat template; give a raw prompt (--raw)")
+            raise TokenizerError(f"{self.context.path}: has no chat template; give a raw prompt (--raw)")
         filled = [spec for spec in self.specs if request.media.get(spec.name)]
         talk = read_messages(messages, self.specs, filled if literal else None)
         media: dict[str, list[Any]] = {}
@@ -319,7 +318,7 @@ class GemmaMultimodalProcessor:
             text = template.render(said, **variables)
         for spec in unknown:
             if text.count(spec.placeholder) != len(asked.media[spec.name]):
-                raise InputError(f"the chat template of {self.context.folder} leaves {text.count(spec.placeholder)} of "
+                raise InputError(f"the chat template of {self.context.path} leaves {text.count(spec.placeholder)} of "
                                  f"{len(asked.media[spec.name])} {kind(spec)} parts; put them into user messages")
         self._refuse_absent(text)
         return replace(asked, text=text, messages=said, again=again)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any, TypeGuard
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -35,7 +34,7 @@ def shown(value: object, width: int = 80) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def shown_path(path: Path | str, width: int = 160) -> str:
+def shown_path(path: object, width: int = 160) -> str:
     """A path on one line; the middle of a long one is left out, so that its file name stays."""
     text = str(path)
     text = text.encode("unicode_escape", "surrogateescape").decode() if not text.isprintable() else text

@@ -13,12 +13,13 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType
 
 from gemma4_core.checkpoint.adapted import adapted
-from gemma4_core.checkpoint.choose import loaded_bytes, open_checkpoint
+from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.dtypes import choose_dtype
 from gemma4_core.checkpoint.hub import resolve_folder
+from gemma4_core.checkpoint.opening import loaded_bytes, open_checkpoint
 from gemma4_core.checkpoint.progress import progress
-from gemma4_core.checkpoint.unserved import check_source, unserved_warning
-from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config, read_context
+from gemma4_core.checkpoint.unserved import unserved_warning
+from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config
 from gemma4_core.contracts import (
     DeviceSettings,
     ModelTransform,
@@ -72,23 +73,24 @@ def load_pretrained(
     options = {} if options is None else options
     check_options(options, declared_options())
     folder, options = with_base(folder_or_name, options)
-    context = read_context(folder)
-    assert context.config is not None and context.folder is not None
+    context = read_context(folder, plugin_name(format))
+    assert context.config is not None
     if ple not in PLE_PLACES:
         raise InputError(f"ple {shown(ple)}: choose one of {', '.join(PLE_PLACES)}")
     if max_context is not None and (
         isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
     ):
         raise InputError(f"max_context {shown(max_context)}: must be a whole number from 1")
-    template = ChatTemplate.load(context.folder)
+    template = ChatTemplate.load(context)
     if template is not None:
         render_process.start()  # it gets ready while plugins are imported
     backend_tokenizer = registry.select("tokenizer", context, plugin_name(tokenizer))
-    generation_config = load_generation_config(context.folder, context.config)
-    chosen_format, source = open_checkpoint(context, plugin_name(format))
+    generation_config = load_generation_config(context, context.config)
+    checkpoint = open_checkpoint(context, plugin_name(format))
+    source = checkpoint.weights
     try:
         wanted = select_modalities(source.towers, context, modalities)
-        unserved = check_source(context, source, wanted, modalities is not None)
+        unserved = checkpoint.check(wanted, modalities is not None)
         run_dtype = choose_dtype(dtype, source.infos, context.config)
         loaded_tokenizer = backend_tokenizer.load(context)
         processor = GemmaMultimodalProcessor(context, wanted, loaded_tokenizer, template, options)
@@ -107,14 +109,14 @@ def load_pretrained(
             context, target, run_dtype, operations, places, tensors, max_context=max_context, ple_host=host,
             known_specs=source.towers, stored_names=source.renamed, unserved=unserved, tokenizer=loaded_tokenizer,
             template=template, processor=processor, generation_config=generation_config, options=options,
-            format_name=chosen_format.name, device_name=backend.name,
+            format_name=checkpoint.format.name, device_name=backend.name,
         )
         for spec in order_towers(wanted):
             model.add_tower(spec, spec.build(model, source))
         for transform in transforms:
             apply_transform(model, transform, options)
     finally:
-        source.close()
+        checkpoint.close()
     model.load_seconds = time.perf_counter() - began
     if unserved and modalities is None:
         warnings.warn(unserved_warning(unserved, context), Gemma4Warning, stacklevel=2)

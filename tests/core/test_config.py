@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gemma4_core.checkpoint.context import read_context
 from gemma4_core.config import (
     PRESETS,
     GemmaConfig,
@@ -25,7 +26,6 @@ from gemma4_core.config import (
     parse_config,
     preset_config,
     preset_dict,
-    read_context,
 )
 from gemma4_core.config.text import FULL, SLIDING
 from gemma4_core.errors import ConfigError

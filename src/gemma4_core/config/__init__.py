@@ -3,7 +3,7 @@
 from gemma4_core.config.dump import config_dict
 from gemma4_core.config.generation import GenerationConfig, load_generation_config
 from gemma4_core.config.media import AudioConfig, VisionConfig
-from gemma4_core.config.outer import GemmaConfig, load_config, parse_config, read_context
+from gemma4_core.config.outer import GemmaConfig, load_config, parse_config
 from gemma4_core.config.presets import PRESETS, preset_config, preset_dict
 from gemma4_core.config.tensors import (
     below_wrappers,
@@ -39,6 +39,5 @@ __all__ = [
     "parse_config",
     "preset_config",
     "preset_dict",
-    "read_context",
     "released_name",
 ]

@@ -12,7 +12,7 @@ def model_table(model: GemmaModel, names: Mapping[str, str]) -> str:
     """Name, sizes and device as an HTML table; ``names`` are those of format and device, by row."""
     text, tensors = model.config.text_config, model.named_tensors().values()
     rows = {
-        "model": model.context.folder, **names,
+        "model": model.context.path, **names,
         "computes in": "float32" if model.dtype.itemsize == 4 else "bfloat16",
         "layers": text.num_hidden_layers, "hidden size": text.hidden_size, "context": model.max_context,
         "towers": ", ".join(spec.name for spec in model.tower_specs) or "none",

@@ -225,7 +225,7 @@ class LoadedModel(GemmaModel):
         ready = tokens is not None or isinstance(prompt, PreparedInputs)
         if not has_text(self.tokenizer) and (not ready or stop):
             what = f"the stop string {stop[0]!r}" if ready else "a prompt of text"
-            raise InputError(f"{what} needs a tokenizer, {self.context.folder} has none: give token ids "
+            raise InputError(f"{what} needs a tokenizer, {self.context.path} has none: give token ids "
                              f"(prompt_tokens=, --prompt-tokens)")
         if is_ids(prompt):
             raise InputError("prompt_or_messages is a list of token ids: give them as prompt_tokens=")

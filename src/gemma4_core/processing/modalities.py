@@ -32,7 +32,7 @@ def select_modalities(
             continue
         if name in registry.modalities:
             raise PluginError(
-                f"--modality {name}: the config in {context.folder} declares no {name}; "
+                f"--modality {name}: the config in {context.path} declares no {name}; "
                 f"it has {', '.join([TEXT, *by_name])}"
             )
         registry.select("modality", context, name)  # raises, naming what there is

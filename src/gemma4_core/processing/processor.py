@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.hub import resolve_folder
-from gemma4_core.config import read_context
 from gemma4_core.contracts import Context, MediaProcessor, ModalityTower, PreparedMedia, Tokenizer
 from gemma4_core.errors import Gemma4Error, InputError, TokenizerError
 from gemma4_core.plugins import registry
@@ -94,11 +94,10 @@ class GemmaMultimodalProcessor:
         are not fetched. Raises ConfigError, TokenizerError and PluginError.
         """
         context = read_context(resolve_folder(folder_or_name))
-        assert context.folder is not None
         specs = select_modalities(registry.matching("modality", context), context, modalities)
         loaded = registry.select("tokenizer", context, plugin_name(tokenizer)).load(context)
         check_options(options, [option for spec in registry.modalities.values() for option in spec.options])
-        return cls(context, specs, loaded, ChatTemplate.load(context.folder), options)
+        return cls(context, specs, loaded, ChatTemplate.load(context), options)
 
     def prepare_inputs(
         self,
@@ -227,7 +226,7 @@ class GemmaMultimodalProcessor:
     def _absent(self, spec: ModalityTower) -> str:
         if any(found.name == spec.name for found in registry.matching("modality", self.context)):
             return f"the modality {spec.name} is not loaded; add it to --modality (modalities)"
-        return f"this model has no {spec.name} tower (see config.json in {self.context.folder})"
+        return f"this model has no {spec.name} tower (see config.json in {self.context.path})"
 
     def _refuse_absent(self, text: str) -> None:
         """Raise InputError where a text holds the placeholder of a modality that is installed but not loaded."""
@@ -259,7 +258,7 @@ class GemmaMultimodalProcessor:
         self, messages: Any, request: _Request, variables: Mapping[str, Any], literal: bool
     ) -> Rendered:
         if self.template is None:
-            raise TokenizerError(f"{self.context.folder}: has no chat template; give a raw prompt (--raw)")
+            raise TokenizerError(f"{self.context.path}: has no chat template; give a raw prompt (--raw)")
         filled = [spec for spec in self.specs if request.media.get(spec.name)]
         talk = read_messages(messages, self.specs, filled if literal else None)
         media: dict[str, list[Any]] = {}
@@ -303,7 +302,7 @@ class GemmaMultimodalProcessor:
             text = template.render(said, **variables)
         for spec in unknown:
             if text.count(spec.placeholder) != len(asked.media[spec.name]):
-                raise InputError(f"the chat template of {self.context.folder} leaves {text.count(spec.placeholder)} of "
+                raise InputError(f"the chat template of {self.context.path} leaves {text.count(spec.placeholder)} of "
                                  f"{len(asked.media[spec.name])} {kind(spec)} parts; put them into user messages")
         self._refuse_absent(text)
         return replace(asked, text=text, messages=said, again=again)

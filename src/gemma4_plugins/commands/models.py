@@ -136,8 +136,8 @@ def rows() -> list[Row]:
 
 def row(name: str, hub_name: str | None, folder: Path, nbytes: int) -> Row:
     """A line of the list; a checkpoint that cannot be opened says why."""
-    from gemma4_core.checkpoint.choose import select_format
-    from gemma4_core.config import read_context
+    from gemma4_core.checkpoint.context import read_context
+    from gemma4_core.checkpoint.opening import select_format
     from gemma4_plugins.commands.info import preset_name
 
     known: dict[str, Any] = {"size": None, "format": None, "problem": None}

@@ -20,10 +20,10 @@ from gemma4_core import CheckpointError, InputError
 from gemma4_core.checkpoint import Planned, atomic_folder
 from gemma4_core.checkpoint.contents import replaceable_adapter
 from gemma4_core.checkpoint.convert import STORED, float32_values
-from gemma4_core.checkpoint.files import Shard
 from gemma4_core.checkpoint.header import Entry
 from gemma4_core.checkpoint.hub import LAST
 from gemma4_core.checkpoint.progress import Silent
+from gemma4_core.checkpoint.shard import Shard
 from gemma4_core.checkpoint.writer import write_file
 from gemma4_core.config import GemmaConfig, ignorable
 from gemma4_core.formatting import shown, shown_path

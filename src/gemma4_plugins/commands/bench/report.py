@@ -41,8 +41,8 @@ def load(values: dict[str, Any], positions: int = 1) -> LoadedModel:
     where it cannot hold so many positions."""
     if values["model"] is None:
         raise click.UsageError("Missing option '--model-dir' / '--model' / '-m'.")
+    from gemma4_core.checkpoint.context import read_context
     from gemma4_core.checkpoint.hub import resolve_folder
-    from gemma4_core.config import read_context
     from gemma4_core.errors import InputError
 
     context = read_context(resolve_folder(values["model"]))

@@ -103,8 +103,8 @@ def checked_context(context: int | None, model: str, against: str | None) -> int
 
 def limits(model: str) -> tuple[int, int]:
     """Longest context and size of the vocabulary from a model's config."""
+    from gemma4_core.checkpoint.context import read_context
     from gemma4_core.checkpoint.hub import resolve_folder
-    from gemma4_core.config import read_context
 
     config = read_context(resolve_folder(model)).config
     assert config is not None

@@ -15,14 +15,12 @@ import sys
 import time
 
 import numpy as np
-from cuda_models import Filler, in_fp32, random_model, use_binaries, with_chunk
+from cuda_models import Filler, ModelWithEngine, in_fp32, random_model, use_binaries, with_chunk
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.engine.engine import Chunk
-from gemma4_core.engine.step_result import Finished
 from gemma4_core.model.cache import Storage
-from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
+from gemma4_core.ops.steps import Chunk, PrefillResult
 from gemma4_plugins.devices.cuda.kernels import launch
 from gemma4_plugins.devices.cuda.kernels import prefill as cuda_prefill
 from gemma4_plugins.devices.cuda.kernels import step as cuda_step
@@ -50,7 +48,7 @@ OWN = {
 LIMIT = 1.25
 
 
-def model_of(name: str) -> GemmaModel:
+def model_of(name: str) -> ModelWithEngine:
     """One of the tiny models above, a preset's name, or one with a number of layers: ``E2B:10``; ``@int8``
     behind it means int8 matrices."""
     operations = dataclasses.replace(with_chunk(portable(), 128), decode_step=cuda_step.decode_step)
@@ -59,7 +57,7 @@ def model_of(name: str) -> GemmaModel:
     return random_model(OWN.get(preset, preset), operations, int(layers) if layers else None, int8 == "int8")
 
 
-def filled(model: GemmaModel, positions: int, source: Storage | None = None) -> Storage:
+def filled(model: ModelWithEngine, positions: int, source: Storage | None = None) -> Storage:
     """Cache buffers with random keys and values, or with another cache's."""
     storage = model.pool.take(model, 1, positions)
     fill = Filler()
@@ -75,7 +73,7 @@ def filled(model: GemmaModel, positions: int, source: Storage | None = None) -> 
     return storage
 
 
-def portable_logits(model: GemmaModel, storage: Storage, token: int, position: int) -> np.ndarray:
+def portable_logits(model: ModelWithEngine, storage: Storage, token: int, position: int) -> np.ndarray:
     """Logits of the portable step on these buffers."""
     hidden = model.engine.hidden_step(storage, position, np.array([[token]], np.int32))
     return model.text.logits(hidden[:, 0], model.operations).numpy()[0]
@@ -90,7 +88,7 @@ def step_logits(step: cuda_step.CudaStep, token: Tensor, position: int) -> np.nd
     return logits
 
 
-def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: int) -> bool:
+def check_prompt(name: str, model: ModelWithEngine, truth_model: ModelWithEngine, length: int) -> bool:
     """A prompt through the chunk kernels and the portable graph: keys, values and the last position's logits."""
     ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
     found = []
@@ -98,7 +96,7 @@ def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: 
         storage = filled(served, length + 8)
         cache = served.make_cache()
         cache.storage = storage
-        step = cuda_prefill.prefill(served.engine, storage) if own else None
+        step = cuda_prefill.prefill(served.engine.view, storage) if own else None
         if own and step is None:
             print(f"{name}: the chunk kernels do not serve this model here")
             return False
@@ -109,7 +107,7 @@ def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: 
                 done = step(chunk, start, None, False, wanted)
             else:
                 done = served.engine.append_portable(storage, start, chunk, None, False)
-        logits = done.logits if isinstance(done, Finished) else served.text.logits(done[:, 0], served.operations)
+        logits = done.logits if isinstance(done, PrefillResult) else served.text.logits(done[:, 0], served.operations)
         held = [storage.layers[i] for i, x in enumerate(served.text.config.layers) if storage.layers[i] is not None]
         newest = [np.arange(max(0, length - (x.window or length)), length) for x in served.text.config.layers]
         taken = [
@@ -129,7 +127,7 @@ def check_prompt(name: str, model: GemmaModel, truth_model: GemmaModel, length: 
     return bool(holds)
 
 
-def check_rows(name: str, model: GemmaModel, truth_model: GemmaModel, length: int) -> bool:
+def check_rows(name: str, model: ModelWithEngine, truth_model: ModelWithEngine, length: int) -> bool:
     """Every row's hidden state of a chunk in which some positions are soft tokens, which begins behind others: two
     pictures, whose tokens see each other where the model has it so."""
     vocabulary, before = model.config.text_config.vocab_size, 5
@@ -142,7 +140,7 @@ def check_rows(name: str, model: GemmaModel, truth_model: GemmaModel, length: in
     found = []
     for served, own in ((model, True), (model, False), (truth_model, False)):
         storage = filled(served, before + length + 8)
-        step = cuda_prefill.prefill(served.engine, storage) if own else None
+        step = cuda_prefill.prefill(served.engine.view, storage) if own else None
         given = Tensor(media, device=launch.DEVICE).cast(served.dtype).contiguous().realize()
         for start, chunk in ((0, Chunk(ids[:, :before])), (before, Chunk(ids[:, before:], soft, blocks))):
             if step is not None:
@@ -172,8 +170,8 @@ def check(name: str, positions: list[int], prompts: list[int]) -> bool:
     capacity = max(positions) + 8
     base = filled(model, capacity)
     ours, theirs, truth_storage = (filled(m, capacity, base) for m in (model, model, truth_model))
-    logits_step = cuda_step.decode_step(model.engine, ours, True)
-    greedy_step = cuda_step.decode_step(model.engine, ours, False)
+    logits_step = cuda_step.decode_step(model.engine.view, ours, True)
+    greedy_step = cuda_step.decode_step(model.engine.view, ours, False)
     if not isinstance(logits_step, cuda_step.CudaStep) or not isinstance(greedy_step, cuda_step.CudaStep):
         print(f"{name}: the kernel does not serve this model here")
         return False

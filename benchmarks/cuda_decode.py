@@ -15,13 +15,11 @@ import statistics
 import time
 
 import numpy as np
-from cuda_models import random_model, use_binaries, with_chunk
+from cuda_models import ModelWithEngine, random_model, use_binaries, with_chunk
 from tinygrad import Tensor
 
-from gemma4_core.engine.engine import Chunk
-from gemma4_core.engine.step_result import Finished
-from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
+from gemma4_core.ops.steps import Chunk, PrefillResult
 from gemma4_core.plugins import registry
 from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
 from gemma4_plugins.commands.bench.traffic import weight_bytes
@@ -34,7 +32,7 @@ from gemma4_plugins.devices.cuda.kernels.sources import ENTRY, device_source, st
 PARTS = ("qkv", "o", "router", "gate_up", "down", "experts", "experts_down", "ple_gate", "ple", "context", "head")
 
 
-def timed_step(model: GemmaModel, context: int, warps: int, parts: bool) -> cuda_step.CudaStep:
+def timed_step(model: ModelWithEngine, context: int, warps: int, parts: bool) -> cuda_step.CudaStep:
     """The step against a cache for this context."""
     storage = model.pool.take(model, 1, context + 256)
     machine = dataclasses.replace(cuda_step.machine(), warps=warps)
@@ -43,7 +41,7 @@ def timed_step(model: GemmaModel, context: int, warps: int, parts: bool) -> cuda
     source = device_source(step_source(plan))
     kernel = launch.Kernel(source, ENTRY, plan.threads, plan.shared_bytes, launch.features())
     assert kernel.resident_blocks() >= 1, "the kernel's blocks would not all be resident"
-    return cuda_step.CudaStep(model.engine, storage, plan, kernel, False)
+    return cuda_step.CudaStep(model.engine.view, storage, plan, kernel, False)
 
 
 def measure(step: cuda_step.CudaStep, context: int, steps: int) -> list[float]:
@@ -60,11 +58,11 @@ def measure(step: cuda_step.CudaStep, context: int, steps: int) -> list[float]:
     return times[1:]
 
 
-def measure_prompt(model: GemmaModel, length: int, runs: int) -> tuple[list[float], int]:
+def measure_prompt(model: ModelWithEngine, length: int, runs: int) -> tuple[list[float], int]:
     """Seconds of prefills of a prompt, the first token included, and bytes of its keys and values."""
     ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
     storage = model.pool.take(model, 1, length + 8)
-    step = cuda_prefill.prefill(model.engine, storage)
+    step = cuda_prefill.prefill(model.engine.view, storage)
     assert step is not None, "the chunk kernels do not serve this model here"
     times = []
     for _ in range(runs + 1):
@@ -72,7 +70,7 @@ def measure_prompt(model: GemmaModel, length: int, runs: int) -> tuple[list[floa
         began = time.perf_counter()
         for start in range(0, length, model.chunk):
             done = step(Chunk(ids[:, start : start + model.chunk]), start, None, False, start + model.chunk >= length)
-        assert isinstance(done, Finished)
+        assert isinstance(done, PrefillResult)
         done.token.item()
         times.append(time.perf_counter() - began)
     return times[1:], sum(held.nbytes() for held in storage.layers if held is not None)

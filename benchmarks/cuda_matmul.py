@@ -18,7 +18,7 @@ from tinygrad import Tensor, TinyJit, dtypes
 
 from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate
-from gemma4_core.training.multiply import made
+from gemma4_core.ops.multiply import made
 from gemma4_plugins.commands.bench.timing import median_seconds
 from gemma4_plugins.devices.cuda.kernels.matmul import matmul
 

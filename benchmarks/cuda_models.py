@@ -6,14 +6,16 @@ import ctypes
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.config import GenerationConfig, expected_text_tensors, parse_config, preset_dict
+from gemma4_core.config import expected_text_tensors, parse_config, preset_dict
 from gemma4_core.contracts import Context
+from gemma4_core.engine.engine import Engine
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, DenseStack, Weight
@@ -34,6 +36,15 @@ extern "C" __global__ void fill(unsigned short* p, unsigned long long n, float s
   }
 }
 """
+
+
+class ModelWithEngine(GemmaModel):
+    """Weights without a folder, and an engine over them."""
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Runs its steps."""
+        return Engine(self)
 
 
 class Filler:
@@ -99,7 +110,7 @@ def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 
 def random_model(
     data: str | Mapping[str, Any], operations: Operations, layers: int | None = None, int8: bool = False
-) -> GemmaModel:  # fmt: skip
+) -> ModelWithEngine:  # fmt: skip
     """A text model of a preset's name or a config object, in bf16 or with int8 matrices; ``layers`` keeps only so many
     of the first."""
     raw = dict(preset_dict(data, towers=False)) if isinstance(data, str) else dict(data)
@@ -118,13 +129,11 @@ def random_model(
         else:
             held = DenseMatrix if len(shape) == 2 else DenseStack
             places[name] = Weight(name, held(tensor, dtypes.bfloat16))
-    generation = GenerationConfig(eos_token_ids=(), pad_token_id=0, bos_token_id=2)
-    return seeing_both_ways(
-        GemmaModel(Context(config=config), launch.DEVICE, dtypes.bfloat16, operations, places, tensors, generation)
-    )
+    model = ModelWithEngine(Context(config=config), launch.DEVICE, dtypes.bfloat16, operations, places, tensors)
+    return seeing_both_ways(model)
 
 
-def seeing_both_ways(model: GemmaModel) -> GemmaModel:
+def seeing_both_ways(model: ModelWithEngine) -> ModelWithEngine:
     """The model with the description of a tower whose tokens see each other, where its config has it so; no tower."""
     if model.config.vision_bidirectional:
         model.tower_specs.extend(gemma4_modality_towers())
@@ -142,7 +151,7 @@ def shortened(raw: dict[str, Any], layers: int) -> dict[str, Any]:
     return raw | {"text_config": text} if "text_config" in raw else text
 
 
-def in_fp32(model: GemmaModel, operations: Operations) -> GemmaModel:
+def in_fp32(model: ModelWithEngine, operations: Operations) -> ModelWithEngine:
     """The same weights with fp32 arithmetic: the truth that bf16 runs are measured against."""
     wide = lambda t: t.cast(dtypes.float32).contiguous().realize()  # noqa: E731
     places = {}
@@ -155,7 +164,7 @@ def in_fp32(model: GemmaModel, operations: Operations) -> GemmaModel:
         places[name] = Weight(name, (DenseMatrix if len(held.shape) == 2 else DenseStack)(dense, dtypes.float32))
     tensors = {name: wide(t) for name, t in model.tensors.items()}
     return seeing_both_ways(
-        GemmaModel(model.context, launch.DEVICE, dtypes.float32, operations, places, tensors, model.generation_config)
+        ModelWithEngine(model.context, launch.DEVICE, dtypes.float32, operations, places, tensors)
     )
 
 

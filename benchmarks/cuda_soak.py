@@ -21,10 +21,10 @@ import numpy as np
 from cuda_check import model_of, relative, step_logits
 from tinygrad import Tensor
 
-from gemma4_core.engine.engine import Chunk
 from gemma4_core.model.cache import Storage
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops.sampling import SamplingState
+from gemma4_core.ops.steps import Chunk
 from gemma4_plugins.devices.cuda.kernels import launch
 from gemma4_plugins.devices.cuda.kernels import prefill as cuda_prefill
 from gemma4_plugins.devices.cuda.kernels import step as cuda_step
@@ -59,7 +59,7 @@ def drawn(model: GemmaModel, step: cuda_step.CudaStep, count: int, every: int) -
 
 def as_prompt(model: GemmaModel, storage: Storage, tokens: list[int], portably: bool) -> None:
     """Fill a cache with these tokens' keys and values, an operation at a time."""
-    step = None if portably else cuda_prefill.prefill(model.engine, storage)
+    step = None if portably else cuda_prefill.prefill(model.engine.view, storage)
     for start in range(0, len(tokens), model.chunk):
         chunk = Chunk(np.array([tokens[start : start + model.chunk]], np.int32))
         if step is not None:
@@ -87,7 +87,7 @@ def soak(name: str, count: int, portably: bool) -> bool:
     ours, theirs = (model.pool.take(model, 1, count + 8) for _ in range(2))
     steps = []
     for storage in (ours, theirs):
-        step = cuda_step.decode_step(model.engine, storage, True)
+        step = cuda_step.decode_step(model.engine.view, storage, True)
         assert isinstance(step, cuda_step.CudaStep), "the kernel does not serve this model here"
         steps.append(step)
     every = max(1, min(1000, count // 4))

@@ -24,11 +24,11 @@ from payload import failed, revision, start
 
 import gemma4_core
 from gemma4_core.checkpoint.atomic import append_line
+from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.cli.base import GemmaCommand
 from gemma4_core.cli.failures import causes
 from gemma4_core.cli.options import Number, Whole, device_options, model_option
-from gemma4_core.config import read_context
 from gemma4_core.errors import InputError
 
 

@@ -22,14 +22,13 @@ from collections import defaultdict
 
 import numpy as np
 from cuda_check import filled, in_fp32, relative
-from cuda_models import random_model, with_chunk
+from cuda_models import ModelWithEngine, random_model, with_chunk
 from tinygrad import Device, Tensor
 
-from gemma4_core.engine.engine import Chunk
 from gemma4_core.model.cache import Storage
-from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
 from gemma4_core.ops.graphs import CapturedGraph
+from gemma4_core.ops.steps import Chunk
 from gemma4_core.plugins import registry
 from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
 from gemma4_plugins.commands.bench.traffic import weight_bytes
@@ -38,14 +37,14 @@ from gemma4_plugins.devices import uops
 LIMIT = 1.25
 
 
-def model_of(name: str, chunk: int = 128) -> GemmaModel:
+def model_of(name: str, chunk: int = 128) -> ModelWithEngine:
     """A preset with random weights; ``:10`` behind it keeps so many layers, ``@int8`` means int8 matrices."""
     name, _, int8 = name.partition("@")
     preset, _, layers = name.partition(":")
     return random_model(preset, with_chunk(uops.operations(), chunk), int(layers) if layers else None, int8 == "int8")
 
 
-def measure(model: GemmaModel, context: int, steps: int) -> tuple[list[float], float]:
+def measure(model: ModelWithEngine, context: int, steps: int) -> tuple[list[float], float]:
     """Seconds per step of five runs, and kernels per layer."""
     storage = model.pool.take(model, 1, context + 256)
     step = model.engine.portable_step(storage, False)
@@ -78,7 +77,7 @@ def measure_prompt(name: str, length: int, chunk: int) -> float:
     return length / min(seconds[1:])
 
 
-def hidden(model: GemmaModel, storage: Storage, position: int, plain: bool) -> np.ndarray:
+def hidden(model: ModelWithEngine, storage: Storage, position: int, plain: bool) -> np.ndarray:
     """The final hidden state of a token at a position."""
     operations = model.operations
     if plain:
@@ -90,7 +89,7 @@ def hidden(model: GemmaModel, storage: Storage, position: int, plain: bool) -> n
     return found
 
 
-def check(name: str, model: GemmaModel, positions: list[int]) -> bool:
+def check(name: str, model: ModelWithEngine, positions: list[int]) -> bool:
     """Whether the kernels are as near to an fp32 run as the portable form."""
     truth_model = in_fp32(model, with_chunk(portable(), 128))
     good = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
 from gemma4_core.config import GemmaConfig, expected_text_tensors, parse_config, preset_dict
-from gemma4_core.config.generation import GenerationConfig
 from gemma4_core.contracts import Context
+from gemma4_core.engine.engine import Engine
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, DenseStack, Weight
@@ -28,7 +29,16 @@ def small(preset: str, **changes: Any) -> GemmaConfig:
     return parse_config(raw)
 
 
-def model_of(config: GemmaConfig, kind: str, device: str, operations: Operations, make: Make) -> GemmaModel:
+class ModelWithEngine(GemmaModel):
+    """Weights without a folder, and an engine over them."""
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Runs its steps."""
+        return Engine(self)
+
+
+def model_of(config: GemmaConfig, kind: str, device: str, operations: Operations, make: Make) -> ModelWithEngine:
     """A model whose matrices are ``fp32``, ``bf16`` or ``int8``; in fp32 or, beside the others, bf16."""
     places, tensors = {}, {}
     dtype = dtypes.float32 if kind == "fp32" else dtypes.bfloat16
@@ -42,8 +52,7 @@ def model_of(config: GemmaConfig, kind: str, device: str, operations: Operations
         else:
             plain = DenseMatrix if len(shape) == 2 else DenseStack
             places[name] = Weight(name, plain(make(name, shape, dtype), dtype))
-    generation = GenerationConfig(eos_token_ids=(), pad_token_id=0, bos_token_id=2)
-    return GemmaModel(Context(config=config), device, dtype, operations, places, tensors, generation)
+    return ModelWithEngine(Context(config=config), device, dtype, operations, places, tensors)
 
 
 def nothing(device: str) -> Make:

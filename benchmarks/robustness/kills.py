@@ -101,9 +101,10 @@ def digest(folder: Path) -> str:
 
 def opens(folder: Path) -> None:
     """Open a checkpoint and compare its tensors with its config. Raises a Gemma4Error."""
-    from gemma4_core.checkpoint.choose import open_checkpoint
+    from gemma4_core.checkpoint.context import read_context
+    from gemma4_core.checkpoint.opening import open_checkpoint
     from gemma4_core.checkpoint.unserved import check_source
-    from gemma4_core.config import load_generation_config, read_context
+    from gemma4_core.config import load_generation_config
 
     context = read_context(folder)
     assert context.config is not None

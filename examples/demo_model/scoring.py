@@ -11,10 +11,10 @@ from tinygrad import Tensor
 
 from demo_model.rows import Maker, Recipe, Rows
 from gemma4_core.model import GemmaModel
+from gemma4_core.model.differentiable import hidden
 from gemma4_core.model.layers import matrix
-from gemma4_core.training.forward import hidden
-from gemma4_core.training.operations import operations_of
-from gemma4_core.training.step_graphs import Checked, fed, kept
+from gemma4_core.ops.differentiable import differentiable_operations
+from gemma4_core.training.step_graphs import CheckedBatch, device_inputs, graph_for
 from gemma4_plugins.commands.demo.pictures import EVERYTHING
 
 SCORE_SEED = 1_000_003
@@ -36,14 +36,14 @@ class Scorer:
         It does if and only if every target is the likeliest id after the right ids before it, so that one pass over
         question and answer tells.
         """
-        batch = Checked.of(self.model, rows.batch(self.maker.grid))
-        graph = kept(self.graphs, batch.shape, self._right, self.model, batch)
+        batch = CheckedBatch.of(self.model, rows.batch(self.maker.grid))
+        graph = graph_for(self.graphs, batch.shape, self._right, self.model, batch)
         return np.asarray(graph(batch.upload(self.model)).numpy())
 
     def _right(self, inputs: Mapping[str, Tensor]) -> Tensor:
         text, targets = self.model.text, inputs["targets"]
-        h = hidden(self.model, fed(self.model, inputs))
-        operations = operations_of(self.model)
+        h = hidden(self.model, device_inputs(self.model, inputs))
+        operations = differentiable_operations(self.model.operations)
         logits = operations.logits(h, matrix(text.embedding), text.config.final_logit_softcapping)
         wrong = (logits.argmax(-1) != targets) & (targets >= 0)  # [B, T]
         return (wrong.sum(1) == 0).contiguous().realize()

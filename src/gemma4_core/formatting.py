@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from pathlib import Path
 from typing import Any, TypeGuard
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -51,7 +50,7 @@ def shown(value: object, width: int = 80) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def shown_path(path: Path | str, width: int = 160) -> str:
+def shown_path(path: object, width: int = 160) -> str:
     """A path on one line; the middle of a long one is left out, so that its file name stays."""
     text = str(path)
     text = text.encode("unicode_escape", "surrogateescape").decode() if not text.isprintable() else text

@@ -9,40 +9,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor
 from tinygrad.dtype import DType
 
 from gemma4_core.checkpoint.adapted import adapted
-from gemma4_core.checkpoint.choose import loaded_bytes, open_checkpoint, run_dtype
+from gemma4_core.checkpoint.context import read_context
+from gemma4_core.checkpoint.dtypes import choose_dtype
 from gemma4_core.checkpoint.hub import resolve_folder
+from gemma4_core.checkpoint.opening import loaded_bytes, open_checkpoint
 from gemma4_core.checkpoint.progress import progress
-from gemma4_core.checkpoint.unserved import check_source, unserved_warning
-from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config, read_context
+from gemma4_core.checkpoint.unserved import unserved_warning
+from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config
 from gemma4_core.contracts import (
-    Context,
     DeviceSettings,
-    ModalityTower,
     ModelTransform,
     Option,
-    TensorInfo,
     WeightSource,
 )
-from gemma4_core.devices import activate
-from gemma4_core.errors import CheckpointError, Gemma4Warning, InputError, PluginError
+from gemma4_core.devices import activate, free_memory_bytes
+from gemma4_core.errors import CheckpointError, Gemma4Warning, InputError
 from gemma4_core.formatting import shown, shown_path
+from gemma4_core.generation.loaded_model import LoadedModel
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import portable
 from gemma4_core.plugins import registry
-from gemma4_core.plugins.options import check_options
+from gemma4_core.plugins.options import check_options, plugin_name
+from gemma4_core.processing.modalities import order_towers, select_modalities
 from gemma4_core.processing.processor import GemmaMultimodalProcessor
 from gemma4_core.text import render_process
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.weights import Weight
 
-RUN_DTYPES: dict[str, DType] = {"bfloat16": dtypes.bfloat16, "float32": dtypes.float32}
 PLE_PLACES = ("auto", "device", "host", "disk")
-TEXT = "text"
 
 
 def load_pretrained(
@@ -59,7 +58,7 @@ def load_pretrained(
     beam_seconds: float | None = None,
     options: Mapping[str, Any] | None = None,
     check: Callable[[GemmaMultimodalProcessor], None] | None = None,
-) -> GemmaModel:
+) -> LoadedModel:
     """Open a checkpoint folder, a hub name or an alias, and assemble a model that runs on a device. The folder of an
     adapter stands for the base that it names with the adapter applied.
 
@@ -74,23 +73,24 @@ def load_pretrained(
     options = {} if options is None else options
     check_options(options, declared_options())
     folder, options = with_base(folder_or_name, options)
-    context = read_context(folder)
-    assert context.config is not None and context.folder is not None
+    context = read_context(folder, plugin_name(format))
+    assert context.config is not None
     if ple not in PLE_PLACES:
         raise InputError(f"ple {shown(ple)}: choose one of {', '.join(PLE_PLACES)}")
     if max_context is not None and (
         isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
     ):
         raise InputError(f"max_context {shown(max_context)}: must be a whole number from 1")
-    template = ChatTemplate.load(context.folder)
+    template = ChatTemplate.load(context)
     if template is not None:
         render_process.start()  # it gets ready while plugins are imported
-    backend_tokenizer = registry.select("tokenizer", context, named(tokenizer))
-    generation_config = load_generation_config(context.folder, context.config)
-    chosen_format, source = open_checkpoint(context, named(format))
+    backend_tokenizer = registry.select("tokenizer", context, plugin_name(tokenizer))
+    generation_config = load_generation_config(context, context.config)
+    checkpoint = open_checkpoint(context, plugin_name(format))
+    source = checkpoint.weights
     try:
         wanted = select_modalities(source.towers, context, modalities)
-        unserved = check_source(context, source, wanted, modalities is not None)
+        unserved = checkpoint.check(wanted, modalities is not None)
         run_dtype = choose_dtype(dtype, source.infos, context.config)
         loaded_tokenizer = backend_tokenizer.load(context)
         processor = GemmaMultimodalProcessor(context, wanted, loaded_tokenizer, template, options)
@@ -105,21 +105,18 @@ def load_pretrained(
         operations = backend.operations() if backend.operations else portable()
         host = _host_table(source, context.config, target, run_dtype, ple)
         places, tensors = read_text(source, context.config, target, run_dtype, skip_ple=host is not None)
-        model = GemmaModel(
-            context, target, run_dtype, operations, places, tensors, generation_config, max_context, host
+        model = LoadedModel(
+            context, target, run_dtype, operations, places, tensors, max_context=max_context, ple_host=host,
+            known_specs=source.towers, stored_names=source.renamed, unserved=unserved, tokenizer=loaded_tokenizer,
+            template=template, processor=processor, generation_config=generation_config, options=options,
+            format_name=checkpoint.format.name, device_name=backend.name,
         )
-        model.known_specs, model.tokenizer, model.template = list(source.towers), loaded_tokenizer, template
-        model.stored_names, model.unserved = source.renamed, unserved
-        model.format_name, model.device_name = chosen_format.name, backend.name
         for spec in order_towers(wanted):
-            model.towers[spec.name] = spec.build(model, source)
-            model.tower_specs.append(spec)
-        model.transformed = bool(transforms)
+            model.add_tower(spec, spec.build(model, source))
         for transform in transforms:
             apply_transform(model, transform, options)
     finally:
-        source.close()
-    model.options, model.processor = dict(options), processor
+        checkpoint.close()
     model.load_seconds = time.perf_counter() - began
     if unserved and modalities is None:
         warnings.warn(unserved_warning(unserved, context), Gemma4Warning, stacklevel=2)
@@ -140,85 +137,18 @@ def with_base(name: str | Path, options: Mapping[str, Any]) -> tuple[Path, Mappi
 
 
 def apply_transform(model: GemmaModel, transform: ModelTransform, options: Mapping[str, Any]) -> None:
-    """Change a model, and take note of what then trains. Raises PluginError where two transforms bring such a part."""
+    """Change a model, and note which part of it then trains. Raises PluginError where two transforms bring one."""
+    model.transformed = True
     transform.apply(model, options)
     part = transform.trained_part(model, options) if transform.trained_part is not None else None
-    if part is None:
-        return
-    if model.trained_part is not None:
-        raise PluginError(f"transform {transform.name}: another one has said already what trains; use one at a time")
-    model.trained_part = part
+    if part is not None:
+        model.train_only(part, transform.name)
 
 
 def declared_options() -> list[Option]:
     """What modalities and transforms, whichever are installed, take in ``options``."""
     towers = [option for tower in registry.modalities.values() for option in tower.options]
     return towers + [option for transform in registry.transforms.values() for option in transform.options]
-
-
-def named(name: str | None) -> str | None:
-    """A plugin's name, or None for automatic choice. Raises InputError for what is no text."""
-    if name is not None and not isinstance(name, str):
-        raise InputError(f"{shown(name)}: a plugin is named by a text such as 'bf16', or None")
-    return None if name is None or name.lower() == "auto" else name
-
-
-def select_modalities(
-    known: Sequence[ModalityTower], context: Context, modalities: Sequence[str] | str | None
-) -> list[ModalityTower]:
-    """The towers to load: by name, or all of which those that they need are there too.
-
-    Raises PluginError for a name that no plugin has or that this config does not declare.
-    """
-    by_name = {spec.name.lower(): spec for spec in known}
-    if modalities is None:
-        return [spec for spec in known if all(need.lower() in by_name for need in spec.requires)]
-    names = modalities.split(",") if isinstance(modalities, str) else modalities
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"modalities {shown(modalities)}: must be names of modalities, such as ('text', 'vision')")
-    lowered = [name.strip().lower() for name in names if name.strip()]
-    for name in lowered:
-        if name == TEXT or name in by_name:
-            continue
-        if name in registry.modalities:
-            raise PluginError(
-                f"--modality {name}: the config in {context.folder} declares no {name}; "
-                f"it has {', '.join([TEXT, *by_name])}"
-            )
-        registry.select("modality", context, name)  # raises, naming what there is
-    wanted = [by_name[name] for name in dict.fromkeys(lowered) if name in by_name]
-    missing = [
-        need for spec in wanted for need in spec.requires if need.lower() not in lowered and need.lower() in by_name
-    ]
-    return wanted + [by_name[name.lower()] for name in dict.fromkeys(missing)]
-
-
-def order_towers(specs: Sequence[ModalityTower]) -> list[ModalityTower]:
-    """Towers such that each comes after those it requires. Raises PluginError where one is absent."""
-    ordered: list[ModalityTower] = []
-    waiting = list(specs)
-    while waiting:
-        built = {spec.name for spec in ordered}
-        ready = next((spec for spec in waiting if set(spec.requires) <= built), None)
-        if ready is None:
-            spec = waiting[0]
-            lacking = sorted(set(spec.requires) - built)
-            why = [f"; plugin {name} is {text}" for name, text in registry.unavailable().items() if name in lacking]
-            raise PluginError(f"modality {spec.name} needs {', '.join(lacking)}, which is not loaded{''.join(why)}")
-        ordered.append(ready)
-        waiting.remove(ready)
-    return ordered
-
-
-def choose_dtype(dtype: str | None, infos: Mapping[str, TensorInfo], config: GemmaConfig) -> DType:
-    """The run-time dtype: as asked, else ``run_dtype`` of the checkpoint."""
-    name = run_dtype(config, infos)
-    if dtype is not None:
-        name = str(dtype).removeprefix("dtypes.").removeprefix("torch.")
-        name = {"bf16": "bfloat16", "fp32": "float32", "float": "float32"}.get(name, name)
-    if name not in RUN_DTYPES:
-        raise InputError(f"dtype {dtype!r}: choose one of {', '.join(RUN_DTYPES)}")
-    return RUN_DTYPES[name]
 
 
 def read_text(
@@ -255,8 +185,6 @@ def _host_table(source: WeightSource, config: GemmaConfig, device: str, dtype: D
 
 def _too_large(source: WeightSource, device: str, dtype: DType) -> bool:
     """Whether the whole model with a tenth of slack exceeds the device's free memory (unknown: no)."""
-    from gemma4_core.devices import free_memory_bytes
-
     free = free_memory_bytes(device)
     need = sum(loaded_bytes(info, dtype.itemsize) for info in source.infos.values())
     return free is not None and need * 1.1 > free

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from gemma4_core.checkpoint.atomic import check_target, make_parents, swap, sync_folder, sync_tree, write_error
-from gemma4_core.checkpoint.choose import open_checkpoint
 from gemma4_core.checkpoint.contents import is_checkpoint, replaceable_checkpoint
+from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.convert import RUN_NAMES
-from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE, Shard
+from gemma4_core.checkpoint.dtypes import choose_dtype
 from gemma4_core.checkpoint.folder import copy_others, write_config
+from gemma4_core.checkpoint.folder_headers import INDEX_FILE, SINGLE_FILE
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.names import NamedSource
+from gemma4_core.checkpoint.opening import open_checkpoint
 from gemma4_core.checkpoint.rows import HostWeight
+from gemma4_core.checkpoint.shard import Shard
 from gemma4_core.checkpoint.temporary import lock, remove, restore, short_name, still_there, sweep
 from gemma4_core.checkpoint.unserved import check_stored
-from gemma4_core.config import expected_text_tensors, ignorable, read_context
+from gemma4_core.config import expected_text_tensors, ignorable
 from gemma4_core.errors import CheckpointError, InputError
 from gemma4_core.formatting import shown, shown_path
 from gemma4_core.plugins import registry
@@ -73,8 +76,6 @@ def quantize(source: str | Path, target: str | Path, format: str = "int8", overw
     if chosen.save is None:
         raise InputError(f"--format {shown(format)} can be read, not written")
     context = read_context(resolve_folder(source))
-    from gemma4_core.loading import choose_dtype
-
     assert context.config is not None
     check_out(context, target, overwrite)
     with opened(context) as source_weights:
@@ -142,7 +143,7 @@ def done_before(target: Path, format: str) -> bool:
 def opened(context: Context) -> Iterator[NamedSource]:
     """The source's weights, checked against its config. Raises CheckpointError for quantised ones."""
     assert context.folder is not None and context.config is not None
-    source = open_checkpoint(context)[1]
+    source = open_checkpoint(context).weights
     try:
         packed = next((name for name, info in source.infos.items() if info.dtype not in RUN_NAMES.values()), None)
         if packed is not None:

@@ -84,10 +84,10 @@ def test_tables() -> None:
 
 
 def test_whose_kernels_run_is_told(moe: GemmaModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert moe.engine.taken_over(moe.make_cache().reserve(moe, 1, 8)) == ("decode", "prefill")
+    assert moe.engine.device_steps(moe.make_cache().reserve(moe, 1, 8)) == ("decode", "prefill")
     monkeypatch.setenv("GEMMA4_KERNELS", "portable")
     plain = load_pretrained(MOE, device="cpu")
-    assert plain.engine.taken_over(plain.make_cache().reserve(plain, 1, 8)) == ()
+    assert plain.engine.device_steps(plain.make_cache().reserve(plain, 1, 8)) == ()
     found = bench_report(plain, speed.Speed([speed.Result(7, 0, 0, (3.0, 5.0))]))
     assert found["kernels_for"] == {"prefill": "portable", "decode": "portable"} and found["score"] == 4.0
 

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.random_weights import write_random_checkpoint
-from gemma4_core.config import MODELS, preset_config, read_context
+from gemma4_core.config import MODELS, preset_config
 from gemma4_core.text.tiny import copy_tiny_tokenizer
 from gemma4_plugins.commands.doctor import command
 from gemma4_plugins.commands.doctor import machine as doctor

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gemma4_core import registry
+from gemma4_core.checkpoint.context import read_context
 from gemma4_core.config import (
     MODELS,
     PRESETS,
@@ -26,7 +27,6 @@ from gemma4_core.config import (
     preset_config,
     preset_dict,
     preset_of,
-    read_context,
 )
 from gemma4_core.config.models import FAMILIES, Family, Model
 from gemma4_core.config.text import FULL, SLIDING

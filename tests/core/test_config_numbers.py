@@ -14,7 +14,8 @@ from cli_tools import SOURCE
 from train_tools import write_checkpoint
 
 from gemma4_core import Gemma4Error, build_optimizer, load_pretrained, save_training_checkpoint
-from gemma4_core.config import load_generation_config, preset_config, read_context
+from gemma4_core.checkpoint.context import read_context
+from gemma4_core.config import load_generation_config, preset_config
 from gemma4_core.formatting import is_number
 from gemma4_plugins.modalities.audio.processor import read_settings
 from gemma4_plugins.modalities.vision.preprocess import read_grid

@@ -11,7 +11,7 @@ import pytest
 from foreign_folders import DATA, Stored, Tensors, changed, other, read
 
 from gemma4_core import CheckpointError, load_pretrained, save_training_checkpoint
-from gemma4_core.config import read_context
+from gemma4_core.checkpoint.context import read_context
 from gemma4_core.quantize import quantize
 from gemma4_plugins.commands.doctor.verification import check_files
 

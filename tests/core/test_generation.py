@@ -15,7 +15,7 @@ from reference_data import load
 from tinygrad import Tensor, TinyJit
 
 from gemma4_core import Gemma4Error, GemmaCache, load_pretrained
-from gemma4_core.generation.tokens import Generation, Sampling, prepare, run
+from gemma4_core.generation.tokens import Generation, Sampling, check_prompt, run
 from gemma4_core.model import GemmaModel
 from gemma4_core.ops.sampling import SamplingState, sample
 
@@ -43,8 +43,8 @@ def answer(
     model: GemmaModel, prompt: list[int], cache: GemmaCache | None = None, **options: Any
 ) -> tuple[list[int], Generation]:
     progress = Generation()
-    prepared = prepare(model, prompt, NEW, cache, {})
-    tokens = [token.id for token in run(model, prepared, Sampling(**options), (), progress)]
+    checked = check_prompt(model, prompt, NEW, cache, {})
+    tokens = [token.id for token in run(model.engine, checked, Sampling(**options), (), progress)]
     return tokens, progress
 
 

@@ -11,7 +11,7 @@ from tinygrad import Tensor
 
 from gemma4_core import GemmaCache, load_pretrained
 from gemma4_core.engine.engine import Engine
-from gemma4_core.generation.tokens import Generation, Sampling, prepare, run
+from gemma4_core.generation.tokens import Generation, Sampling, check_prompt, run
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.cache import Storage
 
@@ -62,7 +62,7 @@ def queued(log: list[tuple[str, int]]) -> GemmaModel:
         patch.setenv("GEMMA4_KERNELS", "portable")
         model = load_pretrained(load("e2b").folder, device="cpu", dtype="float32")
     model.operations = dataclasses.replace(
-        model.operations, decode_step=lambda engine, storage, sampled: Queued(engine, storage, log), run_ahead=AHEAD
+        model.operations, decode_step=lambda view, storage, sampled: Queued(model.engine, storage, log), run_ahead=AHEAD
     )
     return model
 
@@ -71,7 +71,8 @@ def answer(
     model: GemmaModel, prompt: list[int], stops: tuple[int, ...] = (), cache: GemmaCache | None = None
 ) -> tuple[list[int], Generation]:
     progress = Generation()
-    tokens = [t.id for t in run(model, prepare(model, prompt, NEW, cache, {}), Sampling(), stops, progress)]
+    checked = check_prompt(model, prompt, NEW, cache, {})
+    tokens = [t.id for t in run(model.engine, checked, Sampling(), stops, progress)]
     return tokens, progress
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma4_core.engine.engine import Chunk, Engine
+from gemma4_core.engine.engine import Engine
 from gemma4_core.model.ids import block_ends, split
 from gemma4_core.ops import portable
+from gemma4_core.ops.steps import Chunk
 
 
 @pytest.mark.parametrize(
@@ -38,9 +39,9 @@ def test_a_device_takes_blocks_up_to_its_own_length(
 
     model: Any = Model()
     step: Any = lambda *given: taken.append(True)  # noqa: E731
-    model.operations = replace(portable(), prefill=lambda engine, storage: step, prefill_both_ways=longest)
-    engine = object.__new__(Engine)
-    engine.model = model
+    model.operations = replace(portable(), prefill=lambda view, storage: step, prefill_both_ways=longest)
+    engine: Any = object.__new__(Engine)
+    engine.model = engine.view = model
     monkeypatch.setattr(Engine, "append_portable", lambda *given: taken.append(False))
     cache: Any = Model()
     cache.length, cache.reserve, cache.note = 0, lambda *given: None, lambda signature: None

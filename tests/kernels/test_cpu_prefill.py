@@ -10,9 +10,10 @@ from wide_model import CONFIG, IDS
 
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
-from gemma4_core.engine.engine import Chunk, Engine
+from gemma4_core.engine.engine import Engine
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.ids import split
+from gemma4_core.ops.steps import Chunk
 from gemma4_core.quantize import quantize
 from gemma4_plugins.devices.cpu.kernels import text
 from gemma4_plugins.devices.cpu.kernels.amx import permitted

@@ -76,7 +76,7 @@ def test_a_soak_compares_its_cache_with_single_operations(
 def test_drawn_tokens_are_read_like_greedy_ones(emulated: None) -> None:
     model = cuda_check.model_of("small")
     storage = cuda_check.filled(model, 40)
-    drawing = step.decode_step(model.engine, storage, True)
+    drawing = step.decode_step(model.engine.view, storage, True)
     assert isinstance(drawing, step.CudaStep) and drawing.ahead == step.AHEAD
     upload = lambda array: Tensor(array, device="CPU").contiguous().realize()  # noqa: E731
     arrays = (np.array([1, 8, 0.9, 0, 1.1], np.float32), np.array([3], np.uint32), np.zeros((1, 192), np.bool_))
@@ -93,18 +93,18 @@ def test_drawn_tokens_are_read_like_greedy_ones(emulated: None) -> None:
 
 def test_the_token_after_a_prompt_is_drawn_by_the_kernel(emulated: None) -> None:
     model = cuda_check.model_of("small")
-    greedy = step.decode_step(model.engine, cuda_check.filled(model, 40), False)
+    greedy = step.decode_step(model.engine.view, cuda_check.filled(model, 40), False)
     assert isinstance(greedy, step.CudaStep)
     upload = lambda array: Tensor(array, device="CPU").contiguous().realize()  # noqa: E731
     arrays = (np.array([1, 8, 0.9, 0, 1.1], np.float32), np.array([5], np.uint32), np.zeros((1, 192), np.bool_))
     ours, theirs = (SamplingState(*map(upload, arrays)) for _ in range(2))
     finished = greedy.finish(upload(np.array([[7]], np.int32)), 20)
     expected = model.engine.choose(finished.logits, 21, theirs)
-    token, logprob = finished.choose(model.engine, 21, ours)
+    token, logprob = finished.choose(model.engine.view, 21, ours)
     assert greedy.chooser is not None
     assert token.item() == expected[0].item() and logprob.item() == pytest.approx(expected[1].item(), abs=1e-4)
     assert (ours.seen.numpy() == theirs.seen.numpy()).all() and ours.seen.numpy().sum() == 1
-    assert finished.choose(model.engine, 21, None)[0].item() == finished.logits.numpy().argmax()
+    assert finished.choose(model.engine.view, 21, None)[0].item() == finished.logits.numpy().argmax()
 
 
 @pytest.mark.parametrize("name", ["small", "small@int8"])
@@ -117,7 +117,7 @@ def test_per_layer_rows_may_come_from_the_host(name: str, emulated: None) -> Non
         if on_host:
             read = lambda ids: table.matrix.rows(Tensor(ids, device="CPU")).float().numpy()  # noqa: E731
             model.ple_host, model.text.ple_table = HostTable(read, "CPU", dtypes.bfloat16), None
-        taken = step.decode_step(model.engine, model.pool.take(model, 1, 8), True)
+        taken = step.decode_step(model.engine.view, model.pool.take(model, 1, 8), True)
         assert isinstance(taken, step.CudaStep)
         found.append(cuda_check.step_logits(taken, token, 0))
     assert np.isfinite(found[0]).all() and (found[0] == found[1]).all()

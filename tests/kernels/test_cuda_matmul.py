@@ -16,8 +16,8 @@ from tinygrad.helpers import Context
 from tinygrad.uop.ops import Ops, UOp
 
 from gemma4_core.ops.attention import KeyValues
-from gemma4_core.training.multiply import made, multiplied
-from gemma4_core.training.operations import training_operations
+from gemma4_core.ops.differentiable import training_operations
+from gemma4_core.ops.multiply import made, multiplied
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.devices.cuda.kernels import dynamic
 from gemma4_plugins.devices.cuda.kernels import matmul as cuda

@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.checkpoint import CheckpointFiles, write_random_checkpoint
-from gemma4_core.checkpoint.choose import select_format
+from gemma4_core.checkpoint.context import folder_context, read_context
 from gemma4_core.checkpoint.convert import bfloat16_bits, convert, float32_values
-from gemma4_core.config import read_context
+from gemma4_core.checkpoint.opening import select_format
 from gemma4_core.contracts import Context, DeviceSettings
 from gemma4_core.devices import activate
 from gemma4_core.errors import CheckpointError, PluginError
@@ -48,7 +48,7 @@ def bits(tensor: Tensor) -> np.ndarray:
 def plain_folder(folder: Path, arrays: dict[str, np.ndarray], config: dict[str, Any] | None = None) -> Context:
     folder.mkdir(exist_ok=True)
     save_file(arrays, folder / "model.safetensors")
-    return Context(folder, None, config or {})
+    return folder_context(folder, None, config)
 
 
 # ---------------------------------------------------------------------------------------------------- matching
@@ -59,20 +59,21 @@ def test_it_comes_through_its_entry_point_and_matches(folder: Path) -> None:
 
 
 def test_damaged_and_empty_folders_are_its_to_report(folder: Path, tmp_path: Path) -> None:
-    empty = Context(tmp_path, None, {})
+    empty = folder_context(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    assert bf16.matches(empty)
+    assert not bf16.matches(empty)
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
         bf16.open_plain(empty)
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
-    assert bf16.matches(empty)
+    damaged = folder_context(tmp_path)
+    assert bf16.matches(damaged)
     with pytest.raises(CheckpointError, match="ends at byte"):
-        bf16.open_plain(empty)
+        bf16.open_plain(damaged)
 
 
 def test_weights_of_other_kinds_are_left_to_others(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"x")
-    assert not bf16.matches(Context(tmp_path, None, {}))
+    assert not bf16.matches(folder_context(tmp_path))
     assert not bf16.matches(Context())
     packed = plain_folder(tmp_path / "int8", {"w": np.zeros((2, 2), np.int8), "v": np.zeros(2, np.float32)})
     assert not bf16.matches(packed)
@@ -82,22 +83,22 @@ def test_weights_of_other_kinds_are_left_to_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("marker", ["quantization_config", "quantization"])
 def test_quantised_folders_are_refused_by_name(folder: Path, marker: str) -> None:
-    context = Context(folder, None, {marker: {"quant_method": "bitsandbytes"}})
+    context = folder_context(folder, None, {marker: {"quant_method": "bitsandbytes"}})
     assert not bf16.matches(context)
     with pytest.raises(CheckpointError, match=f"{marker} is .*bitsandbytes"):
         bf16.open_plain(context)
-    assert bf16.matches(Context(folder, None, {marker: None}))
+    assert bf16.matches(folder_context(folder, None, {marker: None}))
 
 
 def test_no_format_says_how_the_weights_are_stored(folder: Path, tmp_path: Path) -> None:
     assert select_format(read_context(folder)).name == "bf16"
-    marked = Context(folder, None, {"quantization_config": {"quant_method": "bitsandbytes"}})
+    marked = folder_context(folder, None, {"quantization_config": {"quant_method": "bitsandbytes"}})
     with pytest.raises(PluginError, match="bitsandbytes") as caught:
         select_format(marked)
     assert "BF16" in str(caught.value) and len(str(caught.value)) < 500
     (tmp_path / "model.gguf").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"model\.gguf.*convert it"):
-        select_format(Context(tmp_path, None, {}))
+        select_format(folder_context(tmp_path))
     with pytest.raises(PluginError, match="nope"):
         select_format(marked, "nope")
 

@@ -83,7 +83,7 @@ def test_kernels_compute_int8_in_place_as_the_portable_form_does(
     assert model.format_name == "int8" and all(map(supported, held))
     assert all(isinstance(matrix, Int8Matrix | Int8Stack) for matrix in held)
     prompt, cache = [5, 6, 7, 8, 9], model.make_cache()
-    assert model.engine.taken_over(cache.reserve(model, 1, 6)) == ("decode", "prefill")
+    assert model.engine.device_steps(cache.reserve(model, 1, 6)) == ("decode", "prefill")
     parts = [*model.stream_generate(prompt_tokens=prompt, max_new_tokens=8, stop_ids=())]
     answer = [(part.token, part.logprob) for part in parts if part.token is not None]
     ids = prompt + [token for token, _ in answer]

@@ -22,7 +22,7 @@ from training_tools import quick, snapshot
 
 from gemma4_core import ModelTransform, Option, TrainedPart, hookimpl, load_pretrained, registry
 from gemma4_core.errors import CheckpointError
-from gemma4_core.model import GemmaModel
+from gemma4_core.generation.loaded_model import LoadedModel
 from gemma4_core.training.log import COLUMNS, CsvLog, read_log
 from gemma4_core.training.run_folder import RunFolder
 from gemma4_plugins.commands.train import report as train_report
@@ -44,7 +44,7 @@ def straight(place: Place) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Six steps without a stop, with everything on the way."""
     output = place.folder / "straight"
     with quick(), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(GemmaModel, "stream_generate", lambda self, asked, **options: parts(f"{asked} {options}"))
+        patched.setattr(LoadedModel, "stream_generate", lambda self, asked, **options: parts(f"{asked} {options}"))
         summary = place.train(
             output, "--steps", 6, "--save-every", 2, "--validation", "0.2", "--eval-every", 3,
             "--sample-prompt", "One?", "--sample-tokens", 2, "--schedule", "cosine", "--warmup", 2,

@@ -15,6 +15,7 @@ from PIL import Image
 from gemma4_core import Gemma4Error, GemmaMultimodalProcessor
 from gemma4_core.config import preset_dict
 from gemma4_core.formatting import shown_path
+from gemma4_core.model.ids import padded_length
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.text.tiny import TINY_MEDIA_IDS, TINY_STOP_IDS, TINY_TEXT_IDS, TINY_VOCAB_SIZE, copy_tiny_tokenizer
 from gemma4_core.training.batch import IGNORED
@@ -23,7 +24,6 @@ from gemma4_core.training.data import (
     Encoding,
     Example,
     modalities_of,
-    padded_length,
     read_examples,
     read_records,
 )

@@ -11,15 +11,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gemma4_core.checkpoint.atomic import atomic_file, atomic_folder
     from gemma4_core.checkpoint.check import check_tensors
-    from gemma4_core.checkpoint.choose import open_checkpoint
     from gemma4_core.checkpoint.contents import replaceable_adapter
+    from gemma4_core.checkpoint.context import read_context
     from gemma4_core.checkpoint.convert import STORED, float32_values
-    from gemma4_core.checkpoint.files import CheckpointFiles, Shard
+    from gemma4_core.checkpoint.files import CheckpointFiles
     from gemma4_core.checkpoint.header import Entry
     from gemma4_core.checkpoint.hub import LAST, resolve_folder
+    from gemma4_core.checkpoint.opening import open_checkpoint
     from gemma4_core.checkpoint.progress import Silent
     from gemma4_core.checkpoint.random_weights import write_random_checkpoint
     from gemma4_core.checkpoint.rows import HostWeight
+    from gemma4_core.checkpoint.shard import Shard
     from gemma4_core.checkpoint.unserved import check_stored
     from gemma4_core.checkpoint.writer import Planned, write_file, write_shards
 
@@ -38,6 +40,7 @@ __all__ = [
     "check_tensors",
     "float32_values",
     "open_checkpoint",
+    "read_context",
     "replaceable_adapter",
     "resolve_folder",
     "write_file",
@@ -48,15 +51,17 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(__name__, {
     "atomic": "atomic_file atomic_folder",
     "check": "check_tensors",
-    "choose": "open_checkpoint",
+    "context": "read_context",
     "contents": "replaceable_adapter",
     "convert": "STORED float32_values",
-    "files": "CheckpointFiles Shard",
+    "files": "CheckpointFiles",
     "header": "Entry",
     "hub": "LAST resolve_folder",
+    "opening": "open_checkpoint",
     "progress": "Silent",
     "random_weights": "write_random_checkpoint",
     "rows": "HostWeight",
+    "shard": "Shard",
     "unserved": "check_stored",
     "writer": "Planned write_file write_shards",
 })  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
+from gemma4_core.checkpoint.folder_headers import INDEX_FILE, SINGLE_FILE
 from gemma4_core.errors import CheckpointError
 from gemma4_core.formatting import shown_path
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gemma4_core.config.files import read_json
+from gemma4_core.contracts import Context
 from gemma4_core.errors import Gemma4Error
 
 SIDE_FILES = frozenset((
@@ -58,6 +59,15 @@ def is_checkpoint(folder: Path) -> bool:
     if not (folder / CONFIG).is_file():
         return False
     return any(folder.glob("*.safetensors")) or any((folder / name).is_file() for name in listed_files(folder))
+
+
+def weight_files(context: Context) -> list[Path]:
+    """The files of a checkpoint's weights: the single file, or those of the folder by their names."""
+    if context.folder is None:
+        return [] if context.path is None else [context.path]
+    named = [context.folder / name for name in sorted(listed_files(context.folder))]
+    found = dict.fromkeys([*sorted(context.folder.glob("*.safetensors")), *named])
+    return [path for path in found if path.is_file()]
 
 
 def foreign_files(folder: Path, own: Iterable[str] = ()) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gemma4_core.checkpoint.adapted import refuse_adapter
 from gemma4_core.checkpoint.contents import CONFIG, SIDE_FILES
-from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
+from gemma4_core.checkpoint.folder_headers import INDEX_FILE, SINGLE_FILE
 from gemma4_core.config.models import MODELS, TUNED
 from gemma4_core.errors import CheckpointError
 from gemma4_core.formatting import shown, shown_path

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma4_core.checkpoint.convert import STORED, float32_values, narrow
-from gemma4_core.checkpoint.files import StoredRows
 from gemma4_core.checkpoint.rows import BLOCK
+from gemma4_core.checkpoint.shard import StoredRows
 from gemma4_core.config import GemmaConfig, expected_text_tensors, is_derived, is_head, released_name
 from gemma4_core.contracts import ModalityTower, TensorInfo, WeightSource
 from gemma4_core.errors import CheckpointError

@@ -35,7 +35,7 @@ def check_source(
             or two copies of a tensor differ.
     """
     assert context.config is not None
-    where = shown_path(context.folder or "checkpoint")
+    where = shown_path(context.path or "checkpoint")
     try:
         unserved = compare(context.config, source, wanted, chosen, where)
     except CheckpointError as fault:

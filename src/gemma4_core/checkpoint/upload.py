@@ -16,8 +16,8 @@ from tinygrad import Device, Tensor, dtypes
 from tinygrad.device import Buffer
 
 from gemma4_core.checkpoint.convert import STORED, convert
-from gemma4_core.checkpoint.files import Shard
 from gemma4_core.checkpoint.header import ITEMSIZE, Entry
+from gemma4_core.checkpoint.shard import Shard
 from gemma4_core.errors import DeviceError
 from gemma4_core.formatting import shown
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gemma4_core.checkpoint.atomic import NoRoom
-from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE
+from gemma4_core.checkpoint.folder_headers import INDEX_FILE, SINGLE_FILE
 from gemma4_core.checkpoint.header import ITEMSIZE
 from gemma4_core.checkpoint.progress import Progress, progress
 from gemma4_core.errors import CheckpointError

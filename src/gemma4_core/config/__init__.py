@@ -4,7 +4,7 @@ from gemma4_core.config.dump import config_dict
 from gemma4_core.config.files import CONFIG_LIMIT, read_json
 from gemma4_core.config.generation import GenerationConfig, load_generation_config
 from gemma4_core.config.models import MODELS
-from gemma4_core.config.outer import GemmaConfig, load_config, parse_config, read_context
+from gemma4_core.config.outer import GemmaConfig, load_config, parse_config
 from gemma4_core.config.presets import PRESETS, preset_config, preset_dict, preset_of
 from gemma4_core.config.section import Section
 from gemma4_core.config.tensors import (
@@ -39,7 +39,6 @@ __all__ = [
     "preset_config",
     "preset_dict",
     "preset_of",
-    "read_context",
     "read_json",
     "released_name",
 ]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gemma4_core.contracts import SideFile
 from gemma4_core.errors import ConfigError, Gemma4Error
 from gemma4_core.formatting import shown, shown_path
 
@@ -21,9 +22,13 @@ ITEM_LIMIT = 1 << 20
 """Values in a JSON file: parsing so many takes half a second and 150 MB. 30 000 tensors of a header have 270 000."""
 
 
-def read_bytes(path: Path, limit: int = JSON_LIMIT, error: type[Gemma4Error] = ConfigError) -> bytes:
+def read_bytes(path: Path | SideFile, limit: int = JSON_LIMIT, error: type[Gemma4Error] = ConfigError) -> bytes:
     """The whole of a regular file of at most ``limit`` bytes. Raises ``error`` naming the file."""
     where = shown_path(path)
+    if isinstance(path, SideFile):
+        if len(path.data) > limit:
+            raise error(f"{where} is larger than {limit >> 20} MiB, which no such part of a checkpoint is")
+        return path.data
     try:
         found = os.stat(path)
         # a pipe or device of this name would block or never end
@@ -43,7 +48,7 @@ def read_bytes(path: Path, limit: int = JSON_LIMIT, error: type[Gemma4Error] = C
     raise error(f"{where} is larger than {limit >> 20} MiB, which no such file of a checkpoint is; fetch it again")
 
 
-def read_json(path: Path, limit: int = JSON_LIMIT, error: type[Gemma4Error] = ConfigError) -> dict[str, Any]:
+def read_json(path: Path | SideFile, limit: int = JSON_LIMIT, error: type[Gemma4Error] = ConfigError) -> dict[str, Any]:
     """The JSON object in a file. Raises ``error`` naming the file, and the line and column or the key of a fault."""
     return parse_object(read_bytes(path, limit, error), shown_path(path), error)
 

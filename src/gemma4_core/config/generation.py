@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from gemma4_core.config.files import CONFIG_LIMIT, read_json
 from gemma4_core.config.outer import GemmaConfig
 from gemma4_core.config.section import Section
 from gemma4_core.config.text import LARGEST_VOCABULARY
+from gemma4_core.contracts import Context
 from gemma4_core.formatting import is_number, shown_path
 
 GENERATION_FILE = "generation_config.json"
@@ -31,13 +31,14 @@ class GenerationConfig:
     suppress_tokens: tuple[int, ...] = ()
 
 
-def load_generation_config(folder: Path | str, config: GemmaConfig) -> GenerationConfig:
-    """The folder's generation_config.json; what it leaves out, or its absence, is filled from the config.
+def load_generation_config(checkpoint: Context | Path | str, config: GemmaConfig) -> GenerationConfig:
+    """A checkpoint's generation_config.json; what it leaves out, or its absence, is filled from the config.
 
     Raises ConfigError naming key and value.
     """
-    path = Path(folder) / GENERATION_FILE
-    if not os.path.lexists(path):
+    context = checkpoint if isinstance(checkpoint, Context) else Context(Path(checkpoint))
+    path = context.file(GENERATION_FILE)
+    if path is None:
         return GenerationConfig(config.eos_token_ids, config.pad_token_id, config.bos_token_id)
     section = Section(read_json(path, CONFIG_LIMIT), shown_path(path))
     vocabulary = config.text_config.vocab_size

@@ -11,7 +11,6 @@ from gemma4_core.config.files import CONFIG_LIMIT, read_json
 from gemma4_core.config.models import FAMILIES, official_sizes
 from gemma4_core.config.section import Section
 from gemma4_core.config.text import LARGEST_VOCABULARY, TextConfig, parse_text
-from gemma4_core.contracts import Context
 from gemma4_core.errors import ConfigError
 from gemma4_core.formatting import shown, shown_path
 
@@ -79,12 +78,6 @@ class GemmaConfig:
 def load_config(folder: Path | str) -> GemmaConfig:
     """The config of a checkpoint folder. Raises ConfigError in one line for whatever is wrong with it."""
     return parse_config(read_raw_config(folder), shown_path(Path(folder) / CONFIG_FILE))
-
-
-def read_context(folder: Path | str) -> Context:
-    """A folder with its config parsed, as plugins get to see it. Raises ConfigError."""
-    raw = read_raw_config(folder)
-    return Context(Path(folder), parse_config(raw, shown_path(Path(folder) / CONFIG_FILE)), raw)
 
 
 def read_raw_config(folder: Path | str) -> dict[str, Any]:

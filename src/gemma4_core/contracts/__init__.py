@@ -4,9 +4,9 @@ A description is cheap to make and opens nothing; the work is in its factories, 
 is needed. The protocols beside them say what a factory must return.
 """
 
-from gemma4_core.contracts.context import Context, Matches, Option, always
+from gemma4_core.contracts.context import Context, Headers, Matches, Option, SideFile, TensorInfo, always
 from gemma4_core.contracts.devices import DeviceBackend, DeviceSettings, Staging
-from gemma4_core.contracts.formats import CheckpointFormat, TensorInfo, WeightSource
+from gemma4_core.contracts.formats import CheckpointFormat, CheckpointMetadata, WeightSource
 from gemma4_core.contracts.kinds import KINDS, Description
 from gemma4_core.contracts.modalities import MediaProcessor, ModalityTower, PreparedMedia, Tower
 from gemma4_core.contracts.optimizers import Optimizer, OptimizerBackend
@@ -16,10 +16,12 @@ from gemma4_core.contracts.transforms import ModelTransform, TrainedPart
 __all__ = [
     "KINDS",
     "CheckpointFormat",
+    "CheckpointMetadata",
     "Context",
     "Description",
     "DeviceBackend",
     "DeviceSettings",
+    "Headers",
     "Matches",
     "MediaProcessor",
     "ModalityTower",
@@ -28,6 +30,7 @@ __all__ = [
     "OptimizerBackend",
     "Option",
     "PreparedMedia",
+    "SideFile",
     "Staging",
     "StreamDecoder",
     "TensorInfo",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gemma4_core.contracts.context import Context, Matches, always
+from gemma4_core.contracts.context import Context, Matches, TensorInfo, always
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,19 +16,8 @@ if TYPE_CHECKING:
     from gemma4_core.weights import ExpertStack, Matrix
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor of a checkpoint as its header declares it."""
-
-    dtype: str
-    """The safetensors name of the *logical* dtype: BF16, F16, F32, I8, …"""
-    shape: tuple[int, ...]
-    nbytes: int
-    """Bytes that it takes in the file, scales and the like included."""
-
-
 class WeightSource(Protocol):
-    """An open checkpoint folder: headers are read and validated, no tensor data yet."""
+    """An open checkpoint: headers are read and validated, no tensor data yet."""
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -52,15 +41,32 @@ class WeightSource(Protocol):
 
 
 @dataclass(frozen=True)
+class CheckpointMetadata:
+    """What a format's own file says beside the weights, where a checkpoint has no config.json."""
+
+    raw_config: Mapping[str, Any]
+    """The object of config.json."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """The content of files that a folder would have beside it, by name: tokenizer.json, tokenizer_config.json,
+    chat_template.jinja, generation_config.json, …; they become ``Context.side_files``."""
+    tokenizer_source: Any = None
+    """What a tokenizer backend of the same package builds its tokenizer from; becomes ``Context.tokenizer_source``."""
+
+
+@dataclass(frozen=True)
 class CheckpointFormat:
-    """A way to store weights. Give ``matches`` that looks at the folder's manifest: config.json and file headers."""
+    """A way to store weights. ``matches`` looks at the folder's config.json and headers (``Context.tensors``), or at
+    the single file (``Context.path``, where ``Context.folder`` is None)."""
 
     name: str
     summary: str
     open: Callable[[Context], WeightSource]
-    """Open a folder lazily. Raises CheckpointError for damaged files, naming file and tensor."""
+    """Open a checkpoint lazily. Raises CheckpointError for damaged files, naming file and tensor."""
     save: Callable[[Iterable[tuple[str, Matrix | ExpertStack | Tensor]], Path, Context], None] | None = None
     """Write tensors under their full names into an existing empty folder, as ``*.safetensors`` and what else the
     format's manifest needs; the core writes config and tokenizer files and swaps the folder in."""
     matches: Matches = always
     priority: int = 0
+    metadata: Callable[[Context], CheckpointMetadata] | None = None
+    """Read config, tokenizer and template out of the format's own file, for a checkpoint without config.json. The
+    context has only ``path``, and ``folder`` where it is one. Raises CheckpointError."""

@@ -6,7 +6,7 @@ capacity captures and compiles nothing. Tokens stay on the device between steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,28 +15,20 @@ from tinygrad import Tensor, UOp, dtypes
 from tinygrad.dtype import DType
 
 from gemma4_core.engine.graph_cache import KeptGraphs, may_be_kept
-from gemma4_core.engine.step_result import Finished
+from gemma4_core.engine.view import ModelView
 from gemma4_core.model.cache import GemmaCache, Storage
-from gemma4_core.model.media import put_soft
+from gemma4_core.model.ids import split
+from gemma4_core.model.media import PlacedPrompt, put_soft
+from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.spans import ChunkSpan, TokenSpan
 from gemma4_core.ops import LAYER_KERNELS
 from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.ops.sampling import SamplingState
+from gemma4_core.ops.steps import Chunk, PrefillResult
 from gemma4_core.processing.tower_graphs import put_rows
 
 if TYPE_CHECKING:
-    from gemma4_core.model.model import GemmaModel
-
-DecodeStep = Callable[[Tensor, int, SamplingState | None], tuple[Tensor, Tensor]]
-"""Token ids int32 ``[B, 1]`` and the position they take, to the next ids and their log-probabilities.
-
-A step may have an attribute ``ahead``: how many further steps may be queued before this one's result is read. Its
-results then have a method ``read() -> (id, log-probability)`` that waits for this step and no later one.
-"""
-
-ChunkStep = Callable[["Chunk", int, Tensor | None, bool, bool], Tensor | Finished]
-"""A chunk of one row, its first position, soft tokens ``[N, H]``, whether every row's hidden state is wanted
-(``[1, n, H]`` comes back), and else whether the last row's logits are."""
+    from gemma4_core.contracts.steps import ChunkStep, DecodeStep
 
 HEAD_ROWS = 128
 """Positions whose logits one graph makes."""
@@ -51,21 +43,38 @@ def first_position(storage: Storage, position: int) -> UOp:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Positions to append in one go: ids ``[B, n]`` with the pad id where soft tokens stand, and what replaces them."""
+class ChunkInputs:
+    """The tensors that a chunk's graph takes; those that a model has no use for are None."""
 
-    ids: np.ndarray
-    soft: np.ndarray | None = None
-    """int32 ``[B, n]``: row of ``soft_tokens`` for each position, -1 for text; None without media."""
-    blocks: np.ndarray | None = None
-    """int32 ``[B, n]``: media block of each position, -1 for text; None where no block is bidirectional."""
-    signature: Sequence[int] = ()
-    """What the cache records of row 0: ids, and content hashes at soft positions."""
+    ids: Tensor
+    """int32 ``[B, T]``, the pad id where a soft token stands."""
+    ple_rows: Tensor | None = None
+    """``[B, T, layers * P]`` where the per-layer table is not on the device."""
+    soft_rows: Tensor | None = None
+    """``[B, T, H]``: the soft token at each position, anything for text."""
+    is_soft: Tensor | None = None
+    """int32 ``[B, T]``: 1 at soft tokens."""
+    blocks: Tensor | None = None
+    """int32 ``[B, T]``: media block, -1 elsewhere."""
 
-    @property
-    def sees_both_ways(self) -> bool:
-        """Whether tokens of a media block see those behind them."""
-        return self.blocks is not None and bool((self.blocks >= 0).any())
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """The tensors that a decode step's graph takes."""
+
+    token: Tensor
+    """int32 ``[B, 1]``."""
+    ple_rows: Tensor | None = None
+    """``[B, 1, layers * P]`` where the per-layer table is not on the device."""
+    params: Tensor | None = None
+    seed: Tensor | None = None
+    seen: Tensor | None = None
+    """The sampling state's; None for a greedy step."""
+
+
+def tensors(inputs: ChunkInputs | TokenInputs) -> dict[str, Tensor]:
+    """The inputs that are there, as tinygrad's graphs take them: by name, in one dictionary."""
+    return {name: tensor for name, tensor in vars(inputs).items() if tensor is not None}
 
 
 class Engine:
@@ -74,8 +83,40 @@ class Engine:
     def __init__(self, model: GemmaModel) -> None:
         self.model = model
         self.vocab = model.config.text_config.vocab_size
+        self.view = ModelView(model, self)
+        """What devices get of this engine and its model."""
 
     # ------------------------------------------------------------------------------------------- prefill
+
+    def append_prompt(self, cache: GemmaCache, placed: PlacedPrompt, skip: int = 0) -> Tensor | PrefillResult:
+        """Append a prompt from position ``skip`` on, chunk by chunk; the last position's hidden state ``[B, 1, H]``, or
+        what the device made of it."""
+        total, hidden = placed.ids.shape[1], None
+        for start, stop in self._chunks(cache, placed, skip):
+            chunk = placed.chunk(start, stop)
+            hidden = self.append(cache, chunk, placed.soft_tokens, wanted=stop == total)
+        assert hidden is not None
+        return hidden
+
+    def hidden_states(self, cache: GemmaCache, placed: PlacedPrompt) -> tuple[np.ndarray, DType]:
+        """Append a prompt; its final hidden states fp32 ``[B, T, H]`` on the host, and the dtype that they had on the
+        device."""
+        parts: list[np.ndarray] = []
+        dtype = self.model.dtype
+        for start, stop in self._chunks(cache, placed, 0):
+            hidden = self.append(cache, placed.chunk(start, stop), placed.soft_tokens, every=True)
+            assert isinstance(hidden, Tensor)
+            parts.append(hidden.numpy().astype(np.float32, copy=False)[:, : stop - start])
+            dtype = hidden.dtype
+        return np.concatenate(parts, 1), dtype
+
+    def _chunks(self, cache: GemmaCache, placed: PlacedPrompt, skip: int) -> list[tuple[int, int]]:
+        """First positions and ends of the chunks that a prompt goes through, no media block cut."""
+        batch, total = placed.ids.shape
+        storage = cache.reserve(self.model, batch, cache.length + total - skip)
+        blocks = None if placed.blocks is None else placed.blocks[:, skip:]
+        runs = split(total - skip, self.chunk_size(storage), blocks)
+        return [(skip + start, skip + stop) for start, stop in runs]
 
     def append(
         self,
@@ -85,7 +126,7 @@ class Engine:
         *,
         every: bool = False,
         wanted: bool = True,
-    ) -> Tensor | Finished:
+    ) -> Tensor | PrefillResult:
         """Append a chunk and return final hidden states: ``[B, n, H]`` with ``every``, perhaps with further rows of
         padding, else the last ``[B, 1, H]`` or what the device made of it. Without ``wanted`` only keys and values
         matter."""
@@ -109,7 +150,7 @@ class Engine:
 
     def _own_prefill(self, storage: Storage) -> ChunkStep | None:
         own = self.model.operations.prefill
-        return own(self, storage) if own is not None else None
+        return own(self.view, storage) if own is not None else None
 
     def append_portable(
         self, storage: Storage, at: int, chunk: Chunk, soft_tokens: Tensor | None, every: bool
@@ -123,46 +164,45 @@ class Engine:
         def pad(array: np.ndarray, fill: int) -> np.ndarray:
             return np.pad(array, [*[(0, 0)] * (array.ndim - 1), (0, length - count)], constant_values=fill)
 
-        inputs = [self._upload(pad(chunk.ids, 0))]
-        if self.model.ple_host is not None:
-            inputs.append(self.model.ple_host.rows(pad(chunk.ids, 0)))
+        rows = is_soft = marks = None
         if media:
             assert chunk.soft is not None and soft_tokens is not None
-            inputs += self._media_inputs(pad(chunk.soft, -1), soft_tokens)
+            soft = pad(chunk.soft, -1)
+            rows = soft_tokens[self._upload(np.maximum(soft, 0))].contiguous().realize()  # [B, T, H]
+            is_soft = self._upload((soft >= 0).astype(np.int32))
         if blocked:
-            marks = np.full(chunk.ids.shape, -1, np.int32) if chunk.blocks is None else chunk.blocks
-            inputs.append(self._upload(pad(marks, -1)))
+            marks = self._upload(pad(np.full(chunk.ids.shape, -1) if chunk.blocks is None else chunk.blocks, -1))
+        ids = pad(chunk.ids, 0)
+        inputs = ChunkInputs(self._upload(ids), self._host_rows(ids), rows, is_soft, marks)
         start = first_position(storage, at)
         valid = UOp.variable("valid", 1, length).bind(count)
-        hidden = graph(*inputs, start, valid)
-        return hidden
+        return graph(tensors(inputs), start, valid)
 
-    def _media_inputs(self, soft: np.ndarray, soft_tokens: Tensor) -> list[Tensor]:
-        rows = soft_tokens[self._upload(np.maximum(soft, 0))].contiguous().realize()  # [B, T, H]
-        return [rows, self._upload((soft >= 0).astype(np.int32))]
+    def _host_rows(self, ids: np.ndarray) -> Tensor | None:
+        """Rows of the per-layer embedding table for ``ids [B, T]``, where the table is not on the device."""
+        return None if self.model.ple_host is None else self.model.ple_host.rows(ids)
 
     def _chunk_graph(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> CapturedGraph:
         key = ("chunk", length, media, blocked, every)
         if key not in storage.graphs:
-            function = self._chunk_function(storage, length, media, blocked, every)
+            function = self._chunk_function(storage, length, every)
             storage.graphs[key] = CapturedGraph(function, self._kept(storage, length), key)
         return storage.graphs[key]  # type: ignore[return-value]
 
-    def _chunk_function(self, storage: Storage, length: int, media: bool, blocked: bool, every: bool) -> Callable:
+    def _chunk_function(self, storage: Storage, length: int, every: bool) -> Callable[..., Tensor]:
         model, text, ops = self.model, self.model.text, self.model.operations
         table = text.rotation_table(storage.capacity + length)
 
-        def run(*args: Any) -> Tensor:
-            ids, *rest, start, valid = args
-            ple_rows = rest.pop(0) if model.ple_host is not None else None
-            h = text.embed(ids)
-            if media:
-                h = put_soft(h, rest.pop(0), rest.pop(0) != 0)
-            blocks = rest.pop(0) if blocked else None
-            span = ChunkSpan(storage.layers, start, valid, length, model.device, blocks)
+        def run(named: dict[str, Tensor], start: UOp, valid: UOp) -> Tensor:
+            given = ChunkInputs(**named)
+            h = text.embed(given.ids)
+            if given.soft_rows is not None and given.is_soft is not None:
+                h = put_soft(h, given.soft_rows, given.is_soft != 0)
+            span = ChunkSpan(storage.layers, start, valid, length, model.device, given.blocks)
             rotation = text.rotation(table, start, length)
             last = None if every else valid - 1
-            hidden = text.run(text.inputs(ids, h, ops, ple_rows), span, rotation, ops, last=last).contiguous()
+            inputs = text.inputs(given.ids, h, ops, given.ple_rows)
+            hidden = text.run(inputs, span, rotation, ops, last=last).contiguous()
             return hidden.realize(*span.writes)
 
         return run
@@ -175,20 +215,21 @@ class Engine:
             kept = self._kept(storage, self.model.chunk)
             storage.graphs["hidden"] = CapturedGraph(self._token_function(storage, head=False), kept, "hidden")
         start = first_position(storage, at)
-        return storage.graphs["hidden"](*self._token_inputs(self._upload(ids), ids), start)  # type: ignore[operator]
+        inputs = TokenInputs(self._upload(ids), self._host_rows(ids))
+        return storage.graphs["hidden"](tensors(inputs), start)  # type: ignore[operator]
 
     def decode_step(self, storage: Storage, state: SamplingState | None) -> DecodeStep:
         """The step that turns a token into the next one, greedy or sampled, against these buffers."""
         key = ("decode", state is not None)
         if key not in storage.graphs:
-            taken = self.model.operations.decode_step
-            step = taken(self, storage, state is not None) if taken else None
+            own = self.model.operations.decode_step
+            step = own(self.view, storage, state is not None) if own is not None else None
             storage.graphs["own", *key] = step is not None
             storage.graphs[key] = step or self.portable_step(storage, state is not None)
         return storage.graphs[key]  # type: ignore[return-value]
 
-    def taken_over(self, storage: Storage) -> tuple[str, ...]:
-        """What the device does its own way against these buffers: ``decode`` (greedy), ``prefill``, both or nothing."""
+    def device_steps(self, storage: Storage) -> tuple[str, ...]:
+        """Which steps the device runs by itself against these buffers: ``decode`` (greedy), ``prefill``."""
         self.decode_step(storage, None)
         own = {"decode": storage.graphs["own", "decode", False], "prefill": self._own_prefill(storage) is not None}
         return tuple(name for name, is_own in own.items() if is_own)
@@ -197,7 +238,7 @@ class Engine:
         """Kernels that a greedy step launches: 1 where it is the device's own, else those of the captured graph, 0
         before that has run."""
         graph = storage.graphs.get(("decode graph", False))
-        return graph.kernels if isinstance(graph, CapturedGraph) else int("decode" in self.taken_over(storage))
+        return graph.kernels if isinstance(graph, CapturedGraph) else int("decode" in self.device_steps(storage))
 
     def layer_kernels(self, storage: Storage) -> int:
         """Those of a greedy step's kernels that ``Operations.layers`` brought; 0 where it was not asked, or served
@@ -208,38 +249,34 @@ class Engine:
     def portable_step(self, storage: Storage, sampled: bool) -> DecodeStep:
         """The portable form of ``decode_step``."""
         key = ("decode graph", sampled)
-        function = self._token_function(storage, head=True, sampled=sampled)
+        function = self._token_function(storage, head=True)
         storage.graphs[key] = graph = CapturedGraph(function, self._kept(storage, self.model.chunk), key)
 
         def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
             start = first_position(storage, position)
-            ids = token.numpy() if self.model.ple_host is not None else None
-            extra = [state.params, state.seed, state.seen] if state is not None else []
-            return graph(*self._token_inputs(token, ids), *extra, start)
+            rows = None if self.model.ple_host is None else self.model.ple_host.rows(token.numpy())
+            sampling = (None, None, None) if state is None else (state.params, state.seed, state.seen)
+            return graph(tensors(TokenInputs(token, rows, *sampling)), start)
 
         return step
 
-    def _token_inputs(self, token: Tensor, ids: np.ndarray | None) -> list[Tensor]:
-        if self.model.ple_host is None:
-            return [token]
-        assert ids is not None
-        return [token, self.model.ple_host.rows(ids)]
-
-    def _token_function(self, storage: Storage, head: bool, sampled: bool = False) -> Callable:
+    def _token_function(self, storage: Storage, head: bool) -> Callable[..., Any]:
         model, text, ops = self.model, self.model.text, self.model.operations
         table = text.rotation_table(storage.capacity + model.chunk)
 
-        def run(*args: Any) -> Tensor | tuple[Tensor, ...]:
-            token, *rest, start = args
-            ple_rows = rest.pop(0) if model.ple_host is not None else None
-            inputs = text.inputs(token, text.embed(token), ops, ple_rows)
+        def run(named: dict[str, Tensor], start: UOp) -> Tensor | tuple[Tensor, ...]:
+            given = TokenInputs(**named)
+            inputs = text.inputs(given.token, text.embed(given.token), ops, given.ple_rows)
             hidden = ops.layers(text, inputs, storage.layers, table, start) if ops.layers is not None else None
             if hidden is None:
                 span = TokenSpan(storage.layers, start, model.device)
                 hidden = text.run(inputs, span, text.rotation(table, start, 1), ops)
             if not head:
                 return hidden.contiguous().realize()
-            return self._choose(text.logits(hidden[:, 0], ops), SamplingState(*rest) if sampled else None, start + 1)
+            state = None
+            if given.params is not None and given.seed is not None and given.seen is not None:
+                state = SamplingState(given.params, given.seed, given.seen)
+            return self._choose(text.logits(hidden[:, 0], ops), state, start + 1)
 
         return run
 
@@ -274,18 +311,21 @@ class Engine:
         key = ("head", size, dtype)
         if key not in self.model.graphs:
             text, ops = self.model.text, self.model.operations
-            function = lambda rows: text.logits(rows, ops).contiguous().realize()  # noqa: E731
-            self.model.graphs[key] = CapturedGraph(function, self._kept(None), key)
+
+            def logits(rows: Tensor) -> Tensor:
+                return text.logits(rows, ops).contiguous().realize()
+
+            self.model.graphs[key] = CapturedGraph(logits, self._kept(None), key)
         return self.model.graphs[key]  # type: ignore[return-value]
 
     # ------------------------------------------------------------------------------------------- choosing
 
     def first_token(
-        self, hidden: Tensor | Finished, position: int, state: SamplingState | None
+        self, hidden: Tensor | PrefillResult, position: int, state: SamplingState | None
     ) -> tuple[Tensor, Tensor]:
         """Choose the token at ``position`` from what a prefill ended with."""
-        if isinstance(hidden, Finished):
-            return hidden.choose(self, position, state)
+        if isinstance(hidden, PrefillResult):
+            return hidden.choose(self.view, position, state)
         key = ("first", int(hidden.shape[0]), state is not None)
         if key not in self.model.graphs:
             text, ops = self.model.text, self.model.operations

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gemma4_core.errors import InputError
 
 if TYPE_CHECKING:
+    from gemma4_core.generation.loaded_model import LoadedModel
     from gemma4_core.generation.stream import Part, Stats
-    from gemma4_core.model.model import GemmaModel
 
 
 @dataclass
@@ -71,7 +71,8 @@ class Chat:
     """
 
     def __init__(
-        self, model: GemmaModel, system: str | None = None, *, thinking: bool = False, tools: Any = None, **options: Any
+        self, model: LoadedModel, system: str | None = None, *, thinking: bool = False, tools: Any = None,
+        **options: Any,
     ) -> None:
         self.model, self.system, self.thinking, self.tools = model, system, thinking, tools
         self.options = options

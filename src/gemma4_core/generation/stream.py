@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from gemma4_core.devices.memory import peak_memory_bytes
-from gemma4_core.errors import InputError
+from gemma4_core.engine.engine import Engine
 from gemma4_core.generation.sampling import Sampling
-from gemma4_core.generation.tokens import Generation, Prepared, check_keywords, prepare, run
+from gemma4_core.generation.tokens import CheckedPrompt, Generation, Token, run
 from gemma4_core.model.media import MediaTime
-from gemma4_core.plugins import registry
-
-if TYPE_CHECKING:
-    from gemma4_core.model.cache import GemmaCache
-    from gemma4_core.model.model import GemmaModel
+from gemma4_core.text import AnswerSplitter, StopStrings
 
 
 @dataclass(frozen=True)
@@ -64,80 +58,25 @@ class Part:
     stats: Stats | None = None
 
 
-def stream_generate(
-    model: GemmaModel,
-    prompt_or_messages: str | Sequence[Mapping[str, Any]] | None = None,
-    max_new_tokens: int | None = None,
-    *,
-    prompt_tokens: Sequence[int] | None = None,
-    cache: GemmaCache | None = None,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-    stop_ids: Sequence[int] | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    thinking: bool = False,
-    literal: bool = False,
-    **media: Any,
+def answer_stream(
+    engine: Engine, prompt: CheckedPrompt, sampling: Sampling, stop_ids: Sequence[int], stops: StopStrings,
+    splitter: AnswerSplitter | NoText, load_seconds: float,
 ) -> AnswerStream:
-    """Yield the answer to a raw prompt (str) or to messages (through the folder's chat template), part by part.
-
-    ``prompt_tokens`` are ids to start from instead of either, with one placeholder id per medium; they need no
-    tokenizer, without which parts have no text. Of the parts that one token completes only the first carries it.
-    With ``literal`` special tokens that are spelt in the prompt, in messages or in tools are text.
-    Of ``tools``, calls that the model spells in another way than its own are calls too, where their arguments parse.
-    ``media`` are lists by each modality's keyword, such as ``images`` and ``audio``. ``stop`` strings end the answer
-    and are left out of it. Greedy unless a temperature is given. Raises InputError and TokenizerError before anything
-    runs.
-    """
-    from gemma4_core.text import AnswerSplitter, StopStrings, has_text
-
-    if (prompt_or_messages is None) == (prompt_tokens is None):
-        raise InputError("give exactly one of prompt_or_messages and prompt_tokens")
-    textless = not has_text(model.tokenizer)
-    if textless and (prompt_tokens is None or stop):
-        what = "a prompt of text" if prompt_tokens is None else f"the stop string {stop[0]!r}"
-        raise InputError(f"{what} needs a tokenizer, {model.context.folder} has none: give token ids (prompt_tokens=, "
-                         f"--prompt-tokens)")
-    if prompt_or_messages is not None and is_ids(prompt_or_messages):
-        raise InputError("prompt_or_messages is a list of token ids: give them as prompt_tokens=")
-    sampling = Sampling.of(
-        temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
-    )
-    stops = StopStrings(stop)
-    specs = registry.modalities.values()
-    taken = [spec.media_keyword for spec in specs] + [option.keyword for spec in specs for option in spec.options]
-    check_keywords(stream_generate, media, [*taken, "allow_urls"])
-    if prompt_tokens is not None and not media:
-        prepared = prepare(model, prompt_tokens, max_new_tokens, cache, {})
-    else:
-        asked: Any = prompt_or_messages if prompt_tokens is None else list(prompt_tokens)
-        prompt = model.processor.prepare_inputs(asked, tools=tools, thinking=thinking, literal=literal, **media)
-        prepared = prepare(model, prompt.input_ids, max_new_tokens, cache, dict(prompt.features))
-    ids = prepared.placed.ids[0].tolist()
-    splitter: Any = NoText()
-    if model.tokenizer is not None and not textless:
-        splitter = AnswerSplitter(model.tokenizer, ids, tools=tools)
-    ends = model.stop_ids if stop_ids is None else tuple(stop_ids)
+    """The answer to a checked prompt, part by part. ``stops`` end it and are left out, ``splitter`` makes text."""
     progress = Generation()
-    return AnswerStream(model, progress, _parts(model, prepared, sampling, ends, splitter, stops, progress))
+    tokens = run(engine, prompt, sampling, stop_ids, progress)
 
+    def stats() -> Stats:
+        return statistics(progress, load_seconds, engine.model.device)
 
-def is_ids(value: Any) -> bool:
-    """Whether somebody gave token ids where text or messages belong."""
-    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str | bytes) and value else value
-    return isinstance(first, int | np.integer) or isinstance(value, np.ndarray)
+    return AnswerStream(_parts(tokens, splitter, stops, progress, stats), stats)
 
 
 class AnswerStream(Iterator[Part]):
     """The parts of an answer as they are made; ``close`` ends it early."""
 
-    def __init__(self, model: GemmaModel, progress: Generation, parts: Generator[Part, None, None]) -> None:
-        self._model, self._progress, self._parts = model, progress, parts
+    def __init__(self, parts: Generator[Part, None, None], stats: Callable[[], Stats]) -> None:
+        self._parts, self._stats = parts, stats
 
     def __next__(self) -> Part:
         return next(self._parts)
@@ -149,7 +88,7 @@ class AnswerStream(Iterator[Part]):
     @property
     def stats(self) -> Stats:
         """Counts and speeds so far, also of an answer that was ended early."""
-        return statistics(self._model, self._progress)
+        return self._stats()
 
 
 class NoText:
@@ -164,7 +103,7 @@ class NoText:
         return []
 
 
-def statistics(model: GemmaModel, progress: Generation) -> Stats:
+def statistics(progress: Generation, load_seconds: float, device: str) -> Stats:
     """The statistics of a generation as far as it has come."""
     return Stats(
         progress.prompt_tokens,
@@ -172,15 +111,15 @@ def statistics(model: GemmaModel, progress: Generation) -> Stats:
         progress.generated_tokens,
         progress.prompt_seconds,
         progress.generation_seconds,
-        model.load_seconds,
-        peak_memory_bytes(model.device),
+        load_seconds,
+        peak_memory_bytes(device),
         progress.media,
     )
 
 
 def _parts(
-    model: GemmaModel, prepared: Prepared, sampling: Sampling, ends: Sequence[int], splitter: Any, stops: Any,
-    progress: Generation,
+    tokens: Iterator[Token], splitter: AnswerSplitter | NoText, stops: StopStrings, progress: Generation,
+    stats: Callable[[], Stats],
 ) -> Generator[Part, None, None]:
     stopped, called = False, False
 
@@ -198,7 +137,7 @@ def _parts(
             if stopped:
                 return
 
-    for token in run(model, prepared, sampling, ends, progress):
+    for token in tokens:
         first, *more = [*pieces(splitter.add(token.id))] or [Part("")]
         yield replace(first, token=token.id, logprob=token.logprob)
         yield from more
@@ -210,4 +149,4 @@ def _parts(
             yield Part(rest)
     reason = "stop" if stopped else progress.finish_reason
     reason = "tool_call" if called and reason == "stop" else reason
-    yield Part("", finish_reason=reason, stats=statistics(model, progress))
+    yield Part("", finish_reason=reason, stats=stats())

@@ -11,14 +11,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tinygrad import Tensor
+from tinygrad.dtype import DType
 
+from gemma4_core.config import GemmaConfig
 from gemma4_core.errors import InputError
-
-if TYPE_CHECKING:
-    from gemma4_core.model.model import GemmaModel
 
 CAPACITY_STEPS = (512, 2048, 8192, 32768, 131072, 262144)
 
@@ -26,6 +25,23 @@ CAPACITY_STEPS = (512, 2048, 8192, 32768, 131072, 262144)
 def capacity_for(positions: int, context: int) -> int:
     """The smallest step that holds this many positions, at most the context."""
     return min(next((step for step in CAPACITY_STEPS if step >= positions), context), context)
+
+
+class CacheOwner(Protocol):
+    """What a cache needs to know of a model."""
+
+    config: GemmaConfig
+    device: str
+    dtype: DType
+    max_context: int
+    chunk: int
+    pool: StoragePool
+    weights_revision: int
+    graphs_revision: int
+
+    @property
+    def longest_chunk(self) -> int:
+        """Positions of the longest chunk."""
 
 
 @dataclass(eq=False)
@@ -41,7 +57,7 @@ class Storage:
     revision: int = 0
     """The model's ``graphs_revision`` that they were captured in."""
 
-    def current(self, model: GemmaModel) -> Storage:
+    def current(self, model: CacheOwner) -> Storage:
         """Itself, without graphs of weights that the model has no longer."""
         if self.revision != model.graphs_revision:
             self.graphs.clear()
@@ -49,7 +65,7 @@ class Storage:
         return self
 
 
-def allocate(model: GemmaModel, batch: int, capacity: int) -> Storage:
+def allocate(model: CacheOwner, batch: int, capacity: int) -> Storage:
     """Zeroed buffers for ``capacity`` positions of ``batch`` rows."""
     layers: list[Tensor | None] = []
     for layer in model.config.text_config.layers:
@@ -69,7 +85,7 @@ class StoragePool:
     def __init__(self) -> None:
         self.free: dict[tuple[int, int], list[Storage]] = {}
 
-    def take(self, model: GemmaModel, batch: int, capacity: int) -> Storage:
+    def take(self, model: CacheOwner, batch: int, capacity: int) -> Storage:
         waiting = self.free.get((batch, capacity))
         return waiting.pop() if waiting else allocate(model, batch, capacity)
 
@@ -111,11 +127,11 @@ class GemmaCache:
         """Bytes of device memory held."""
         return sum(t.nbytes() for t in self.storage.layers if t is not None) if self.storage else 0
 
-    def context(self, model: GemmaModel) -> int:
+    def context(self, model: CacheOwner) -> int:
         """Positions that it may hold for this model."""
         return min(self.max_context or model.max_context, model.max_context)
 
-    def reserve(self, model: GemmaModel, batch: int, positions: int) -> Storage:
+    def reserve(self, model: CacheOwner, batch: int, positions: int) -> Storage:
         """Storage for this many positions in all, grown with its contents where too small.
 
         Raises InputError where the rows differ from those held or the context is exceeded.
@@ -136,14 +152,14 @@ class GemmaCache:
         assert self.storage is not None
         return self.storage.current(model)
 
-    def _adopt(self, model: GemmaModel, new: Storage) -> None:
+    def _adopt(self, model: CacheOwner, new: Storage) -> None:
         old, release = self.storage, self._release
         if old is not None and self.length:
             for source, target in zip(old.layers, new.layers, strict=True):
                 if source is not None and target is not None:
-                    kept = min(source.shape[3], target.shape[3])
-                    tail = target[:, :, :, kept:]
-                    target.assign(source[:, :, :, :kept].cat(tail, dim=3).contiguous()).realize()
+                    slots = min(source.shape[3], target.shape[3])
+                    tail = target[:, :, :, slots:]
+                    target.assign(source[:, :, :, :slots].cat(tail, dim=3).contiguous()).realize()
         if release is not None:
             release()
         self.storage = new
@@ -156,9 +172,8 @@ class GemmaCache:
             t is not None and self.length > t.shape[3] for t in (self.storage.layers if self.storage else [])
         ):
             length = 0
-        kept = length > 0
         self.length, self.tokens = length, self.tokens[:length]
-        return kept
+        return length > 0
 
     def reset(self) -> None:
         """Forget all tokens; buffers stay."""

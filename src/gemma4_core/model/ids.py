@@ -22,7 +22,7 @@ def check_ids(ids: Any, vocab_size: int, what: str = "token ids") -> np.ndarray:
     except ValueError:
         raise InputError(f"{what}: rows differ in length; pad them or call once per row") from None
     if array.ndim == 0:
-        raise InputError(f"{what}: {str(ids)[:100]!r} is no list of ids; expected a flat list or [rows, tokens]")
+        raise InputError(f"{what}: {str(ids)[:100]!r} is not a list of ids; expected a flat list or [rows, tokens]")
     if array.size == 0:
         raise InputError(f"{what}: the prompt is empty; give at least one token")
     if array.ndim not in (1, 2):
@@ -47,6 +47,19 @@ def check_rows(ids: np.ndarray, text: TextConfig) -> None:
         raise InputError(f"token ids: {outside.reshape(-1)[0]} is in the vocabulary of {text.vocab_size} and past the "
                          f"per-layer embedding table of {text.usable_ids} rows (vocab_size_per_layer_input), which was "
                          f"not resized with it; such ids cannot be run")
+
+
+SHORTEST = 32
+"""Rows that are differentiated are padded to at least so many positions."""
+
+
+def padded_length(length: int, limit: int) -> int:
+    """The length that a row is padded to: a power of two or one and a half, at most ``limit``, so that few different
+    ones come up and at most a third of a row is padding."""
+    size = SHORTEST
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return max(length, min(size, limit))
 
 
 def media_blocks(soft: np.ndarray) -> np.ndarray:

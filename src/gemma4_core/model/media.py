@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tinygrad import Device, Tensor
 
+from gemma4_core.contracts.arranged_media import ArrangingTower
 from gemma4_core.errors import InputError
 from gemma4_core.model.ids import check_rows, media_blocks
+from gemma4_core.ops.steps import Chunk
 from gemma4_core.plugins.origin import nearest
-from gemma4_core.processing.batched_towers import ArrangingTower
 
 if TYPE_CHECKING:
     from gemma4_core.contracts import ModalityTower, Tower
@@ -35,29 +36,55 @@ class MediaTime:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A prompt with its media in place."""
+class PlacedPrompt:
+    """Token ids with media in their places: what prompts become for generation, for gradients and for training.
+
+    Where ``soft_tokens`` is there the towers have run; where ``arranged`` is, they have yet to, in a captured graph.
+    """
 
     ids: np.ndarray
     """int32 ``[B, T]``; the pad id where a soft token stands."""
-    soft_tokens: Tensor | None
+    soft: np.ndarray | None = None
+    """int32 ``[B, T]``: row of the soft tokens, -1 for text; None without media."""
+    blocks: np.ndarray | None = None
+    """int32 ``[B, T]``: bidirectional block of each position, -1 elsewhere; None where the model has none."""
+    soft_tokens: Tensor | None = None
     """All soft tokens one after another, ``[N, H]``."""
-    soft: np.ndarray | None
-    """int32 ``[B, T]``: row of ``soft_tokens``, -1 for text."""
-    blocks: np.ndarray | None
-    """int32 ``[B, T]``: bidirectional block of each position, -1 elsewhere."""
-    signature: list[int]
+    arranged: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    """What each tower's ``encode_arranged`` takes, by the tower's name."""
+    soft_count: int = 0
+    """N, padding included."""
+    signature: Sequence[int] = ()
     """Row 0's ids with a content hash (negative) at soft positions; equal signatures mean equal K/V. -1 at soft
     positions of a run that is not captured, and so never goes into a cache."""
     times: Mapping[str, MediaTime] = field(default_factory=dict)
     """What each tower took, by its name; of a run that is captured."""
 
-    def row(self, row: int) -> Placed:
+    def row(self, row: int) -> PlacedPrompt:
         """One row alone. Of other rows than the first the signature says nothing about media."""
-        cut = lambda array: None if array is None else array[row : row + 1]  # noqa: E731
+
+        def one(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[row : row + 1]
+
         signature = self.signature if row == 0 else self.ids[row].tolist()
         ids = self.ids[row : row + 1]
-        return replace(self, ids=ids, soft=cut(self.soft), blocks=cut(self.blocks), signature=signature)
+        return replace(self, ids=ids, soft=one(self.soft), blocks=one(self.blocks), signature=signature)
+
+    def chunk(self, start: int, stop: int) -> Chunk:
+        """Positions ``start … stop - 1`` as the engine appends them."""
+        here = slice(start, stop)
+        soft = None if self.soft is None else self.soft[:, here]
+        blocks = None if self.blocks is None else self.blocks[:, here]
+        return Chunk(self.ids[:, here], soft, blocks, self.signature[here])
+
+    @property
+    def soft_positions(self) -> np.ndarray:
+        """Where each soft token went: int32 ``[N]``, flat positions of ``[B, T]``, -1 for padding."""
+        found = np.full(self.soft_count, -1, np.int32)
+        if self.soft is not None:
+            where = np.flatnonzero(self.soft >= 0)
+            found[self.soft.reshape(-1)[where]] = where
+        return found
 
 
 def used_towers(model: GemmaModel, media: Mapping[str, Any]) -> list[ModalityTower]:
@@ -90,22 +117,6 @@ def refuse_unserved(model: GemmaModel, ids: np.ndarray) -> None:
 def put_soft(h: Tensor, rows: Tensor, here: Tensor) -> Tensor:
     """The stream ``h [B, T, H]`` with ``rows [B, T, H]`` where ``here [B, T]`` holds; soft tokens are not scaled."""
     return here.unsqueeze(-1).where(rows.cast(h.dtype), h)
-
-
-@dataclass(frozen=True)
-class Laid:
-    """A prompt whose media are arranged on the host; its towers have yet to run."""
-
-    ids: np.ndarray
-    """int32 ``[B, T]``; the pad id where a soft token stands."""
-    soft: np.ndarray
-    """int32 ``[B, T]``: row of what the towers give, one after another; -1 for text."""
-    blocks: np.ndarray | None
-    """int32 ``[B, T]``: bidirectional block of each position, -1 elsewhere."""
-    arrays: Mapping[str, tuple[np.ndarray, ...]]
-    """What each tower's ``encode_arranged`` takes, by the tower's name."""
-    rows: int
-    """Rows that the towers give, padding included."""
 
 
 class Placeholders:
@@ -152,7 +163,7 @@ class Placeholders:
         return media_blocks(self.bidirectional) if self.model.bidirectional else None
 
 
-def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, capture: bool = False) -> Placed:
+def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, capture: bool = False) -> PlacedPrompt:
     """Encode media and find their places. Media of a kind fill its placeholders in order, row by row.
 
     ``capture`` as for ``Tower.encode``; without it the signature knows nothing of the media. Raises InputError where
@@ -176,16 +187,19 @@ def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, captu
             signature[where] = marks
             encoded += tokens
     check_rows(placeholders.clean, model.config.text_config)
-    if not encoded:
-        return Placed(ids, None, None, None, signature[0].tolist())
-    together = encoded[0].cat(*encoded[1:], dim=0) if len(encoded) > 1 else encoded[0]
     signed = signature[0].tolist()
-    return Placed(placeholders.clean, together, placeholders.soft, placeholders.blocks, signed, times)
+    if not encoded:
+        return PlacedPrompt(ids, signature=signed)
+    together = encoded[0].cat(*encoded[1:], dim=0) if len(encoded) > 1 else encoded[0]
+    return PlacedPrompt(
+        placeholders.clean, placeholders.soft, placeholders.blocks, together, soft_count=int(together.shape[0]),
+        signature=signed, times=times,
+    )
 
 
-def lay_out(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> Laid | None:
-    """Arrange media on the host and find their places, as ``place`` does; None where one of their towers cannot, or
-    there are none. Raises InputError as ``place`` does."""
+def place_arranged(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> PlacedPrompt | None:
+    """As ``place`` with the media arranged on the host and towers that have yet to run; None where one of their towers
+    cannot arrange, or there are no media. Raises InputError as ``place`` does."""
     used = used_towers(model, media)
     if not used:
         check_rows(ids, model.config.text_config)
@@ -198,27 +212,21 @@ def lay_out(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> Lai
         tower = model.towers.get(spec.name)
         rows, count = np.zeros(0, np.int64), 0
         if spec in used and isinstance(tower, ArrangingTower):
-            arranged = tower.arrange(_features(spec, media))
-            if arranged.rows:
-                rows, count = np.concatenate(arranged.rows), arranged.count
-                arrays[spec.name] = arranged.arrays
+            media_arrays = tower.arrange(_features(spec, media))
+            if media_arrays.rows:
+                rows, count = np.concatenate(media_arrays.rows), media_arrays.count
+                arrays[spec.name] = media_arrays.arrays
         placeholders.fill(spec, where, rows, count)
     check_rows(placeholders.clean, model.config.text_config)
     if not arrays:
         return None
-    return Laid(placeholders.clean, placeholders.soft, placeholders.blocks, arrays, placeholders.rows)
+    return PlacedPrompt(
+        placeholders.clean, placeholders.soft, placeholders.blocks, arranged=arrays, soft_count=placeholders.rows
+    )
 
 
-def positions_of_rows(soft: np.ndarray, rows: int) -> np.ndarray:
-    """Where each of ``rows`` soft tokens went: int32 ``[rows]``, flat positions of ``soft [B, T]``, -1 for padding."""
-    found = np.full(rows, -1, np.int32)
-    where = np.flatnonzero(soft >= 0)
-    found[soft.reshape(-1)[where]] = where
-    return found
-
-
-def encode_laid(model: GemmaModel, arrays: Mapping[str, Sequence[Tensor]]) -> Tensor:
-    """The rows that ``Laid.soft`` counts, ``[N, H]``, from uploaded arrays of a ``Laid``; differentiable."""
+def encode_arranged(model: GemmaModel, arrays: Mapping[str, Sequence[Tensor]]) -> Tensor:
+    """The soft tokens ``[N, H]`` of a prompt from uploaded arrays of ``PlacedPrompt.arranged``; differentiable."""
     encoded = []
     for name, tensors in arrays.items():
         tower = model.towers[name]

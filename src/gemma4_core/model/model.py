@@ -1,10 +1,9 @@
-"""``GemmaModel``: an assembled model. Ids in, logits or tokens out; text and media go through ``stream_generate``."""
+"""``GemmaModel``: the weights of an assembled model on a device, and what is made of them."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,26 +11,38 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType
 from tinygrad.uop import Ops
 
-from gemma4_core.config import GenerationConfig
-from gemma4_core.contracts import Context, ModalityTower, Tokenizer, Tower, TrainedPart
+from gemma4_core.contracts import Context, ModalityTower, Tower, TrainedPart
+from gemma4_core.errors import PluginError
 from gemma4_core.model.cache import GemmaCache, StoragePool
 from gemma4_core.model.decoder import TextDecoder
-from gemma4_core.model.ids import check_ids, split
-from gemma4_core.model.media import Placed, place
 from gemma4_core.ops import Operations
+from gemma4_core.ops.graphs import upload
 from gemma4_core.weights import Weight
 
 if TYPE_CHECKING:
-    from gemma4_core.generation.stream import AnswerStream
     from gemma4_core.model.ple import HostTable
-    from gemma4_core.processing.processor import GemmaMultimodalProcessor
-    from gemma4_core.text.template import ChatTemplate
 
 
 class GemmaModel:
-    """A model on a device, with everything that was found in its folder.
+    """Weights on a device, the text decoder over them, and towers. This is what plugins (towers, transforms) get.
 
-    ``places`` holds every matrix and expert stack, ``tensors`` every other tensor, both by full checkpoint name.
+    ``load_pretrained`` returns a ``LoadedModel``, which is a GemmaModel with all that is needed to use it: tokenizer,
+    chat template, processor, ``forward_ids`` and ``generate``.
+
+    Args:
+        context: the checkpoint, with its parsed config.
+        device: tinygrad's name of the device.
+        dtype: what activations are computed in.
+        operations: the device's, or portable ones.
+        places: every matrix and expert stack by full checkpoint name.
+        tensors: every other tensor by full checkpoint name.
+        suppressed_ids: ids that are never chosen; those outside the vocabulary are left out.
+        max_context: most positions of a prompt with its answer; None is what the config says.
+        ple_host: the per-layer embedding table where it is not on the device.
+        known_specs: descriptions of every tower that the config declares and a plugin serves, loaded or not.
+        stored_names: names in the checkpoint's files by ours, where they differ.
+        unserved: tensors of the checkpoint that no plugin serves; they are saved as they are.
+        format_name: name of the checkpoint format that the weights came in.
     """
 
     def __init__(
@@ -42,63 +53,69 @@ class GemmaModel:
         operations: Operations,
         places: dict[str, Weight],
         tensors: dict[str, Tensor],
-        generation_config: GenerationConfig,
+        *,
+        suppressed_ids: Sequence[int] = (),
         max_context: int | None = None,
         ple_host: HostTable | None = None,
+        known_specs: Sequence[ModalityTower] = (),
+        stored_names: Mapping[str, str] | None = None,
+        unserved: Sequence[str] = (),
+        format_name: str = "",
     ) -> None:
         assert context.config is not None
         self.context, self.config = context, context.config
         self.device, self.dtype, self._operations = device, dtype, operations
         self.places, self.tensors = places, tensors
-        self.generation_config = generation_config
         text = self.config.text_config
         self.max_context = min(max_context or text.max_position_embeddings, text.max_position_embeddings)
         self.chunk = min(operations.prefill_chunk, self.max_context)
-        """Positions per prefill chunk, and the slack of the rings."""
+        """Positions per chunk of a prompt, and the slack of sliding caches."""
         self.ple_host = ple_host
         self.text = TextDecoder(text, self.config.text_prefix, places, tensors, dtype)
+        self.known_specs, self.unserved = list(known_specs), tuple(unserved)
+        self.stored_names, self.format_name = dict(stored_names or {}), format_name
         self.towers: dict[str, Tower] = {}
         self.tower_specs: list[ModalityTower] = []
         """Descriptions of the loaded towers, in the same order."""
-        self.known_specs: list[ModalityTower] = []
-        """Descriptions of every tower that the config declares and a plugin serves, loaded or not."""
-        self.stored_names: dict[str, str] = {}
-        """Names in the checkpoint's files by ours, where they differ."""
-        self.unserved: tuple[str, ...] = ()
-        """Tensors of the checkpoint that no plugin serves; they are saved as they are."""
-        self.tokenizer: Tokenizer | None = None
-        self.template: ChatTemplate | None = None
-        self.format_name = ""
-        self.device_name = ""
-        self.load_seconds = 0.0
-        self.options: dict[str, Any] = {}
-        """Values of the plugins' own options that the model was loaded with."""
         self.trained_part: TrainedPart | None = None
         """What trains and is saved in place of the whole model, such as an adapter."""
-        self.pool = StoragePool()
-        self.graphs: dict[object, object] = {}
         self.transformed = False
         """Whether a transform changed it."""
+        self.pool = StoragePool()
+        self.graphs: dict[object, object] = {}
+        """Captured graphs that read weights and no cache, by what they do."""
         self.weights_revision = self.graphs_revision = 0
         """How often weights changed, and how often they changed such that captured graphs hold the old ones."""
-        self.taught = False
-        """Whether gradients of ``forward_ids`` were taken: the weights may then change."""
-        self._seen: Any = None
-        self._engine: Any = None
-        self._processor: GemmaMultimodalProcessor | None = None
-        suppress = [i for i in generation_config.suppress_tokens if 0 <= i < text.vocab_size]
+        self.gradients_taken = False
+        """Whether gradients of ``forward_ids`` were taken since: the weights may have changed then."""
+        self._seen: list[Any] | None = None
+        self.suppressed_ids = tuple(i for i in suppressed_ids if 0 <= i < text.vocab_size)
         self.suppressed: Tensor | None = None
-        if suppress:
+        """bool ``[1, V]`` on the device, None where every id may be chosen."""
+        if self.suppressed_ids:
             marks = np.zeros((1, text.vocab_size), np.bool_)
-            marks[0, suppress] = True
-            self.suppressed = Tensor(marks, device=device).contiguous().realize()
+            marks[0, list(self.suppressed_ids)] = True
+            self.suppressed = upload(marks, device)
 
     def __repr__(self) -> str:
         text = self.config.text_config
-        return (
-            f"GemmaModel({text.num_hidden_layers} layers, hidden {text.hidden_size}, {self.format_name} on "
-            f"{self.device_name or self.device}, towers: {', '.join(self.towers) or 'none'})"
-        )
+        return (f"{type(self).__name__}({text.num_hidden_layers} layers, hidden {text.hidden_size}, on {self.device}, "
+                f"towers: {', '.join(self.towers) or 'none'})")
+
+    def add_tower(self, spec: ModalityTower, tower: Tower) -> None:
+        """Add a tower that was built on this model's device."""
+        self.towers[spec.name] = tower
+        self.tower_specs.append(spec)
+
+    def train_only(self, part: TrainedPart, name: str) -> None:
+        """Let a part train and be saved in place of the whole model. ``name`` is the transform's that brings it.
+
+        Raises PluginError where another transform brought such a part already.
+        """
+        if self.trained_part is not None:
+            raise PluginError(f"transform {name}: another transform already brings the part that trains; use one at a "
+                              f"time")
+        self.trained_part = part
 
     @property
     def operations(self) -> Operations:
@@ -112,28 +129,6 @@ class GemmaModel:
         self.invalidate()
 
     @property
-    def engine(self) -> Any:
-        """The captured graphs of this model."""
-        if self._engine is None:
-            from gemma4_core.engine.engine import Engine
-
-            self._engine = Engine(self)
-        return self._engine
-
-    @property
-    def processor(self) -> GemmaMultimodalProcessor:
-        """The processor of the model's folder, with the loaded towers only."""
-        if self._processor is None:
-            from gemma4_core.processing.processor import GemmaMultimodalProcessor
-
-            self._processor = GemmaMultimodalProcessor.for_model(self)
-        return self._processor
-
-    @processor.setter
-    def processor(self, processor: GemmaMultimodalProcessor) -> None:
-        self._processor = processor
-
-    @property
     def bidirectional(self) -> bool:
         """Whether media blocks of some loaded tower see themselves in both directions."""
         return self.config.vision_bidirectional and any(spec.bidirectional for spec in self.tower_specs)
@@ -144,11 +139,6 @@ class GemmaModel:
         own = self.operations.prefill_both_ways if self.bidirectional else 0
         return max(self.chunk, min(own, self.max_context))
 
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: generation_config's, else the config's."""
-        return self.generation_config.eos_token_ids
-
     def named_tensors(self) -> dict[str, Tensor]:
         """Every stored tensor of text model and towers by full checkpoint name, quantised parts included."""
         found = {name + suffix: t for name, w in self.places.items() for suffix, t in w.matrix.parts().items()}
@@ -157,8 +147,14 @@ class GemmaModel:
             found |= tower.parameters()
         return found
 
+    def make_cache(self, max_context: int | None = None) -> GemmaCache:
+        """An empty cache for at most ``max_context`` positions (the model's context by default)."""
+        return GemmaCache(max_context)
+
+    # ------------------------------------------------------------------------------------------- changed weights
+
     def invalidate(self, *, graphs: bool = True) -> None:
-        """Forget what was made with other weights; call after changing some (a transform, an adapter, training).
+        """Drop what was made with other weights; call after changing some (a transform, an adapter, training).
 
         Answers start from an empty cache then, whatever a cache held. Without ``graphs`` captured graphs of the text
         model stay: for weights whose values were written into the tensors that were there.
@@ -168,19 +164,19 @@ class GemmaModel:
             self.graphs_revision += 1
             self.graphs.clear()
             self.pool.clear()
-            self._engine = None
         for tower in self.towers.values():
             tower.forget()
 
-    def settle(self) -> None:
-        """Forget what was made with weights that may have changed since their gradients were taken."""
-        if self.taught:
-            self.taught = False
+    def invalidate_if_trained(self) -> None:
+        """``invalidate`` where gradients were taken since, after which an optimizer may have changed the weights."""
+        if self.gradients_taken:
+            self.gradients_taken = False
             self.invalidate()
 
-    def refresh(self) -> None:
-        """As ``settle``, for weights that anybody changed: other tensors in their places, and values written into
-        norms and other vectors, of which kernels for the CPU hold copies. All else is read where it lies."""
+    def invalidate_if_changed(self) -> None:
+        """``invalidate`` where weights differ from those of the last call, whoever changed them: other tensors in their
+        places, and values written into norms and other vectors, of which kernels for the CPU hold copies. All other
+        weights are read where they lie."""
         tensors = self.named_tensors().values()
         if written := [t for t in tensors if t.uop.op is Ops.AFTER]:
             Tensor.realize(*written)
@@ -188,208 +184,9 @@ class GemmaModel:
         if self.device.split(":")[0] == "CPU":
             buffers = (t.uop.base.buffer for t in self.tensors.values())
             seen += [zlib.crc32(buffer.as_memoryview(allow_zero_copy=True)) for buffer in buffers]
-        if self.taught or seen != self._seen:
+        if self.gradients_taken or seen != self._seen:
             if self._seen is not None:
                 self.invalidate()
-            self.taught, self._seen = False, seen
+            self.gradients_taken, self._seen = False, seen
         for tower in self.towers.values():
             getattr(tower, "forget_tokens", tower.forget)()
-
-    def make_cache(self, max_context: int | None = None) -> GemmaCache:
-        """An empty cache for at most ``max_context`` positions (the model's context by default)."""
-        return GemmaCache(max_context)
-
-    # ------------------------------------------------------------------------------------------- forward
-
-    def forward_ids(self, ids: Any, cache: GemmaCache | None = None, **media: Any) -> tuple[Tensor, GemmaCache | None]:
-        """Logits fp32 ``[B, T, vocab]`` for every position given, and the cache (None without one).
-
-        A flat list of ids is one row. Media keywords take what the processor returned, in the same call as their
-        placeholders. Without a cache gradients of what is made of the logits reach every weight that trains, with
-        ``loss.gradient(weight)`` or ``loss.backward()``; take them before the logits are realized, as tinygrad wants
-        it. With a cache nothing is differentiated: gradients are zero. Raises InputError for ids outside the
-        vocabulary, a context that does not hold them, and media that do not match their placeholders.
-        """
-        array = check_ids(ids, self.config.text_config.vocab_size)
-        if cache is not None:
-            self.settle()
-            hidden = self.append(cache, place(self, array, media, capture=True), every=True)
-            return self.engine.logits(*hidden), cache
-        from gemma4_core.training.gradients import differentiable
-
-        self.refresh()
-        placed = place(self, array, media, capture=True)
-        room = self.make_cache()
-        rows = []
-        for row in range(len(array)):
-            room.reset()
-            rows.append(self.append(room, placed.row(row), every=True))
-        logits = self.engine.logits(np.concatenate([values for values, _ in rows]), rows[0][1])
-        return differentiable(self, array, media, logits), None
-
-    def append(self, cache: GemmaCache, placed: Placed, *, every: bool = False, skip: int = 0) -> Any:
-        """Append a prompt from position ``skip`` on, chunk by chunk; ends as ``Engine.append`` does. With ``every``
-        final hidden states come back: fp32 ``[B, T, H]`` on the host, and the dtype that they had on the device."""
-        from gemma4_core.engine.engine import Chunk
-
-        batch, total = placed.ids.shape
-        storage = cache.reserve(self, batch, cache.length + total - skip)
-        parts: list[np.ndarray] = []
-        hidden: Any = None
-        size = self.engine.chunk_size(storage)
-        for start, stop in split(total - skip, size, None if placed.blocks is None else placed.blocks[:, skip:]):
-            window = slice(skip + start, skip + stop)
-            chunk = Chunk(
-                placed.ids[:, window],
-                None if placed.soft is None else placed.soft[:, window],
-                None if placed.blocks is None else placed.blocks[:, window],
-                placed.signature[window],
-            )
-            last = stop == total - skip
-            hidden = self.engine.append(cache, chunk, placed.soft_tokens, every=every, wanted=every or last)
-            if every:
-                parts.append(hidden.numpy().astype(np.float32, copy=False)[:, : stop - start])
-        return (np.concatenate(parts, 1), hidden.dtype) if every else hidden
-
-    # ------------------------------------------------------------------------------------------- generation
-
-    def generate(
-        self,
-        ids: Any,
-        max_new_tokens: int | None = None,
-        *,
-        cache: GemmaCache | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop_ids: Sequence[int] | None = None,
-        **media: Any,
-    ) -> Iterator[int]:
-        """Yield the ids that follow a prompt of ids, one by one.
-
-        Unlike ``gemma4 generate`` this is greedy unless a temperature is given (the command takes
-        generation_config.json), and it knows neither text nor chat template: ``stream_generate`` does.
-
-        Args:
-            ids: the prompt, one row of token ids: a list, an array or a tensor.
-            max_new_tokens: most ids to yield; None is up to the end of the context.
-            cache: of ``make_cache``; what it holds of the prompt already is not run again.
-            temperature: 0 is greedy; above 0 samples.
-            top_k: keep the so many likeliest ids; None or 0 is off.
-            top_p: keep the likeliest ids of this total probability; None or 1 is off.
-            min_p: keep ids at least this likely, relative to the likeliest; None or 0 is off.
-            repetition_penalty: above 1 makes ids seen before less likely.
-            seed: makes sampling repeatable.
-            stop_ids: ids that end the answer and are not yielded; None is generation_config.json's.
-            media: what the processor returned for images and sound, by the keywords of ``forward_ids``.
-
-        Raises:
-            InputError: before anything runs, for ids outside the vocabulary, values outside their bounds, media that
-                do not match, and an unknown keyword, naming the nearest.
-
-        ::
-
-            ids = model.processor.prepare_inputs("Once upon a time").input_ids
-            print(model.tokenizer.decode(list(model.generate(ids, max_new_tokens=32))))
-        """
-        from gemma4_core.generation.tokens import generate
-
-        return generate(
-            self, ids, max_new_tokens, cache=cache, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, seed=seed, stop_ids=stop_ids, **media,
-        )
-
-    def stream_generate(
-        self,
-        prompt_or_messages: str | Sequence[Mapping[str, Any]] | None = None,
-        max_new_tokens: int | None = None,
-        *,
-        prompt_tokens: Sequence[int] | None = None,
-        cache: GemmaCache | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        stop_ids: Sequence[int] | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        thinking: bool = False,
-        literal: bool = False,
-        **media: Any,
-    ) -> AnswerStream:
-        """Yield an answer as text, part by part: ``text``, ``kind`` (``text``, ``thinking``, ``tool_call``), ``token``,
-        ``logprob``, and on the last part ``finish_reason`` and ``stats``.
-
-        A ``str`` is a raw prompt, which the model goes on with; a list of messages goes through the folder's chat
-        template. The command ``gemma4 generate`` always uses the template where there is one, unless ``--raw`` is
-        given, and takes its sampling from generation_config.json; this is greedy unless a temperature is given.
-
-        Args:
-            prompt_or_messages: text, or messages such as ``[{"role": "user", "content": "Hello"}]``.
-            max_new_tokens: most tokens of the answer; None is up to the end of the context.
-            prompt_tokens: token ids in place of text or messages; they need no tokenizer.
-            cache, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop_ids: as for ``generate``.
-            stop: strings that end the answer and are left out of it.
-            tools: declarations of tools that the model may call.
-            thinking: lets the template make the model think first.
-            literal: special tokens that are spelt in the prompt, in messages or in tools are text.
-            media: files, images or arrays by each modality's keyword, such as ``images=[…]`` and ``audio=[…]``, and
-                the options of modalities, such as ``image_tokens``.
-
-        Returns:
-            an iterator of parts, whose ``stats`` tell counts and speeds at any time.
-
-        Raises:
-            InputError, TokenizerError: before anything runs, also for an unknown keyword, naming the nearest.
-        """
-        from gemma4_core.generation.stream import stream_generate
-
-        return stream_generate(
-            self, prompt_or_messages, max_new_tokens, prompt_tokens=prompt_tokens, cache=cache,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-            seed=seed, stop=stop, stop_ids=stop_ids, tools=tools, thinking=thinking, literal=literal, **media,
-        )
-
-    def embed(self, texts: str | Sequence[str]) -> np.ndarray:
-        """One vector for each text: the mean of the last hidden states over its tokens, BOS included, of length 1.
-
-        Args:
-            texts: raw texts, or one.
-
-        Returns:
-            fp32 ``[n, H]``.
-
-        Raises:
-            InputError, TokenizerError: no tokenizer, an empty text, or one that is longer than the context.
-        """
-        from gemma4_core.generation.embedding import embed
-
-        return embed(self, texts)
-
-    # ------------------------------------------------------------------------------------------- saving, showing
-
-    def save_pretrained(self, folder: Path | str, format: str | None = None) -> Path:
-        """Write the model as a checkpoint folder that opens like any other; the folder.
-
-        Args:
-            folder: absent, empty, or one that holds a checkpoint and nothing else, which is replaced whole.
-            format: name of a checkpoint format plugin such as ``int8``; None is ordinary weights in the type that the
-                model computes in.
-
-        Raises:
-            PluginError: no such format.
-            CheckpointError: the folder cannot be written or holds other files; nothing has changed there.
-        """
-        from gemma4_core.training.checkpoint import save_weights
-
-        return save_weights(self, folder, format)
-
-    def _repr_html_(self) -> str:
-        from gemma4_core.model.table import html_table
-
-        return html_table(self)

@@ -10,21 +10,18 @@ their own, ``gemma4_core.ops.towers``, which a device brings as ``Operations.tow
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from tinygrad import Tensor, UOp
+from tinygrad import Tensor
 
 from gemma4_core.ops import portable as _portable
 from gemma4_core.ops import sampling as _sampling
 
 if TYPE_CHECKING:
-    from gemma4_core.engine.engine import ChunkStep, DecodeStep, Engine
-    from gemma4_core.model.cache import Storage
-    from gemma4_core.model.decoder import Inputs, TextDecoder
-    from gemma4_core.model.layers import Rotation
+    from gemma4_core.contracts.steps import ChunkStepFactory, DecodeStepFactory, LayersOperation
     from gemma4_core.ops.attention import KeyValues
     from gemma4_core.ops.towers import TowerOperations
     from gemma4_core.weights import ExpertStack, Matrix
@@ -72,15 +69,15 @@ class Operations:
     """The most positions of a prompt that this device takes in one call."""
     graph_chunk: int = 32
     """Positions per call where ``prefill`` does not serve and a captured graph does, padding included."""
-    decode_step: Callable[[Engine, Storage, bool], DecodeStep | None] | None = None
+    decode_step: DecodeStepFactory | None = None
     """A whole decode step taken over by the device; None, or a result of None, means operation by operation."""
-    layers: Callable[[TextDecoder, Inputs, Sequence[Tensor | None], Rotation, UOp], Tensor | None] | None = None
+    layers: LayersOperation | None = None
     """All layers and the final norm for one position, inside the graph of a decode step: the decoder, what the layers
     start from, the cache's buffers (which get the position's keys and values), the rotary tables of all positions and
     the position, bound: ``[1, 1, H]``. None, or a result of None, means layer by layer."""
     run_ahead: int = 0
     """The most steps that such a decode step lets the host queue before the first of them is read."""
-    prefill: Callable[[Engine, Storage], ChunkStep | None] | None = None
+    prefill: ChunkStepFactory | None = None
     """Chunks of a prompt taken over likewise. It may be asked for each chunk: keep what is made per storage."""
     prefill_both_ways: int = 0
     """The longest chunk that it takes in which tokens of a media block see those behind them."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from gemma4_core.contracts import Option
 from gemma4_core.errors import InputError
+from gemma4_core.formatting import shown
 from gemma4_core.plugins.origin import nearest, one_line
 
 TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
@@ -61,3 +62,10 @@ def check_value(option: Option, value: Any) -> None:
     if option.choices and str(value).casefold() not in {str(choice).casefold() for choice in option.choices}:
         raise InputError(f"{option.keyword} {one_line(repr(value), 120)}: choose one of "
                          f"{', '.join(map(str, option.choices))}{nearest(str(value), map(str, option.choices))}")
+
+
+def plugin_name(name: str | None) -> str | None:
+    """A plugin's name, or None for automatic choice. Raises InputError for anything but text."""
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"{shown(name)}: a plugin is named by a text such as 'bf16', or None")
+    return None if name is None or name.lower() == "auto" else name

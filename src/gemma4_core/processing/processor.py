@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma4_core.checkpoint.context import read_context
+from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.contracts import Context, MediaProcessor, ModalityTower, PreparedMedia, Tokenizer
 from gemma4_core.errors import Gemma4Error, InputError, TokenizerError
+from gemma4_core.plugins import registry
+from gemma4_core.plugins.options import check_options, plugin_name
+from gemma4_core.plugins.origin import nearest
 from gemma4_core.processing.expand import (
     MediaTokenizer,
     check_counts,
@@ -28,15 +33,15 @@ from gemma4_core.processing.inputs import Medium, PreparedInputs, Rendered
 from gemma4_core.processing.media_arguments import as_list, fingerprint, is_ids, weight
 from gemma4_core.processing.media_cache import Kept
 from gemma4_core.processing.messages import OPEN, as_text, kind, place_parts, place_tag_parts, read_messages
+from gemma4_core.processing.modalities import select_modalities
 from gemma4_core.processing.sources import MediaSource, resolve, shown
+from gemma4_core.text import ChatTemplate
 from gemma4_core.text.literal import LiteralText
 from gemma4_core.text.messages import PART_TYPES, plain_data, template_messages, template_variables
 from gemma4_core.text.tools import tool_declarations
 
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
-    from gemma4_core.model.model import GemmaModel
-    from gemma4_core.text import ChatTemplate
 
 KEPT_MEDIA, KEPT_BYTES = 64, 512 << 20
 """Bounds of the loaded media that a processor keeps for later turns of a chat."""
@@ -88,26 +93,11 @@ class GemmaMultimodalProcessor:
         plugins, such as ``image_tokens=560`` and ``audio_truncate=True``, and ``allow_urls=True``, without which URLs
         are not fetched. Raises ConfigError, TokenizerError and PluginError.
         """
-        from gemma4_core.checkpoint.hub import resolve_folder
-        from gemma4_core.config import read_context
-        from gemma4_core.loading import named, select_modalities
-        from gemma4_core.plugins import registry
-        from gemma4_core.plugins.options import check_options
-        from gemma4_core.text import ChatTemplate
-
         context = read_context(resolve_folder(folder_or_name))
-        assert context.folder is not None
         specs = select_modalities(registry.matching("modality", context), context, modalities)
-        loaded = registry.select("tokenizer", context, named(tokenizer)).load(context)
+        loaded = registry.select("tokenizer", context, plugin_name(tokenizer)).load(context)
         check_options(options, [option for spec in registry.modalities.values() for option in spec.options])
-        return cls(context, specs, loaded, ChatTemplate.load(context.folder), options)
-
-    @classmethod
-    def for_model(cls, model: GemmaModel) -> GemmaMultimodalProcessor:
-        """The processor of a loaded model: its tokenizer, template, options and loaded towers."""
-        if model.tokenizer is None:
-            raise InputError(f"{model.context.folder}: has no tokenizer; pass token ids")
-        return cls(model.context, model.tower_specs, model.tokenizer, model.template, model.options)
+        return cls(context, specs, loaded, ChatTemplate.load(context), options)
 
     def prepare_inputs(
         self,
@@ -222,9 +212,6 @@ class GemmaMultimodalProcessor:
 
     def _untaken(self, name: str, value: Any) -> str:
         """Why nothing takes this argument, in a sentence."""
-        from gemma4_core.plugins import registry
-        from gemma4_core.plugins.origin import nearest
-
         first = value[0] if isinstance(value, list | tuple) and value else value
         label = name if name.isidentifier() and len(name) < 60 else shown(name)
         what = f"{label} {shown(str(first))}" if isinstance(first, str | Path) else label
@@ -237,16 +224,12 @@ class GemmaMultimodalProcessor:
                 "(gemma4 plugins lists what is installed)")
 
     def _absent(self, spec: ModalityTower) -> str:
-        from gemma4_core.plugins import registry
-
         if any(found.name == spec.name for found in registry.matching("modality", self.context)):
             return f"the modality {spec.name} is not loaded; add it to --modality (modalities)"
-        return f"this model has no {spec.name} tower (see config.json in {self.context.folder})"
+        return f"this model has no {spec.name} tower (see config.json in {self.context.path})"
 
     def _refuse_absent(self, text: str) -> None:
         """Raise InputError where a text holds the placeholder of a modality that is installed but not loaded."""
-        from gemma4_core.plugins import registry
-
         loaded = {spec.placeholder for spec in self.specs}
         for spec in registry.modalities.values():
             if spec.placeholder not in loaded and spec.placeholder in text:
@@ -275,7 +258,7 @@ class GemmaMultimodalProcessor:
         self, messages: Any, request: _Request, variables: Mapping[str, Any], literal: bool
     ) -> Rendered:
         if self.template is None:
-            raise TokenizerError(f"{self.context.folder}: has no chat template; give a raw prompt (--raw)")
+            raise TokenizerError(f"{self.context.path}: has no chat template; give a raw prompt (--raw)")
         filled = [spec for spec in self.specs if request.media.get(spec.name)]
         talk = read_messages(messages, self.specs, filled if literal else None)
         media: dict[str, list[Any]] = {}
@@ -319,7 +302,7 @@ class GemmaMultimodalProcessor:
             text = template.render(said, **variables)
         for spec in unknown:
             if text.count(spec.placeholder) != len(asked.media[spec.name]):
-                raise InputError(f"the chat template of {self.context.folder} leaves {text.count(spec.placeholder)} of "
+                raise InputError(f"the chat template of {self.context.path} leaves {text.count(spec.placeholder)} of "
                                  f"{len(asked.media[spec.name])} {kind(spec)} parts; put them into user messages")
         self._refuse_absent(text)
         return replace(asked, text=text, messages=said, again=again)

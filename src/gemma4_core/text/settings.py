@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core.config.files import read_json
+from gemma4_core.contracts import Context, SideFile
 from gemma4_core.errors import TokenizerError
 from gemma4_core.formatting import shown, shown_path
 
@@ -41,7 +42,7 @@ class AddedToken:
 class TokenizerSettings:
     """What tokenizer_config.json says; empty where the folder has none."""
 
-    path: Path
+    path: Path | SideFile
     named: Mapping[str, str] = field(default_factory=lambda: dict(DEFAULT_TOKENS))
     """Special tokens by key, such as ``bos_token``, with transformers' defaults; templates see them by these names."""
     special: tuple[str, ...] = ()
@@ -52,11 +53,12 @@ class TokenizerSettings:
     """``chat_template`` by name; a lone one is ``default``."""
 
     @staticmethod
-    def load(folder: Path) -> TokenizerSettings:
-        """Read a folder's tokenizer_config.json. Raises TokenizerError naming the file and key."""
-        path = folder / CONFIG_NAME
-        if not path.exists():
-            return TokenizerSettings(path)
+    def load(checkpoint: Context | Path) -> TokenizerSettings:
+        """Read a checkpoint's tokenizer_config.json. Raises TokenizerError naming the file and key."""
+        context = checkpoint if isinstance(checkpoint, Context) else Context(checkpoint)
+        path = context.file(CONFIG_NAME)
+        if path is None:
+            return TokenizerSettings((context.path or Path()) / CONFIG_NAME)
         raw = read_json(path, error=TokenizerError)
         keys = {key: value for key, value in raw.items() if key.endswith("_token") and value is not None}
         named = {key: _content(value, path, key) for key, value in keys.items() if not isinstance(value, bool)}
@@ -82,7 +84,7 @@ class TokenizerSettings:
         return TokenizerError(f"{shown_path(self.path)}: added_tokens_decoder gives {token} the id {number}, but {has}")
 
 
-def template_texts(value: Any, path: Path) -> dict[str, str]:
+def template_texts(value: Any, path: Path | SideFile) -> dict[str, str]:
     """``chat_template`` of a JSON file by name: absent, a string, a list of ``{name, template}``, or an object.
 
     Raises TokenizerError naming the file.
@@ -104,14 +106,14 @@ def template_texts(value: Any, path: Path) -> dict[str, str]:
     )
 
 
-def _content(value: Any, path: Path, key: str) -> str:
+def _content(value: Any, path: Path | SideFile, key: str) -> str:
     content = value.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str):
         raise TokenizerError(f"{shown_path(path)}: {key} must be a token's text, not {shown(value)}")
     return content
 
 
-def _added(raw: Mapping[str, Any], path: Path) -> dict[int, AddedToken]:
+def _added(raw: Mapping[str, Any], path: Path | SideFile) -> dict[int, AddedToken]:
     key = "added_tokens_decoder"
     value = raw.get(key) or {}
     if not isinstance(value, dict):

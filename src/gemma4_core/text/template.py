@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core.config.files import read_bytes, read_json
+from gemma4_core.contracts import Context, SideFile
 from gemma4_core.errors import InputError, TokenizerError
 from gemma4_core.formatting import shown, shown_path
 from gemma4_core.text import render_process
@@ -28,7 +29,7 @@ SIZE_LIMIT = 1 << 20
 class ChatTemplate:
     """A folder's chat template, one text or several by name."""
 
-    def __init__(self, texts: Mapping[str, str], path: Path, named_tokens: Mapping[str, str]) -> None:
+    def __init__(self, texts: Mapping[str, str], path: Path | SideFile, named_tokens: Mapping[str, str]) -> None:
         self.path = path
         """The file that the template is from."""
         self.texts = {name: text.removeprefix("\ufeff") for name, text in texts.items()}
@@ -37,18 +38,20 @@ class ChatTemplate:
         self._system_parts: dict[str, bool] = {}
 
     @staticmethod
-    def load(folder: Path | None) -> ChatTemplate | None:
+    def load(checkpoint: Context | Path | None) -> ChatTemplate | None:
         """The template of chat_template.jinja, chat_template.json or tokenizer_config.json, the first there is.
 
-        None where the folder has none. Raises TokenizerError for a file that cannot be read.
+        None where the checkpoint has none. Raises TokenizerError for a file that cannot be read.
         """
-        if folder is None:
+        if checkpoint is None:
             return None
-        settings = TokenizerSettings.load(folder)
-        own, old = folder / "chat_template.jinja", folder / "chat_template.json"
-        if own.exists():
+        context = checkpoint if isinstance(checkpoint, Context) else Context(checkpoint)
+        settings = TokenizerSettings.load(context)
+        own, old = context.file("chat_template.jinja"), context.file("chat_template.json")
+        path: Path | SideFile
+        if own is not None:
             texts, path = {"default": _read(own)}, own
-        elif old.exists():
+        elif old is not None:
             texts, path = template_texts(read_json(old, error=TokenizerError).get("chat_template"), old), old
         else:
             texts, path = dict(settings.templates), settings.path
@@ -130,7 +133,7 @@ class ChatTemplate:
         return f"{where}: {said}; --raw does without the template"
 
 
-def _read(path: Path) -> str:
+def _read(path: Path | SideFile) -> str:
     data = read_bytes(path, SIZE_LIMIT, TokenizerError)
     try:
         return data.decode()

@@ -13,9 +13,11 @@ from tinygrad.nn.state import inverse_safe_dtypes, safe_dtypes
 
 from gemma4_core.checkpoint import Planned, atomic_folder
 from gemma4_core.checkpoint.contents import other_names, replaceable_checkpoint, replaceable_save
-from gemma4_core.checkpoint.files import Shard
+from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.folder import copy_others, write_config
+from gemma4_core.checkpoint.opening import open_checkpoint
 from gemma4_core.checkpoint.progress import Silent
+from gemma4_core.checkpoint.shard import Shard
 from gemma4_core.checkpoint.upload import NAMES, copy_in
 from gemma4_core.checkpoint.writer import check_room, write_file
 from gemma4_core.config.files import JSON_LIMIT, parse_object, read_json
@@ -24,7 +26,7 @@ from gemma4_core.formatting import human_bytes, shown, shown_path
 from gemma4_core.plugins import registry
 from gemma4_core.training.optimizer import TrainingOptimizer, check_state
 from gemma4_core.training.step import adopted
-from gemma4_core.training.weights import all_weights, check_weights, open_weights, opened, take_weights
+from gemma4_core.training.weights import all_weights, check_weights, take_weights
 
 if TYPE_CHECKING:
     from gemma4_core.contracts import CheckpointFormat
@@ -127,7 +129,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 def restore(folder: Path, model: GemmaModel, optimizer: Any, run: Mapping[str, Any]) -> None:
     """Weights and optimizer state in place; ``run`` is what ``read_run`` read. Raises a Gemma4Error."""
     part, where = model.trained_part, shown_path(folder)
-    context = opened(folder) if part is None else None
+    context = read_context(folder) if part is None else None
     name = None if optimizer is None else name_of(optimizer)
     if name is not None and run.get("optimizer") not in (None, name):
         raise InputError(f"{shown_path(folder / RUN_FILE)}: the optimizer state is of {shown(run['optimizer'])} and "
@@ -141,9 +143,9 @@ def restore(folder: Path, model: GemmaModel, optimizer: Any, run: Mapping[str, A
         part.load(folder)
         model.invalidate()
     elif context is not None:
-        with open_weights(context) as source:
-            check_weights(model, source, folder)
-            take_weights(model, source)
+        with open_checkpoint(context) as checkpoint:
+            check_weights(model, checkpoint.weights, folder)
+            take_weights(model, checkpoint.weights)
     if trained is not None and state is not None:
         trained.load_state_dict(state)
 

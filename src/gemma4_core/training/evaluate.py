@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tinygrad import Tensor
 
+from gemma4_core.model.differentiable import device_inputs
 from gemma4_core.training.batch import GemmaTrainingBatch
-from gemma4_core.training.forward import feed
 from gemma4_core.training.loss import mean_loss
-from gemma4_core.training.step_graphs import Checked, capturable, graph_loss, kept
+from gemma4_core.training.step_graphs import CheckedBatch, capturable, graph_for, graph_loss
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -28,17 +28,20 @@ class Evaluator:
         """The mean cross entropy over all targets of the batches. Raises InputError for one that does not fit."""
         total, targets = 0.0, 0
         for batch in batches:
-            one = Checked.of(self.model, batch)
+            one = CheckedBatch.of(self.model, batch)
             total += self._mean(one) * one.count
             targets += one.count
         return total / targets if targets else math.nan
 
-    def _mean(self, batch: Checked) -> float:
+    def _mean(self, batch: CheckedBatch) -> float:
         if not capturable(self.model, [batch]):
-            fed = feed(self.model, batch.ids, batch.media, batch.segments)
-            return mean_loss(self.model, fed, Tensor(batch.targets, device=self.model.device)).item()
-        loss = lambda inputs: graph_loss(self.model, inputs, False).realize()  # noqa: E731
-        return kept(self.graphs, batch.shape, loss, self.model, batch)(batch.upload(self.model)).item()
+            inputs = device_inputs(self.model, batch.ids, batch.media, batch.segments)
+            return mean_loss(self.model, inputs, Tensor(batch.targets, device=self.model.device)).item()
+
+        def loss(inputs: dict[str, Tensor]) -> Tensor:
+            return graph_loss(self.model, inputs, False).realize()
+
+        return graph_for(self.graphs, batch.shape, loss, self.model, batch)(batch.upload(self.model)).item()
 
 
 def perplexity(loss: float) -> float:

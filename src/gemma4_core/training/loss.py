@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from tinygrad import Tensor, UOp, dtypes, function
 from tinygrad.nn.state import get_state_dict
 
+from gemma4_core.model.differentiable import DeviceInputs, device_inputs, hidden
 from gemma4_core.model.layers import matrix
+from gemma4_core.ops.differentiable import differentiable_operations
 from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
-from gemma4_core.training.forward import Fed, feed, hidden
-from gemma4_core.training.operations import operations_of
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -29,17 +29,17 @@ def compute_loss(model: GemmaModel, batch: GemmaTrainingBatch, *, checkpointing:
     output, and would compute it anew at each look. Raises InputError for a batch that does not fit the model.
     """
     ids, targets = checked(model, batch)
-    fed = feed(model, ids, batch.media, check_segments(batch.segments, ids))
-    return mean_loss(model, fed, Tensor(targets, device=model.device), checkpointing)
+    inputs = device_inputs(model, ids, batch.media, check_segments(batch.segments, ids))
+    return mean_loss(model, inputs, Tensor(targets, device=model.device), checkpointing)
 
 
-def mean_loss(model: GemmaModel, fed: Fed, targets: Tensor, checkpointing: bool = False) -> Tensor:
+def mean_loss(model: GemmaModel, inputs: DeviceInputs, targets: Tensor, checkpointing: bool = False) -> Tensor:
     """The loss of prepared inputs. ``targets [B, T]`` int32, negative where there is none."""
-    h = hidden(model, fed, checkpointing)
+    h = hidden(model, inputs, checkpointing)
     rows = h.reshape(-1, h.shape[-1])  # [B, T, H] -> [B * T, H]
     flat = targets.reshape(-1)
     head, cap = matrix(model.text.embedding), model.config.text_config.final_logit_softcapping
-    operations = operations_of(model, checkpointing)
+    operations = differentiable_operations(model.operations, checkpointing)
     pieces = max(1, -(-int(rows.shape[0]) * head.shape[0] // PIECE))
     if pieces == 1:
         total = summed(rows, flat, head, cap, operations)

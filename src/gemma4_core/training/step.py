@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.errors import InputError
+from gemma4_core.model.differentiable import device_inputs
 from gemma4_core.training.batch import GemmaTrainingBatch
-from gemma4_core.training.forward import feed
 from gemma4_core.training.loss import mean_loss
 from gemma4_core.training.optimizer import TrainingOptimizer
-from gemma4_core.training.step_graphs import Checked, capturable, reached, set_gradients, summed_step, whole_step
+from gemma4_core.training.step_graphs import CheckedBatch, capturable, reached, set_gradients, summed_step, whole_step
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -47,7 +47,7 @@ def train_step(
     batches = [batch] if isinstance(batch, GemmaTrainingBatch) else list(batch)
     if not batches:
         raise InputError("train_step: no batch was given")
-    prepared = [Checked.of(model, one) for one in batches]
+    prepared = [CheckedBatch.of(model, one) for one in batches]
     if lr is not None:
         trained.set_lr(lr)
     if not capturable(model, prepared) or not hasattr(trained.inner, "schedule_step"):
@@ -70,13 +70,13 @@ def adopted(model: GemmaModel, optimizer: Any) -> TrainingOptimizer:
     if not named or not hasattr(optimizer, "step"):
         raise InputError(f"optimizer {type(optimizer).__name__} has none of the model's tensors; use build_optimizer")
     # captured steps live as long as the optimizer
-    kept = optimizer.__dict__.setdefault("_gemma4_training", TrainingOptimizer(optimizer, named, {}, "own"))
-    assert isinstance(kept, TrainingOptimizer)
-    return kept
+    ours = optimizer.__dict__.setdefault("_gemma4_training", TrainingOptimizer(optimizer, named, {}, "own"))
+    assert isinstance(ours, TrainingOptimizer)
+    return ours
 
 
 def accumulated(
-    model: GemmaModel, optimizer: TrainingOptimizer, batches: Sequence[Checked], max_norm: float | None,
+    model: GemmaModel, optimizer: TrainingOptimizer, batches: Sequence[CheckedBatch], max_norm: float | None,
     checkpointing: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of one batch after the other, then the update; nothing is captured."""
@@ -84,9 +84,9 @@ def accumulated(
     total = Tensor.zeros((), dtype=dtypes.float32, device=model.device)
     sums: list[Tensor | None] = [None] * len(optimizer.params)
     for batch in batches:
-        fed = feed(model, batch.ids, batch.media, batch.segments)
+        inputs = device_inputs(model, batch.ids, batch.media, batch.segments)
         labels = Tensor(batch.targets, device=model.device)
-        loss = mean_loss(model, fed, labels, checkpointing) * (batch.count / targets)
+        loss = mean_loss(model, inputs, labels, checkpointing) * (batch.count / targets)
         for index, grad in enumerate(loss.gradient(*optimizer.params)):
             if reached(grad):
                 held = sums[index]

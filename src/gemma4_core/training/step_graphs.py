@@ -11,10 +11,10 @@ from tinygrad import Tensor, dtypes
 from tinygrad.helpers import Context as TinygradContext
 from tinygrad.nn.optim import Optimizer as TinygradOptimizer
 
-from gemma4_core.model.media import Laid, encode_laid, lay_out, positions_of_rows
+from gemma4_core.model.differentiable import DeviceInputs, check_length, rotation_table
+from gemma4_core.model.media import PlacedPrompt, encode_arranged, place_arranged
 from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
-from gemma4_core.training.forward import Fed, check_length, rotation_table
 from gemma4_core.training.loss import mean_loss
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ TOGETHER = 16
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedBatch:
     """A batch that fits the model."""
 
     ids: np.ndarray
@@ -37,16 +37,16 @@ class Checked:
     """int32 ``[B, T]``, -100 where there is none."""
     segments: np.ndarray | None
     media: dict[str, Any]
-    laid: Laid | None = None
-    """The media arranged on the host; None without, and where one of their towers does not arrange."""
+    placed: PlacedPrompt | None = None
+    """Ids with the media arranged on the host; None without, and where one of their towers does not arrange."""
 
     @classmethod
-    def of(cls, model: GemmaModel, batch: GemmaTrainingBatch) -> Checked:
+    def of(cls, model: GemmaModel, batch: GemmaTrainingBatch) -> CheckedBatch:
         """Raises InputError for a batch that does not fit."""
         ids, targets = checked(model, batch)
         check_length(model, ids)
         media = batch.media
-        return cls(ids, targets, check_segments(batch.segments, ids), media, lay_out(model, ids, media))
+        return cls(ids, targets, check_segments(batch.segments, ids), media, place_arranged(model, ids, media))
 
     @property
     def count(self) -> int:
@@ -57,10 +57,10 @@ class Checked:
     def arrays(self) -> dict[str, np.ndarray]:
         """What a graph takes, by name; arrays of media under the tower's name and a number."""
         found = {"ids": self.ids, "targets": self.targets, "segments": self.segments}
-        if self.laid is not None:
-            positions = positions_of_rows(self.laid.soft, self.laid.rows)
-            found |= {"ids": self.laid.ids, "soft": self.laid.soft, "positions": positions, "blocks": self.laid.blocks}
-            found |= {f"{name}/{i}": a for name, arrays in self.laid.arrays.items() for i, a in enumerate(arrays)}
+        if self.placed is not None:
+            p = self.placed
+            found |= {"ids": p.ids, "soft": p.soft, "positions": p.soft_positions, "blocks": p.blocks}
+            found |= {f"{name}/{i}": a for name, arrays in p.arranged.items() for i, a in enumerate(arrays)}
         return {name: array for name, array in found.items() if array is not None}
 
     @property
@@ -73,29 +73,29 @@ class Checked:
         return {name: upload(array, model.device) for name, array in self.arrays.items()}
 
 
-def capturable(model: GemmaModel, batches: Sequence[Checked]) -> bool:
+def capturable(model: GemmaModel, batches: Sequence[CheckedBatch]) -> bool:
     """Whether the graphs of this module serve these batches: tables off the device and towers that do not arrange run
     outside of them."""
-    return model.ple_host is None and not any(batch.media and batch.laid is None for batch in batches)
+    return model.ple_host is None and not any(batch.media and batch.placed is None for batch in batches)
 
 
-def fed(model: GemmaModel, inputs: Mapping[str, Tensor]) -> Fed:
-    """What the forward pass starts from, out of what ``Checked.upload`` gives; towers run here."""
+def device_inputs(model: GemmaModel, inputs: Mapping[str, Tensor]) -> DeviceInputs:
+    """What the forward pass starts from, out of what ``CheckedBatch.upload`` gives; towers run here."""
     media: dict[str, list[Tensor]] = {}
     for name, tensor in inputs.items():
         if "/" in name:
             media.setdefault(name.split("/")[0], []).append(tensor)
     optional = {name: inputs.get(name) for name in ("soft", "positions", "blocks", "segments")}
-    return Fed(inputs["ids"], encode_laid(model, media) if media else None, **optional)
+    return DeviceInputs(inputs["ids"], encode_arranged(model, media) if media else None, **optional)
 
 
 def graph_loss(model: GemmaModel, inputs: Mapping[str, Tensor], checkpointing: bool) -> Tensor:
-    """The loss of what ``Checked.upload`` gives."""
-    return mean_loss(model, fed(model, inputs), inputs["targets"], checkpointing)
+    """The loss of what ``CheckedBatch.upload`` gives."""
+    return mean_loss(model, device_inputs(model, inputs), inputs["targets"], checkpointing)
 
 
 def whole_step(
-    model: GemmaModel, optimizer: TrainingOptimizer, batch: Checked, max_norm: float | None, checkpointing: bool
+    model: GemmaModel, optimizer: TrainingOptimizer, batch: CheckedBatch, max_norm: float | None, checkpointing: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Loss, gradients and update of one batch as one graph. The loss, and the gradients' norm where it is limited."""
 
@@ -107,13 +107,13 @@ def whole_step(
             loss.realize(*(g for g in gradients if reached(g)))
             return loss, update(optimizer, gradients, max_norm)
 
-    graph = kept(optimizer.graphs, ("whole", id(model), batch.shape, max_norm, checkpointing), step, model, batch)
+    graph = graph_for(optimizer.graphs, ("whole", id(model), batch.shape, max_norm, checkpointing), step, model, batch)
     loss, norm = graph(batch.upload(model))
     return own(loss), None if norm is None else own(norm)
 
 
 def summed_step(
-    model: GemmaModel, optimizer: TrainingOptimizer, batches: Sequence[Checked], max_norm: float | None,
+    model: GemmaModel, optimizer: TrainingOptimizer, batches: Sequence[CheckedBatch], max_norm: float | None,
     checkpointing: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of several batches added up in fp32, then one update: a graph per shape, and one for the update."""
@@ -140,19 +140,21 @@ def summed_step(
             Tensor.realize(*(held.assign(held.zeros_like()) for held in optimizer.sums.values()))
             return norm
 
-    scalar = lambda value: upload(np.array([value], np.float32), model.device)  # noqa: E731
+    def scalar(value: float) -> Tensor:
+        return upload(np.array([value], np.float32), model.device)
+
     total, targets = scalar(0.0), sum(batch.count for batch in batches)
     for batch in batches:
-        graph = kept(optimizer.graphs, ("add", id(model), batch.shape, checkpointing), add, model, batch)
+        graph = graph_for(optimizer.graphs, ("add", id(model), batch.shape, checkpointing), add, model, batch)
         loss = graph(scalar(batch.count / targets), batch.upload(model))
         total = (total + loss).realize()
-    norm = kept(optimizer.graphs, ("update", id(model), max_norm, tuple(optimizer.sums)), finish)()
+    norm = graph_for(optimizer.graphs, ("update", id(model), max_norm, tuple(optimizer.sums)), finish)()
     return total.reshape(()).detach().realize(), None if norm is None else own(norm)
 
 
-def kept(
+def graph_for(
     graphs: dict[Any, Any], key: object, function: Callable[..., Any], model: GemmaModel | None = None,
-    batch: Checked | None = None,
+    batch: CheckedBatch | None = None,
 ) -> Any:
     """The graph of a key, made where there is none; one that runs the model's layers is made for a batch."""
     if key not in graphs:

@@ -10,28 +10,17 @@ from typing import TYPE_CHECKING, Any
 from tinygrad import Tensor
 
 from gemma4_core.checkpoint import check_tensors
-from gemma4_core.checkpoint.choose import open_checkpoint
 from gemma4_core.checkpoint.names import NamedSource
+from gemma4_core.checkpoint.opening import open_checkpoint
 from gemma4_core.checkpoint.rows import HostWeight
-from gemma4_core.config import expected_text_tensors, read_context
+from gemma4_core.config import expected_text_tensors
 from gemma4_core.contracts import WeightSource
 from gemma4_core.errors import CheckpointError, Gemma4Error
 from gemma4_core.formatting import shown_path
 from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack
 
 if TYPE_CHECKING:
-    from gemma4_core.contracts import Context
     from gemma4_core.model.model import GemmaModel
-
-
-@contextmanager
-def open_weights(context: Context, name: str | None = None) -> Iterator[NamedSource]:
-    """A folder's weights in whatever format they are, by released name."""
-    source = open_checkpoint(context, name)[1]
-    try:
-        yield source
-    finally:
-        source.close()
 
 
 @contextmanager
@@ -54,16 +43,17 @@ def all_weights(model: GemmaModel) -> Iterator[dict[str, Any]]:
     if not absent:
         yield found
         return
-    folder = model.context.folder
+    path = model.context.path
     try:
-        with open_weights(model.context, model.format_name) as source:
+        with open_checkpoint(model.context, model.format_name) as checkpoint:
+            source = checkpoint.weights
             # on tinygrad's CPU device these lie on the mapped file
             found |= {n: source.tensor(n, model.device, model.dtype) for n in absent if n in source.infos}
             yield found
     except Gemma4Error as fault:
-        if folder is not None and folder.exists():
+        if path is not None and path.exists():
             raise
-        raise CheckpointError(f"the towers that were not loaded cannot be saved: {shown_path(str(folder))} is gone; "
+        raise CheckpointError(f"the towers that were not loaded cannot be saved: {shown_path(path)} is gone; "
                               f"load the model with all its modalities") from fault
 
 
@@ -98,8 +88,3 @@ def overwrite(tensor: Tensor, value: Tensor) -> None:
         tensor.uop.buffer.ensure_allocated().copy_from(value.uop.buffer.ensure_allocated())
     else:
         tensor.assign(value.to(tensor.device).contiguous()).realize()
-
-
-def opened(folder: Path | str) -> Context:
-    """A checkpoint folder as plugins see it. Raises ConfigError."""
-    return read_context(Path(folder))

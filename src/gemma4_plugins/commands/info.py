@@ -67,15 +67,15 @@ def describe_tokenizer(context: Context) -> dict[str, Any]:
     from gemma4_core.plugins import registry
     from gemma4_core.text import ChatTemplate
 
-    assert context.folder is not None and context.config is not None
+    assert context.config is not None
     found: dict[str, Any] = {"tokenizer": None, "chat_template": None}
     try:
         found["tokenizer"] = registry.select("tokenizer", context).name
-        template = ChatTemplate.load(context.folder)
+        template = ChatTemplate.load(context)
         found["chat_template"] = template.path.name if template is not None else None
     except Gemma4Error as error:
         found["tokenizer_problem"] = str(error)
-    generation = load_generation_config(context.folder, context.config)
+    generation = load_generation_config(context, context.config)
     names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     found["generation"] = {name: getattr(generation, name) for name in names}
     found["generation"]["stop_ids"] = list(generation.eos_token_ids)
@@ -84,22 +84,20 @@ def describe_tokenizer(context: Context) -> dict[str, Any]:
 
 def describe_files(context: Context, format: str) -> tuple[dict[str, Any], Mapping[str, TensorInfo]]:
     """Format and files of a folder, with its tensors. Raises a Gemma4Error where they cannot be read."""
-    from gemma4_core.checkpoint.choose import open_checkpoint
-    from gemma4_core.checkpoint.unserved import check_source
-    from gemma4_core.loading import named, select_modalities
+    from gemma4_core.checkpoint.contents import weight_files
+    from gemma4_core.checkpoint.opening import open_checkpoint
+    from gemma4_core.plugins.options import plugin_name
+    from gemma4_core.processing.modalities import select_modalities
 
-    assert context.folder is not None and context.config is not None
-    chosen, source = open_checkpoint(context, named(format))
     problem = None
-    try:
-        infos = dict(source.infos)
-        check_source(context, source, select_modalities(source.towers, context, None), copies=False)
-    except CheckpointError as error:
-        problem = str(error)
-    finally:
-        source.close()
+    with open_checkpoint(context, plugin_name(format)) as checkpoint:
+        chosen, infos = checkpoint.format, dict(checkpoint.infos)
+        try:
+            checkpoint.check(select_modalities(checkpoint.towers, context, None), copies=False)
+        except CheckpointError as error:
+            problem = str(error)
     stored = dict(Counter(info.dtype for info in infos.values()).most_common())
-    files = [path for path in context.folder.glob("*.safetensors") if path.is_file()]
+    files = weight_files(context)
     size = sum(path.stat().st_size for path in files)
     about = {"format": chosen.name, "files": len(files), "file_bytes": size, "tensors": len(infos),
              "stored_dtypes": stored, "problem": problem}
@@ -119,15 +117,16 @@ def preset_infos(config: GemmaConfig) -> dict[str, TensorInfo]:
 
 def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     """Everything about a checkpoint folder, or about an official size. Raises a Gemma4Error."""
-    from gemma4_core.checkpoint.choose import run_dtype
+    from gemma4_core.checkpoint.context import read_context
     from gemma4_core.checkpoint.hub import resolve_folder
-    from gemma4_core.config import preset_config, preset_dict, preset_of, read_context
+    from gemma4_core.checkpoint.opening import run_dtype
+    from gemma4_core.config import preset_config, preset_dict, preset_of
     from gemma4_core.contracts import Context
     from gemma4_core.ops import Operations
     from gemma4_plugins.commands import memory_sizes as sizes
 
     if model is not None:
-        context = read_context(resolve_folder(model))
+        context = read_context(resolve_folder(model), format)
         files, infos = describe_files(context, format)
     else:
         assert size is not None
@@ -139,11 +138,11 @@ def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     dtype = run_dtype(config, infos)
     parts = sizes.parts(config, infos, ITEM_SIZES[dtype])
     weights = sizes.used_bytes(parts)
-    folder = str(context.folder) if context.folder else None
+    folder = str(context.path) if context.path else None
     about: dict[str, Any] = {"folder": folder, "model_type": config.model_type}
     about |= {"size": preset_of(config), "dtype": dtype, **files}
     about |= {"text": describe_text(config), "towers": describe_towers(config)}
-    about |= describe_tokenizer(context) if context.folder else {}
+    about |= describe_tokenizer(context) if context.path else {}
     about["parts"] = [{"name": p.name, "parameters": p.parameters, "bytes": p.nbytes} for p in parts]
     about["parameters"] = sum(p.parameters for p in parts if p.name != sizes.UNUSED)
     about["active_parameters"] = sizes.active_parameters(config, parts)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gemma4_core.cli.plugin_options import PluginValues
     from gemma4_core.config import GenerationConfig
     from gemma4_core.contracts import Context
-    from gemma4_core.model import GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
 STDIN_LIMIT = 64 << 20
@@ -47,7 +47,7 @@ class Loading:
 
     def load(
         self, plugins: PluginValues, check: Callable[[GemmaMultimodalProcessor], None] | None = None
-    ) -> GemmaModel:
+    ) -> LoadedModel:
         """Load the model; ``check`` looks at the prompt before weights are read. Raises a Gemma4Error before memory is
         spent where anything does not fit."""
         from gemma4_core import loading
@@ -138,7 +138,7 @@ def model_name(context: Context) -> str:
     return shown_name(context.folder) if context.folder is not None else "the checkpoint"
 
 
-def model_line(model: GemmaModel) -> str:
+def model_line(model: LoadedModel) -> str:
     """What was loaded, as ``demo: bf16 on cpu, cpu kernels``."""
     kernels = f"{model.operations.name} kernels"
     return f"{model_name(model.context)}: {model.format_name} on {model.device_name}, {kernels}"

@@ -56,7 +56,7 @@ def part_of(config: GemmaConfig, name: str) -> str:
 
 def parts(config: GemmaConfig, infos: Mapping[str, TensorInfo], itemsize: int) -> list[Part]:
     """Parameters and bytes by part, in order of appearance; plain weights take ``itemsize`` each."""
-    from gemma4_core.checkpoint.choose import loaded_bytes
+    from gemma4_core.checkpoint.opening import loaded_bytes
 
     found: dict[str, Part] = {}
     for name, info in infos.items():

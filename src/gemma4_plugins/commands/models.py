@@ -137,8 +137,9 @@ def rows() -> list[Row]:
 
 def row(name: str, hub_name: str | None, folder: Path, nbytes: int) -> Row:
     """A line of the list; a checkpoint that cannot be opened says why."""
-    from gemma4_core.checkpoint.choose import select_format
-    from gemma4_core.config import preset_of, read_context
+    from gemma4_core.checkpoint.context import read_context
+    from gemma4_core.checkpoint.opening import select_format
+    from gemma4_core.config import preset_of
 
     known: dict[str, Any] = {"size": None, "format": None, "problem": None}
     try:

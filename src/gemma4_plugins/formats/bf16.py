@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma4_core.checkpoint.choose import MARKERS
 from gemma4_core.checkpoint.convert import STORED, convert
-from gemma4_core.checkpoint.files import INDEX_FILE, SINGLE_FILE, CheckpointFiles
+from gemma4_core.checkpoint.files import CheckpointFiles
+from gemma4_core.checkpoint.opening import MARKERS
 from gemma4_core.checkpoint.rows import HostWeight
 from gemma4_core.checkpoint.writer import MAX_SHARD_BYTES, Planned, write_shards
 from gemma4_core.contracts import CheckpointFormat, Context, TensorInfo
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from tinygrad import Tensor
 
     from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack, Matrix
-
-TEXT_FILES = (".json", ".jinja", ".md", ".txt", ".model")
 
 
 class PlainSource:
@@ -63,25 +60,15 @@ class PlainSource:
 
 
 def matches(context: Context) -> bool:
-    """Whether the folder holds plain weights. One whose files are damaged, or that has no weights of any kind, counts
-    too: opening it then says what is wrong."""
+    """Whether the folder's safetensors files hold plain weights. Damaged files count too: opening them says what is
+    wrong."""
     if context.folder is None or any(context.raw_config.get(marker) is not None for marker in MARKERS):
         return False
-    if not any((context.folder / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
-        return only_text_files(context.folder)
     try:
-        files = CheckpointFiles.open(context.folder)
+        tensors = context.tensors
     except CheckpointError:
         return True
-    files.close()
-    return all(info.dtype != "I8" for info in files.infos.values())
-
-
-def only_text_files(folder: Path) -> bool:
-    """Whether nothing in a folder could be the weights of another format."""
-    with suppress(OSError):
-        return all(path.suffix in TEXT_FILES or path.name.startswith(".") for path in folder.iterdir())
-    return False
+    return bool(tensors) and all(info.dtype != "I8" for info in tensors.values())
 
 
 def open_plain(context: Context) -> PlainSource:
@@ -94,7 +81,7 @@ def open_plain(context: Context) -> PlainSource:
             value = shown(context.raw_config[marker])
             reason = "the bf16 format reads plain weights only; use the plugin of that format"
             raise CheckpointError(f"{where}/config.json: {marker} is {value}; {reason}")
-    files = CheckpointFiles.open(context.folder)
+    files = CheckpointFiles.open(context)
     packed = [f"{shown(name)} is {info.dtype}" for name, info in files.infos.items() if info.dtype == "I8"]
     if packed:
         files.close()

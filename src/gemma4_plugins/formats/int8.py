@@ -135,9 +135,7 @@ def matches(context: Context) -> bool:
     if any(context.raw_config.get(marker) is not None for marker in OTHERS):
         return False
     with suppress(CheckpointError):
-        files = CheckpointFiles.open(context.folder)
-        files.close()
-        return any(info.dtype == "I8" for info in files.infos.values())
+        return any(info.dtype == "I8" for info in context.tensors.values())
     return False
 
 
@@ -146,7 +144,7 @@ def open_int8(context: Context) -> Int8Source:
     if context.folder is None or context.config is None:
         raise CheckpointError("the int8 format needs a checkpoint folder")
     where = shown_path(context.folder)
-    files = CheckpointFiles.open(context.folder)
+    files = CheckpointFiles.open(context)
     try:
         stored = {name for name, info in files.infos.items() if info.dtype == "I8"}
         declared = declared_tensors(context, where)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor
 
+from gemma4_core.contracts.arranged_media import ArrangedMedia
 from gemma4_core.ops.graphs import upload
-from gemma4_core.processing.batched_towers import ArrangedMedia
 from gemma4_core.processing.tower_graphs import Captured
 from gemma4_core.weights import Weight
 from gemma4_plugins.modalities.clipped import TowerWeights

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core.config.files import read_bytes
-from gemma4_core.contracts import Context, StreamDecoder, TokenizerBackend
+from gemma4_core.contracts import Context, SideFile, StreamDecoder, TokenizerBackend
 from gemma4_core.errors import TokenizerError
 from gemma4_core.formatting import shown, shown_path
 from gemma4_core.hookspecs import hookimpl
@@ -44,7 +44,7 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 class Library:
     """A tokenizer of the library, every call to it guarded."""
 
-    def __init__(self, backend: Any, path: Path, silent: bool) -> None:
+    def __init__(self, backend: Any, path: Path | SideFile, silent: bool) -> None:
         self.backend, self._path, self._where, self._silent = backend, path, shown_path(path), silent
         with guarded(f"{self._where} cannot be used"):
             self.vocab_size = self._count()
@@ -199,9 +199,9 @@ def load(context: Context) -> JsonTokenizer | OtherTokenizer:
     """The folder's tokenizer.json with the tokens that tokenizer_config.json adds. Raises TokenizerError."""
     path = context.file(FILE)
     if path is None:
-        where = f"{shown_path(context.folder)}: no {FILE}" if context.folder else f"without a folder there is no {FILE}"
+        where = f"{shown_path(context.path)}: no {FILE}" if context.path else f"without a folder there is no {FILE}"
         raise TokenizerError(f"{where}; choose --tokenizer raw and give token ids with --prompt-tokens")
-    settings = TokenizerSettings.load(path.parent)
+    settings = TokenizerSettings.load(context)
     backend, silent = _open(path)
     with guarded(f"{shown_path(path)} does not take the tokens of {shown_path(settings.path)}"):
         _add_tokens(backend, settings)
@@ -215,7 +215,7 @@ def load(context: Context) -> JsonTokenizer | OtherTokenizer:
     return OtherTokenizer(library, specials) if plan is None else JsonTokenizer(library, specials, *plan)
 
 
-def _open(path: Path) -> tuple[Any, bool]:
+def _open(path: Path | SideFile) -> tuple[Any, bool]:
     """A tokenizer of the library, and whether encoding may make it panic. Raises TokenizerError."""
     data, where = read_bytes(path, SIZE_LIMIT, TokenizerError), shown_path(path)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core.config.files import read_bytes
-from gemma4_core.contracts import Context, TokenizerBackend
+from gemma4_core.contracts import Context, SideFile, TokenizerBackend
 from gemma4_core.errors import TokenizerError
 from gemma4_core.formatting import shown_path
 from gemma4_core.hookspecs import hookimpl
@@ -67,9 +67,9 @@ def load(context: Context) -> SentencePieceTokenizer:
     """The folder's tokenizer.model with the tokens that tokenizer_config.json adds. Raises TokenizerError."""
     path = context.file(FILE)
     if path is None:
-        where = f"{shown_path(context.folder)}: no {FILE}" if context.folder else f"without a folder there is no {FILE}"
+        where = f"{shown_path(context.path)}: no {FILE}" if context.path else f"without a folder there is no {FILE}"
         raise TokenizerError(f"{where}; choose --tokenizer raw and give token ids with --prompt-tokens")
-    settings = TokenizerSettings.load(path.parent)
+    settings = TokenizerSettings.load(context)
     processor = _open(path)
     with guarded(f"{shown_path(path)} holds a damaged token"):
         names: list[str] = processor.id_to_piece(list(range(processor.vocab_size())))
@@ -90,7 +90,7 @@ def load(context: Context) -> SentencePieceTokenizer:
         )
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path | SideFile) -> Any:
     data = read_bytes(path, SIZE_LIMIT, TokenizerError)
     try:
         import sentencepiece

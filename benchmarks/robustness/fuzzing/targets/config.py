@@ -31,7 +31,8 @@ class Target:
         return {**sample, "config.json": mutate_json(rng, sample.get("config.json", b"{}"), self._keys)}
 
     def run(self, folder: Path) -> None:
-        from gemma4_core.config import expected_text_tensors, read_context
+        from gemma4_core.checkpoint.context import read_context
+        from gemma4_core.config import expected_text_tensors
         from gemma4_core.plugins import registry
 
         context = read_context(folder)

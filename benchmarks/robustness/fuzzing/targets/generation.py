@@ -30,7 +30,8 @@ class Target:
         return {**sample, FILE: mutate_json(rng, sample.get(FILE, b"{}"), WORDS)}
 
     def run(self, folder: Path) -> None:
-        from gemma4_core.config import load_generation_config, read_context
+        from gemma4_core.checkpoint.context import read_context
+        from gemma4_core.config import load_generation_config
         from gemma4_core.generation.sampling import Sampling
         from gemma4_plugins.commands.loaded_request import sampling
 

@@ -45,8 +45,8 @@ class Target:
         return {**sample, name: mutate_tensors(rng, content)}
 
     def run(self, folder: Path) -> None:
-        from gemma4_core.checkpoint.choose import select_format
-        from gemma4_core.config import read_context
+        from gemma4_core.checkpoint.context import read_context
+        from gemma4_core.checkpoint.opening import select_format
 
         open_checkpoint(folder)
         context = read_context(folder)

@@ -60,7 +60,7 @@ class Target:
         return {**sample, name: mutate_json(rng, content, WORDS)}
 
     def run(self, folder: Path) -> None:
-        from gemma4_core.config import read_context
+        from gemma4_core.checkpoint.context import read_context
         from gemma4_core.errors import Gemma4Error
         from gemma4_core.plugins import registry
 

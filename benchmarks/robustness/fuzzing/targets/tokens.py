@@ -24,7 +24,7 @@ class Target:
     reads_anything = False
 
     def __init__(self) -> None:
-        from gemma4_core.config import read_context
+        from gemma4_core.checkpoint.context import read_context
         from gemma4_core.plugins import registry
 
         self.place = tempfile.TemporaryDirectory()

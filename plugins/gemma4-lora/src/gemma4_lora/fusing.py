@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma4_core import CheckpointFormat, Context, InputError, WeightSource, registry
-from gemma4_core.checkpoint import HostWeight, check_stored, open_checkpoint, resolve_folder
-from gemma4_core.config import read_context
+from gemma4_core import CheckpointFormat, InputError, WeightSource, registry
+from gemma4_core.checkpoint import HostWeight, open_checkpoint, read_context, resolve_folder
 from gemma4_core.formatting import is_number, shown
 from gemma4_core.quantize import StoredWeight, check_out, rewrite
 from gemma4_lora.files import AdapterFiles, Pair, read_adapter
@@ -54,7 +52,7 @@ def fuse(
         CheckpointError: an adapter does not fit the base, files are damaged, or the target cannot be written.
         InputError, PluginError: a value that cannot be used.
     """
-    from gemma4_core.loading import choose_dtype
+    from gemma4_core.checkpoint.dtypes import choose_dtype
 
     if not is_number(strength):
         raise InputError(f"--strength {shown(strength)}: a finite number is expected")
@@ -64,7 +62,9 @@ def fuse(
     assert context.config is not None
     check_out(context, target, overwrite)
     changes = [read_adapter(folder, context.config) for folder in adapters]
-    with opened(context) as (stored, weights):
+    with open_checkpoint(context) as checkpoint:
+        checkpoint.check_all()
+        stored, weights = checkpoint.format, checkpoint.weights
         chosen: CheckpointFormat = stored if format is None else registry.select("format", None, format)
         if chosen.save is None:
             raise InputError(f"--format {shown(format or chosen.name)} can be read, not written")
@@ -75,17 +75,6 @@ def fuse(
         plan = plan_of(changes, strength, chosen.name, run)
         rewrite(context, weights, target, chosen, run, give, plan, "fusing", overwrite)
     return Path(target)
-
-
-@contextmanager
-def opened(context: Context) -> Iterator[tuple[CheckpointFormat, WeightSource]]:
-    """The base's format and its weights, compared with its config."""
-    stored, weights = open_checkpoint(context)
-    try:
-        check_stored(context, weights)
-        yield stored, weights
-    finally:
-        weights.close()
 
 
 def pairs_of(adapters: Sequence[AdapterFiles], strength: float) -> dict[str, list[Pair]]:

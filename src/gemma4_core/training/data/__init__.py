@@ -1,6 +1,6 @@
 """Examples from JSON Lines: read and checked, encoded with masks, made into batches."""
 
-from gemma4_core.training.data.batches import Batches, padded_length
+from gemma4_core.training.data.batches import Batches
 from gemma4_core.training.data.examples import Encoding, Example, Examples, modalities_of, read_examples
 from gemma4_core.training.data.records import Record, read_records
 
@@ -11,7 +11,6 @@ __all__ = [
     "Examples",
     "Record",
     "modalities_of",
-    "padded_length",
     "read_examples",
     "read_records",
 ]

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma4_core.errors import InputError
+from gemma4_core.model.ids import padded_length
 from gemma4_core.training.batch import IGNORED, MEDIA_FIELDS, GemmaTrainingBatch
 from gemma4_core.training.data.examples import Example, Examples
 
 if TYPE_CHECKING:
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
-SHORTEST = 32
-"""Rows are padded to at least so many positions."""
 OPEN = 64
 """Rows among which packing looks for room."""
 WINDOW = 32
@@ -27,15 +26,6 @@ Row = tuple[int, ...]
 """Examples in one row by index: one, or with packing several."""
 Rows = tuple[Row, ...]
 """The rows of one batch."""
-
-
-def padded_length(length: int, limit: int) -> int:
-    """The length that a row is padded to: a power of two or one and a half, at most ``limit``, so that few different
-    ones come up and at most a third of a row is padding."""
-    size = SHORTEST
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return max(length, min(size, limit))
 
 
 @dataclass(frozen=True, eq=False)

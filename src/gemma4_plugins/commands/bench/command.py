@@ -18,7 +18,7 @@ from gemma4_plugins.commands.bench.operations_command import ops_command
 from gemma4_plugins.commands.bench.report import about, bench_options, load, print_report, same_for_all
 
 if TYPE_CHECKING:
-    from gemma4_core.model import GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
     from gemma4_plugins.commands.bench.speed import Result, Speed
 
 
@@ -68,7 +68,7 @@ def bench_command(
 bench_command.add_command(ops_command)
 
 
-def bench_report(model: GemmaModel, found: Speed) -> dict[str, Any]:
+def bench_report(model: LoadedModel, found: Speed) -> dict[str, Any]:
     """The whole report as JSON has it; ``score`` is the first answer's speed, else the first prompt's."""
     same, layers = about(model), model.config.text_config.num_hidden_layers
     read = same["read_bytes_per_second"]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tinygrad import Tensor, UOp
 
-from gemma4_core.engine.engine import Chunk, first_position
+from gemma4_core.engine.engine import Engine, first_position
+from gemma4_core.generation.loaded_model import LoadedModel
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.decoder import Inputs
@@ -22,7 +23,8 @@ from gemma4_core.model.spans import TokenSpan
 from gemma4_core.ops import Operations, portable
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.graphs import CapturedGraph
-from gemma4_core.training.multiply import made
+from gemma4_core.ops.multiply import made
+from gemma4_core.ops.steps import Chunk
 from gemma4_core.weights import Matrix
 from gemma4_plugins.commands.bench.speed import prompt_ids
 from gemma4_plugins.commands.bench.timing import median_seconds
@@ -73,7 +75,7 @@ class Line:
 
 
 def measure(
-    model: GemmaModel, names: Sequence[str] = NAMES, rows: int = 1, depth: int = 512,
+    model: LoadedModel, names: Sequence[str] = NAMES, rows: int = 1, depth: int = 512,
     tell: Callable[[str], Any] = lambda text: None,
 ) -> Iterator[Line]:
     """Lines as they are measured. ``rows`` positions go through an operation at once, after ``depth`` of context."""
@@ -87,7 +89,7 @@ def measure(
 class Cases:
     """Makes the cases of a model."""
 
-    def __init__(self, model: GemmaModel, rows: int, depth: int) -> None:
+    def __init__(self, model: LoadedModel, rows: int, depth: int) -> None:
         self.model, self.rows, self.depth = model, rows, depth
         self.text, self.plain_table = model.config.text_config, portable()
         self.random = np.random.default_rng(0)
@@ -243,23 +245,25 @@ class Cases:
 
     # ------------------------------------------------------------------------------------------- whole steps
 
-    def twin(self) -> GemmaModel:
-        """The same weights with portable operations, and buffers of its own."""
+    def twin(self) -> Engine:
+        """An engine over the same weights with portable operations, and buffers of its own."""
         m = self.model
-        return GemmaModel(m.context, m.device, m.dtype, portable(), m.places, m.tensors, m.generation_config,
-                          m.max_context, m.ple_host)
+        return Engine(GemmaModel(
+            m.context, m.device, m.dtype, portable(), m.places, m.tensors, suppressed_ids=m.suppressed_ids,
+            max_context=m.max_context, ple_host=m.ple_host,
+        ))
 
     def of_decode_step(self) -> Iterator[Case]:
         """One token, greedy, with everything from its embedding to the next token."""
         token = self.ids(np.array(prompt_ids(self.model, 1)).reshape(1, 1))
 
-        def stepping(model: GemmaModel) -> Callable[[], Any]:
-            storage = model.make_cache().reserve(model, 1, self.depth + 1)
-            step = model.engine.decode_step(storage, None)
+        def stepping(engine: Engine) -> Callable[[], Any]:
+            storage = engine.model.make_cache().reserve(engine.model, 1, self.depth + 1)
+            step = engine.decode_step(storage, None)
             return lambda: step(token, self.depth, None)[0].item()
 
         nbytes = weight_bytes(self.model) + cache_bytes(self.model, self.depth)
-        own = stepping(self.model) if self.taken("decode") else None
+        own = stepping(self.model.engine) if self.taken("decode") else None
         yield Case("decode_step", f"1 token after {self.depth}", nbytes, 1, own, stepping(self.twin()))
 
     def of_layers(self) -> Iterator[Case]:
@@ -292,23 +296,23 @@ class Cases:
         """A chunk of a prompt, as long as suits each form; the time of one position."""
         own_length, length = self.model.chunk, min(PORTABLE_CHUNK, self.model.chunk)
 
-        def chunking(model: GemmaModel, length: int) -> Callable[[], Any]:
-            ids = np.array(prompt_ids(model, length), np.int32).reshape(1, length)
-            cache = model.make_cache()
-            cache.reserve(model, 1, length)
+        def chunking(engine: Engine, length: int) -> Callable[[], Any]:
+            ids = np.array(prompt_ids(self.model, length), np.int32).reshape(1, length)
+            cache = engine.model.make_cache()
+            cache.reserve(engine.model, 1, length)
 
             def run() -> Any:
                 cache.reset()
-                hidden = model.engine.append(cache, Chunk(ids, signature=ids[0].tolist()))
-                return model.engine.first_token(hidden, length, None)[0].item()
+                hidden = engine.append(cache, Chunk(ids, signature=ids[0].tolist()))
+                return engine.first_token(hidden, length, None)[0].item()
 
             return run
 
-        own = chunking(self.model, own_length) if self.taken("prefill") else None
+        own = chunking(self.model.engine, own_length) if self.taken("prefill") else None
         nbytes, shape = weight_bytes(self.model) // own_length, f"1 of {own_length} positions (portable: of {length})"
         yield Case("prefill", shape, nbytes, own_length, own, chunking(self.twin(), length), length)
 
     def taken(self, what: str) -> bool:
         """Whether the device runs whole steps or chunks its own way."""
         storage = self.model.make_cache().reserve(self.model, 1, self.depth + 1)
-        return what in self.model.engine.taken_over(storage)
+        return what in self.model.engine.device_steps(storage)

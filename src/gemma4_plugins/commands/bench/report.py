@@ -15,7 +15,7 @@ from gemma4_core.cli.tables import comma_separated
 from gemma4_plugins.commands.loaded_request import Loading
 
 if TYPE_CHECKING:
-    from gemma4_core.model import GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
 
 OUTPUTS = ("md", "csv", "json")
 
@@ -36,13 +36,13 @@ def bench_options(function: Any) -> Any:
     ])
 
 
-def load(values: dict[str, Any], positions: int = 1) -> GemmaModel:
+def load(values: dict[str, Any], positions: int = 1) -> LoadedModel:
     """The text model that the options name. Raises UsageError without one, and a Gemma4Error before weights are read
     where it cannot hold so many positions."""
     if values["model"] is None:
         raise click.UsageError("Missing option '--model-dir' / '--model' / '-m'.")
+    from gemma4_core.checkpoint.context import read_context
     from gemma4_core.checkpoint.hub import resolve_folder
-    from gemma4_core.config import read_context
     from gemma4_core.errors import InputError
 
     context = read_context(resolve_folder(values["model"]))
@@ -56,7 +56,7 @@ def load(values: dict[str, Any], positions: int = 1) -> GemmaModel:
     return Loading.taken_from({**values, "modality": ("text",)}).load(PluginValues())
 
 
-def about(model: GemmaModel) -> dict[str, Any]:
+def about(model: LoadedModel) -> dict[str, Any]:
     """What was measured and on what, the same in all reports. Times the device's plain read."""
     from gemma4_core.plugins import registry
     from gemma4_plugins.commands.bench.bandwidth import read_bandwidth

@@ -15,11 +15,12 @@ import numpy as np
 
 from gemma4_core.devices.memory import peak_memory_bytes
 from gemma4_core.generation.sampling import Sampling
-from gemma4_core.generation.tokens import Generation, prepare, run
+from gemma4_core.generation.tokens import Generation, check_prompt, run
 from gemma4_plugins.commands.bench.traffic import cache_bytes, weight_bytes
 
 if TYPE_CHECKING:
-    from gemma4_core.model import GemmaCache, GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
+    from gemma4_core.model import GemmaCache
 
 WARM_TOKENS = 3
 """Tokens of the answer that captures the decode step."""
@@ -89,13 +90,13 @@ class Speed:
     peak_memory_bytes: int = 0
 
 
-def measure(model: GemmaModel, asked: Asked, tell: Callable[[str], Any] = lambda text: None) -> Speed:
+def measure(model: LoadedModel, asked: Asked, tell: Callable[[str], Any] = lambda text: None) -> Speed:
     """Run all tests; ``tell`` gets a line before each.
 
     Raises InputError where a test does not fit the context, before anything runs.
     """
     ids = prompt_ids(model, asked.positions)
-    prepare(model, ids, 0, model.make_cache(), {})
+    check_prompt(model, ids, 0, model.make_cache(), {})
     found = Speed()
     for depth in asked.depths:
         bench = Bench(model, ids, depth, asked)
@@ -103,16 +104,17 @@ def measure(model: GemmaModel, asked: Asked, tell: Callable[[str], Any] = lambda
         seconds, length = bench.warm_up()
         if not found.first_prompt_tokens:
             found.first_token_seconds, found.first_prompt_tokens = seconds, length
-        found.taken_over = model.engine.taken_over(bench.cache.storage)
+        storage = bench.cache.reserve(model, 1, bench.cache.length)
+        found.taken_over = model.engine.device_steps(storage)
         found.results += bench.results(tell)
         if asked.answers:
-            found.step_kernels = model.engine.step_kernels(bench.cache.storage)
-            found.layer_kernels = model.engine.layer_kernels(bench.cache.storage)
+            found.step_kernels = model.engine.step_kernels(storage)
+            found.layer_kernels = model.engine.layer_kernels(storage)
         found.peak_memory_bytes = max(found.peak_memory_bytes, peak_memory_bytes(model.device))
     return found
 
 
-def prompt_ids(model: GemmaModel, count: int) -> list[int]:
+def prompt_ids(model: LoadedModel, count: int) -> list[int]:
     """Random ids of the vocabulary, always the same, none of which stands for a medium."""
     ids = np.random.default_rng(0).integers(0, model.config.text_config.usable_ids, count)
     media = [spec.soft_token_id(model.config) for spec in model.known_specs]
@@ -123,7 +125,7 @@ def prompt_ids(model: GemmaModel, count: int) -> list[int]:
 class Bench:
     """The tests of one depth, on one cache that is large enough for all of them."""
 
-    def __init__(self, model: GemmaModel, ids: Sequence[int], depth: int, asked: Asked) -> None:
+    def __init__(self, model: LoadedModel, ids: Sequence[int], depth: int, asked: Asked) -> None:
         self.model, self.ids, self.depth, self.asked = model, ids, depth, asked
         self.cache: GemmaCache = model.make_cache()
         self.cache.reserve(model, 1, min(len(ids) + WARM_TOKENS, model.max_context))
@@ -131,8 +133,8 @@ class Bench:
     def run(self, length: int, limit: int) -> Generation:
         """Let a prompt of the first ``length`` ids be answered by ``limit`` tokens; what the cache holds is reused."""
         progress = Generation()
-        prepared = prepare(self.model, self.ids[:length], limit, self.cache, {})
-        for _ in run(self.model, prepared, Sampling(), (), progress):
+        prompt = check_prompt(self.model, self.ids[:length], limit, self.cache, {})
+        for _ in run(self.model.engine, prompt, Sampling(), (), progress):
             pass
         return progress
 

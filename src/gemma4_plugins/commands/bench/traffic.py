@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gemma4_core.model import GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
     from gemma4_core.weights import ExpertStack, Matrix
 
 EXPERTS = ".experts."
@@ -16,7 +16,7 @@ def stored_bytes(matrix: Matrix | ExpertStack) -> int:
     return sum(int(part.nbytes()) for part in matrix.parts().values())
 
 
-def weight_bytes(model: GemmaModel) -> int:
+def weight_bytes(model: LoadedModel) -> int:
     """Bytes of weights that one token reads: all layers, of experts the chosen ones, the head, rows of the tables."""
     text = model.config.text_config
     total = sum(int(tensor.nbytes()) for tensor in model.tensors.values())
@@ -30,7 +30,7 @@ def weight_bytes(model: GemmaModel) -> int:
     return total
 
 
-def cache_bytes(model: GemmaModel, positions: float) -> int:
+def cache_bytes(model: LoadedModel, positions: float) -> int:
     """Bytes of keys and values that one token at this position reads. Layers that share them read their donor's."""
     total = 0.0
     for layer in model.config.text_config.layers:

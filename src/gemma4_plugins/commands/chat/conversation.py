@@ -17,15 +17,15 @@ CONVERSATION_LIMIT = 64 << 20
 
 if TYPE_CHECKING:
     from gemma4_core.contracts import ModalityTower
+    from gemma4_core.generation.loaded_model import LoadedModel
     from gemma4_core.generation.stream import Part, Stats
-    from gemma4_core.model import GemmaModel
 
 
 class Conversation(Chat):
     """A chat at a terminal: files wait for the next message, what was said goes to a file and comes back."""
 
     def __init__(
-        self, model: GemmaModel, options: Mapping[str, Any], system: str | None = None, thinking: bool = False,
+        self, model: LoadedModel, options: Mapping[str, Any], system: str | None = None, thinking: bool = False,
         tools: Any = None,
     ) -> None:
         """``options`` are further ones of ``stream_generate``, such as sampling."""

@@ -19,7 +19,7 @@ from gemma4_core.formatting import human_bytes, human_count
 from gemma4_plugins.commands.demo import PICTURE, SOUND, copy_demo, draw_picture, record_sound
 
 if TYPE_CHECKING:
-    from gemma4_core.model import GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
 
 GREETING = (
     "A tiny Gemma 4 that this project trained. It knows short sentences, sums, two shapes in a picture,\n"
@@ -57,7 +57,7 @@ def tasks(folder: Path, seed: int | None) -> list[Task]:
     ]
 
 
-def answered(model: GemmaModel, task: Task) -> list[str]:
+def answered(model: LoadedModel, task: Task) -> list[str]:
     """A task's greedy answer, in lines; what the media showed stands below."""
     # a text is a raw prompt, which the model goes on with; everything else is a turn of a conversation
     prompt: Any = task.asked if task.name == "text" else [{"role": "user", "content": task.asked}]
@@ -72,7 +72,7 @@ def answered(model: GemmaModel, task: Task) -> list[str]:
     return lines
 
 
-def speed(model: GemmaModel, tokens: int) -> str:
+def speed(model: LoadedModel, tokens: int) -> str:
     """Tokens per second of a text of so many tokens, after everything was compiled."""
     options: dict[str, Any] = {"temperature": 0.0, "stop_ids": ()}
     stats = show_all(model.stream_generate(BEGINNING, tokens, **options), None).stats
@@ -81,7 +81,7 @@ def speed(model: GemmaModel, tokens: int) -> str:
     return f"speed     {values['generated_tokens']} tokens at {values['generation_tps']:.1f} tokens/s"
 
 
-def about(model: GemmaModel, folder: Path) -> list[str]:
+def about(model: LoadedModel, folder: Path) -> list[str]:
     """What the model is, in lines."""
     nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     parameters = sum(int(t.numel()) for t in model.named_tensors().values())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
     from gemma4_core.config.models import Published
     from gemma4_core.contracts import Context, TensorInfo, Tokenizer, WeightSource
-    from gemma4_core.model import GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
 
 OK, NOTE, FAILED = "ok", "note", "failed"
 
@@ -75,17 +75,17 @@ def verify(folder: str | Path, device: str = "auto", **options: Any) -> Iterator
     A check that cannot be made fails; the rest goes on as far as it can. Raises a Gemma4Error where there is no
     folder or its config cannot be read.
     """
+    from gemma4_core.checkpoint.context import read_context
     from gemma4_core.checkpoint.hub import resolve_folder
-    from gemma4_core.config import read_context
 
-    context = read_context(resolve_folder(folder))
-    assert context.config is not None and context.folder is not None
+    context = read_context(resolve_folder(folder), options.get("format"))
+    assert context.config is not None
     size = official_size(context.config)
     yield from _guarded("config", lambda: check_config(context.config, size))
     yield from _guarded("tensors", lambda: check_files(context, size, options.get("format", "auto")))
     yield from _guarded("tokenizer", lambda: check_tokenizer(context, options.get("tokenizer", "auto")))
     yield from _guarded("template", lambda: check_template(context))
-    yield from _guarded("run", lambda: check_run(context.folder, size is not None, device, options))
+    yield from _guarded("run", lambda: check_run(context.path, size is not None, device, options))
 
 
 def _guarded(name: str, checks: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -160,25 +160,24 @@ def _some(items: list[str]) -> str:
 
 def check_files(context: Context, size: str | None, format: str) -> Iterator[Check]:
     """Names, shapes and types of every tensor, and the published values of E2B-it."""
-    from gemma4_core.checkpoint.choose import open_checkpoint
-    from gemma4_core.checkpoint.unserved import check_source, unserved_warning
-    from gemma4_core.loading import named, select_modalities
+    from gemma4_core.checkpoint.opening import open_checkpoint
+    from gemma4_core.checkpoint.unserved import unserved_warning
+    from gemma4_core.plugins.options import plugin_name
+    from gemma4_core.processing.modalities import select_modalities
 
     assert context.config is not None
-    chosen, source = open_checkpoint(context, named(format))
-    try:
-        infos = source.infos
-        unserved = check_source(context, source, select_modalities(source.towers, context, None))
+    with open_checkpoint(context, plugin_name(format)) as checkpoint:
+        infos = checkpoint.infos
+        unserved = checkpoint.check(select_modalities(checkpoint.towers, context, None))
         if unserved:
             yield Check("tensors", NOTE, unserved_warning(unserved, context))
         types = ", ".join(f"{count} {dtype}" for dtype, count in Counter(i.dtype for i in infos.values()).most_common())
         parameters = sum(math.prod(info.shape) for info in infos.values())
-        yield Check("tensors", OK, f"{len(infos)} tensors in format {chosen.name} ({types}), {parameters:,} parameters")
+        held = f"{len(infos)} tensors in format {checkpoint.format.name} ({types})"
+        yield Check("tensors", OK, f"{held}, {parameters:,} parameters")
         yield from _counts(infos, parameters, size)
         if size is not None:
-            yield from check_values(context.config, source, size)
-    finally:
-        source.close()
+            yield from check_values(context.config, checkpoint.weights, size)
 
 
 def _counts(infos: Mapping[str, TensorInfo], parameters: int, size: str | None) -> Iterator[Check]:
@@ -241,12 +240,12 @@ def _close(source: WeightSource, name: str, value: float) -> bool:
 
 def check_tokenizer(context: Context, name: str) -> Iterator[Check]:
     """Special ids and encodings of the released tokenizer; for another vocabulary, that text comes back as it was."""
-    from gemma4_core.loading import named
     from gemma4_core.plugins import registry
+    from gemma4_core.plugins.options import plugin_name
     from gemma4_core.text import has_text
 
     assert context.config is not None
-    backend = registry.select("tokenizer", context, named(name))
+    backend = registry.select("tokenizer", context, plugin_name(name))
     tokenizer = backend.load(context)
     if not has_text(tokenizer):
         yield Check("tokenizer", NOTE, f"{backend.name}: token ids only, the folder has no tokenizer for text")
@@ -278,7 +277,7 @@ def check_template(context: Context) -> Iterator[Check]:
     """The chat template renders a short conversation and opens the model's turn."""
     from gemma4_core.text import ChatTemplate
 
-    template = ChatTemplate.load(context.folder)
+    template = ChatTemplate.load(context)
     if template is None:
         yield Check("template", NOTE, "the folder has none: a base model")
         return
@@ -324,7 +323,7 @@ def check_run(folder: Path | None, official: bool, device: str, options: Mapping
         yield Check("generate", OK, f"{len(tokens)} tokens{text}")
 
 
-def check_logits(model: GemmaModel, ids: list[int], official: bool) -> Iterator[Check]:
+def check_logits(model: LoadedModel, ids: list[int], official: bool) -> Iterator[Check]:
     """Finite, not constant, and for an official size as sure as a trained model is."""
     logits = model.forward_ids(ids)[0].numpy()[0].astype(np.float64)  # [T, vocab]
     bad = int((~np.isfinite(logits)).sum())

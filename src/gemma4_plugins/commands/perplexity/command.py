@@ -16,7 +16,7 @@ from gemma4_core.errors import InputError
 from gemma4_plugins.commands.loaded_request import Loading
 
 if TYPE_CHECKING:
-    from gemma4_core.model import GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
 TEXT_LIMIT = 256 << 20
@@ -103,8 +103,8 @@ def checked_context(context: int | None, model: str, against: str | None) -> int
 
 def limits(model: str) -> tuple[int, int]:
     """Longest context and size of the vocabulary from a model's config."""
+    from gemma4_core.checkpoint.context import read_context
     from gemma4_core.checkpoint.hub import resolve_folder
-    from gemma4_core.config import read_context
 
     config = read_context(resolve_folder(model)).config
     assert config is not None
@@ -126,7 +126,7 @@ def text_ids(processor: GemmaMultimodalProcessor, text: str, path: str) -> list[
     return ids
 
 
-def load(model: str, values: dict[str, Any], check: Callable[[GemmaMultimodalProcessor], None]) -> GemmaModel:
+def load(model: str, values: dict[str, Any], check: Callable[[GemmaMultimodalProcessor], None]) -> LoadedModel:
     """A text model; ``check`` runs before its weights are read."""
     if on_terminal():
         note(f"loading {model}")
@@ -134,7 +134,7 @@ def load(model: str, values: dict[str, Any], check: Callable[[GemmaMultimodalPro
 
 
 def measured(
-    model: GemmaModel, other: GemmaModel | None, ids: list[int], context: int, stride: int
+    model: LoadedModel, other: LoadedModel | None, ids: list[int], context: int, stride: int
 ) -> dict[str, Any]:
     """Figures and what they hold for, with a progress bar on the way."""
     from gemma4_core.checkpoint.progress import progress

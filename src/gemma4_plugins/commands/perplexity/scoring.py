@@ -22,7 +22,7 @@ from gemma4_core.model.media import place
 from gemma4_core.ops.graphs import CapturedGraph, upload
 
 if TYPE_CHECKING:
-    from gemma4_core.model import GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
 
 LOGITS = 1 << 24
 """Logits that are in memory at once, per model: 64 MB."""
@@ -76,7 +76,7 @@ class Scores:
 
 
 def score(
-    model: GemmaModel, ids: Sequence[int], context: int, stride: int, against: GemmaModel | None = None,
+    model: LoadedModel, ids: Sequence[int], context: int, stride: int, against: LoadedModel | None = None,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> Scores:
     """Score every id but the first, under two models of one vocabulary if another is given.
@@ -102,22 +102,22 @@ def score(
     return scores
 
 
-def last_rows(model: GemmaModel, window: Window) -> np.ndarray:
+def last_rows(model: LoadedModel, window: Window) -> np.ndarray:
     """Final hidden states fp32 ``[scored, H]`` of the positions that predict a window's scored ids."""
     cache = model.make_cache()
     placed = place(model, check_ids(window.ids, model.config.text_config.vocab_size), {})
-    hidden: np.ndarray = model.append(cache, placed, every=True)[0]
+    hidden: np.ndarray = model.engine.hidden_states(cache, placed)[0]
     return hidden[0, len(window.ids) - 1 - window.scored : len(window.ids) - 1]
 
 
-def padded_rows(model: GemmaModel, rows: np.ndarray, count: int) -> Tensor:
+def padded_rows(model: LoadedModel, rows: np.ndarray, count: int) -> Tensor:
     """Rows ``[n, H]`` on the device in the model's dtype, ``[count, H]`` with zeros below."""
     padded = np.zeros((count, rows.shape[1]), np.float32)
     padded[: len(rows)] = rows
     return upload(padded, model.device, model.dtype)
 
 
-def scorer(models: Sequence[GemmaModel]) -> Callable[..., tuple[Tensor, ...]]:
+def scorer(models: Sequence[LoadedModel]) -> Callable[..., tuple[Tensor, ...]]:
     """A function of targets ``[n]`` and each model's hidden states ``[n, H]``: negative log-probabilities ``[n]`` of
     each, and of two models also the divergence and the agreement."""
 

@@ -22,7 +22,7 @@ from gemma4_plugins.commands.loaded_request import Loading
 from gemma4_plugins.commands.train.report import Reporter, dry_report
 
 if TYPE_CHECKING:
-    from gemma4_core.model import GemmaModel
+    from gemma4_core.generation.loaded_model import LoadedModel
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
     from gemma4_core.training.batch import GemmaTrainingBatch
     from gemma4_core.training.data.batches import Batches
@@ -171,7 +171,7 @@ class Session:
     """A loaded model that learns, and what is written down of it."""
 
     def __init__(
-        self, values: Mapping[str, Any], data: Data, folder: RunFolder, model: GemmaModel, start: Path | None
+        self, values: Mapping[str, Any], data: Data, folder: RunFolder, model: LoadedModel, start: Path | None
     ) -> None:
         from gemma4_core.training.evaluate import Evaluator
         from gemma4_core.training.optimizer import build_optimizer

@@ -12,12 +12,12 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.contracts import WeightSource
+from gemma4_core.contracts.arranged_media import ArrangedMedia
 from gemma4_core.errors import InputError
 from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.portable import rms_norm
 from gemma4_core.ops.towers import Bounds, TowerOperations, clamp, portable_towers, tower_operations
 from gemma4_core.processing.arrays import as_array
-from gemma4_core.processing.batched_towers import ArrangedMedia
 from gemma4_core.processing.tower_graphs import Captured
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids

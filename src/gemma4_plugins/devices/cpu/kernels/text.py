@@ -10,19 +10,17 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import TextConfig
 from gemma4_core.devices import machine
-from gemma4_core.engine.step_result import Finished
 from gemma4_core.model.decoder import TextDecoder, rounded
 from gemma4_core.model.ids import block_ends
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
 from gemma4_core.ops.sampling import SamplingState
+from gemma4_core.ops.steps import Chunk, PrefillResult
 from gemma4_plugins.devices.cpu.kernels.build import load, loadable
 from gemma4_plugins.devices.cpu.kernels.structs import Arena, CCall, CLayer, CStep, address, supported
 from gemma4_plugins.devices.native.threads import runner
 
 if TYPE_CHECKING:
-    from gemma4_core.engine.engine import Chunk, ChunkStep, DecodeStep, Engine
-    from gemma4_core.model.cache import Storage
-    from gemma4_core.model.model import GemmaModel
+    from gemma4_core.contracts.steps import CacheBuffers, ChunkStep, DecoderView, DecodeStep
 
 SOURCES = (
     "entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c",
@@ -38,40 +36,40 @@ PICTURE = 1152
 """Positions of a call with tokens of a picture that see those behind them: the largest picture has 1120."""
 
 
-def kernels(engine: Engine, storage: Storage) -> CpuText | None:
+def kernels(view: DecoderView, storage: CacheBuffers) -> CpuText | None:
     """The kernels set up for these buffers, or None where they do not serve the model. Made once per storage."""
     if "cpu" not in storage.graphs:
-        storage.graphs["cpu"] = CpuText(engine, storage) if served(engine.model, storage) else None
+        storage.graphs["cpu"] = CpuText(view, storage) if served(view, storage) else None
     return storage.graphs["cpu"]  # type: ignore[return-value]
 
 
-def served(model: GemmaModel, storage: Storage) -> bool:
+def served(view: DecoderView, storage: CacheBuffers) -> bool:
     """One row, weights stored in a way that the kernels read in place, and at most 16 experts per token."""
     return (
         loadable()
         and storage.batch == 1
-        and model.ple_host is None
-        and all(supported(place.matrix) for place in model.places.values())
-        and top_experts(model.config.text_config) <= LARGEST_TOP
+        and view.ple_host is None
+        and all(supported(place.matrix) for place in view.places.values())
+        and top_experts(view.text.config) <= LARGEST_TOP
     )
 
 
-def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep | None:
+def decode_step(view: DecoderView, storage: CacheBuffers, sampled: bool) -> DecodeStep | None:
     """``Operations.decode_step`` on the CPU."""
-    text = kernels(engine, storage)
+    text = kernels(view, storage)
     if text is None:
         return None
 
     def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
         text.call(decode=1, start=position, count=1, wanted=1, ids=address(token))
-        return text.finished().choose(engine, position + 1, state)
+        return text.finished().choose(view, position + 1, state)
 
     return step
 
 
-def prefill(engine: Engine, storage: Storage) -> ChunkStep | None:
+def prefill(view: DecoderView, storage: CacheBuffers) -> ChunkStep | None:
     """``Operations.prefill`` on the CPU."""
-    text = kernels(engine, storage)
+    text = kernels(view, storage)
     return None if text is None else text.chunk
 
 
@@ -83,17 +81,17 @@ def top_experts(config: TextConfig) -> int:
 class CpuText:
     """Calls the kernels on every thread; logits and the greedy token stay where they are as tensors."""
 
-    def __init__(self, engine: Engine, storage: Storage) -> None:
-        self.arena, self.threads, model = Arena(), machine.thread_count(), engine.model
+    def __init__(self, view: DecoderView, storage: CacheBuffers) -> None:
+        self.arena, self.threads = Arena(), machine.thread_count()
         self.program = load(SOURCES, ("YIELD_SYSCALL",))
-        empty = lambda *shape, dtype: Tensor.zeros(*shape, dtype=dtype, device=model.device).contiguous().realize()  # noqa: E731
+        empty = lambda *shape, dtype: Tensor.zeros(*shape, dtype=dtype, device=view.device).contiguous().realize()  # noqa: E731
         self.token, self.logprob = empty(1, 1, dtype=dtypes.int32), empty(1, 1, dtype=dtypes.float32)
-        self.logits = empty(1, engine.vocab, dtype=dtypes.float32)
-        self.step = fill_step(model.text, storage, self.arena, self.threads, storage.capacity + model.longest_chunk)
-        fill_chunk_buffers(self.step, model.text, self.arena, model.longest_chunk)
+        self.logits = empty(1, view.vocab, dtype=dtypes.float32)
+        self.step = fill_step(view.text, storage, self.arena, self.threads, storage.capacity + view.longest_chunk)
+        fill_chunk_buffers(self.step, view.text, self.arena, view.longest_chunk)
         self.step.token_out, self.step.logprob_out = address(self.token), address(self.logprob)
         self.step.logits = address(self.logits)
-        suppressed = np.array(model.generation_config.suppress_tokens, np.uint32)
+        suppressed = np.array(view.suppressed_ids, np.uint32)
         self.step.suppressed_count, self.step.suppressed = suppressed.size, self.arena.array(suppressed)
 
     def call(self, **fields: int) -> None:
@@ -106,13 +104,13 @@ class CpuText:
             self.step.threads = 1
             self.program.fxn(*map(ctypes.c_uint64, arguments))
 
-    def finished(self) -> Finished:
+    def finished(self) -> PrefillResult:
         """The outcome of a call that ends with logits."""
-        return Finished(self.logits, self.token, self.logprob)
+        return PrefillResult(self.logits, self.token, self.logprob)
 
     def chunk(
         self, chunk: Chunk, start: int, soft_tokens: Tensor | None, every: bool, wanted: bool
-    ) -> Tensor | Finished:
+    ) -> Tensor | PrefillResult:
         """Append a chunk at ``start``; see ``Operations.prefill``."""
         ids = np.ascontiguousarray(chunk.ids[0], np.uint32)
         count, hidden_size = len(ids), int(self.step.hidden)
@@ -153,7 +151,7 @@ def fill_chunk_buffers(step: CStep, text: TextDecoder, arena: Arena, count: int)
     step.first_shared = next((layer.index for layer in config.layers if layer.is_shared), len(config.layers))
 
 
-def fill_step(text: TextDecoder, storage: Storage, arena: Arena, threads: int, positions: int) -> CStep:
+def fill_step(text: TextDecoder, storage: CacheBuffers, arena: Arena, threads: int, positions: int) -> CStep:
     """The C description of a model and a cache's buffers."""
     config = text.config
     table = text.rotation_table(positions)
@@ -215,7 +213,7 @@ def fill_step(text: TextDecoder, storage: Storage, arena: Arena, threads: int, p
 
 
 def fill_layer(
-    text: TextDecoder, index: int, storage: Storage, arena: Arena, angles: dict[bool, tuple[int, ...]]
+    text: TextDecoder, index: int, storage: CacheBuffers, arena: Arena, angles: dict[bool, tuple[int, ...]]
 ) -> CLayer:
     """One layer; a shared layer reads its donor's keys and values."""
     layer: DecoderLayer = text.layers[index]

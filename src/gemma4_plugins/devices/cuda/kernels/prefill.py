@@ -14,25 +14,24 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.engine.step_result import Finished
 from gemma4_core.model.ids import block_ends
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
 from gemma4_core.ops.graphs import upload
+from gemma4_core.ops.steps import Chunk, PrefillResult
 from gemma4_core.weights import Weight
 from gemma4_plugins.devices.cuda.kernels.chunk import CHUNK, Buffers, Experts, Kernels, fits, passing
 from gemma4_plugins.devices.cuda.kernels.step import CudaStep
 from gemma4_plugins.devices.cuda.kernels.table import scale_of, tensor_of
 
 if TYPE_CHECKING:
-    from gemma4_core.engine.engine import Chunk, ChunkStep, Engine
-    from gemma4_core.model.cache import Storage
+    from gemma4_core.contracts.steps import CacheBuffers, ChunkStep, DecoderView
 
 
-def prefill(engine: Engine, storage: Storage) -> ChunkStep | None:
+def prefill(view: DecoderView, storage: CacheBuffers) -> ChunkStep | None:
     """The chunk step for these buffers, or None where the decode kernel does not serve them or the device is small."""
     if "cuda prefill" not in storage.graphs:
-        step = engine.decode_step(storage, None) if fits(engine.model.text.config) else None
-        storage.graphs["cuda prefill"] = CudaPrefill(engine, storage, step) if isinstance(step, CudaStep) else None
+        step = view.decode_step(storage, None) if fits(view.text.config) else None
+        storage.graphs["cuda prefill"] = CudaPrefill(view, storage, step) if isinstance(step, CudaStep) else None
     return storage.graphs["cuda prefill"]  # type: ignore[return-value]
 
 
@@ -60,18 +59,17 @@ class Piece:
 class CudaPrefill:
     """Runs chunks against one cache's buffers."""
 
-    def __init__(self, engine: Engine, storage: Storage, step: CudaStep) -> None:
-        model = engine.model
-        self.engine, self.storage, self.step, self.model = engine, storage, step, model
-        self.text = model.text.config
-        self.rotation = model.text.rotation_table(storage.capacity + model.chunk)
-        if "cuda chunks" not in model.graphs:
-            model.graphs["cuda chunks"] = (Kernels(self.text), Buffers(self.text, model.device))
-        self.run, self.b = cast(tuple[Kernels, Buffers], model.graphs["cuda chunks"])
+    def __init__(self, view: DecoderView, storage: CacheBuffers, step: CudaStep) -> None:
+        self.view, self.storage, self.step = view, storage, step
+        self.text = view.text.config
+        self.rotation = view.text.rotation_table(storage.capacity + view.chunk)
+        if "cuda chunks" not in view.scratch:
+            view.scratch["cuda chunks"] = (Kernels(self.text), Buffers(self.text, view.device))
+        self.run, self.b = cast(tuple[Kernels, Buffers], view.scratch["cuda chunks"])
 
     def __call__(
         self, chunk: Chunk, start: int, soft_tokens: Tensor | None, every: bool, wanted: bool
-    ) -> Tensor | Finished:
+    ) -> Tensor | PrefillResult:
         """See ``ChunkStep``."""
         ids = chunk.ids[0]
         soft = chunk.soft[0] if chunk.soft is not None else None
@@ -93,7 +91,7 @@ class CudaPrefill:
         return self.step.finish(self._upload(ids[-1:].reshape(1, 1)), start + body)
 
     def _upload(self, array: np.ndarray) -> Tensor:
-        return upload(np.ascontiguousarray(array, np.int32), self.model.device)
+        return upload(np.ascontiguousarray(array, np.int32), self.view.device)
 
     def _until(self, chunk: Chunk, start: int) -> Tensor | None:
         """See ``Piece``; chunks with such tokens are one piece (``Operations.prefill_both_ways``)."""
@@ -106,7 +104,7 @@ class CudaPrefill:
         return self.text.num_hidden_layers if piece.every else self.text.first_shared_layer
 
     def _piece(self, piece: Piece, ids: np.ndarray, soft: np.ndarray | None, soft_tokens: Tensor | None) -> None:
-        b, count, text = self.b, piece.count, self.model.text
+        b, count, text = self.b, piece.count, self.view.text
         tokens = self._upload(ids)
         marks = media = None
         if soft is not None and soft_tokens is not None and (soft >= 0).any():
@@ -137,12 +135,12 @@ class CudaPrefill:
         return parts
 
     def _ple_inputs(self, piece: Piece, ids: np.ndarray, tokens: ctypes.c_uint64) -> Tensor | None:
-        b, text, width = self.b, self.model.text, self.model.text.per_layer
+        b, text, width = self.b, self.view.text, self.view.text.per_layer
         layers = self._last(piece) if piece.every else self._last(piece) - 1
         if not layers:
             return None
         self.run.product(b.x, [text.ple_projection], b.context, piece.count, layers * width, self.text.hidden_size)
-        host = self.model.ple_host
+        host = self.view.ple_host
         rows = host.rows(ids.reshape(1, -1)) if host is not None else None
         table = tensor_of(text.ple_table) if rows is None else passing(rows)
         scales = scale_of(text.ple_table) if rows is None else None
@@ -167,10 +165,10 @@ class CudaPrefill:
             return Addition(b.y, dense, ff.after, layer.scalar)
         assert b.gate is not None and b.gated is not None
         self._norm(count, Addition(b.y, dense, ff.after), None)
-        self.run.product(b.x, [ple.gate], b.gate, count, self.model.text.per_layer, self.text.hidden_size)
+        self.run.product(b.x, [ple.gate], b.gate, count, self.view.text.per_layer, self.text.hidden_size)
         layers = self._last(piece) if piece.every else self._last(piece) - 1
         self.run("ple_gate", count, b.gate, b.ple, b.gated, config.index, layers)
-        parts = self._added(b.gated, ple.projection, count, self.model.text.per_layer)
+        parts = self._added(b.gated, ple.projection, count, self.view.text.per_layer)
         return Addition(b.y, parts, ple.after, layer.scalar)
 
     def _width(self, layer: DecoderLayer) -> int:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.engine.step_result import Finished
 from gemma4_core.errors import DeviceError
 from gemma4_core.ops.sampling import SamplingState
+from gemma4_core.ops.steps import PrefillResult
 from gemma4_plugins.devices.cuda.kernels import launch
 from gemma4_plugins.devices.cuda.kernels.choose import Chooser
 from gemma4_plugins.devices.cuda.kernels.plan import HISTORY, Machine, Plan, make_plan, unsupported
@@ -20,9 +20,7 @@ from gemma4_plugins.devices.cuda.kernels.sources import ENTRY, device_source, ex
 from gemma4_plugins.devices.cuda.kernels.table import address_table, storage_of
 
 if TYPE_CHECKING:
-    from gemma4_core.engine.engine import DecodeStep, Engine
-    from gemma4_core.model.cache import Storage
-    from gemma4_core.model.model import GemmaModel
+    from gemma4_core.contracts.steps import CacheBuffers, DecoderView, DecodeStep
 
 AHEAD = 2
 """Steps that may be issued before the first of them is read."""
@@ -64,42 +62,41 @@ def machine() -> Machine:
     return Machine(blocks, shared, moves_registers=launch.features() == "a")
 
 
-def decode_step(engine: Engine, storage: Storage, sampled: bool) -> DecodeStep | None:
+def decode_step(view: DecoderView, storage: CacheBuffers, sampled: bool) -> DecodeStep | None:
     """The step for these buffers, or None where the kernel does not serve the model or not all its blocks would be
     resident at once."""
-    model = engine.model
-    kind = served(model, storage)
+    kind = served(view, storage)
     if kind is None or (kind == "int8" and not widens()):  # prompts, which end in this step, are widened
         return None
-    plan = make_plan(model.text.config, machine(), kind == "int8")
+    plan = make_plan(view.text.config, machine(), kind == "int8")
     if plan is None:
         return None
     kernel = compiled(device_source(step_source(plan)), plan.threads, plan.shared_bytes)
     if kernel.resident_blocks() < 1:
         return None
-    return CudaStep(engine, storage, plan, kernel, sampled)
+    return CudaStep(view, storage, plan, kernel, sampled)
 
 
-def served(model: GemmaModel, storage: Storage) -> str | None:
+def served(view: DecoderView, storage: CacheBuffers) -> str | None:
     """``bf16`` or ``int8`` where weights, sizes and batch are such that the kernel reads them in place, else None."""
     router = lambda name: name.endswith("router.proj.weight")  # noqa: E731
-    kinds = {storage_of(place) for name, place in model.places.items() if not router(name)}
+    kinds = {storage_of(place) for name, place in view.places.items() if not router(name)}
     good = (
         storage.batch == 1
-        and model.dtype == dtypes.bfloat16
+        and view.dtype == dtypes.bfloat16
         and len(kinds) == 1
         and None not in kinds
-        and all(storage_of(place) == "bf16" for name, place in model.places.items() if router(name))
-        and unsupported(model.text.config, "int8" in kinds) is None
-        and all(t.dtype == dtypes.bfloat16 for t in model.tensors.values())
-        and all(launch.is_plain(t) for t in held_tensors(model))
+        and all(storage_of(place) == "bf16" for name, place in view.places.items() if router(name))
+        and unsupported(view.text.config, "int8" in kinds) is None
+        and all(t.dtype == dtypes.bfloat16 for t in view.tensors.values())
+        and all(launch.is_plain(t) for t in held_tensors(view))
     )
     return kinds.pop() if good else None
 
 
-def held_tensors(model: GemmaModel) -> list[Tensor]:
+def held_tensors(view: DecoderView) -> list[Tensor]:
     """Every tensor of the text model."""
-    return [*(t for place in model.places.values() for t in place.matrix.parts().values()), *model.tensors.values()]
+    return [*(t for place in view.places.values() for t in place.matrix.parts().values()), *view.tensors.values()]
 
 
 class CudaStep:
@@ -107,20 +104,19 @@ class CudaStep:
 
     ahead: int
 
-    def __init__(self, engine: Engine, storage: Storage, plan: Plan, kernel: launch.Kernel, sampled: bool) -> None:
-        model = engine.model
-        self.engine, self.plan, self.kernel, self.sampled = engine, plan, kernel, sampled
-        drawn = sampled and Chooser.serves(engine.vocab)
-        self.chooser = Chooser(engine.vocab, model.device, model.suppressed) if drawn else None
-        self.ahead = 0 if (sampled and not drawn) or model.ple_host is not None else AHEAD
-        rotation = model.text.rotation_table(storage.capacity + model.chunk)
+    def __init__(self, view: DecoderView, storage: CacheBuffers, plan: Plan, kernel: launch.Kernel, sampled: bool) -> None:
+        self.view, self.plan, self.kernel, self.sampled = view, plan, kernel, sampled
+        drawn = sampled and Chooser.serves(view.vocab)
+        self.chooser = Chooser(view.vocab, view.device, view.suppressed) if drawn else None
+        self.ahead = 0 if (sampled and not drawn) or view.ple_host is not None else AHEAD
+        rotation = view.text.rotation_table(storage.capacity + view.chunk)
         # what the table points to must stay, whatever becomes of the model
-        self.kept: list[Any] = [storage.layers, rotation, [model.suppressed, *held_tensors(model)]]
-        table = address_table(model.text, storage, rotation, model.suppressed, launch.address)
-        self.table = Tensor(table, device=model.device).contiguous().realize()
+        self.kept: list[Any] = [storage.layers, rotation, [view.suppressed, *held_tensors(view)]]
+        table = address_table(view.text, storage, rotation, view.suppressed, launch.address)
+        self.table = Tensor(table, device=view.device).contiguous().realize()
         self.scratch = self._zeros(plan.scratch_packets, 2, dtype=dtypes.uint32)
         self.fixed = (launch.address(self.table), launch.address(self.scratch))
-        self.logits = self._zeros(1, engine.vocab, dtype=dtypes.float32) if sampled else None
+        self.logits = self._zeros(1, view.vocab, dtype=dtypes.float32) if sampled else None
         self.outputs = [
             (self._zeros(1, 1, dtype=dtypes.int32), self._zeros(1, 1, dtype=dtypes.float32)) for _ in range(AHEAD + 2)
         ]
@@ -128,7 +124,7 @@ class CudaStep:
         self.sequence, self.launched = 0, 0
 
     def _zeros(self, *shape: int, dtype: Any) -> Tensor:
-        return Tensor.zeros(*shape, dtype=dtype, device=self.engine.model.device).contiguous().realize()
+        return Tensor.zeros(*shape, dtype=dtype, device=self.view.device).contiguous().realize()
 
     def __call__(self, token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
         outputs = self._next_outputs()
@@ -136,7 +132,7 @@ class CudaStep:
             assert self.logits is not None
             self._launch(token, position, None, self.logits)
             if self.chooser is None:
-                return self.engine.choose(self.logits, position + 1, state)
+                return self.view.choose(self.logits, position + 1, state)
             self.chooser.launch(self.logits, position + 1, state, outputs, self.history.address, self.sequence)
         else:
             self._launch(token, position, outputs, None)
@@ -149,20 +145,20 @@ class CudaStep:
         self.sequence = self.sequence + 1 & 0xFFFFFFFF
         return self.outputs[self.sequence % len(self.outputs)]
 
-    def finish(self, token: Tensor, position: int) -> Finished:
+    def finish(self, token: Tensor, position: int) -> PrefillResult:
         """Run a prompt's last token."""
         if self.logits is None:
-            self.logits = self._zeros(1, self.engine.vocab, dtype=dtypes.float32)
+            self.logits = self._zeros(1, self.view.vocab, dtype=dtypes.float32)
         self._launch(token, position, self.outputs[0], self.logits)
-        return Finished(self.logits, *self.outputs[0], self.draw)
+        return PrefillResult(self.logits, *self.outputs[0], self.draw)
 
     def draw(self, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
         """The token at a position, drawn from the logits that are there."""
         assert self.logits is not None
         if self.chooser is None:
-            if not Chooser.serves(self.engine.vocab):
-                return self.engine.choose(self.logits, position, state)
-            self.chooser = Chooser(self.engine.vocab, self.engine.model.device, self.engine.model.suppressed)
+            if not Chooser.serves(self.view.vocab):
+                return self.view.choose(self.logits, position, state)
+            self.chooser = Chooser(self.view.vocab, self.view.device, self.view.suppressed)
         outputs = self._next_outputs()
         self.chooser.launch(self.logits, position, state, outputs, self.history.address, self.sequence)
         return outputs
@@ -176,7 +172,7 @@ class CudaStep:
             self.launched = 0
         tag = 1 + self.launched * self.plan.tags
         self.launched += 1
-        host = self.engine.model.ple_host
+        host = self.view.ple_host
         rows = host.rows(token.numpy()) if host is not None else None
         self.kept[3:] = [token, rows]
         at = launch.address

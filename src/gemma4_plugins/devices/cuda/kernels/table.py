@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.model.cache import Storage
+from gemma4_core.contracts.steps import CacheBuffers
 from gemma4_core.model.decoder import TextDecoder
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward, Rotation
 from gemma4_core.weights import Weight
@@ -38,7 +38,7 @@ def scale_of(weight: Weight | None) -> Tensor | None:
 
 
 def address_table(
-    text: TextDecoder, storage: Storage, rotation: Rotation, suppressed: Tensor | None, address: Address
+    text: TextDecoder, storage: CacheBuffers, rotation: Rotation, suppressed: Tensor | None, address: Address
 ) -> np.ndarray:
     """uint64 ``[1 + layers, 2, FIELDS]``: addresses, and those of row scales. Vectors must be bf16: the kernel converts
     nothing."""
@@ -67,7 +67,7 @@ def address_table(
 
 
 def layer_fields(
-    layer: DecoderLayer, kind: int, storage: Storage, at: Callable[[Tensor | Weight | None], tuple[int, int]]
+    layer: DecoderLayer, kind: int, storage: CacheBuffers, at: Callable[[Tensor | Weight | None], tuple[int, int]]
 ) -> list[tuple[int, int]]:
     """One layer's row, in the order of the kernel's ``Field``. A shared layer reads its donor's cache."""
     config, attention, ff, ple = layer.config, layer.attention, layer.feed_forward, layer.per_layer

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.ops import LAYERS, Operations, portable, products
 from gemma4_core.ops.attention import KeyValues
+from gemma4_core.ops.multiply import Multiply, multiplied
 from gemma4_core.ops.portable import MASKED, gelu_tanh
 from gemma4_core.ops.portable import linear as plain_linear
 from gemma4_core.ops.products import gradient_kept, kept
-from gemma4_core.training.multiply import Multiply, multiplied
-from gemma4_core.training.sliding_blocks import WORTH, in_a_row, keys_of_blocks, mask_of_blocks, queries_in_blocks
+from gemma4_core.ops.sliding_blocks import WORTH, in_a_row, keys_of_blocks, mask_of_blocks, queries_in_blocks
 from gemma4_core.weights import DenseMatrix, Matrix
 
-if TYPE_CHECKING:
-    from gemma4_core.model.model import GemmaModel
 
-
-def operations_of(model: GemmaModel, checkpointing: bool = False) -> Operations:
-    """The operations that a model is trained with; those that somebody put into its table are among them.
+def differentiable_operations(table: Operations, checkpointing: bool = False) -> Operations:
+    """The operations that a model with this table is trained with; those that somebody put into it are among them.
 
     With ``checkpointing`` without the device's products: the buffers of such kernels are arguments of a layer that is
     traced, and would live from its first run until it is computed again, which is what checkpointing is to avoid.
     """
-    table = model.operations
     own = tuple((name, getattr(table, name)) for name in (*LAYERS, "logits") if table.replaced(name))
     return training_operations(None if checkpointing else table.matmul, own)
 

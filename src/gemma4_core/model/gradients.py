@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tinygrad import Tensor, UOp, function
 
+from gemma4_core.model.differentiable import device_inputs, hidden
+from gemma4_core.model.ids import padded_length
 from gemma4_core.model.layers import matrix
 from gemma4_core.model.media import used_towers
-from gemma4_core.training.data.batches import padded_length
-from gemma4_core.training.forward import feed, hidden
-from gemma4_core.training.operations import operations_of
+from gemma4_core.ops.differentiable import differentiable_operations
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -26,7 +26,7 @@ def differentiable(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any],
     """``logits [B, T, V]`` of ``ids [B, T]`` and media, with gradients to every weight of floating-point numbers."""
 
     def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
-        model.taught = True
+        model.gradients_taken = True
         padded = traced(model, ids, media)
         # computed now, so that what follows is the same graph for every loss and every length of a bucket
         wide = Tensor(seed).pad((None, (0, int(padded.shape[1]) - ids.shape[1]), None)).contiguous().realize()
@@ -64,6 +64,7 @@ def traced(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any]) -> Tens
     ahead, so padding behind a text changes nothing."""
     length = min(padded_length(ids.shape[1], model.max_context), model.max_context)
     padded = np.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=model.config.pad_token_id)
-    h = hidden(model, feed(model, padded, dict(media)))
+    h = hidden(model, device_inputs(model, padded, dict(media)))
     text = model.text
-    return operations_of(model).logits(h, matrix(text.embedding), text.config.final_logit_softcapping)
+    operations = differentiable_operations(model.operations)
+    return operations.logits(h, matrix(text.embedding), text.config.final_logit_softcapping)

@@ -8,7 +8,7 @@ from gemma4_core.ops.products import product
 from gemma4_core.weights import DenseMatrix, Matrix
 
 
-def learnt_rows(matrix: Matrix, ids: Tensor) -> Tensor:
+def trainable_rows(matrix: Matrix, ids: Tensor) -> Tensor:
     """As ``matrix.rows``: int ``ids [...]`` to ``[..., in]``.
 
     tinygrad's own gradient compares every row of the table with every id for each of its columns: for 1024 ids of

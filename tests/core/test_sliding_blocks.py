@@ -10,10 +10,10 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import parse_config, preset_dict
 from gemma4_core.model.spans import FreshSpan
+from gemma4_core.ops import differentiable as training
 from gemma4_core.ops.attention import KeyValues
-from gemma4_core.training import operations as training
-from gemma4_core.training.multiply import made
-from gemma4_core.training.sliding_blocks import mask_of_blocks
+from gemma4_core.ops.multiply import made
+from gemma4_core.ops.sliding_blocks import mask_of_blocks
 
 pytestmark = pytest.mark.usefixtures("cpu", "plain_loops")
 

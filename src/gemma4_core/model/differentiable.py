@@ -12,20 +12,20 @@ from tinygrad import Tensor, UOp, function
 
 from gemma4_core.errors import InputError
 from gemma4_core.model.layers import Rotation, matrix
-from gemma4_core.model.media import place, positions_of_rows, put_soft
+from gemma4_core.model.media import place, put_soft
 from gemma4_core.model.spans import FreshSpan
+from gemma4_core.ops.differentiable import differentiable_operations
+from gemma4_core.ops.embedding_rows import trainable_rows
 from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.products import kept
-from gemma4_core.training.operations import operations_of
-from gemma4_core.training.tables import learnt_rows
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
 
 
 @dataclass(frozen=True)
-class Fed:
-    """What the forward pass starts from, on the device."""
+class DeviceInputs:
+    """A placed prompt on the device: what the differentiable forward pass starts from."""
 
     ids: Tensor
     """int32 ``[B, T]``, the pad id where a soft token stands."""
@@ -43,7 +43,9 @@ class Fed:
     """int32 ``[B, T]``: positions see those of their own number."""
 
 
-def feed(model: GemmaModel, ids: np.ndarray, media: dict[str, Any], segments: np.ndarray | None = None) -> Fed:
+def device_inputs(
+    model: GemmaModel, ids: np.ndarray, media: dict[str, Any], segments: np.ndarray | None = None
+) -> DeviceInputs:
     """Encode media, find their places, and bring everything to the device. Raises InputError."""
     check_length(model, ids)
     placed = place(model, ids, media)
@@ -51,11 +53,11 @@ def feed(model: GemmaModel, ids: np.ndarray, media: dict[str, Any], segments: np
     soft = positions = None
     if placed.soft is not None and placed.soft_tokens is not None:
         soft = put(placed.soft)
-        positions = put(positions_of_rows(placed.soft, int(placed.soft_tokens.shape[0])))
+        positions = put(placed.soft_positions)
     blocks = None if placed.blocks is None else put(placed.blocks)
     rows = None if model.ple_host is None else model.ple_host.rows(placed.ids)
     parts = None if segments is None else put(segments)
-    return Fed(put(placed.ids), placed.soft_tokens, soft, positions, blocks, rows, parts)
+    return DeviceInputs(put(placed.ids), placed.soft_tokens, soft, positions, blocks, rows, parts)
 
 
 def check_length(model: GemmaModel, ids: np.ndarray) -> None:
@@ -65,21 +67,21 @@ def check_length(model: GemmaModel, ids: np.ndarray) -> None:
         raise InputError(f"a row of {ids.shape[1]} tokens exceeds the context of {model.max_context} by {over}")
 
 
-def hidden(model: GemmaModel, fed: Fed, checkpointing: bool = False) -> Tensor:
+def hidden(model: GemmaModel, inputs: DeviceInputs, checkpointing: bool = False) -> Tensor:
     """Final hidden states ``[B, T, H]``. ``checkpointing`` recomputes each layer in the backward pass."""
-    length = int(fed.ids.shape[1])
-    padding = (fed.ids == model.config.pad_token_id).unsqueeze(-1)
-    h = untaught(padding, model.text.scaled(learnt_rows(matrix(model.text.embedding), fed.ids)))
-    if fed.soft is not None and fed.soft_tokens is not None and fed.positions is not None:
-        h = put_soft(h, spread(fed.soft_tokens, fed.soft, fed.positions), fed.soft >= 0)
-    rows = fed.ple_rows
+    length = int(inputs.ids.shape[1])
+    padding = (inputs.ids == model.config.pad_token_id).unsqueeze(-1)
+    h = without_pad_gradient(padding, model.text.scaled(trainable_rows(matrix(model.text.embedding), inputs.ids)))
+    if inputs.soft is not None and inputs.soft_tokens is not None and inputs.positions is not None:
+        h = put_soft(h, spread(inputs.soft_tokens, inputs.soft, inputs.positions), inputs.soft >= 0)
+    rows = inputs.ple_rows
     if rows is None and model.text.ple_table is not None:
-        rows = untaught(padding, learnt_rows(matrix(model.text.ple_table), fed.ids))
-    operations = operations_of(model, checkpointing)
-    inputs = model.text.inputs(fed.ids, h, operations, rows)
+        rows = without_pad_gradient(padding, trainable_rows(matrix(model.text.ple_table), inputs.ids))
+    operations = differentiable_operations(model.operations, checkpointing)
+    start = model.text.inputs(inputs.ids, h, operations, rows)
     rotation = model.text.rotation(rotation_table(model, length), 0, length)
-    span = FreshSpan(length, model.device, fed.blocks, fed.segments)
-    return model.text.run(inputs, span, rotation, operations, wrap=recomputed if checkpointing else remembered)
+    span = FreshSpan(length, model.device, inputs.blocks, inputs.segments)
+    return model.text.run(start, span, rotation, operations, wrap=recomputed if checkpointing else in_memory)
 
 
 def rotation_table(model: GemmaModel, length: int) -> Rotation:
@@ -108,13 +110,13 @@ def spread(soft_tokens: Tensor, soft: Tensor, positions: Tensor) -> Tensor:
     return found
 
 
-def untaught(padding: Tensor, rows: Tensor) -> Tensor:
+def without_pad_gradient(padding: Tensor, rows: Tensor) -> Tensor:
     """Rows of an embedding table, without a gradient to the pad id's row, which torch never trains either
     (``padding_idx`` of transformers 5.23.0); soft tokens carry that id in the per-layer table."""
     return padding.where(rows.detach(), rows)
 
 
-def remembered(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def in_memory(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A layer whose output is kept: else every reader repeats the additions before it."""
     return lambda *inputs: kept(layer(*inputs))
 

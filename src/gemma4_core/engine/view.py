@@ -1,0 +1,90 @@
+"""The read-only view of the decoder that devices get in place of engine and model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, cast
+
+from tinygrad import Tensor
+from tinygrad.dtype import DType
+
+from gemma4_core.model.cache import Storage
+from gemma4_core.model.decoder import TextDecoder
+from gemma4_core.model.model import GemmaModel
+from gemma4_core.model.ple import HostTable
+from gemma4_core.ops.sampling import SamplingState
+from gemma4_core.weights import Weight
+
+if TYPE_CHECKING:
+    from gemma4_core.contracts.steps import CacheBuffers, DecodeStep
+
+
+class Choices(Protocol):
+    """The two services of the engine that a device's steps may use."""
+
+    def decode_step(self, storage: Storage, state: SamplingState | None) -> DecodeStep:
+        """See ``DecoderView``."""
+
+    def choose(self, logits: Tensor, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
+        """See ``DecoderView``."""
+
+
+class ModelView:
+    """See ``gemma4_core.contracts.steps.DecoderView``. Always that of the model as it is now."""
+
+    def __init__(self, model: GemmaModel, engine: Choices) -> None:
+        self._model, self._engine = model, engine
+
+    @property
+    def text(self) -> TextDecoder:
+        return self._model.text
+
+    @property
+    def places(self) -> Mapping[str, Weight]:
+        return self._model.places
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self._model.tensors
+
+    @property
+    def device(self) -> str:
+        return self._model.device
+
+    @property
+    def dtype(self) -> DType:
+        return self._model.dtype
+
+    @property
+    def vocab(self) -> int:
+        return self._model.config.text_config.vocab_size
+
+    @property
+    def chunk(self) -> int:
+        return self._model.chunk
+
+    @property
+    def longest_chunk(self) -> int:
+        return self._model.longest_chunk
+
+    @property
+    def ple_host(self) -> HostTable | None:
+        return self._model.ple_host
+
+    @property
+    def suppressed(self) -> Tensor | None:
+        return self._model.suppressed
+
+    @property
+    def suppressed_ids(self) -> Sequence[int]:
+        return self._model.suppressed_ids
+
+    @property
+    def scratch(self) -> dict[object, object]:
+        return self._model.graphs
+
+    def decode_step(self, storage: CacheBuffers, state: SamplingState | None) -> DecodeStep:
+        return self._engine.decode_step(cast(Storage, storage), state)
+
+    def choose(self, logits: Tensor, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
+        return self._engine.choose(logits, position, state)

@@ -1,0 +1,288 @@
+"""``LoadedModel``: what ``load_pretrained`` returns. Ids or text in, logits, tokens or text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor
+from tinygrad.dtype import DType
+
+from gemma4_core.config import GenerationConfig
+from gemma4_core.contracts import Context, ModalityTower, Tokenizer
+from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.forward import forward_ids
+from gemma4_core.errors import InputError
+from gemma4_core.generation.embedding import embed
+from gemma4_core.generation.html import model_table
+from gemma4_core.generation.keywords import check_keywords, feature_keywords, media_keywords
+from gemma4_core.generation.sampling import Sampling
+from gemma4_core.generation.stream import AnswerStream, NoText, answer_stream
+from gemma4_core.generation.tokens import Generation, check_prompt, run
+from gemma4_core.model.cache import GemmaCache
+from gemma4_core.model.model import GemmaModel
+from gemma4_core.model.ple import HostTable
+from gemma4_core.ops import Operations
+from gemma4_core.processing.inputs import PreparedInputs
+from gemma4_core.processing.processor import GemmaMultimodalProcessor
+from gemma4_core.text import AnswerSplitter, ChatTemplate, StopStrings, has_text
+from gemma4_core.weights import Weight
+
+
+class LoadedModel(GemmaModel):
+    """A model with everything that is needed to use it.
+
+    A subclass, not a wrapper: all that takes a ``GemmaModel`` (training, transforms, towers, caches) takes a loaded one
+    as it is, and there is one set of weights, revisions and graphs, whichever name a caller holds it by.
+
+    Args:
+        context, device, dtype, operations, places, tensors, max_context, ple_host, known_specs, stored_names, unserved,
+            format_name: as for ``GemmaModel``.
+        tokenizer: the folder's; one without text (``--tokenizer raw``) where it has none.
+        template: the folder's chat template, if it has one.
+        processor: prepares prompts and media for this model.
+        generation_config: the folder's generation_config.json, filled up from the config.
+        options: values of the plugins' own options that it is loaded with.
+        device_name: name of the device plugin.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        device: str,
+        dtype: DType,
+        operations: Operations,
+        places: dict[str, Weight],
+        tensors: dict[str, Tensor],
+        *,
+        max_context: int | None,
+        ple_host: HostTable | None,
+        known_specs: Sequence[ModalityTower],
+        stored_names: Mapping[str, str],
+        unserved: Sequence[str],
+        format_name: str,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        processor: GemmaMultimodalProcessor,
+        generation_config: GenerationConfig,
+        options: Mapping[str, Any],
+        device_name: str,
+    ) -> None:
+        super().__init__(
+            context, device, dtype, operations, places, tensors, suppressed_ids=generation_config.suppress_tokens,
+            max_context=max_context, ple_host=ple_host, known_specs=known_specs, stored_names=stored_names,
+            unserved=unserved, format_name=format_name,
+        )
+        self.tokenizer, self.template, self.processor = tokenizer, template, processor
+        self.generation_config, self.options = generation_config, dict(options)
+        self.device_name = device_name
+        self.load_seconds = 0.0
+        """How long ``load_pretrained`` took."""
+        self.engine = Engine(self)
+        """Runs prompts and steps as captured graphs."""
+
+    def __repr__(self) -> str:
+        text = self.config.text_config
+        return (f"GemmaModel({text.num_hidden_layers} layers, hidden {text.hidden_size}, {self.format_name} on "
+                f"{self.device_name}, towers: {', '.join(self.towers) or 'none'})")
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: generation_config's, else the config's."""
+        return self.generation_config.eos_token_ids
+
+    # ------------------------------------------------------------------------------------------- ids
+
+    def forward_ids(self, ids: Any, cache: GemmaCache | None = None, **media: Any) -> tuple[Tensor, GemmaCache | None]:
+        """Logits fp32 ``[B, T, vocab]`` for every position given, and the cache (None without one).
+
+        A flat list of ids is one row. Media keywords take what the processor returned, in the same call as their
+        placeholders. Without a cache gradients of what is made of the logits reach every weight that trains, with
+        ``loss.gradient(weight)`` or ``loss.backward()``; take them before the logits are realized, as tinygrad wants
+        it. With a cache nothing is differentiated: gradients are zero. Raises InputError for ids outside the
+        vocabulary, a context that does not hold them, and media that do not match their placeholders.
+        """
+        return forward_ids(self.engine, ids, cache, media)
+
+    def generate(
+        self,
+        ids: Any,
+        max_new_tokens: int | None = None,
+        *,
+        cache: GemmaCache | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop_ids: Sequence[int] | None = None,
+        **media: Any,
+    ) -> Iterator[int]:
+        """Yield the ids that follow a prompt of ids, one by one.
+
+        Unlike ``gemma4 generate`` this is greedy unless a temperature is given (the command takes
+        generation_config.json), and it knows neither text nor chat template: ``stream_generate`` does.
+
+        Args:
+            ids: the prompt, one row of token ids: a list, an array or a tensor.
+            max_new_tokens: most ids to yield; None is up to the end of the context.
+            cache: of ``make_cache``; what it holds of the prompt already is not run again.
+            temperature: 0 is greedy; above 0 samples.
+            top_k: sample among the so many likeliest ids; None or 0 is off.
+            top_p: sample among the likeliest ids of this total probability; None or 1 is off.
+            min_p: sample among ids at least this likely, relative to the likeliest; None or 0 is off.
+            repetition_penalty: above 1 makes ids seen before less likely.
+            seed: makes sampling repeatable.
+            stop_ids: ids that end the answer and are not yielded; None is generation_config.json's.
+            media: what the processor returned for images and sound, by the keywords of ``forward_ids``.
+
+        Raises:
+            InputError: before anything runs, for ids outside the vocabulary, values outside their bounds, media that
+                do not match, and an unknown keyword, naming the nearest.
+
+        ::
+
+            ids = model.processor.prepare_inputs("Once upon a time").input_ids
+            print(model.tokenizer.decode(list(model.generate(ids, max_new_tokens=32))))
+        """
+        filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+        sampling = Sampling.of(temperature, **filters, repetition_penalty=repetition_penalty, seed=seed)
+        check_keywords(LoadedModel.generate, media, feature_keywords())
+        prompt = check_prompt(self, ids, max_new_tokens, cache, media)
+        return (token.id for token in run(self.engine, prompt, sampling, self._stop_ids(stop_ids), Generation()))
+
+    def _stop_ids(self, given: Sequence[int] | None) -> tuple[int, ...]:
+        return self.stop_ids if given is None else tuple(given)
+
+    # ------------------------------------------------------------------------------------------- text
+
+    def stream_generate(
+        self,
+        prompt_or_messages: str | Sequence[Mapping[str, Any]] | PreparedInputs | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        prompt_tokens: Sequence[int] | None = None,
+        cache: GemmaCache | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+        literal: bool = False,
+        **media: Any,
+    ) -> AnswerStream:
+        """Yield an answer as text, part by part: ``text``, ``kind`` (``text``, ``thinking``, ``tool_call``), ``token``,
+        ``logprob``, and on the last part ``finish_reason`` and ``stats``.
+
+        A ``str`` is a raw prompt, which the model goes on with; a list of messages goes through the folder's chat
+        template. The command ``gemma4 generate`` always uses the template where there is one, unless ``--raw`` is
+        given, and takes its sampling from generation_config.json; this is greedy unless a temperature is given.
+        Of the parts that one token completes only the first carries it; without a tokenizer parts have no text.
+
+        Args:
+            prompt_or_messages: text, messages such as ``[{"role": "user", "content": "Hello"}]``, or what
+                ``processor.prepare_inputs`` made of either.
+            max_new_tokens: most tokens of the answer; None is up to the end of the context.
+            prompt_tokens: token ids in place of text or messages; they need no tokenizer.
+            cache, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop_ids: as for ``generate``.
+            stop: strings that end the answer and are left out of it.
+            tools: declarations of tools that the model may call; calls in other spellings than its own are found too.
+            thinking: lets the template make the model think first.
+            literal: special tokens that are spelt in the prompt, in messages or in tools are text.
+            media: files, images or arrays by each modality's keyword, such as ``images=[…]`` and ``audio=[…]``, and
+                the options of modalities, such as ``image_tokens``.
+
+        Returns:
+            an iterator of parts, whose ``stats`` tell counts and speeds at any time.
+
+        Raises:
+            InputError, TokenizerError: before anything runs, also for an unknown keyword, naming the nearest.
+        """
+        filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+        self._check_text(prompt_or_messages, prompt_tokens, stop)
+        sampling = Sampling.of(temperature, **filters, repetition_penalty=repetition_penalty, seed=seed)
+        check_keywords(LoadedModel.stream_generate, media, media_keywords())
+        rendering = {"tools": tools, "thinking": thinking, "literal": literal}
+        ids, features = self._prepared(prompt_or_messages, prompt_tokens, rendering, media)
+        prompt = check_prompt(self, ids, max_new_tokens, cache, features)
+        splitter = self._splitter(prompt.ids, tools)
+        ends = self._stop_ids(stop_ids)
+        return answer_stream(self.engine, prompt, sampling, ends, StopStrings(stop), splitter, self.load_seconds)
+
+    def _check_text(self, prompt: Any, tokens: Any, stop: Sequence[str]) -> None:
+        """Raise InputError unless there is one prompt, which the tokenizer can read, and stop strings that it can."""
+        if (prompt is None) == (tokens is None):
+            raise InputError("give exactly one of prompt_or_messages and prompt_tokens")
+        StopStrings(stop)
+        ready = tokens is not None or isinstance(prompt, PreparedInputs)
+        if not has_text(self.tokenizer) and (not ready or stop):
+            what = f"the stop string {stop[0]!r}" if ready else "a prompt of text"
+            raise InputError(f"{what} needs a tokenizer, {self.context.path} has none: give token ids "
+                             f"(prompt_tokens=, --prompt-tokens)")
+        if is_ids(prompt):
+            raise InputError("prompt_or_messages is a list of token ids: give them as prompt_tokens=")
+
+    def _prepared(
+        self, prompt: Any, tokens: Sequence[int] | None, rendering: Mapping[str, Any], media: Mapping[str, Any]
+    ) -> tuple[Any, Mapping[str, Any]]:
+        """Ids and features of a prompt; those of one that is prepared already as they are."""
+        if isinstance(prompt, PreparedInputs):
+            if media:
+                raise InputError(f"{next(iter(media))}: a prepared prompt holds its media already")
+            return prompt.input_ids, prompt.features
+        if tokens is not None and not media:
+            return tokens, {}
+        made = self.processor.prepare_inputs(prompt if tokens is None else list(tokens), **rendering, **media)
+        return made.input_ids, made.features
+
+    def _splitter(self, ids: list[int], tools: Sequence[Mapping[str, Any]] | None) -> AnswerSplitter | NoText:
+        return AnswerSplitter(self.tokenizer, ids, tools=tools) if has_text(self.tokenizer) else NoText()
+
+    def embed(self, texts: str | Sequence[str]) -> np.ndarray:
+        """One vector for each text: the mean of the last hidden states over its tokens, BOS included, of length 1.
+
+        Args:
+            texts: raw texts, or one.
+
+        Returns:
+            fp32 ``[n, H]``.
+
+        Raises:
+            InputError, TokenizerError: no tokenizer, an empty text, or one that is longer than the context.
+        """
+        return embed(self.engine, self.processor, texts)
+
+    # ------------------------------------------------------------------------------------------- saving, showing
+
+    def save_pretrained(self, folder: Path | str, format: str | None = None) -> Path:
+        """Write the model as a checkpoint folder that opens like any other; the folder.
+
+        Args:
+            folder: absent, empty, or one that holds a checkpoint and nothing else, which is replaced whole.
+            format: name of a checkpoint format plugin such as ``int8``; None is ordinary weights in the type that the
+                model computes in.
+
+        Raises:
+            PluginError: no such format.
+            CheckpointError: the folder cannot be written or holds other files; nothing has changed there.
+        """
+        from gemma4_core.training.checkpoint import save_weights
+
+        return save_weights(self, folder, format)
+
+    def _repr_html_(self) -> str:
+        return model_table(self, {"format": self.format_name, "device": self.device_name})
+
+
+def is_ids(value: Any) -> bool:
+    """Whether somebody gave token ids where text or messages belong."""
+    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str | bytes) and value else value
+    return isinstance(first, int | np.integer) or isinstance(value, np.ndarray)

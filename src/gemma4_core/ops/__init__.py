@@ -23,7 +23,7 @@ from gemma4_core.ops import sampling as _sampling
 if TYPE_CHECKING:
     from gemma4_core.contracts.steps import ChunkStepFactory, DecodeStepFactory, LayersOperation
     from gemma4_core.ops.attention import KeyValues
-    from gemma4_core.ops.towers import TowerOperations
+    from gemma4_core.ops.tower_table import TowerOperations
     from gemma4_core.weights import ExpertStack, Matrix
 
 LAYER_KERNELS = "layer_"

@@ -8,7 +8,8 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType
 
 from gemma4_core.contracts import WeightSource
-from gemma4_core.ops.towers import Bounds, TowerOperations, clamp
+from gemma4_core.ops.tower_table import Bounds, TowerOperations
+from gemma4_core.ops.towers import clamp
 from gemma4_core.weights import DenseMatrix, Matrix, Weight
 from gemma4_plugins.modalities.clipped_tensors import BOUNDS
 

@@ -16,7 +16,8 @@ from gemma4_core.contracts.arranged_media import ArrangedMedia
 from gemma4_core.errors import InputError
 from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.portable import rms_norm
-from gemma4_core.ops.towers import Bounds, TowerOperations, clamp, portable_towers, tower_operations
+from gemma4_core.ops.tower_table import Bounds, TowerOperations
+from gemma4_core.ops.towers import clamp, portable_towers, tower_operations
 from gemma4_core.processing.arrays import as_array
 from gemma4_core.processing.tower_graphs import Captured
 from gemma4_core.weights import DenseMatrix

@@ -16,7 +16,8 @@ from tinygrad import Tensor, dtypes
 from gemma4_core.contracts import WeightSource
 from gemma4_core.contracts.arranged_media import ArrangedMedia
 from gemma4_core.ops.portable import rms_norm
-from gemma4_core.ops.towers import Rotation, TowerOperations, portable_towers, tower_operations
+from gemma4_core.ops.tower_table import Rotation, TowerOperations
+from gemma4_core.ops.towers import portable_towers, tower_operations
 from gemma4_core.processing.tower_graphs import Captured
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower

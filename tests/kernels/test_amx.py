@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from cross_compiling import assembly
 
-from gemma4_plugins.devices import cpu
+from gemma4_plugins.devices.cpu import backend as cpu
 from gemma4_plugins.devices.cpu.kernels import amx, build, text, towers
 
 INTEL = "vendor_id : GenuineIntel; flags : fpu avx512_bf16 avx512_vnni"

@@ -15,7 +15,8 @@ from gemma4_core.contracts import Context, DeviceBackend, DeviceSettings
 from gemma4_core.devices import machine
 from gemma4_core.errors import DeviceError, InputError, PluginError
 from gemma4_core.plugins import registry
-from gemma4_plugins.devices import amd, cuda, generic, metal, nv, probing
+from gemma4_plugins.devices import amd, generic, metal, nv, probing
+from gemma4_plugins.devices.cuda import backend as cuda
 
 SETTINGS = DeviceSettings()
 

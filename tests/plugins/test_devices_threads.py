@@ -150,7 +150,7 @@ def test_tinygrad_kernels_run_on_all_threads(monkeypatch: pytest.MonkeyPatch) ->
 PROGRAM = """
 import os, sys
 from gemma4_core.contracts import DeviceSettings
-from gemma4_plugins.devices import cpu
+from gemma4_plugins.devices.cpu import backend as cpu
 assert cpu.unusable() is None
 cpu.prepare(DeviceSettings())
 from tinygrad import Tensor

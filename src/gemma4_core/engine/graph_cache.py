@@ -20,7 +20,6 @@ import pickle
 import platform
 import time
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,15 +249,6 @@ def surroundings(device: str) -> tuple[object, ...]:
     """What a graph depends on beside the model: code, versions, the device, the processor, tinygrad's settings."""
     settings = {name: repr(value.value) for name, value in sorted(ContextVar._cache.items()) if name not in SILENT}
     opened = Device[device]
-    return (importlib.metadata.version("tinygrad"), platform.python_version(), device, processor(),
+    return (importlib.metadata.version("tinygrad"), platform.python_version(), device,
+            platform.machine(), machine.processor(),
             repr(opened.renderer.target), type(opened.renderer).__name__, settings)  # fmt: skip
-
-
-@cache
-def processor() -> str:
-    """What machine code for this processor depends on: a home folder may be used from several machines."""
-    told = [platform.machine(), platform.processor()]
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
-        told += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -53,7 +53,7 @@ class GemmaModel:
         self.generation_config = generation_config
         text = self.config.text_config
         self.max_context = min(max_context or text.max_position_embeddings, text.max_position_embeddings)
-        self.chunk = min(operations.prefill_chunk, self.max_context)
+        self.chunk = operations.chunk(self.max_context)
         """Positions per prefill chunk, and the slack of the rings."""
         self.ple_host = ple_host
         self.text = TextDecoder(text, self.config.text_prefix, places, tensors, dtype)
@@ -108,7 +108,7 @@ class GemmaModel:
     @operations.setter
     def operations(self, operations: Operations) -> None:
         self._operations = operations
-        self.chunk = min(operations.prefill_chunk, self.max_context)
+        self.chunk = operations.chunk(self.max_context)
         self.invalidate()
 
     @property
@@ -141,8 +141,7 @@ class GemmaModel:
     @property
     def longest_chunk(self) -> int:
         """Positions of the longest chunk that the device takes in one go; one with a media block may be longer."""
-        own = self.operations.prefill_both_ways if self.bidirectional else 0
-        return max(self.chunk, min(own, self.max_context))
+        return self.operations.longest_chunk(self.max_context, self.bidirectional)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

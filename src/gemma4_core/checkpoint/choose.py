@@ -44,8 +44,9 @@ def open_checkpoint(context: Context, name: str | None = None) -> tuple[Checkpoi
     from gemma4_core.plugins import registry
 
     assert context.config is not None
+    towers = registry.matching("modality", context)  # a wrong config is told before files are read
     chosen = select_format(context, name)
-    return chosen, NamedSource(chosen.open(context), context.config, registry.matching("modality", context))
+    return chosen, NamedSource(chosen.open(context), context.config, towers)
 
 
 def run_dtype(config: GemmaConfig, infos: Mapping[str, TensorInfo]) -> str:

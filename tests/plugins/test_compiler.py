@@ -185,7 +185,7 @@ def test_another_processor_has_another_kernel_cache(monkeypatch: pytest.MonkeyPa
     choice, paths = compiler.CompilerChoice("clang", "/usr/bin/clang", "clang version 20"), []
     for processor in ("this", "that", "this"):
         monkeypatch.delenv("CACHEDB", raising=False)
-        monkeypatch.setattr(compiler, "processor", lambda name=processor: name)
+        monkeypatch.setattr(compiler.machine, "processor", lambda name=processor: name)
         compiler.separate_cache(choice)
         paths.append(helpers.CACHEDB)
     assert paths[0] == paths[2] != paths[1]

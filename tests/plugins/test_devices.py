@@ -27,7 +27,7 @@ def own_dev(monkeypatch: pytest.MonkeyPatch) -> None:
     from tinygrad.helpers import DEV
 
     monkeypatch.setattr(DEV, "_value", list(DEV.value))
-    monkeypatch.setattr(devices, "_overridden", devices._overridden)
+    monkeypatch.setattr(devices.process, "dev", devices.process.dev)
     monkeypatch.setenv("DEV", os.environ.get("DEV", ""))
 
 

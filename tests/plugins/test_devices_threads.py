@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gemma4_plugins.devices.native import compiler, threads
+from gemma4_plugins.devices.native import compiler, loader, threads
 
 COUNTER = """
 typedef unsigned long long u64;
@@ -36,7 +36,7 @@ def program() -> SimpleNamespace:
     from tinygrad.runtime.support.elf import jit_loader
 
     image = bytes(jit_loader(Device["CPU"].compiler.compile(COUNTER)))
-    address = threads._map(len(image), mmap.PROT_READ | mmap.PROT_WRITE)
+    address = loader.map_memory(len(image))
     ctypes.memmove(address, image, len(image))
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), len(image), mmap.PROT_READ | mmap.PROT_EXEC) == 0
     return SimpleNamespace(addr=address, fxn=ctypes.CFUNCTYPE(None)(address))

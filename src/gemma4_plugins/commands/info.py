@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from gemma4_core.config import GemmaConfig
     from gemma4_core.contracts import Context, TensorInfo
+    from gemma4_core.ops import Operations
 
 ITEM_SIZES = {"bfloat16": 2, "float32": 4}
 """Bytes of the type that a checkpoint computes in."""
@@ -115,6 +116,18 @@ def preset_infos(config: GemmaConfig) -> dict[str, TensorInfo]:
     return {name: TensorInfo("BF16", shape, 2 * math.prod(shape)) for name, shape in shapes.items()}
 
 
+def device_operations() -> Operations:
+    """What ``--device auto`` computes with, the portable operations where no device can be used."""
+    from gemma4_core.ops import portable
+    from gemma4_core.plugins import registry
+
+    try:
+        backend = registry.select_device()
+    except Gemma4Error:
+        return portable()
+    return backend.operations() if backend.operations is not None else portable()
+
+
 def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     """Everything about a checkpoint folder, or about an official size. Raises a Gemma4Error."""
     from gemma4_core.checkpoint.context import read_context
@@ -122,7 +135,7 @@ def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     from gemma4_core.checkpoint.opening import run_dtype
     from gemma4_core.config import preset_config, preset_dict, preset_of
     from gemma4_core.contracts import Context
-    from gemma4_core.ops import Operations
+    from gemma4_core.plugins import registry
     from gemma4_plugins.commands import memory_sizes as sizes
 
     if model is not None:
@@ -147,7 +160,8 @@ def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     about["parameters"] = sum(p.parameters for p in parts if p.name != sizes.UNUSED)
     about["active_parameters"] = sizes.active_parameters(config, parts)
     about["weight_bytes"] = weights
-    need = sizes.needs(config, weights, Operations.prefill_chunk, ITEM_SIZES[dtype])
+    both_ways = config.vision_bidirectional and any(tower.bidirectional for tower in registry.towers_of(config))
+    need = sizes.needs(config, weights, device_operations(), both_ways, ITEM_SIZES[dtype])
     about["memory"] = [{"context": n.context, "cache_bytes": n.cache, "total_bytes": n.total} for n in need]
     return about
 
@@ -224,8 +238,8 @@ def info_command(ctx: click.Context, model: str | None, size: str | None, format
     gemma4 info -m ./checkpoint
     gemma4 info --size 31B
 
-    Only headers are read. memory is weights with cache, without the few hundred MB that a run takes besides;
-    --modality text leaves the towers out, and --ple disk the per-layer embedding.
+    Only headers are read. memory is weights with the cache that --device auto makes, without the few hundred MB that a
+    run takes besides; --modality text leaves the towers out, and --ple disk the per-layer embedding.
     """
     named = {"model": model, "size": size}
     prefer_typed(ctx, named, "model", "size")

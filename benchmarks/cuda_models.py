@@ -20,7 +20,7 @@ from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, DenseStack, Weight
 from gemma4_plugins.devices.cuda.kernels import launch
-from gemma4_plugins.formats.int8_weights import Int8Matrix, Int8Stack
+from gemma4_plugins.layouts.int8 import Int8Matrix, Int8Stack
 from gemma4_plugins.modalities.vision import gemma4_modality_towers
 
 FILL = """

@@ -26,6 +26,7 @@ from gemma4_core.config import expected_audio_tensors, expected_vision_tensors, 
 from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate
 from gemma4_core.ops import portable
+from gemma4_core.ops.towers import tower_operations
 from gemma4_core.weights import DenseMatrix
 
 random = np.random.default_rng(0)
@@ -90,9 +91,7 @@ def milliseconds(encoder: Any, features: Features, repeats: int) -> tuple[float,
 
 def check(device: str, operations: Any) -> float:
     """The largest error of the device's kernels, in units of the result's spread; bf16 alone makes 0.02."""
-    from gemma4_plugins.modalities.products import fast_products
-
-    products = fast_products(operations, device)
+    products = tower_operations(operations, device)
     errors: list[float] = []
     draw = lambda *shape: Tensor(random.standard_normal(shape, np.float32), device=device).cast(dtypes.bfloat16).contiguous().realize()  # noqa: E501, E731
     wide = lambda tensor: tensor.float().numpy().astype(np.float64)  # noqa: E731
@@ -101,7 +100,7 @@ def check(device: str, operations: Any) -> float:
         errors.append(float(np.abs(wide(found) - truth).max() / truth.std()))
         print(f"{what}: {errors[-1]:.4f}")
 
-    print("form:", type(products).__name__)
+    print("form:", products.name)
     for rows, width, inner in ((2560, 768, 768), (2560, 4304, 1152), (640, 1152, 4304), (130, 70, 40), (17, 1536, 768)):
         x, w = draw(rows, inner), draw(width, inner)
         truth = wide(x) @ wide(w).T
@@ -113,7 +112,7 @@ def check(device: str, operations: Any) -> float:
         scores = np.einsum("qhd,khd->hqk", wide(q), keys)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         truth = np.einsum("hqk,khd->qhd", shares / shares.sum(-1, keepdims=True), values).reshape(count, -1)
-        compare(f"attention {count} x {heads} x {size}", products.attend(q, k, v, seen), truth)
+        compare(f"attention {count} x {heads} x {size}", products.attention(q, k, v, seen), truth)
     x, w = draw(2560, 768), draw(768)
     truth = wide(x) / np.sqrt((wide(x) ** 2).mean(-1, keepdims=True) + 1e-6) * wide(w)
     compare("norm", products.norm(x, w, 1e-6), truth)

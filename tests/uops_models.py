@@ -16,7 +16,7 @@ from gemma4_core.engine.engine import Engine
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import Operations
 from gemma4_core.weights import DenseMatrix, DenseStack, Weight
-from gemma4_plugins.formats.int8_weights import Int8Matrix, Int8Stack
+from gemma4_plugins.layouts.int8 import Int8Matrix, Int8Stack
 
 Make = Callable[[str, tuple[int, ...], DType], Tensor]
 """A tensor of a name, shape and type."""

@@ -15,7 +15,7 @@ from gemma4_core import DenseMatrix, InputError, Matrix, ModelTransform, Option,
 from gemma4_core.model import GemmaModel
 from gemma4_plugins.devices.cpu.kernels.structs import supported
 from gemma4_plugins.devices.cuda.kernels.table import storage_of
-from gemma4_plugins.formats.int8_weights import Int8Matrix
+from gemma4_plugins.layouts.int8 import Int8Matrix
 
 IDS = load("dense").ids[0].tolist()[:16]
 

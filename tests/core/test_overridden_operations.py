@@ -14,13 +14,15 @@ from training_tools import short
 from gemma4_core import DenseMatrix, GemmaTrainingBatch, build_optimizer, compute_loss, registry, train_step
 from gemma4_core.model import GemmaModel
 from gemma4_core.ops import LAYERS, PIECES, Operations, portable
+from gemma4_core.ops.towers import tower_operations
 
 NAMES = (*LAYERS, "logits", "sample")
 IDS = [2, 5, 9, 3, 7, 11]
 
 
 def tables() -> dict[str, Operations]:
-    from gemma4_plugins.devices import cuda, uops
+    from gemma4_plugins.devices import uops
+    from gemma4_plugins.devices.cuda import kernels as cuda
 
     cpu = registry.devices["cpu"].operations
     assert cpu is not None
@@ -93,13 +95,11 @@ def test_overridden_norm_changes_the_answer() -> None:
 
 
 def test_overridden_product_is_called_by_towers(cpu: str) -> None:
-    from gemma4_plugins.modalities.products import Products, fast_products
-
     table = tables()["cpu"]
     mine, calls = counted(table, "linear")
-    products = fast_products(dataclasses.replace(table, linear=mine), cpu)
-    assert type(products) is Products and type(fast_products(table, cpu)) is not Products
-    rows = products.linear(Tensor(np.eye(32, dtype=np.float32)), DenseMatrix(Tensor(np.ones((4, 32), np.float32))))
+    towers = tower_operations(dataclasses.replace(table, linear=mine), cpu)
+    assert towers.name == "portable" and tower_operations(table, cpu).name == "cpu"
+    rows = towers.linear(Tensor(np.eye(32, dtype=np.float32)), DenseMatrix(Tensor(np.ones((4, 32), np.float32))))
     assert rows.numpy().tolist() == [[1.0] * 4] * 32 and calls == [1]
 
 

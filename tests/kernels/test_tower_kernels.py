@@ -15,23 +15,25 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
 from gemma4_core.ops import portable
+from gemma4_core.ops.towers import Bounds, portable_towers
 from gemma4_plugins.devices.cpu.kernels import towers as processor
 from gemma4_plugins.devices.cuda.kernels import towers as cuda
 from gemma4_plugins.devices.cuda.kernels.sources import device_source
-from gemma4_plugins.modalities.bounds import Bounds
-from gemma4_plugins.modalities.kernels import Given, KernelProducts
-from gemma4_plugins.modalities.products import Products
+from gemma4_plugins.devices.tower_kernels import Given
 
 random = np.random.default_rng(0)
 TOLERANCE = {dtypes.float32: 2e-6, dtypes.bfloat16: 1 / 128}
 FORMS = [("cuda", dtypes.bfloat16), ("processor", dtypes.bfloat16), ("processor", dtypes.float32)]
 
 
-class Emulated(cuda.CudaProducts):
+PORTABLE = portable_towers(portable())
+
+
+class Emulated(cuda.CudaTowerKernels):
     """CUDA's kernels on the host's tensors; remembers what was launched."""
 
     def __init__(self) -> None:
-        Products.__init__(self, portable())
+        self.fallback = PORTABLE
         self.launched: list[str] = []
 
     def _run(
@@ -49,11 +51,11 @@ class Emulated(cuda.CudaProducts):
         return Tensor(out.astype(np.uint32) << 16).bitcast(dtypes.float32).reshape(shape).cast(dtypes.bfloat16)
 
 
-class Processor(processor.CpuProducts):
+class Processor(processor.CpuTowerKernels):
     """The processor's kernels; remembers what was launched."""
 
     def __init__(self, device: str) -> None:
-        super().__init__(portable(), device)
+        super().__init__(PORTABLE, device)
         self.launched: list[str] = []
 
     def _launch(self, kernel: str, *rest: Any) -> Tensor:
@@ -63,8 +65,7 @@ class Processor(processor.CpuProducts):
 
 def kernels(form: str, device: str) -> Any:
     """One launch is expected of each operation."""
-    found: KernelProducts = Emulated() if form == "cuda" else Processor(device)
-    return found
+    return Emulated() if form == "cuda" else Processor(device)
 
 
 def drawn(*shape: int, dtype: DType = dtypes.bfloat16, spread: float = 1) -> Tensor:
@@ -93,7 +94,7 @@ def compared(form: str, device: str, dtype: DType, operation: str, *given: Any) 
     """A kernel, one launch, against the portable form."""
     own = kernels(form, device)
     found = getattr(own, operation)(*given).realize()
-    close(found, getattr(Products(portable()), operation)(*given), TOLERANCE[dtype])
+    close(found, getattr(PORTABLE, operation)(*given), TOLERANCE[dtype])
     assert len(own.launched) == 1
 
 
@@ -143,7 +144,7 @@ def test_bounded(cpu: str, dtype: DType, kind: str) -> None:
     own, x, weight = Processor(cpu), drawn(33, 70, dtype=dtype), drawn(70, dtype=dtype)
     limits = bounds(kind, dtype)
     found = own.bounded(own.norm(x, weight, 1e-6), limits)
-    expected = Products(portable()).bounded(Products(portable()).norm(x, weight, 1e-6), limits)
+    expected = PORTABLE.bounded(PORTABLE.norm(x, weight, 1e-6), limits)
     close(found.realize(), expected, TOLERANCE[dtype])
     assert own.launched == ["norm", "bounded"]
     own.bounded(x + 1, limits), own.bounded(own.norm(x, weight, 1e-6), None)
@@ -164,20 +165,20 @@ def test_attention(cpu: str, count: int, heads: int, groups: int, size: int, see
     q, k, v = (drawn(count, n, size) for n in (heads, groups, groups))
     real = Tensor(np.arange(count) < seen).contiguous().realize()
     emulated = Emulated()
-    found = emulated.attend(q, k, v, real)
-    close(found, Products(portable()).attend(q.float(), k.float(), v.float(), real), 1 / 64)
+    found = emulated.attention(q, k, v, real)
+    close(found, PORTABLE.attention(q.float(), k.float(), v.float(), real), 1 / 64)
     assert len(emulated.launched) == 1
 
 
 @pytest.mark.parametrize(("form", "dtype"), FORMS, ids=str)
-def test_what_is_no_number_stays_so(cpu: str, form: str, dtype: DType) -> None:
+def test_nan_stays_nan(cpu: str, form: str, dtype: DType) -> None:
     x, weight = Tensor([[1.0, math.nan], [2, 3]], device=cpu).cast(dtype).contiguous().realize(), drawn(2, dtype=dtype)
     found = kernels(form, cpu).norm(x, weight, 1e-6, (-5.0, 5.0)).realize().float().numpy()
     assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
 
 
 def test_what_the_processor_does_not_serve_is_portable(cpu: str) -> None:
-    own, plain, x, weight = Processor(cpu), Products(portable()), drawn(4, 8), drawn(8)
+    own, plain, x, weight = Processor(cpu), PORTABLE, drawn(4, 8), drawn(8)
     wide = bounds("tensors", dtypes.float32)
     for operation, given in (
         ("norm", (x, weight.float(), 1e-6)), ("norm", (x, weight, 1e-6, wide)), ("silu", (x, None, wide)),
@@ -189,15 +190,15 @@ def test_what_the_processor_does_not_serve_is_portable(cpu: str) -> None:
 
 def test_what_kernels_do_not_serve_is_portable(cpu: str) -> None:
     emulated, x, weight = Emulated(), drawn(4, 30), drawn(30)
-    close(emulated.norm(x.float(), weight.float(), 1e-6), Products(portable()).norm(x.float(), weight.float(), 1e-6))
-    close(emulated.heads(x, 15, None, 1e-6, None, None), Products(portable()).heads(x, 15, None, 1e-6, None, None))
+    close(emulated.norm(x.float(), weight.float(), 1e-6), PORTABLE.norm(x.float(), weight.float(), 1e-6))
+    close(emulated.heads(x, 15, None, 1e-6, None, None), PORTABLE.heads(x, 15, None, 1e-6, None, None))
     gate, up = drawn(3, 5), drawn(3, 5)
-    close(emulated.gated(gate, up, None, None, None), Products(portable()).gated(gate, up, None, None, None))
+    close(emulated.gated(gate, up, None, None, None), PORTABLE.gated(gate, up, None, None, None))
     fp32 = (held := drawn(2, dtype=dtypes.float32))[0], held[1]  # bounds of another type than the values
-    close(emulated.norm(x, weight, 1e-6, fp32), Products(portable()).norm(x, weight, 1e-6, fp32))
+    close(emulated.norm(x, weight, 1e-6, fp32), PORTABLE.norm(x, weight, 1e-6, fp32))
     angles = drawn(4, 2, 2), drawn(4, 2, 2)  # in bf16
     y = drawn(4, 8)
-    close(emulated.heads(y, 8, None, 1e-6, None, angles), Products(portable()).heads(y, 8, None, 1e-6, None, angles))
+    close(emulated.heads(y, 8, None, 1e-6, None, angles), PORTABLE.heads(y, 8, None, 1e-6, None, angles))
     q, real = drawn(70, 1, 16), Tensor.ones(70, dtype=dtypes.bool).contiguous().realize()
-    close(emulated.attend(q, q, q, real), Products(portable()).attend(q, q, q, real))
+    close(emulated.attention(q, q, q, real), PORTABLE.attention(q, q, q, real))
     assert not emulated.launched

@@ -27,7 +27,7 @@ from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.devices import uops
 from gemma4_plugins.devices.uops import attention, product, single
 from gemma4_plugins.devices.uops.layers import served, token_layers
-from gemma4_plugins.formats.int8_weights import Int8Matrix
+from gemma4_plugins.layouts.int8 import Int8Matrix
 
 EMULATED = "PYTHON"
 SHARED = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from reference_data import load_multimodal
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
+from training_tools import short
 
-from gemma4_core.ops import portable
+from gemma4_core import registry
+from gemma4_core.ops import Operations, portable
+from gemma4_core.ops.towers import TowerOperations, portable_towers, tower_operations
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.devices.cpu.kernels import towers as cpu_kernels
 from gemma4_plugins.devices.cuda.kernels import matmul as cuda_matmul
-from gemma4_plugins.modalities.products import Products, fast_products
 
 random = np.random.default_rng(0)
 SEEDED = random.bit_generator.state
@@ -37,7 +42,7 @@ def wide(tensor: Tensor) -> np.ndarray:
     return tensor.float().numpy().astype(np.float64)
 
 
-class TileProducts(cpu_kernels.CpuProducts):
+class TileProducts(cpu_kernels.CpuTowerKernels):
     """The kernels as they are compiled for a processor with AMX, whose instructions are said in C here."""
 
     def _launch(self, kernel: str, *rest: Any) -> Tensor:
@@ -50,9 +55,11 @@ class TileProducts(cpu_kernels.CpuProducts):
                 cpu_kernels._source.cache_clear()
 
 
-def products(form: str, device: str) -> Products:
-    kinds = {"portable": lambda: Products(portable()), "kernels": lambda: cpu_kernels.CpuProducts(portable(), device),
-             "tile registers": lambda: TileProducts(portable(), device)}  # fmt: skip
+def products(form: str, device: str) -> TowerOperations:
+    plain = portable_towers(portable())
+    kinds = {"portable": lambda: plain,
+             "kernels": lambda: cpu_kernels.CpuTowerKernels(plain, device).operations(),
+             "tile registers": lambda: TileProducts(plain, device).operations()}  # fmt: skip
     return kinds[form]()
 
 
@@ -82,7 +89,7 @@ def test_attention(
     q, k, v = (drawn(count, n, size, dtype=dtype) for n in (heads, groups, groups))
     real = np.zeros(count, np.bool_)
     real[random.permutation(count)[:seen]] = True
-    found = products(form, cpu).attend(q, k, v, Tensor(real, device=cpu).contiguous().realize())
+    found = products(form, cpu).attention(q, k, v, Tensor(real, device=cpu).contiguous().realize())
     keys, values = (np.repeat(wide(t)[real], heads // groups, 1) for t in (k, v))
     scores = np.einsum("qhd,khd->hqk", wide(q), keys)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
@@ -93,7 +100,7 @@ def test_attention(
 def test_large_scores_do_not_overflow(cpu: str) -> None:
     q, k, v = drawn(70, 1, 16) * 60, drawn(70, 1, 16) * 60, drawn(70, 1, 16)
     real = Tensor.ones(70, dtype=dtypes.bool, device=cpu).contiguous().realize()
-    found = products("kernels", cpu).attend(q, k, v, real)
+    found = products("kernels", cpu).attention(q, k, v, real)
     assert np.isfinite(found.numpy()).all()
     nearest = (wide(q)[:, 0] @ wide(k)[:, 0].T).argmax(1)
     assert np.median(np.abs(wide(found) - wide(v)[nearest, 0])) < 1e-3
@@ -101,10 +108,38 @@ def test_large_scores_do_not_overflow(cpu: str) -> None:
 
 def test_which_form_is_taken(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu_kernels.usable(cpu) and not cuda_matmul.usable(cpu)
-    assert type(fast_products(portable(), cpu)) is cpu_kernels.CpuProducts
-    assert type(fast_products(portable(), "PYTHON")) is Products
+    brought = registry.devices["cpu"].operations
+    assert brought is not None
+    assert tower_operations(brought(), cpu).name == "cpu"
+    assert tower_operations(brought(), "PYTHON").name == tower_operations(portable(), cpu).name == "portable"
     monkeypatch.setenv("GEMMA4_KERNELS", "portable")
-    assert type(fast_products(portable(), cpu)) is Products
+    assert tower_operations(brought(), cpu).name == "portable"
+
+
+def test_a_device_of_ones_own_speeds_up_towers(cpu: str) -> None:
+    """As a plugin would: a table with some operations replaced, the rest portable."""
+    calls = []
+
+    def linear(x: Tensor, matrix: DenseMatrix) -> Tensor:
+        calls.append(x.shape)
+        return x @ matrix.tensor.T
+
+    def towers(operations: Operations, device: str) -> TowerOperations:
+        assert device == cpu
+        return replace(portable_towers(operations), name="own", linear=linear)
+
+    vision = short("e2b-mm").towers["vision"]
+    model = SimpleNamespace(config=short("e2b-mm").config, device=cpu, dtype=dtypes.float32,
+                            operations=replace(portable(), towers=towers))  # fmt: skip
+    parameters = vision.parameters()
+    source: Any = SimpleNamespace(tensor=lambda name, device, dtype: parameters[name])
+    own = registry.modalities["vision"].build(model, source)  # type: ignore[arg-type]
+    media = load_multimodal("e2b-mm").cases["two_images"]
+    features = {"pixel_values": media.pixel_values, "image_position_ids": media.image_position_ids}
+    found = own.encode(features, capture=True)
+    assert calls
+    for tokens, expected in zip(found, vision.encode(features, capture=True), strict=True):
+        assert apart(tokens, wide(expected)) < 1e-4
 
 
 class Doubled(DenseMatrix):

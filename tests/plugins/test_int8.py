@@ -25,7 +25,7 @@ from gemma4_core.checkpoint import CheckpointFiles
 from gemma4_core.weights import DenseMatrix, DenseStack
 from gemma4_plugins.devices.cpu.kernels.structs import supported
 from gemma4_plugins.formats.int8 import quantise_rows
-from gemma4_plugins.formats.int8_weights import Int8Matrix, Int8Stack
+from gemma4_plugins.layouts.int8 import Int8Matrix, Int8Stack
 
 FAMILIES = ("e2b", "moe", "dense")
 RNG = np.random.default_rng(5)

@@ -3,7 +3,8 @@
 ``Operations`` is a table of functions. ``portable()`` gives the tinygrad form of each, which runs on every backend and
 is the oracle for every faster one. A device plugin returns ``dataclasses.replace(portable(), linear=mine, …)``; a
 replacement that cannot serve a call (another weight format, an odd shape) passes it on to the portable form. Larger
-pieces (``PIECES``) that a table brings are not used where they would pass over a replacement.
+pieces (``PIECES``) that a table brings are not used where they would pass over a replacement. Towers have a table of
+their own, ``gemma4_core.ops.towers``, which a device brings as ``Operations.towers``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from gemma4_core.ops import portable as _portable
 from gemma4_core.ops import sampling as _sampling
 
 if TYPE_CHECKING:
-    from gemma4_core.contracts.steps import ChunkStepFactory, DecodeStepFactory, LayersOperation
+    from gemma4_core.contracts.steps import (
+        ChunkStepFactory,
+        DecodeStepFactory,
+        LayersOperation,
+        TowerOperationsFactory,
+    )
     from gemma4_core.ops.attention import KeyValues
     from gemma4_core.weights import ExpertStack, Matrix
 
@@ -29,7 +35,12 @@ LAYER_KERNELS = "layer_"
 
 LAYERS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts")
 """What the layers are made of."""
-PIECES = {"decode_step": (*LAYERS, "logits", "sample"), "prefill": (*LAYERS, "logits", "sample"), "layers": LAYERS}
+PIECES = {
+    "decode_step": (*LAYERS, "logits", "sample"),
+    "prefill": (*LAYERS, "logits", "sample"),
+    "layers": LAYERS,
+    "towers": ("linear",),
+}
 """The larger pieces of ``Operations``, and the operations that each of them stands for."""
 
 
@@ -74,9 +85,12 @@ class Operations:
     """Chunks of a prompt taken over likewise. It may be asked for each chunk: keep what is made per storage."""
     prefill_both_ways: int = 0
     """The longest chunk that it takes in which tokens of a media block see those behind them."""
+    towers: TowerOperationsFactory | None = None
+    """The operations of vision and audio towers that run without gradients, made from this table for a tinygrad device;
+    see ``gemma4_core.ops.towers``. None means the portable ones."""
     kernels: tuple[Callable[..., Any], ...] = ()
-    """Those of the operations above that are kernels without gradients: training takes the portable form of them, and
-    kernels of towers may stand in for them. Any other operation that is not the portable one is used there too."""
+    """Those of the operations above that are kernels without gradients: training takes the portable form of them. Any
+    other operation that is not the portable one is used there too."""
     built_for: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
     """The operations that each larger piece was built for, by the piece's name; filled in when a piece is given."""
 

@@ -96,6 +96,7 @@ def describe_files(context: Context, format: str) -> tuple[dict[str, Any], Mappi
     """Format and files of a folder, with its tensors. Raises a Gemma4Error where they cannot be read."""
     from gemma4_core.checkpoint.contents import weight_files
     from gemma4_core.checkpoint.opening import open_checkpoint
+    from gemma4_core.plugins.options import plugin_name
     from gemma4_core.processing.modalities import select_modalities
 
     problem = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tinygrad import Tensor
 
 from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack, Matrix
-from gemma4_plugins.formats.int8_weights import Int8Matrix, Int8Stack
+from gemma4_plugins.layouts.int8 import Int8Matrix, Int8Stack
 
 KINDS = (DenseMatrix, DenseStack, Int8Matrix, Int8Stack)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tinygrad import Tensor
 
     from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack, Matrix
-    from gemma4_plugins.formats.int8_weights import Int8Matrix, Int8Stack
+    from gemma4_plugins.layouts.int8 import Int8Matrix, Int8Stack
 
 KEY, NAME, VERSION = "gemma4_format", "int8", 1
 SCALE = "_scale"
@@ -77,7 +77,7 @@ class Int8Source:
     def matrix(self, name: str, device: str, dtype: Any) -> Int8Matrix | DenseMatrix:
         """The matrix ``[out, in]``, int8 where it is stored so."""
         from gemma4_core.weights import DenseMatrix
-        from gemma4_plugins.formats.int8_weights import Int8Matrix
+        from gemma4_plugins.layouts.int8 import Int8Matrix
 
         if name not in self.quantised:
             return DenseMatrix(self.files.tensor(name, device, dtype))
@@ -86,7 +86,7 @@ class Int8Source:
     def stack(self, name: str, device: str, dtype: Any) -> Int8Stack | DenseStack:
         """The experts ``[experts, out, in]``, int8 where they are stored so."""
         from gemma4_core.weights import DenseStack
-        from gemma4_plugins.formats.int8_weights import Int8Stack
+        from gemma4_plugins.layouts.int8 import Int8Stack
 
         if name not in self.quantised:
             return DenseStack(self.files.tensor(name, device, dtype))
@@ -266,7 +266,7 @@ def plan_of(name: str, value: Any, quantised: bool) -> list[Planned]:
 
 def encoded(name: str, value: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """int8 numbers and scales of a weight, a block of its first axis at a time."""
-    from gemma4_plugins.formats.int8_weights import Int8Matrix, Int8Stack
+    from gemma4_plugins.layouts.int8 import Int8Matrix, Int8Stack
 
     if isinstance(value, Int8Matrix | Int8Stack):
         yield value.tensor.numpy(), value.scale.numpy()

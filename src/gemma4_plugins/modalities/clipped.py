@@ -9,9 +9,8 @@ from tinygrad.dtype import DType
 
 from gemma4_core.config.tensors import CLIP_BOUNDS
 from gemma4_core.contracts import WeightSource
+from gemma4_core.ops.towers import Bounds, TowerOperations, clamp
 from gemma4_core.weights import DenseMatrix, Matrix, Weight
-from gemma4_plugins.modalities.bounds import Bounds, clamp
-from gemma4_plugins.modalities.products import Products
 
 
 class TowerWeights:
@@ -73,14 +72,14 @@ class Linear:
             low, high, out_low, out_high = bounds
             self.inner, self.outer = (low, high), (out_low, out_high)
 
-    def __call__(self, x: Tensor, products: Products) -> Tensor:
-        return clamp(self.unbounded(x, products), self.outer)
+    def __call__(self, x: Tensor, ops: TowerOperations) -> Tensor:
+        return clamp(self.unbounded(x, ops), self.outer)
 
-    def unbounded(self, x: Tensor, products: Products) -> Tensor:
+    def unbounded(self, x: Tensor, ops: TowerOperations) -> Tensor:
         """Of ``x`` within its bounds, for a caller that bounds the output."""
-        return self.product(products.bounded(x, self.inner), products)
+        return self.product(ops.bounded(x, self.inner), ops)
 
-    def product(self, x: Tensor, products: Products) -> Tensor:
+    def product(self, x: Tensor, ops: TowerOperations) -> Tensor:
         """Without any bounds, for a caller that sees to them."""
         assert isinstance(self.place.matrix, Matrix)
-        return products.linear(x, self.place.matrix)
+        return ops.linear(x, self.place.matrix)

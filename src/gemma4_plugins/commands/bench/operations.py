@@ -33,9 +33,9 @@ from gemma4_plugins.commands.bench.traffic import cache_bytes, stored_bytes, wei
 if TYPE_CHECKING:
     from gemma4_core.config import LayerConfig
 
-SETTINGS = ("name", "prefill_chunk", "graph_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for")
+SETTINGS = ("name", "prefill_chunk", "graph_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for", "towers")
 NAMES = tuple(field.name for field in dataclasses.fields(Operations) if field.name not in SETTINGS)
-"""The operations, whole steps and chunks among them."""
+"""The operations of the text model, whole steps and chunks among them; benchmarks/towers.py measures towers."""
 TRAINED_ROWS = 128
 PORTABLE_CHUNK = portable().prefill_chunk
 

@@ -15,8 +15,8 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import AudioConfig
 from gemma4_core.errors import ConfigError
+from gemma4_core.ops.towers import TowerOperations
 from gemma4_plugins.modalities.clipped import Names
-from gemma4_plugins.modalities.products import Products
 
 KEYS_BELOW_CONTEXT = 1
 """A query sees ``attention_context_left - KEYS_BELOW_CONTEXT`` keys, itself among them: 12 in transformers 5.23.0.
@@ -85,16 +85,16 @@ class LocalAttention:
         self.relative = names.linear("relative_k_proj")
         self.per_dim_scale = names["per_dim_scale"]
 
-    def __call__(self, x: Tensor, positions: Tensor, real: Tensor, products: Products) -> Tensor:
+    def __call__(self, x: Tensor, positions: Tensor, real: Tensor, ops: TowerOperations) -> Tensor:
         """``positions [distances, hidden]``, ``real`` bool ``[clips, T]`` marks valid frames:
         ``[clips * T, hidden]``."""
         c = self.config
         heads = lambda y: y.cast(dtypes.float32).reshape(y.shape[0], c.num_attention_heads, c.head_dim)  # noqa: E731
-        q, k, v = (heads(layer(x, products)).contiguous() for layer in (self.q, self.k, self.v))  # [n, heads, D]
+        q, k, v = (heads(layer(x, ops)).contiguous() for layer in (self.q, self.k, self.v))  # [n, heads, D]
         # in memory, as all that every distance would compute anew
         q = (q * (c.head_dim**-0.5 / math.log(2)) * softplus(self.per_dim_scale.cast(dtypes.float32))).contiguous()
         k = k * (math.log(1 + math.e) / math.log(2))
-        r = heads(self.relative(positions, products))  # [distances, heads, D]
+        r = heads(self.relative(positions, ops))  # [distances, heads, D]
         clips = lambda y: y.reshape(*real.shape, *y.shape[1:])  # noqa: E731  [clips * T, …] -> [clips, T, …]
         near = (clips(q).unsqueeze(2) * shifted(clips(k), self.band)).sum(-1)  # [clips, T, distances, heads]
         # [heads, n, D] @ [heads, D, distances] -> [n, distances, heads]
@@ -104,7 +104,7 @@ class LocalAttention:
         weights = seen.where(scores, c.attention_invalid_logits_value).softmax(2)  # [clips, T, distances, heads]
         mixed = (weights.contiguous().unsqueeze(-1) * shifted(clips(v), self.band)).sum(2)  # [clips, T, heads, D]
         # [clips, T, heads, D] -> [clips * T, hidden]
-        return self.post(mixed.reshape(x.shape[0], -1).cast(x.dtype), products)
+        return self.post(mixed.reshape(x.shape[0], -1).cast(x.dtype), ops)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -17,15 +17,14 @@ from gemma4_core.contracts.arranged_media import ArrangedMedia
 from gemma4_core.errors import InputError
 from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.portable import rms_norm
+from gemma4_core.ops.towers import Bounds, TowerOperations, clamp, portable_towers, tower_operations
 from gemma4_core.processing.arrays import as_array
 from gemma4_core.processing.tower_graphs import Captured
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
 from gemma4_plugins.modalities.audio.processor import KEYWORDS
-from gemma4_plugins.modalities.bounds import Bounds, clamp
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower, rows_of
-from gemma4_plugins.modalities.products import Products, fast_products
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -52,11 +51,11 @@ class FeedForward:
         self.before, self.after = names["pre_layer_norm.weight"], names["post_layer_norm.weight"]
         self.widen, self.narrow = names.clipped("ffw_layer_1"), names.clipped("ffw_layer_2")
 
-    def __call__(self, h: Tensor, products: Products) -> Tensor:
-        x = products.norm(h, self.before, LAYER_EPS, self.bounds)
-        x = self.widen.unbounded(x, products)
-        x = self.narrow.product(products.silu(x, self.widen.outer, self.narrow.inner), products)
-        x = products.norm(products.bounded(x, self.narrow.outer), self.after, LAYER_EPS, self.bounds)
+    def __call__(self, h: Tensor, ops: TowerOperations) -> Tensor:
+        x = ops.norm(h, self.before, LAYER_EPS, self.bounds)
+        x = self.widen.unbounded(x, ops)
+        x = self.narrow.product(ops.silu(x, self.widen.outer, self.narrow.inner), ops)
+        x = ops.norm(ops.bounded(x, self.narrow.outer), self.after, LAYER_EPS, self.bounds)
         # kept in memory after each addition: else every reader repeats the additions before it
         return (x * self.weight + h).contiguous()
 
@@ -70,13 +69,13 @@ class LightConvolution:
         self.start, self.end = names.clipped("linear_start"), names.clipped("linear_end")
         self.taps = names["depthwise_conv1d.weight"]  # [hidden, 1, taps]
 
-    def __call__(self, h: Tensor, clips: int, products: Products) -> Tensor:
+    def __call__(self, h: Tensor, clips: int, ops: TowerOperations) -> Tensor:
         """``h [clips * T, hidden]`` to ``[clips * T, hidden]``."""
-        x = self.start(products.norm(h, self.before, self.eps), products).cast(dtypes.float32)
+        x = self.start(ops.norm(h, self.before, self.eps), ops).cast(dtypes.float32)
         value, gate = x.chunk(2, dim=-1)
         x = self._convolve((value * gate.sigmoid()).cast(h.dtype).contiguous(), clips)
-        x = products.silu(products.norm(x, self.conv_norm, self.eps, self.bounds), None, self.end.inner)
-        return (clamp(self.end.product(x, products), self.end.outer) + h).contiguous()
+        x = ops.silu(ops.norm(x, self.conv_norm, self.eps, self.bounds), None, self.end.inner)
+        return (clamp(self.end.product(x, ops), self.end.outer) + h).contiguous()
 
     def _convolve(self, x: Tensor, clips: int) -> Tensor:
         """``x [clips * T, hidden]``: the last tap meets the frame itself, earlier taps earlier frames of its clip."""
@@ -99,16 +98,16 @@ class ConformerLayer:
         self.convolution = LightConvolution(config, names.below("lconv1d."))
         self.norms = [names[f"norm_{name}.weight"] for name in ("pre_attn", "post_attn", "out")]
 
-    def __call__(self, h: Tensor, positions: Tensor, real: Tensor, products: Products) -> Tensor:
+    def __call__(self, h: Tensor, positions: Tensor, real: Tensor, ops: TowerOperations) -> Tensor:
         """``h [clips * T, hidden]``, ``positions [distances, hidden]``, ``real`` bool ``[clips, T]``:
         ``[clips * T, hidden]``."""
         before, after, out = self.norms
-        h = self.first(h, products)
-        x = products.norm(h, before, LAYER_EPS, self.bounds)
-        x = self.attention(x, positions, real, products)
-        h = products.norm(x, after, LAYER_EPS, self.bounds, added=h)
-        h = self.last(self.convolution(h, int(real.shape[0]), products), products)
-        return products.norm(h, out, LAYER_EPS, self.bounds)
+        h = self.first(h, ops)
+        x = ops.norm(h, before, LAYER_EPS, self.bounds)
+        x = self.attention(x, positions, real, ops)
+        h = ops.norm(x, after, LAYER_EPS, self.bounds, added=h)
+        h = self.last(self.convolution(h, int(real.shape[0]), ops), ops)
+        return ops.norm(h, out, LAYER_EPS, self.bounds)
 
 
 class Subsampling:
@@ -120,18 +119,18 @@ class Subsampling:
         self.norms = [names[f"layer{n}.norm.weight"] for n in (0, 1)]
         self.projection = names.linear("input_proj_linear")
 
-    def __call__(self, features: Tensor, real: Tensor, products: Products) -> Tensor:
+    def __call__(self, features: Tensor, real: Tensor, ops: TowerOperations) -> Tensor:
         """``features [clips, frames, mel]``, ``real`` bool ``[clips, frames]``: ``[clips * frames / 4, hidden]``."""
         x = features.cast(self.convs[0].dtype).unsqueeze(-1)  # [clips, frames, mel, 1]
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = real.reshape(*real.shape, 1, 1).where(x, 0)
-            x = self._norm(self._convolve(x, conv, products), norm).relu()
+            x = self._norm(self._convolve(x, conv, ops), norm).relu()
             real = real[:, ::2]
         # [clips, T, mel, channels] -> [clips * T, mel * channels]
-        return self.projection(x.reshape(x.shape[0] * x.shape[1], -1), products)
+        return self.projection(x.reshape(x.shape[0] * x.shape[1], -1), ops)
 
     @staticmethod
-    def _convolve(x: Tensor, weight: Tensor, products: Products) -> Tensor:
+    def _convolve(x: Tensor, weight: Tensor, ops: TowerOperations) -> Tensor:
         """3 x 3, stride 2, one zero around ``x [clips, T, mel, channels]``: ``[clips, T / 2, mel / 2, out]``, as one
         product."""
         clips, length, bins, channels = (int(n) for n in x.shape)
@@ -141,7 +140,7 @@ class Subsampling:
         # [clips, T, mel, channels, 9] -> [clips * T * mel, channels * 9]
         patches = shifts[0].stack(*shifts[1:], dim=-1).reshape(clips * length * bins, channels * 9)
         matrix = DenseMatrix(weight.reshape(weight.shape[0], -1), weight.dtype)
-        return products.linear(patches, matrix).reshape(clips, length, bins, -1)
+        return ops.linear(patches, matrix).reshape(clips, length, bins, -1)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         wide = x.cast(dtypes.float32)
@@ -159,7 +158,8 @@ class AudioTower(EncodingTower):
         config = model.config.audio_config
         assert config is not None
         self.config, self.device, self.dtype = config, model.device, model.dtype
-        self.portable, self.fast = Products(model.operations), fast_products(model.operations, model.device)
+        self.portable = portable_towers(model.operations)
+        self.fast = tower_operations(model.operations, model.device)
         self.weights = TowerWeights(source, expected_audio_tensors(model.config), model.device, model.dtype)
         tower = self.weights.below(TOWER)
         self.subsampling = Subsampling(config, tower.below("subsample_conv_projection."))
@@ -171,15 +171,15 @@ class AudioTower(EncodingTower):
         self.positions = positions.cast(self.dtype).contiguous().realize()
         self.captured = Captured(partial(self.soft_tokens, self.fast), self.parameters, self.device)
 
-    def soft_tokens(self, products: Products, features: Tensor, real: Tensor) -> Tensor:
+    def soft_tokens(self, ops: TowerOperations, features: Tensor, real: Tensor) -> Tensor:
         """fp32 ``[clips, frames, mel]`` and bool ``[clips, frames]`` to ``[clips * frames / 4, hidden]``; rows of
         invalid frames have no meaning."""
-        h = self.subsampling(features, real, products)
+        h = self.subsampling(features, real, ops)
         seen = real[:, ::SUBSAMPLING]
         for layer in self.layers:
-            h = layer(h, self.positions, seen, products)
-        h = self.output(h, products) + self.output_bias
-        return self.projection(rms_norm(h, None, self.config.rms_norm_eps), products)
+            h = layer(h, self.positions, seen, ops)
+        h = self.output(h, ops) + self.output_bias
+        return self.projection(rms_norm(h, None, self.config.rms_norm_eps), ops)
 
     def _read(self, features: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Features fp32 ``[clips, frames, mel]`` and validity bool ``[clips, frames]``; no mask means all valid."""

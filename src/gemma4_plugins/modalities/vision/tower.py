@@ -17,10 +17,10 @@ from gemma4_core.config import VisionConfig, expected_vision_tensors
 from gemma4_core.contracts import WeightSource
 from gemma4_core.contracts.arranged_media import ArrangedMedia
 from gemma4_core.ops.portable import rms_norm
+from gemma4_core.ops.towers import Rotation, TowerOperations, portable_towers, tower_operations
 from gemma4_core.processing.tower_graphs import Captured
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower
-from gemma4_plugins.modalities.products import Products, Rotation, fast_products
 from gemma4_plugins.modalities.vision.layout import KEYWORDS, arrange, arrange_together, read_features
 
 if TYPE_CHECKING:
@@ -41,25 +41,25 @@ class EncoderLayer:
         self.q_norm, self.k_norm = attention["q_norm.weight"], attention["k_norm.weight"]
         self.gate, self.up, self.down = (mlp.clipped(f"{name}_proj") for name in ("gate", "up", "down"))
 
-    def __call__(self, h: Tensor, turn: Rotation, real: Tensor, products: Products) -> Tensor:
-        """``h [N, hidden]`` to ``[N, hidden]``; ``real`` as for ``Products.attend``."""
+    def __call__(self, h: Tensor, turn: Rotation, real: Tensor, ops: TowerOperations) -> Tensor:
+        """``h [N, hidden]`` to ``[N, hidden]``; ``real`` as for ``TowerOperations.attention``."""
         before, after, before_mlp, after_mlp = self.norms
-        x = self.attention(products.norm(h, before, self.eps), turn, real, products)
-        h = products.norm(self.o.unbounded(x, products), after, self.eps, self.o.outer, added=h)
-        x = products.norm(h, before_mlp, self.eps)
-        gate, up = (layer.unbounded(x, products) for layer in (self.gate, self.up))
-        x = products.gated(gate, up, self.gate.outer, self.up.outer, self.down.inner)
-        return products.norm(self.down.product(x, products), after_mlp, self.eps, self.down.outer, added=h)
+        x = self.attention(ops.norm(h, before, self.eps), turn, real, ops)
+        h = ops.norm(self.o.unbounded(x, ops), after, self.eps, self.o.outer, added=h)
+        x = ops.norm(h, before_mlp, self.eps)
+        gate, up = (layer.unbounded(x, ops) for layer in (self.gate, self.up))
+        x = ops.gated(gate, up, self.gate.outer, self.up.outer, self.down.inner)
+        return ops.norm(self.down.product(x, ops), after_mlp, self.eps, self.down.outer, added=h)
 
-    def attention(self, x: Tensor, turn: Rotation, real: Tensor, products: Products) -> Tensor:
+    def attention(self, x: Tensor, turn: Rotation, real: Tensor, ops: TowerOperations) -> Tensor:
         """``x [N, hidden]`` to mixed values ``[N, heads * D]``."""
         kinds = ((self.q, self.q_norm, turn), (self.k, self.k_norm, turn), (self.v, None, None))
         size = self.config.head_dim
         q, k, v = (
-            products.heads(layer.unbounded(x, products), size, weight, self.eps, layer.outer, turned)
+            ops.heads(layer.unbounded(x, ops), size, weight, self.eps, layer.outer, turned)
             for layer, weight, turned in kinds
         )
-        return products.attend(q, k, v, real)
+        return ops.attention(q, k, v, real)
 
 
 class VisionTower(EncodingTower):
@@ -71,7 +71,8 @@ class VisionTower(EncodingTower):
         config = model.config.vision_config
         assert config is not None
         self.config, self.device, self.dtype = config, model.device, model.dtype
-        self.portable, self.fast = Products(model.operations), fast_products(model.operations, model.device)
+        self.portable = portable_towers(model.operations)
+        self.fast = tower_operations(model.operations, model.device)
         self.weights = TowerWeights(source, expected_vision_tensors(model.config), model.device, model.dtype)
         tower = self.weights.below(TOWER)
         self.input_proj: Linear = tower.linear("patch_embedder.input_proj")
@@ -96,21 +97,21 @@ class VisionTower(EncodingTower):
     def encode_arranged(self, values: Tensor, extent: Tensor) -> Tensor:
         return self.soft_tokens(self.portable, values, extent)
 
-    def soft_tokens(self, products: Products, pixels: Tensor, positions: Tensor) -> Tensor:
+    def soft_tokens(self, ops: TowerOperations, pixels: Tensor, positions: Tensor) -> Tensor:
         """fp32 patches ``[N, p * p * 3]`` and int32 positions ``[N, 2]`` to soft tokens ``[N / pool², hidden]``; rows
         of soft tokens that are all padding have no meaning. Several images come as ``[images, N, …]``, N a multiple
         of pool², and go as ``[images * N / pool², hidden]``."""
         real = positions[..., 0] >= 0
         # only attention tells images apart: [images, N, …] -> [images * N, …]
         pixels, positions = pixels.reshape(-1, pixels.shape[-1]), positions.reshape(-1, 2)
-        h = self._embed(products, pixels, positions, real.reshape(-1))
+        h = self._embed(ops, pixels, positions, real.reshape(-1))
         turn = self._rotation(positions)
         for layer in self.layers:
-            h = layer(h, turn, real, products)
-        return self._embedder(products, self._pool(h, real.reshape(-1)))
+            h = layer(h, turn, real, ops)
+        return self._embedder(ops, self._pool(h, real.reshape(-1)))
 
-    def _embed(self, products: Products, pixels: Tensor, positions: Tensor, real: Tensor) -> Tensor:
-        h = self.input_proj((2 * (pixels - 0.5)).cast(self.dtype), products)
+    def _embed(self, ops: TowerOperations, pixels: Tensor, positions: Tensor, real: Tensor) -> Tensor:
+        h = self.input_proj((2 * (pixels - 0.5)).cast(self.dtype), ops)
         places = positions.maximum(0)
         where = self.position_table[0][places[:, 0]] + self.position_table[1][places[:, 1]]  # [N, hidden]
         return h + real.unsqueeze(1).where(where, 0)
@@ -138,5 +139,5 @@ class VisionTower(EncodingTower):
             scaled = (scaled - bias.cast(dtypes.float32)) * scale.cast(dtypes.float32)
         return scaled.cast(self.dtype)
 
-    def _embedder(self, products: Products, tokens: Tensor) -> Tensor:
-        return self.projection(rms_norm(tokens, None, self.config.rms_norm_eps), products)
+    def _embedder(self, ops: TowerOperations, tokens: Tensor) -> Tensor:
+        return self.projection(rms_norm(tokens, None, self.config.rms_norm_eps), ops)

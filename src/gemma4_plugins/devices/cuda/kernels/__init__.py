@@ -21,8 +21,9 @@ def operations() -> Operations:
     from gemma4_plugins.devices.cuda.kernels.matmul import matmul
     from gemma4_plugins.devices.cuda.kernels.prefill import prefill
     from gemma4_plugins.devices.cuda.kernels.step import AHEAD, decode_step
+    from gemma4_plugins.devices.cuda.kernels.towers import tower_operations
 
     return replace(
         uops.operations(), name="cuda", prefill_chunk=CHUNK, decode_step=decode_step, run_ahead=AHEAD, prefill=prefill,
-        prefill_both_ways=CHUNK, matmul=matmul,
+        prefill_both_ways=CHUNK, matmul=matmul, towers=tower_operations,
     )

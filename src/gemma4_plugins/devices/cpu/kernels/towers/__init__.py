@@ -18,11 +18,11 @@ from tinygrad.uop.ops import Ops
 
 from gemma4_core.devices import machine
 from gemma4_core.ops import Operations
+from gemma4_core.ops.towers import Bounds, TowerOperations, portable_towers
 from gemma4_core.weights import DenseMatrix, Matrix
 from gemma4_plugins.devices.cpu.kernels import build
 from gemma4_plugins.devices.source_kernels import beneath, launch
-from gemma4_plugins.modalities.bounds import Bounds
-from gemma4_plugins.modalities.kernels import Given, KernelProducts, bound, kernel_name, limits, prepared
+from gemma4_plugins.devices.tower_kernels import Given, TowerKernels, bound, kernel_name, limits, prepared
 
 LARGEST_HEAD = 256
 """A job's buffers lie on the stack."""
@@ -42,25 +42,37 @@ def usable(device: str) -> bool:
     return device.split(":")[0] == "CPU" and type(Device[device].renderer).__name__ == "ClangRenderer"
 
 
-class CpuProducts(KernelProducts):
+def tower_operations(operations: Operations, device: str) -> TowerOperations:
+    """See ``gemma4_core.ops.Operations.towers``."""
+    portable = portable_towers(operations)
+    return CpuTowerKernels(portable, device).operations() if usable(device) else portable
+
+
+class CpuTowerKernels(TowerKernels):
     """The kernels on this machine's processor."""
 
-    def __init__(self, ops: Operations, device: str) -> None:
-        super().__init__(ops)
+    def __init__(self, fallback: TowerOperations, device: str) -> None:
+        super().__init__(fallback)
         self.target, self.parts = Device[device].renderer.target, machine.thread_count()
+
+    def operations(self) -> TowerOperations:
+        return TowerOperations(
+            name="cpu", linear=self.linear, attention=self.attention, norm=self.norm, heads=self.heads,
+            gated=self.gated, silu=self.silu, bounded=self.bounded,
+        )  # fmt: skip
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         weight = matrix.parts()[""] if type(matrix) is DenseMatrix else None  # kinds derived from it have their own
         if weight is None or not self._serves(x, weight):
-            return super().linear(x, matrix)
+            return self.fallback.linear(x, matrix)
         rows, inner, width = int(x.shape[0]), int(x.shape[1]), matrix.shape[0]
         constants, inputs = {"M": rows, "N": width, "K": inner}, {"a": x, "w": weight}
         return self._launch("linear", constants, (rows, width), inputs, 2 * rows * width * inner)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         count, heads, size = (int(n) for n in q.shape)
         if not self._serves(q, k, v) or size > LARGEST_HEAD:
-            return super().attend(q, k, v, real)
+            return self.fallback.attention(q, k, v, real)
         constants = {"COUNT": count, "HEADS": heads, "KEY_HEADS": int(k.shape[1]), "SIZE": size}
         inputs, operations = {"q": q, "k": k, "v": v, "real": real}, 4 * count * count * heads * size
         return self._launch("attention", constants, (count, heads * size), inputs, operations)
@@ -69,14 +81,14 @@ class CpuProducts(KernelProducts):
         # what is computed on the way is bounded on the way
         held = beneath(x).op in (Ops.AFTER, Ops.CONTIGUOUS, Ops.BUFFER)
         if bounds is None or not held or not self._serves(x, *limits(bounds)):
-            return super().bounded(x, bounds)
+            return self.fallback.bounded(x, bounds)
         define, inputs = bound("BOUND", bounds)
         count = math.prod(int(n) for n in x.shape)
         return self._launch("bounded", {"COUNT": count} | define, tuple(x.shape), {"x": x} | inputs, 2 * count)
 
     def silu(self, x: Tensor, bounds: Bounds | None, after: Bounds | None) -> Tensor:
         if not self._serves(x, *limits(bounds), *limits(after)):
-            return super().silu(x, bounds, after)
+            return self.fallback.silu(x, bounds, after)
         (define, inputs), (more, behind) = bound("BOUND_GATE", bounds), bound("BOUND_OUT", after)
         count = math.prod(int(n) for n in x.shape)
         constants, given = {"COUNT": count, "SILU": 1} | define | more, {"gate": x} | inputs | behind

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,37 +18,50 @@ from typing import Any
 from tinygrad import Device, Tensor, dtypes
 
 from gemma4_core.ops import Operations
+from gemma4_core.ops.towers import TowerOperations, portable_towers
 from gemma4_core.weights import DenseMatrix, Matrix
-from gemma4_plugins.devices.cuda.kernels.matmul import matmul
+from gemma4_plugins.devices.cuda.kernels.matmul import matmul, usable
 from gemma4_plugins.devices.cuda.kernels.sources import device_source
 from gemma4_plugins.devices.source_kernels import launch
-from gemma4_plugins.modalities.kernels import Given, KernelProducts, kernel_name, prepared
+from gemma4_plugins.devices.tower_kernels import Given, TowerKernels, kernel_name, prepared
 
 LARGEST_HEAD = 80
 """Two tiles of keys and of values of this size fill the shared memory that needs no permission."""
 BLOCKS = {"norm": (4, 128), "heads": (4, 128), "gated": (2048, 256)}
 """Rows, heads or values of a block, and its threads."""
 LIMITS = """#define SCALAR(p) low_bf16(p[0])
-DEVICE float AT_LEAST(float v, float low) { return v < low ? low : v; }  // what is no number stays so
+DEVICE float AT_LEAST(float v, float low) { return v < low ? low : v; }  // NaN stays NaN
 DEVICE float AT_MOST(float v, float high) { return v > high ? high : v; }
 """
 
 
-class CudaProducts(KernelProducts):
+def tower_operations(operations: Operations, device: str) -> TowerOperations:
+    """See ``gemma4_core.ops.Operations.towers``."""
+    portable = portable_towers(operations)
+    return CudaTowerKernels(portable, device).operations() if usable(device) else portable
+
+
+class CudaTowerKernels(TowerKernels):
     """The kernels on one device."""
 
-    def __init__(self, ops: Operations, device: str) -> None:
-        super().__init__(ops)
+    def __init__(self, fallback: TowerOperations, device: str) -> None:
+        super().__init__(fallback)
         self.target = Device[device].renderer.target
+
+    def operations(self) -> TowerOperations:
+        return replace(
+            self.fallback, name="cuda", linear=self.linear, attention=self.attention, norm=self.norm,
+            heads=self.heads, gated=self.gated,
+        )  # fmt: skip
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         made = matmul(x, matrix.tensor, "nt") if type(matrix) is DenseMatrix else None
-        return super().linear(x, matrix) if made is None else made
+        return self.fallback.linear(x, matrix) if made is None else made
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         count, heads, size = (int(n) for n in q.shape)
         if not self._serves(q, k, v) or count % 64 or size % 8 or size > LARGEST_HEAD:
-            return super().attend(q, k, v, real)
+            return self.fallback.attention(q, k, v, real)
         constants = {"COUNT": count, "HEADS": heads, "KEY_HEADS": int(k.shape[1]), "SIZE": size}
         inputs = {"q": q, "k": k, "v": v, "real": real}
         operations = 4 * count * count * heads * size

@@ -1,17 +1,16 @@
-"""What lies between a tower's products as kernels in source form, put together alike for every device that has them."""
+"""Operations of towers as kernels in source form, put together alike for every device that has them."""
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 from tinygrad import Tensor, dtypes
 from tinygrad.uop.ops import Ops
 
-from gemma4_plugins.modalities.bounds import Bounds
-from gemma4_plugins.modalities.products import Products, Rotation
+from gemma4_core.ops.towers import Bounds, Rotation, TowerOperations
 
 Given = Mapping[str, Tensor]
 """A kernel's inputs by the names of its parameters."""
@@ -19,9 +18,18 @@ TYPES = {dtypes.bfloat16: "u16", dtypes.bool: "u8", dtypes.float32: "float"}
 """As the sources call them."""
 
 
-class KernelProducts(Products):
-    """A source takes sizes as macros, its parameters where INPUTS stands, and bounds as macros made of ``SCALAR(p)``,
+class TowerKernels(ABC):
+    """Kernels for what they serve, ``fallback`` for the rest.
+
+    A source takes sizes as macros, its parameters where INPUTS stands, and bounds as macros made of ``SCALAR(p)``,
     what a parameter points to, ``AT_LEAST(v, low)`` and ``AT_MOST(v, high)``."""
+
+    def __init__(self, fallback: TowerOperations) -> None:
+        self.fallback = fallback
+
+    @abstractmethod
+    def operations(self) -> TowerOperations:
+        """These kernels as the table that a device brings."""
 
     @abstractmethod
     def _serves(self, *tensors: Tensor | None) -> bool:
@@ -37,7 +45,7 @@ class KernelProducts(Products):
         self, x: Tensor, weight: Tensor, eps: float, bounds: Bounds | None = None, added: Tensor | None = None
     ) -> Tensor:
         if x.ndim != 2 or x.shape[1] % 2 or not self._serves(x, weight, added, *limits(bounds)):
-            return super().norm(x, weight, eps, bounds, added)
+            return self.fallback.norm(x, weight, eps, bounds, added)
         rows, width = (int(n) for n in x.shape)
         define, more = bound("BOUND", bounds)
         constants = {"COUNT": rows, "WIDTH": width, "ADDED": int(added is not None), "EPS": number(eps)} | define
@@ -45,15 +53,15 @@ class KernelProducts(Products):
         return self._launch("norm", constants, (rows, width), inputs, 4 * rows * width)
 
     def heads(
-        self, x: Tensor, size: int, weight: Tensor | None, eps: float, bounds: Bounds | None, turn: Rotation | None
+        self, x: Tensor, size: int, weight: Tensor | None, eps: float, bounds: Bounds | None, rotation: Rotation | None
     ) -> Tensor:
-        angles = turn or ()
+        angles = rotation or ()
         wide = all(tensor.dtype == dtypes.float32 for tensor in angles)
         if size % 4 or not wide or not self._serves(x, weight, *limits(bounds)):
-            return super().heads(x, size, weight, eps, bounds, turn)
+            return self.fallback.heads(x, size, weight, eps, bounds, rotation)
         rows, heads = int(x.shape[0]), int(x.shape[1]) // size
         define, more = bound("BOUND", bounds)
-        flags = {"WEIGHTED": int(weight is not None), "TURNED": int(turn is not None)}
+        flags = {"WEIGHTED": int(weight is not None), "TURNED": int(rotation is not None)}
         constants = {"COUNT": rows, "HEADS": heads, "SIZE": size, **flags, "EPS": number(eps)} | define
         inputs = {"x": x} | more | ({} if weight is None else {"weight": weight})
         inputs |= dict(zip(("cos", "sin"), angles, strict=False))
@@ -65,7 +73,7 @@ class KernelProducts(Products):
         rows, width = (int(n) for n in gate.shape)
         tensors = [tensor for given in (gate_bounds, up_bounds, bounds) for tensor in limits(given)]
         if rows * width % 8 or not self._serves(gate, up, *tensors):
-            return super().gated(gate, up, gate_bounds, up_bounds, bounds)
+            return self.fallback.gated(gate, up, gate_bounds, up_bounds, bounds)
         constants: dict[str, Any] = {"COUNT": rows * width}
         inputs = {"gate": gate, "up": up}
         for name, given in (("BOUND_GATE", gate_bounds), ("BOUND_UP", up_bounds), ("BOUND_OUT", bounds)):

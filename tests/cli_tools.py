@@ -17,6 +17,7 @@ import gemma4_core.console as console_module
 from gemma4_core.cli import cli
 from gemma4_core.config import GenerationConfig
 from gemma4_core.generation.stream import Part, Stats
+from gemma4_core.processing.inputs import PreparedInputs
 
 console_module.LOG_SECONDS = float("inf")
 """Tests compare stderr, and a slow machine would leave log lines there."""
@@ -94,6 +95,28 @@ class FakeStream:
         return next(self.parts)
 
 
+class FakePrompt(PreparedInputs):
+    """A prompt that remembers what it was made of."""
+
+    prompt: Any
+    asked: dict[str, Any]
+
+
+class FakeProcessor:
+    """Prepares no prompt, and tells what it was given."""
+
+    def __init__(self, model: FakeModel) -> None:
+        self.template, self.tokenizer = model.template, SimpleNamespace(inner=model.tokenizer)
+        sizes = SimpleNamespace(vocab_size=2048, max_position_embeddings=4096)
+        self.context = SimpleNamespace(folder=model.context.folder, config=SimpleNamespace(text_config=sizes))
+
+    def prepare_inputs(self, prompt: Any, **asked: Any) -> FakePrompt:
+        made = FakePrompt([2])
+        object.__setattr__(made, "prompt", prompt)
+        object.__setattr__(made, "asked", asked)
+        return made
+
+
 class FakeModel:
     """Answers with given parts; remembers what it was asked."""
 
@@ -110,6 +133,11 @@ class FakeModel:
         self.invalidated = 0
         self.caches: list[Any] = []
 
+    @property
+    def processor(self) -> FakeProcessor:
+        """What prepares prompts for it."""
+        return FakeProcessor(self)
+
     def make_cache(self, max_context: int | None = None) -> Any:
         cache = SimpleNamespace(resets=0)
         cache.reset = lambda: setattr(cache, "resets", cache.resets + 1)
@@ -120,6 +148,10 @@ class FakeModel:
         self.invalidated += 1
 
     def stream_generate(self, prompt_or_messages: Any = None, max_new_tokens: int | None = None, **asked: Any) -> Any:
+        if isinstance(prompt_or_messages, FakePrompt):
+            asked, prompt_or_messages = asked | prompt_or_messages.asked, prompt_or_messages.prompt
+        elif isinstance(prompt_or_messages, PreparedInputs):
+            asked["prompt_tokens"], prompt_or_messages = prompt_or_messages.input_ids, None
         if isinstance(prompt_or_messages, list):
             prompt_or_messages = [dict(message) for message in prompt_or_messages]
         asked |= {"prompt": prompt_or_messages, "max_new_tokens": max_new_tokens}

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         TokenizerError,
     )
     from gemma4_core.generation.chat import Answer, Chat
+    from gemma4_core.generation.loaded_model import LoadedModel
     from gemma4_core.hookspecs import hookimpl, hookspec
     from gemma4_core.loading import load_pretrained
     from gemma4_core.model import GemmaModel
@@ -83,6 +84,7 @@ __all__ = [
     "GemmaMultimodalProcessor",
     "GemmaTrainingBatch",
     "InputError",
+    "LoadedModel",
     "Matrix",
     "MediaProcessor",
     "ModalityTower",
@@ -122,6 +124,7 @@ _MODULES = {
     ),
     "errors": "CheckpointError ConfigError DeviceError Gemma4Error InputError PluginError TokenizerError",
     "generation.chat": "Answer Chat",
+    "generation.loaded_model": "LoadedModel",
     "hookspecs": "hookimpl hookspec",
     "loading": "load_pretrained",
     "model": "GemmaModel",

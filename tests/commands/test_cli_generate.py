@@ -30,8 +30,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     """A model that ``load_pretrained`` gives to whoever asks; ``loaded`` has what it was asked with."""
     fake = FakeModel()
 
-    def load(name: str, **asked: Any) -> FakeModel:
+    def load(name: str, *, check: Any, **asked: Any) -> FakeModel:
         fake.loaded = {"name": name, **asked}  # type: ignore[attr-defined]
+        check(fake.processor)
         return fake
 
     monkeypatch.setattr("gemma4_core.loading.load_pretrained", load)

@@ -85,8 +85,9 @@ def offered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
 
-    def load(name: str, **asked: Any) -> FakeModel:
+    def load(name: str, *, check: Any, **asked: Any) -> FakeModel:
         fake.loaded = asked  # type: ignore[attr-defined]
+        check(fake.processor)
         return fake
 
     monkeypatch.setattr("gemma4_core.loading.load_pretrained", load)

@@ -172,8 +172,9 @@ def test_importing_the_core_is_light(code: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plugins", "--help"], ["--version"]])
-def test_help_imports_no_tinygrad_and_no_plugin(arguments: list[str]) -> None:
+def test_help_imports_no_tinygrad_and_no_plugin_but_the_command(arguments: list[str]) -> None:
     code = f"import sys; sys.argv = ['gemma4', *{arguments!r}]\nfrom gemma4_core.cli import main\n"
     code += "try: main()\nexcept SystemExit as end: assert not end.code, end.code"
-    plugins = set() if arguments[0].startswith("-") else {"gemma4_plugins"}  # where the command itself lies
-    assert imported_by(code) & {"tinygrad", "gemma4_plugins", "numpy", "tokenizers", "PIL", "jinja2"} == plugins
+    found = imported_by(code)
+    assert not found & {"tinygrad", "numpy", "tokenizers", "PIL", "jinja2"}
+    assert arguments[0] == "plugins" or "gemma4_plugins" not in found

@@ -12,8 +12,7 @@ PROMISED = [
     "load_pretrained", "GemmaCache", "GemmaMultimodalProcessor", "registry", "hookimpl", "hookspec",
     "GemmaTrainingBatch", "build_optimizer", "train_step", "compute_loss", "save_training_checkpoint",
     "load_training_checkpoint", "CheckpointFormat", "ModalityTower", "TokenizerBackend", "DeviceBackend",
-    "OptimizerBackend", "ModelTransform", "Gemma4Error", "GemmaTrainingBatch", "build_optimizer", "train_step",
-    "compute_loss", "save_training_checkpoint", "load_training_checkpoint",
+    "OptimizerBackend", "ModelTransform", "Gemma4Error", "Answer", "Chat", "GemmaModel", "LoadedModel",
 ]  # fmt: skip
 
 

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from gemma4_core.model.decoder import Inputs, TextDecoder
     from gemma4_core.model.layers import Rotation
     from gemma4_core.model.ple import HostTable
+    from gemma4_core.ops import Operations
     from gemma4_core.ops.sampling import SamplingState
     from gemma4_core.ops.steps import Chunk, PrefillResult
+    from gemma4_core.ops.tower_table import TowerOperations
     from gemma4_core.weights import Weight
 
 
@@ -141,3 +143,10 @@ class LayersOperation(Protocol):
         self, text: TextDecoder, inputs: Inputs, layers: Sequence[Tensor | None], table: Rotation, position: UOp, /
     ) -> Tensor | None:
         """Final hidden states ``[1, 1, H]``; None where the device does not serve this model."""
+
+
+class TowerOperationsFactory(Protocol):
+    """``Operations.towers``."""
+
+    def __call__(self, operations: Operations, device: str, /) -> TowerOperations:
+        """The operations of towers over these, for a tinygrad device."""

@@ -50,7 +50,17 @@ class Answer:
     def _repr_html_(self) -> str:
         thought = f"<details><summary>thinking</summary><pre>{html.escape(self.thinking)}</pre></details>"
         calls = "".join(f"<pre>{html.escape(str(dict(call)))}</pre>" for call in self.tool_calls)
-        return f"{thought if self.thinking else ''}<pre>{html.escape(self.text)}</pre>{calls}"
+        facts = f"<p>{html.escape(', '.join(self._facts()))}</p>"
+        return f"{thought if self.thinking else ''}<pre>{html.escape(self.text)}</pre>{calls}{facts}"
+
+    def _facts(self) -> list[str]:
+        """Why it ended, and its counts and speeds, in words."""
+        found = [self.finish_reason or "stopped early"]
+        if self.stats is not None:
+            s = self.stats
+            found.append(f"prompt {s.prompt_tokens} tokens ({s.reused_tokens} reused, {s.prompt_tps:.0f} tok/s)")
+            found.append(f"answer {s.generated_tokens} tokens ({s.generation_tps:.1f} tok/s)")
+        return found
 
 
 class Chat:
@@ -68,12 +78,16 @@ class Chat:
         thinking: lets the model think before it answers.
         tools: declarations of tools that the model may call.
         options: further options of ``stream_generate``, such as ``temperature`` and ``max_new_tokens``.
+
+    Raises:
+        InputError: an option that ``stream_generate`` does not take, naming the nearest.
     """
 
     def __init__(
         self, model: LoadedModel, system: str | None = None, *, thinking: bool = False, tools: Any = None,
         **options: Any,
     ) -> None:
+        check_options(options)
         self.model, self.system, self.thinking, self.tools = model, system, thinking, tools
         self.options = options
         self.turns: list[dict[str, Any]] = []
@@ -89,29 +103,19 @@ class Chat:
         """The answer to a message; ``options`` are those of ``stream_generate`` for this answer alone.
 
         ``images``, ``audio`` and ``videos`` are lists of files, URLs or arrays, or one. Raises InputError where the
-        message cannot be answered; it is not kept then.
+        message cannot be answered; the conversation is then what it was. Ctrl-C (KeyboardInterrupt) ends an answer: the
+        message stays in the conversation, with as much of the answer as there is.
         """
         media = [("image", images), ("audio", audio), ("video", videos)]
         parts = [{"type": kind, kind: value} for kind, values in media for value in _listed(values)]
         before = [part for part in parts if part["type"] != "audio"]
         after = [part for part in parts if part["type"] == "audio"]
         content: Any = [*before, {"type": "text", "text": text}, *after] if parts else text
-        self.turns.append({"role": "user", "content": content})
-        try:
-            return self._answered(options)
-        except BaseException:
-            self.turns.pop()
-            raise
+        return self._answered([*self.turns, {"role": "user", "content": content}], options)
 
     def regenerate(self, **options: Any) -> Answer:
-        """Another answer to the last message; the one before is forgotten. Raises InputError before the first one."""
-        before = list(self.turns)
-        del self.turns[self.last_question("regenerate") + 1 :]
-        try:
-            return self._answered(options)
-        except BaseException:
-            self.turns = before
-            raise
+        """Another answer in place of the last one; Ctrl-C is as for ``send``. Raises InputError before any message."""
+        return self._answered(self.turns[: self.last_question("regenerate") + 1], options)
 
     def undo(self) -> str:
         """Take back the last message and its answer; the message's text. Raises InputError where there is none."""
@@ -125,19 +129,18 @@ class Chat:
         self.turns = []
         self.cache.reset()
 
-    def last_question(self, asked: str) -> int:
-        """The place of the last message among ``turns``. Raises InputError, naming what was asked, without one."""
+    def last_question(self, command: str) -> int:
+        """The place of the last message among ``turns``. Raises InputError, naming the command, without one."""
         places = [index for index, turn in enumerate(self.turns) if turn["role"] == "user"]
         if not places:
-            raise InputError(f"{asked}: there is no message yet")
+            raise InputError(f"{command}: there is no message yet")
         return places[-1]
 
     def parts(self, answer: Answer, **options: Any) -> Generator[Part, None, None]:
         """Yield the answer to the conversation as it stands, collecting it in ``answer``; ``keep`` adds it."""
-        asked = {"tools": self.tools, "thinking": self.thinking, **self.options, **options}
-        if "cache" in asked:
-            raise InputError("cache: a chat has a cache of its own")
-        stream = self.model.stream_generate(self.messages, cache=self.cache, **asked)
+        check_options(options)
+        settings = {"tools": self.tools, "thinking": self.thinking, **self.options, **options}
+        stream = self.model.stream_generate(self.messages, cache=self.cache, **settings)
         try:
             for part in stream:
                 answer.take(part)
@@ -152,12 +155,36 @@ class Chat:
             turn["tool_calls"] = [{"type": "function", "function": dict(call)} for call in answer.tool_calls]
         self.turns.append(turn)
 
-    def _answered(self, options: Mapping[str, Any]) -> Answer:
-        answer = Answer()
-        for _ in self.parts(answer, **options):
-            pass
+    def forget_cache(self) -> None:
+        """Drop the cache and all captured graphs, after a step was cut off in the middle."""
+        self.model.invalidate()
+        self.cache = self.model.make_cache()
+
+    def _answered(self, turns: list[dict[str, Any]], options: Mapping[str, Any]) -> Answer:
+        """The answer to these turns, which are the conversation from then on."""
+        before, self.turns, answer = self.turns, turns, Answer()
+        try:
+            for _ in self.parts(answer, **options):
+                pass
+        except (KeyboardInterrupt, GeneratorExit):
+            self.forget_cache()
+            self.keep(answer)
+            raise
+        except BaseException:
+            self.turns = before
+            raise
         self.keep(answer)
         return answer
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise InputError for an option that ``stream_generate`` does not take, or that a chat sets itself."""
+    from gemma4_core.generation.keywords import check_keywords, media_keywords
+    from gemma4_core.generation.loaded_model import LoadedModel
+
+    if "cache" in options:
+        raise InputError("cache: a chat has a cache of its own")
+    check_keywords(LoadedModel.stream_generate, options, media_keywords())
 
 
 def _listed(values: Any) -> Sequence[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from tinygrad import Tensor
@@ -13,7 +13,7 @@ from tinygrad.dtype import DType
 from gemma4_core.config import GenerationConfig
 from gemma4_core.contracts import Context, ModalityTower, Tokenizer
 from gemma4_core.engine.engine import Engine
-from gemma4_core.engine.forward import forward_ids
+from gemma4_core.engine.forward import Logits, forward_ids, forward_inside
 from gemma4_core.errors import InputError
 from gemma4_core.generation.embedding import embed
 from gemma4_core.generation.html import model_table
@@ -22,6 +22,7 @@ from gemma4_core.generation.sampling import Sampling
 from gemma4_core.generation.stream import AnswerStream, NoText, answer_stream
 from gemma4_core.generation.tokens import Generation, check_prompt, run
 from gemma4_core.model.cache import GemmaCache
+from gemma4_core.model.layer_outputs import LayerOutputs
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import Operations
@@ -95,7 +96,28 @@ class LoadedModel(GemmaModel):
 
     # ------------------------------------------------------------------------------------------- ids
 
-    def forward_ids(self, ids: Any, cache: GemmaCache | None = None, **media: Any) -> tuple[Tensor, GemmaCache | None]:
+    @overload
+    def forward_ids(
+        self, ids: Any, cache: GemmaCache | None = None, *, return_hidden: Literal[False] = False,
+        return_attention: Literal[False] = False, **media: Any,
+    ) -> Logits: ...
+
+    @overload
+    def forward_ids(
+        self, ids: Any, cache: GemmaCache | None = None, *, return_hidden: Literal[True],
+        return_attention: bool = False, **media: Any,
+    ) -> tuple[Tensor, GemmaCache | None, LayerOutputs]: ...
+
+    @overload
+    def forward_ids(
+        self, ids: Any, cache: GemmaCache | None = None, *, return_hidden: bool = False,
+        return_attention: Literal[True], **media: Any,
+    ) -> tuple[Tensor, GemmaCache | None, LayerOutputs]: ...
+
+    def forward_ids(
+        self, ids: Any, cache: GemmaCache | None = None, *, return_hidden: bool = False, return_attention: bool = False,
+        **media: Any,
+    ) -> Logits | tuple[Tensor, GemmaCache | None, LayerOutputs]:
         """Logits fp32 ``[B, T, vocab]`` for every position given, and the cache (None without one).
 
         A flat list of ids is one row. Media keywords take what the processor returned, in the same call as their
@@ -103,7 +125,14 @@ class LoadedModel(GemmaModel):
         ``loss.gradient(weight)`` or ``loss.backward()``; take them before the logits are realized, as tinygrad wants
         it. With a cache nothing is differentiated: gradients are zero. Raises InputError for ids outside the
         vocabulary, a context that does not hold them, and media that do not match their placeholders.
+
+        With ``return_hidden`` or ``return_attention`` a third value comes back, whose ``hidden`` is ``[layers + 1, B,
+        T, H]`` (the scaled embeddings, then every layer's output, the last one after the final norm) and whose
+        ``attention`` has ``[B, heads, T, S]`` for each layer. They are made by the portable operations; without a cache
+        gradients flow from them too.
         """
+        if return_hidden or return_attention:
+            return forward_inside(self.engine, ids, cache, media, return_hidden, return_attention)
         return forward_ids(self.engine, ids, cache, media)
 
     def generate(

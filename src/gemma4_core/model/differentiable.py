@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tinygrad import Tensor, UOp, function
@@ -14,6 +14,7 @@ from gemma4_core.errors import InputError
 from gemma4_core.model.layers import Rotation, matrix
 from gemma4_core.model.media import place, put_soft
 from gemma4_core.model.spans import FreshSpan
+from gemma4_core.ops import Operations
 from gemma4_core.ops.differentiable import differentiable_operations
 from gemma4_core.ops.embedding_rows import trainable_rows
 from gemma4_core.ops.graphs import upload
@@ -67,7 +68,19 @@ def check_length(model: GemmaModel, ids: np.ndarray) -> None:
         raise InputError(f"a row of {ids.shape[1]} tokens exceeds the context of {model.max_context} by {over}")
 
 
-def hidden(model: GemmaModel, inputs: DeviceInputs, checkpointing: bool = False) -> Tensor:
+class Observer(Protocol):
+    """Something that looks at layers and attention while the decoder runs."""
+
+    def operations(self, table: Operations) -> Operations:
+        """The operations to run with."""
+
+    def around(self, wrap: Callable[..., Any]) -> Callable[..., Any]:
+        """A wrapper of layers that is put around another one."""
+
+
+def hidden(
+    model: GemmaModel, inputs: DeviceInputs, checkpointing: bool = False, recorder: Observer | None = None
+) -> Tensor:
     """Final hidden states ``[B, T, H]``. ``checkpointing`` recomputes each layer in the backward pass."""
     length = int(inputs.ids.shape[1])
     padding = (inputs.ids == model.config.pad_token_id).unsqueeze(-1)
@@ -81,7 +94,10 @@ def hidden(model: GemmaModel, inputs: DeviceInputs, checkpointing: bool = False)
     start = model.text.inputs(inputs.ids, h, operations, rows)
     rotation = model.text.rotation(rotation_table(model, length), 0, length)
     span = FreshSpan(length, model.device, inputs.blocks, inputs.segments)
-    return model.text.run(start, span, rotation, operations, wrap=recomputed if checkpointing else in_memory)
+    wrap = recomputed if checkpointing else in_memory
+    if recorder is not None:
+        operations, wrap = recorder.operations(operations), recorder.around(wrap)
+    return model.text.run(start, span, rotation, operations, wrap=wrap)
 
 
 def rotation_table(model: GemmaModel, length: int) -> Rotation:

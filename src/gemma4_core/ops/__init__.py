@@ -21,9 +21,13 @@ from gemma4_core.ops import portable as _portable
 from gemma4_core.ops import sampling as _sampling
 
 if TYPE_CHECKING:
-    from gemma4_core.contracts.steps import ChunkStepFactory, DecodeStepFactory, LayersOperation
+    from gemma4_core.contracts.steps import (
+        ChunkStepFactory,
+        DecodeStepFactory,
+        LayersOperation,
+        TowerOperationsFactory,
+    )
     from gemma4_core.ops.attention import KeyValues
-    from gemma4_core.ops.tower_table import TowerOperations
     from gemma4_core.weights import ExpertStack, Matrix
 
 LAYER_KERNELS = "layer_"
@@ -81,7 +85,7 @@ class Operations:
     """Chunks of a prompt taken over likewise. It may be asked for each chunk: keep what is made per storage."""
     prefill_both_ways: int = 0
     """The longest chunk that it takes in which tokens of a media block see those behind them."""
-    towers: Callable[[Operations, str], TowerOperations] | None = None
+    towers: TowerOperationsFactory | None = None
     """The operations of vision and audio towers that run without gradients, made from this table for a tinygrad device;
     see ``gemma4_core.ops.towers``. None means the portable ones."""
     kernels: tuple[Callable[..., Any], ...] = ()

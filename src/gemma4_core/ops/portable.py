@@ -35,17 +35,24 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attention(q: Tensor, kv: KeyValues) -> Tensor:
     """Grouped attention, scale 1.0: query head h reads key head h // (heads / kv heads)."""
     batch, length, heads, size = q.shape
+    weights = attention_weights(q, kv).cast(q.dtype)
+    mixed = weights.matmul(kv.v.unsqueeze(2), dtype=dtypes.float32).cast(q.dtype)
+    # [B, kv heads, group, T, D] -> [B, T, heads, D]
+    return mixed.permute(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+
+
+def attention_weights(q: Tensor, kv: KeyValues) -> Tensor:
+    """What each query ``q [B, T, heads, D]`` gives to each key, softmax in fp32: ``[B, kv heads, group, T, S]``, where
+    a group is the heads that share a key head."""
+    batch, length, heads, size = q.shape
     groups = kv.k.shape[1]
     # [B, T, heads, D] -> [B, kv heads, heads per kv head, T, D]
     grouped = q.reshape(batch, length, groups, heads // groups, size).permute(0, 2, 3, 1, 4)
-    keys, values = kv.k.unsqueeze(2), kv.v.unsqueeze(2)  # [B, kv heads, 1, S, D]
+    keys = kv.k.unsqueeze(2)  # [B, kv heads, 1, S, D]
     scores = grouped.matmul(keys.transpose(-1, -2), dtype=dtypes.float32)  # [B, kv heads, group, T, S]
     if kv.mask is not None:
         scores = kv.mask.where(scores, MASKED)
-    weights = scores.softmax(-1).cast(q.dtype)
-    mixed = weights.matmul(values, dtype=dtypes.float32).cast(q.dtype)
-    # [B, kv heads, group, T, D] -> [B, T, heads, D]
-    return mixed.permute(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+    return scores.softmax(-1)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,9 @@ from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
 from gemma4_core.console import console
 from gemma4_plugins.commands.loaded_request import Loading, model_line, sampling
 from gemma4_plugins.commands.prompt import taken_prompt
+
+if TYPE_CHECKING:
+    from gemma4_core.processing.inputs import PreparedInputs
 
 
 @click.command("generate", cls=PluginOptionsCommand)
@@ -78,12 +81,13 @@ def generate(
     if prompt.text is not None and not prompt.raw:
         render_process.start()  # it gets ready while tinygrad is imported
     stop = values["stop"]
-    model = loading.load(plugin_values, lambda processor: prompt.check(processor, loading.context, stop))
+    prepared: list[PreparedInputs] = []
+    model = loading.load(plugin_values, lambda found: prepared.append(prompt.prepared(found, loading.context, stop)))
     if verbose:
         note(model_line(model))
     textless = not has_text(model.tokenizer)
-    asked = prompt.arguments(model.template, model.context) | sampling(model.generation_config, values)
-    parts = model.stream_generate(max_new_tokens=values["max_new_tokens"], stop=stop, **asked)
+    chosen = sampling(model.generation_config, values)
+    parts = model.stream_generate(prepared[0], values["max_new_tokens"], stop=stop, tools=prompt.tools, **chosen)
     printer = None if as_json else Printer(textless, stream)
     try:
         answer = show_all(parts, printer)

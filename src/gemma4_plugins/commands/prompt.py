@@ -1,4 +1,4 @@
-"""The prompt of ``gemma4 generate``: taken from the command line and checked before weights are read."""
+"""The prompt of ``gemma4 generate``: taken from the command line, checked and prepared before weights are read."""
 
 from __future__ import annotations
 
@@ -24,50 +24,37 @@ from gemma4_plugins.commands.loaded_request import (
 if TYPE_CHECKING:
     from gemma4_core.cli.plugin_options import PluginValues
     from gemma4_core.contracts import Context
+    from gemma4_core.processing.inputs import PreparedInputs
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
-    from gemma4_core.text import ChatTemplate
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked: text, or token ids, with media."""
+    """Text or token ids, with media, as they stand on the command line."""
 
     text: str | None
     tokens: Sequence[int] | None
-    media: Mapping[str, list[str]]
-    """Media by argument of ``stream_generate``."""
+    media: Mapping[str, Any]
+    """Media by argument of ``prepare_inputs``."""
     system: str | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     thinking: bool = False
     raw: bool = False
     literal: bool = False
 
-    def arguments(self, template: ChatTemplate | None, context: Context) -> dict[str, Any]:
-        """What ``stream_generate`` and ``prepare_inputs`` are asked, prompt and media.
-
-        Raises InputError for options that only a chat template serves, where none is used.
-        """
-        if self.tokens is not None:
-            return {"prompt_tokens": list(self.tokens), **self.media}
-        if template is not None and not self.raw:
-            messages = [{"role": "system", "content": self.system}] if self.system else []
-            messages.append({"role": "user", "content": self.text or ""})
-            asked = {"prompt_or_messages": messages, "tools": self.tools, "thinking": self.thinking}
-            return {**asked, "literal": self.literal, **self.media}
-        why = "--raw leaves it out" if self.raw else f"{model_name(context)} has none"
-        for option, value in (("--system", self.system), ("--tools", self.tools), ("--thinking", self.thinking)):
-            if value:
-                raise InputError(f"{option} needs the chat template, and {why}")
-        return {"prompt_or_messages": self.text, "literal": self.literal, **self.media}
-
-    def check(self, processor: GemmaMultimodalProcessor, context: int | None, stop: Sequence[str]) -> None:
-        """Look for everything that can be wrong with it. Raises InputError and TokenizerError.
+    def prepared(self, processor: GemmaMultimodalProcessor, context: int | None, stop: Sequence[str]) -> PreparedInputs:
+        """The prompt as ids and features, after a look for everything that can be wrong with it.
 
         Args:
             processor: that of the checkpoint folder.
             context: ``--context``, None for the config's.
             stop: stop strings.
+
+        Raises:
+            InputError, TokenizerError: text without a tokenizer, ids outside the vocabulary, media that cannot be read
+                or do not match, more tokens than the context holds, and options that need a chat template.
         """
+        from gemma4_core.processing.inputs import PreparedInputs
         from gemma4_core.text import StopStrings, has_text
 
         config = processor.context.config
@@ -77,17 +64,32 @@ class Prompt:
             what = f"prompt {str(self.text)[:80]!r}" if self.tokens is None else f"--stop {stop[0][:80]!r}"
             where = model_name(processor.context)
             raise InputError(f"{what} needs a tokenizer, and {where} is opened without one; give --prompt-tokens")
-        asked = self.arguments(processor.template, processor.context)
-        ids = asked.pop("prompt_tokens", None)
-        check_vocabulary(ids or [], config.text_config.vocab_size, processor.context)
-        if ids is None or self.media:
-            ids = processor.prepare_inputs(asked.pop("prompt_or_messages", ids), **asked).input_ids
-        longest = config.text_config.max_position_embeddings
+        if self.tokens is None:
+            found = self._rendered(processor)
+        else:
+            check_vocabulary(self.tokens, config.text_config.vocab_size, processor.context)
+            ids = list(self.tokens)
+            found = processor.prepare_inputs(ids, **self.media) if self.media else PreparedInputs(ids)
+        count, longest = len(found.input_ids), config.text_config.max_position_embeddings
         limit = min(context or longest, longest)
-        if len(ids) > limit:
+        if count > limit:
             hint = "raise --context or shorten it" if limit < longest else "shorten it"
-            over = f"{len(ids) - limit} more than the context of {limit}"
-            raise InputError(f"the prompt has {len(ids)} tokens, {over}: {hint}")
+            raise InputError(f"the prompt has {count} tokens, {count - limit} more than the context of {limit}: {hint}")
+        return found
+
+    def _rendered(self, processor: GemmaMultimodalProcessor) -> PreparedInputs:
+        """A prompt of text, through the chat template where there is one and ``--raw`` was not given."""
+        if processor.template is not None and not self.raw:
+            messages = [{"role": "system", "content": self.system}] if self.system else []
+            messages.append({"role": "user", "content": self.text or ""})
+            return processor.prepare_inputs(
+                messages, tools=self.tools, thinking=self.thinking, literal=self.literal, **self.media
+            )
+        why = "--raw leaves it out" if self.raw else f"{model_name(processor.context)} has none"
+        for option, value in (("--system", self.system), ("--tools", self.tools), ("--thinking", self.thinking)):
+            if value:
+                raise InputError(f"{option} needs the chat template, and {why}")
+        return processor.prepare_inputs(self.text or "", literal=self.literal, **self.media)
 
 
 def check_vocabulary(ids: Sequence[int], size: int, context: Context) -> None:

@@ -97,11 +97,6 @@ class Conversation(Chat):
         super().clear()
         self.waiting = []
 
-    def forget_cache(self) -> None:
-        """Drop the cache and all captured graphs, after a step was cut off in the middle."""
-        self.model.invalidate()
-        self.cache = self.model.make_cache()
-
     def save(self, path: str) -> None:
         """Write the messages as JSON. Raises a Gemma4Error naming the file; it appears whole or not at all."""
         from gemma4_core.checkpoint.atomic import atomic_file

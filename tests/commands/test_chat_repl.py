@@ -219,10 +219,11 @@ def test_history_follows_the_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_a_real_model_reuses_its_cache_and_answers_as_from_a_cold_start(tmp_path: Path) -> None:
-    from gemma4_core import load_pretrained
-    from gemma4_plugins.commands.demo import write_demo_checkpoint
+    from tiny_model import write_tiny_checkpoint
 
-    folder = write_demo_checkpoint(tmp_path / "model")
+    from gemma4_core import load_pretrained
+
+    folder = write_tiny_checkpoint(tmp_path / "model")
     args = ["--modality", "text", "--max-new-tokens", 5]
     ran = gemma4("chat", "-m", folder, *args, "--stats", stdin=f"Hello there\nAgain\n/save {tmp_path / 'talk.json'}\n")
     assert ran.code == 0, ran

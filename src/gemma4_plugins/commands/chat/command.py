@@ -17,7 +17,8 @@ from gemma4_core.cli.options import (
 from gemma4_core.cli.output import note
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
 from gemma4_core.errors import InputError
-from gemma4_plugins.commands.loaded_request import Loading, checked_text, model_name, read_tools, sampling
+from gemma4_plugins.commands.model_loading import Loading, model_name, sampling
+from gemma4_plugins.commands.text_input import checked_text, read_tools
 
 if TYPE_CHECKING:
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
@@ -65,7 +66,7 @@ def chat_command(
 
     declared = read_tools(tools) if tools else None
     system = checked_text("--system", system) if system else None
-    model = Loading.taken_from(values).load(plugin_values, check_talks)
+    model = Loading.from_options(values).load(plugin_values, check_talks)
     wanted = sampling(model.generation_config, values)
     wanted |= {"max_new_tokens": values["max_new_tokens"], "stop": values["stop"], "literal": values["literal"]}
     conversation = Conversation(model, wanted, system, thinking, declared)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma4_core.errors import InputError
 from gemma4_core.generation.chat import Answer, Chat
-from gemma4_plugins.commands.loaded_request import model_name
+from gemma4_plugins.commands.model_loading import model_name
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 CONVERSATION_LIMIT = 64 << 20

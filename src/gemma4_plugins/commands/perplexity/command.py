@@ -13,7 +13,7 @@ from gemma4_core.cli.options import Whole, device_options, format_option, long_r
 from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.errors import InputError
-from gemma4_plugins.commands.loaded_request import Loading
+from gemma4_plugins.commands.model_loading import Loading
 
 if TYPE_CHECKING:
     from gemma4_core.model import GemmaModel
@@ -130,7 +130,7 @@ def load(model: str, values: dict[str, Any], check: Callable[[GemmaMultimodalPro
     """A text model; ``check`` runs before its weights are read."""
     if on_terminal():
         note(f"loading {model}")
-    return Loading.taken_from({**values, "model": model, "modality": ("text",)}).load(PluginValues(), check)
+    return Loading.from_options({**values, "model": model, "modality": ("text",)}).load(PluginValues(), check)
 
 
 def measured(

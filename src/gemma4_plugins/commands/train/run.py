@@ -18,7 +18,7 @@ from gemma4_core.formatting import shown
 from gemma4_core.training.data.examples import LONGEST, Encoding, Examples, modalities_of, read_examples
 from gemma4_core.training.data.records import Record, read_records
 from gemma4_core.training.run_folder import RunFolder
-from gemma4_plugins.commands.loaded_request import Loading
+from gemma4_plugins.commands.model_loading import Loading
 from gemma4_plugins.commands.train.report import Reporter, dry_report
 
 if TYPE_CHECKING:

@@ -249,7 +249,7 @@ def test_regenerate_asks_the_last_message_again(model: FakeModel) -> None:
 
 def test_undo_takes_back_a_message_and_its_answer(model: FakeModel) -> None:
     ran = chat("one\ntwo\n/undo\nthree\n")
-    assert "(taken back: two)" in ran.err
+    assert "(removed: two)" in ran.err
     assert [turn["content"] for turn in model.asked[2]["prompt"]] == ["one", "answer 1", "three"]
 
 
@@ -261,7 +261,7 @@ def test_there_is_nothing_to_go_back_to(model: FakeModel, command: str) -> None:
 def test_a_regeneration_that_fails_leaves_the_conversation(model: FakeModel) -> None:
     talk = Conversation(model, {})  # type: ignore[arg-type]
     repl = Repl(talk, SimpleNamespace())  # type: ignore[arg-type]
-    repl.take("one")
+    repl.handle("one")
     before = list(talk.turns)
 
     def broken(asked: dict[str, Any]) -> Iterator[Part]:
@@ -270,7 +270,7 @@ def test_a_regeneration_that_fails_leaves_the_conversation(model: FakeModel) -> 
 
     model.answer = broken
     with pytest.raises(RuntimeError):
-        repl.take("/regenerate")
+        repl.handle("/regenerate")
     assert talk.turns == before
 
 

@@ -92,6 +92,7 @@ def test_whose_kernels_run_is_told(moe: GemmaModel, monkeypatch: pytest.MonkeyPa
     assert found["kernels_for"] == {"prefill": "portable", "decode": "portable"} and found["score"] == 4.0
 
 
+@pytest.mark.slow
 def test_portable_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMA4_KERNELS", "portable")
     plain = load_pretrained(E2B, device="cpu")

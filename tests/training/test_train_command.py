@@ -63,6 +63,7 @@ def losses(output: Path) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- a run
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_leaves_a_checkpoint_that_opens(place: Place, straight: tuple[Path, dict[str, Any]]) -> None:
     output, summary = straight
     assert summary["checkpoint"] == str(output / "step-6") and summary["steps"] == 6 and summary["captures"] == 1
@@ -104,6 +105,7 @@ def test_stdout_is_the_checkpoint(place: Place, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- going on
 
 
+@pytest.mark.slow
 def test_three_and_three_steps_are_six(place: Place, tmp_path: Path) -> None:
     once, twice = tmp_path / "once", tmp_path / "twice"
     place.train(once, "--steps", 6, "--accumulate", 2)

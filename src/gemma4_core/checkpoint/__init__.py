@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gemma4_core.checkpoint.progress import Silent
     from gemma4_core.checkpoint.random_weights import write_random_checkpoint
     from gemma4_core.checkpoint.rows import HostWeight
+    from gemma4_core.checkpoint.snapshots import cached_snapshot
     from gemma4_core.checkpoint.unserved import check_stored
     from gemma4_core.checkpoint.writer import Planned, write_file, write_shards
 
@@ -34,6 +35,7 @@ __all__ = [
     "Silent",
     "atomic_file",
     "atomic_folder",
+    "cached_snapshot",
     "check_stored",
     "check_tensors",
     "float32_values",
@@ -57,6 +59,7 @@ __getattr__, __dir__ = lazy_names(__name__, {
     "progress": "Silent",
     "random_weights": "write_random_checkpoint",
     "rows": "HostWeight",
+    "snapshots": "cached_snapshot",
     "unserved": "check_stored",
     "writer": "Planned write_file write_shards",
 })  # fmt: skip

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 from cli_tools import FakeModel, Ran, failure, gemma4, parts, usage
 from click.testing import CliRunner
+from tiny_model import write_tiny_checkpoint
 
 from gemma4_core.cli.commands import commands, is_ours
 from gemma4_core.config import GenerationConfig
 from gemma4_core.generation.stream import Part
-from gemma4_plugins.commands.demo import write_demo_checkpoint
 
 FLAT_TOOLS = Path(__file__).parents[1] / "data/cases/flat-tools"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo_checkpoint(tmp_path_factory.mktemp("demo") / "model")
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("demo") / "model")
 
 
 @pytest.fixture

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 from cli_tools import failure, gemma4, usage
+from tiny_model import write_tiny_checkpoint
 
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.config import preset_config
 from gemma4_core.model.cache import allocate, capacity_for
 from gemma4_plugins.commands import memory_sizes as sizes
-from gemma4_plugins.commands.demo import write_demo_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo_checkpoint(tmp_path_factory.mktemp("demo") / "model")
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("demo") / "model")
 
 
 def info(*args: object) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def test_what_info_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "both" in usage("info", "-m", "x", "--size", "E2B")
     assert '"E9B"' in failure("info", "--size", "E9B")
     assert str(tmp_path) in failure("info", "-m", tmp_path)
-    assert "--format 'gguf'" in failure("info", "-m", write_demo_checkpoint(tmp_path / "m"), "--format", "gguf")
+    assert "--format 'gguf'" in failure("info", "-m", write_tiny_checkpoint(tmp_path / "m"), "--format", "gguf")
 
 
 # ---------------------------------------------------------------------------------------------------- download

@@ -18,6 +18,8 @@ from gemma4_core.checkpoint.hub import packaged_demo
 from gemma4_core.cli import cli
 from gemma4_core.cli import commands as registered
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
 LINES = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
 

@@ -19,6 +19,8 @@ from gemma4_plugins.commands.demo import packaged_demo
 from gemma4_plugins.commands.demo.pictures import draw, random_scene
 from gemma4_plugins.commands.demo.sounds import dial, random_manner, random_number, wav_bytes
 
+pytestmark = pytest.mark.slow
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 EXPERTS = Path(__file__).parents[1] / "data" / "experts"
 SAMPLES = 40

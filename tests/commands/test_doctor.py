@@ -251,7 +251,7 @@ def test_tokenizer_larger_than_the_model(tiny: Path) -> None:
     small = dataclasses.replace(context.config.text_config, vocab_size=100)
     shrunk = dataclasses.replace(context, config=dataclasses.replace(context.config, text_config=small))
     first = next(verify.check_tokenizer(shrunk, "auto"))
-    assert (first.status, first.text) == ("failed", "it knows 512 tokens, the model 100")
+    assert (first.status, first.text) == ("failed", "it has 512 tokens, the model 100")
 
 
 @pytest.mark.parametrize(

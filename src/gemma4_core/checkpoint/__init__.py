@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gemma4_core.checkpoint.random_weights import write_random_checkpoint
     from gemma4_core.checkpoint.rows import HostWeight
     from gemma4_core.checkpoint.shard import Shard
+    from gemma4_core.checkpoint.snapshots import cached_snapshot
     from gemma4_core.checkpoint.unserved import check_stored
     from gemma4_core.checkpoint.writer import Planned, write_file, write_shards
 
@@ -36,6 +37,7 @@ __all__ = [
     "Silent",
     "atomic_file",
     "atomic_folder",
+    "cached_snapshot",
     "check_stored",
     "check_tensors",
     "float32_values",
@@ -62,6 +64,7 @@ __getattr__, __dir__ = lazy_names(__name__, {
     "random_weights": "write_random_checkpoint",
     "rows": "HostWeight",
     "shard": "Shard",
+    "snapshots": "cached_snapshot",
     "unserved": "check_stored",
     "writer": "Planned write_file write_shards",
 })  # fmt: skip

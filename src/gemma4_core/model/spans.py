@@ -63,7 +63,7 @@ class FreshSpan(Span):
         if self.segments is not None:
             same = self.segments.unsqueeze(2) == self.segments.unsqueeze(1)  # [B, T, T]
             mask = mask & same.unsqueeze(1).unsqueeze(1)  # [B, 1, 1, T, T]
-        return KeyValues(k, v, mask, band=layer.window if self.blocks is None else None)
+        return KeyValues(k, v, mask, window=layer.window, band=layer.window if self.blocks is None else None)
 
 
 def ring_positions(slots: int, last: int | UOp, device: str) -> Tensor:
@@ -107,7 +107,7 @@ class ChunkSpan(Span):
         slots = int(held.shape[3])
         keys = Tensor.arange(slots, dtype=dtypes.int32)[:end]
         mask = visible(self.positions(self.device), keys, None, None, None)
-        return KeyValues(both[0], both[1], mask)
+        return KeyValues(both[0], both[1], mask, self.start)
 
     def _extend_ring(self, held: Tensor, new: Tensor, window: int) -> KeyValues:
         slots = int(held.shape[3])
@@ -126,7 +126,7 @@ class ChunkSpan(Span):
         source = (fresh >= 0).where(fresh + slots, Tensor.arange(slots, dtype=dtypes.int32))
         written = Tensor(held.uop.after(held.uop.store(joined[:, :, :, source].contiguous().uop)))
         self.writes.append(written)
-        return KeyValues(joined[0], joined[1], mask)
+        return KeyValues(joined[0], joined[1], mask, self.start, window)
 
 
 class TokenSpan(Span):
@@ -144,7 +144,7 @@ class TokenSpan(Span):
         written = Tensor(held.uop.after(held[:, :, :, slot : slot + 1].uop.store(new.uop)))
         if layer.window is None:
             both = written[:, :, :, : self.start + 1]
-            return KeyValues(both[0], both[1])
+            return KeyValues(both[0], both[1], None, self.start)
         keys = ring_positions(slots, self.start, self.device)
         mask = ((keys >= 0) & (keys > -layer.window + self.start)).unsqueeze(0)  # [1, slots]
-        return KeyValues(written[0], written[1], mask)
+        return KeyValues(written[0], written[1], mask, self.start, layer.window)

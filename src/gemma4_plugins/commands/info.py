@@ -1,4 +1,4 @@
-"""What a checkpoint is and how much memory it needs, without loading it."""
+"""Show a checkpoint's sizes, format and memory needs without loading it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def describe_towers(config: GemmaConfig) -> list[dict[str, Any]]:
 
 
 def describe_tokenizer(context: Context) -> dict[str, Any]:
-    """Tokenizer, template and generation defaults of a folder. What cannot be read is said, not raised."""
+    """Tokenizer, template and generation defaults of a folder. A problem is reported in the result, not raised."""
     from gemma4_core.config import load_generation_config
     from gemma4_core.plugins import registry
     from gemma4_core.text import ChatTemplate
@@ -166,8 +166,8 @@ def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     return about
 
 
-def lines(about: dict[str, Any]) -> list[str]:
-    """The report that a person reads."""
+def report_lines(about: dict[str, Any]) -> list[str]:
+    """The report as lines of text."""
     from gemma4_core.checkpoint.hub import shown_name
 
     text, folder = about["text"], about["folder"]
@@ -177,7 +177,7 @@ def lines(about: dict[str, Any]) -> list[str]:
     if folder and name != folder:
         shown.append(f"folder      {folder}")
     if about["format"]:
-        fit = f"but {about['problem']}" if about["problem"] else "as the config asks"
+        fit = f"but {about['problem']}" if about["problem"] else "as the config says"
         files = f"{about['files']} file{'s' if about['files'] != 1 else ''} of {human_bytes(about['file_bytes'])}"
         types = ", ".join(f"{count} {dtype}" for dtype, count in about["stored_dtypes"].items())
         shown.append(f"format      {about['format']}, {files}, {about['tensors']} tensors ({types}), {fit}")
@@ -232,14 +232,14 @@ def memory_lines(about: dict[str, Any]) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def info_command(ctx: click.Context, model: str | None, size: str | None, format: str, as_json: bool) -> None:
-    """Sizes, parameters, format, towers, tokenizer, and the memory that each context length needs.
+    """Show sizes, parameters, format, towers, tokenizer, and the memory that each context length needs.
 
     \b
     gemma4 info -m ./checkpoint
     gemma4 info --size 31B
 
-    Only headers are read. memory is weights with the cache that --device auto makes, without the few hundred MB that a
-    run takes besides; --modality text leaves the towers out, and --ple disk the per-layer embedding.
+    Only headers are read. Memory is weights plus cache; a run takes a few hundred MB more. --modality text leaves out
+    the towers, --ple disk the per-layer embedding.
     """
     named = {"model": model, "size": size}
     prefer_typed(ctx, named, "model", "size")
@@ -248,4 +248,4 @@ def info_command(ctx: click.Context, model: str | None, size: str | None, format
         which = "neither was given" if model is None else "both were given"
         raise click.UsageError(f"Give exactly one of --model-dir and --size: {which}.")
     about = gather(model, size, format)
-    write((json_text(about, indent=2) if as_json else "\n".join(fitted(lines(about)))) + "\n")
+    write((json_text(about, indent=2) if as_json else "\n".join(fitted(report_lines(about)))) + "\n")

@@ -1,4 +1,4 @@
-"""Parameters and bytes of a checkpoint by part, and the memory that a context needs. Nothing is loaded for it."""
+"""Parameters and bytes of a checkpoint by part, and the memory that a context needs, without loading anything."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def used_bytes(found: Iterable[Part]) -> int:
 
 
 def active_parameters(config: GemmaConfig, found: Iterable[Part]) -> int:
-    """Parameters that one token of text uses; embedding tables, of which it reads a row, count in full."""
+    """Parameters that one token of text uses. Embedding tables count in full, though a token reads one row."""
     text = config.text_config
     share = text.top_k_experts / text.num_experts if text.enable_moe_block else 1.0
     counted = [p for p in found if p.name != UNUSED and not p.name.endswith("tower") and p.name != "other"]
@@ -99,7 +99,8 @@ def cache_bytes(config: GemmaConfig, context: int, chunk: int, longest_chunk: in
 
 
 def needs(config: GemmaConfig, weights: int, operations: Operations, both_ways: bool, itemsize: int = 2) -> list[Need]:
-    """Memory for usual context lengths up to the config's longest. ``both_ways``: see ``Operations.longest_chunk``."""
+    """Memory for common context lengths up to the longest that the config allows. ``both_ways``: see
+    ``Operations.longest_chunk``."""
     longest = config.text_config.max_position_embeddings
     lengths = [length for length in CONTEXTS if length < longest] + [longest]
     chunks = operations.chunk(longest), operations.longest_chunk(longest, both_ways)

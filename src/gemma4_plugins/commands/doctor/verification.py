@@ -52,13 +52,13 @@ PROMPT_IDS = (2, 7, 11, 5, 3)
 NEW_TOKENS = 12
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
 SURE = 0.75
-"""A trained model's uncertainty about the next word, at most, as a share of knowing nothing at all."""
+"""Highest entropy of the next token that a trained model has, as a share of the uniform distribution's."""
 SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: ``ok``, ``note`` (worth knowing, not wrong) or ``failed``."""
+    """The outcome of one check: ``ok``, ``note`` (worth knowing, not wrong) or ``failed``."""
 
     name: str
     status: str
@@ -70,9 +70,9 @@ class Check:
 
 
 def verify(folder: str | Path, device: str = "auto", **options: Any) -> Iterator[Check]:
-    """Check after check of a checkpoint folder, hub name or alias; ``options`` go to ``load_pretrained``.
+    """Yield the checks of a checkpoint folder, hub name or alias; ``options`` go to ``load_pretrained``.
 
-    A check that cannot be made fails; the rest goes on as far as it can. Raises a Gemma4Error where there is no
+    A check that cannot run counts as failed, and the others follow. Raises a Gemma4Error where there is no
     folder or its config cannot be read.
     """
     from gemma4_core.checkpoint.context import read_context
@@ -137,7 +137,7 @@ def check_config(config: GemmaConfig | None, size: str | None) -> Iterator[Check
     if wrong:
         yield Check("config", FAILED, f"differs from the published {size}: {_some(wrong)}")
     else:
-        yield Check("config", OK, f"that of {size}")
+        yield Check("config", OK, f"equals the published {size}")
     if minor:
         yield Check("config", NOTE, f"differs from the published {size}: {_some(minor)}")
 
@@ -239,7 +239,7 @@ def _close(source: WeightSource, name: str, value: float) -> bool:
 
 
 def check_tokenizer(context: Context, name: str) -> Iterator[Check]:
-    """Special ids and encodings of the released tokenizer; for another vocabulary, that text comes back as it was."""
+    """Special ids and encodings of the released tokenizer; other vocabularies must decode what they encoded."""
     from gemma4_core.plugins import registry
     from gemma4_core.plugins.options import plugin_name
     from gemma4_core.text import has_text
@@ -251,15 +251,15 @@ def check_tokenizer(context: Context, name: str) -> Iterator[Check]:
         yield Check("tokenizer", NOTE, f"{backend.name}: token ids only, the folder has no tokenizer for text")
         return
     if tokenizer.vocab_size > context.config.text_config.vocab_size:
-        yield Check("tokenizer", FAILED, f"it knows {tokenizer.vocab_size} tokens, the model "
+        yield Check("tokenizer", FAILED, f"it has {tokenizer.vocab_size} tokens, the model "
                                          f"{context.config.text_config.vocab_size}")  # fmt: skip
     if context.config.text_config.vocab_size == OFFICIAL_VOCABULARY:
         wrong = _not_as_published(tokenizer)
         done = f"{len(SPECIAL_IDS)} special ids and {len(ENCODINGS)} encodings as published"
     else:
         backs = {text: tokenizer.decode(tokenizer.encode(text)) for text in ROUND_TRIPS}
-        wrong = [f"{text!r} comes back as {back!r}" for text, back in backs.items() if back != text]
-        done = f"{tokenizer.vocab_size} tokens; text comes back as it was"
+        wrong = [f"{text!r} decodes to {back!r} after encoding" for text, back in backs.items() if back != text]
+        done = f"{tokenizer.vocab_size} tokens; decoding gives back the text"
     yield Check("tokenizer", FAILED, _some(wrong)) if wrong else Check("tokenizer", OK, f"{backend.name}: {done}")
 
 
@@ -279,7 +279,7 @@ def check_template(context: Context) -> Iterator[Check]:
 
     template = ChatTemplate.load(context)
     if template is None:
-        yield Check("template", NOTE, "the folder has none: a base model")
+        yield Check("template", NOTE, "there is none, as in base models")
         return
     text = template.render(MESSAGES)
     if "Be brief." not in text or "Hi" not in text:
@@ -288,7 +288,7 @@ def check_template(context: Context) -> Iterator[Check]:
     yield Check("template", OK, f"{template.path.name} renders {len(text)} characters")
     expected = "<bos><|turn>system\nBe brief.<turn|>\n<|turn>user\nHi<turn|>\n<|turn>model\n"
     if text.removesuffix("<|channel>thought\n<channel|>") != expected:
-        yield Check("template", NOTE, "it is not one of the released ones")
+        yield Check("template", NOTE, "it differs from the released ones")
 
 
 # ------------------------------------------------------------------------------------------------ run
@@ -318,13 +318,13 @@ def check_run(folder: Path | None, official: bool, device: str, options: Mapping
     if tokens != again:
         yield Check("generate", FAILED, f"the same greedy prompt gave {tokens} and then {again}")
     elif official and len(tokens) == NEW_TOKENS and len(set(tokens)) == 1:
-        yield Check("generate", FAILED, f"one token again and again{text}")
+        yield Check("generate", FAILED, f"the same token again and again{text}")
     else:
         yield Check("generate", OK, f"{len(tokens)} tokens{text}")
 
 
 def check_logits(model: LoadedModel, ids: list[int], official: bool) -> Iterator[Check]:
-    """Finite, not constant, and for an official size as sure as a trained model is."""
+    """Logits are finite, not constant, and for an official size as certain as a trained model's."""
     logits = model.forward_ids(ids)[0].numpy()[0].astype(np.float64)  # [T, vocab]
     bad = int((~np.isfinite(logits)).sum())
     if bad:
@@ -337,8 +337,8 @@ def check_logits(model: LoadedModel, ids: list[int], official: bool) -> Iterator
     most = math.log(logits.shape[-1])
     told = f"entropy of the next token {entropy:.2f} of at most {most:.2f}, spread {spread:.2f}"
     if spread < 1e-4:
-        yield Check("logits", FAILED, f"all the same: {told}")
+        yield Check("logits", FAILED, f"all logits are the same: {told}")
     elif official and entropy > SURE * most:
-        yield Check("logits", FAILED, f"as unsure as a model with random weights: {told}")
+        yield Check("logits", FAILED, f"as uncertain as random weights: {told}")
     else:
         yield Check("logits", OK, told)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from gemma4_core.checkpoint.opening import open_checkpoint
     from gemma4_core.checkpoint.progress import Silent
     from gemma4_core.checkpoint.random_weights import write_random_checkpoint
-    from gemma4_core.checkpoint.rows import HostWeight
     from gemma4_core.checkpoint.shard import Shard
     from gemma4_core.checkpoint.snapshots import cached_snapshot
     from gemma4_core.checkpoint.unserved import check_stored
@@ -31,7 +30,6 @@ __all__ = [
     "STORED",
     "CheckpointFiles",
     "Entry",
-    "HostWeight",
     "Planned",
     "Shard",
     "Silent",
@@ -62,7 +60,6 @@ __getattr__, __dir__ = lazy_names(__name__, {
     "opening": "open_checkpoint",
     "progress": "Silent",
     "random_weights": "write_random_checkpoint",
-    "rows": "HostWeight",
     "shard": "Shard",
     "snapshots": "cached_snapshot",
     "unserved": "check_stored",

@@ -12,18 +12,20 @@ from tinygrad import Tensor
 from tinygrad.nn.state import inverse_safe_dtypes, safe_dtypes
 
 from gemma4_core.checkpoint import Planned, atomic_folder
+from gemma4_core.checkpoint.blocks import RowBlocks, SavedWeights, blocks_of
 from gemma4_core.checkpoint.contents import other_names, replaceable_checkpoint, replaceable_save
 from gemma4_core.checkpoint.context import read_context
-from gemma4_core.checkpoint.folder import copy_others, write_config
-from gemma4_core.checkpoint.opening import open_checkpoint
+from gemma4_core.checkpoint.convert import RUN_NAMES
+from gemma4_core.checkpoint.opening import format_for, open_checkpoint
 from gemma4_core.checkpoint.progress import Silent
+from gemma4_core.checkpoint.roles import Roles
+from gemma4_core.checkpoint.saving import write_checkpoint
 from gemma4_core.checkpoint.shard import Shard
 from gemma4_core.checkpoint.upload import NAMES, copy_in
 from gemma4_core.checkpoint.writer import check_room, write_file
 from gemma4_core.config.files import JSON_LIMIT, parse_object, read_json
 from gemma4_core.errors import CheckpointError, InputError
 from gemma4_core.formatting import human_bytes, shown, shown_path
-from gemma4_core.plugins import registry
 from gemma4_core.training.optimizer import TrainingOptimizer, check_state
 from gemma4_core.training.step import adopted
 from gemma4_core.training.weights import all_weights, check_weights, take_weights
@@ -37,9 +39,8 @@ VERSION = 1
 """Of ``training_state.json``."""
 EXPONENTS = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "BF16": 0xFF << 7, "F16": 0x1F << 10}
 """Bits that are all set in infinities and in what is no number."""
-PLAIN = "bf16"
-"""The format of ordinary weights."""
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+DTYPES = {stored: name for name, stored in RUN_NAMES.items()}
+"""The config's name of a dtype by the file format's."""
 
 
 def save_training_checkpoint(
@@ -71,7 +72,7 @@ def save_training_checkpoint(
     run_text(training_metadata, optimizer)
     with atomic_folder(folder, replaceable_save) as temporary:
         if model.trained_part is None:
-            write_model(model, temporary, writable_format(model, quantize))
+            write_model(model, temporary, writable_format(quantize))
         elif quantize is None:
             model.trained_part.save(temporary)
         else:
@@ -86,18 +87,18 @@ def save_training_checkpoint(
 def save_weights(model: GemmaModel, folder: Path | str, format: str | None = None) -> Path:
     """Write a model without any state of training; see ``GemmaModel.save_pretrained``."""
     with atomic_folder(folder, replaceable_checkpoint) as temporary:
-        write_model(model, temporary, writable_format(model, format))
+        write_model(model, temporary, writable_format(format))
     return Path(folder)
 
 
 def write_model(model: GemmaModel, folder: Path, chosen: CheckpointFormat) -> None:
     """Every weight with config and tokenizer files into an empty folder."""
+    roles = Roles(model.config)
     with all_weights(model) as weights:
-        assert chosen.save is not None
-        named = ((model.stored_names.get(name, name), value) for name, value in weights.items())
-        chosen.save(named, folder, model.context)
-    write_config(model.context.raw_config, DTYPES[NAMES[model.dtype]], folder)
-    copy_others(model.context.folder, folder)
+        named = {model.stored_names.get(name, name): value for name, value in weights.items()}
+        saved = [value if isinstance(value, RowBlocks) else blocks_of(name, value, roles.of(name, value.shape))
+                 for name, value in named.items()]
+        write_checkpoint(folder, model.context, chosen, SavedWeights(saved), DTYPES[NAMES[model.dtype]])
 
 
 def load_training_checkpoint(folder: Path | str, model: GemmaModel, optimizer: Any = None) -> Any:
@@ -172,14 +173,11 @@ def run_text(metadata: Any, optimizer: Any, files: Sequence[str] = ()) -> str:
     return text
 
 
-def writable_format(model: GemmaModel, quantize: str | None) -> CheckpointFormat:
-    """The format to write. Raises InputError for one that only reads."""
+def writable_format(quantize: str | None) -> CheckpointFormat:
+    """The format to write; None is the one for ordinary weights. Raises InputError for one that only reads."""
     if quantize is not None and not isinstance(quantize, str):
-        raise InputError(f"quantize {quantize!r}: give the name of a format such as 'int8', or None")
-    chosen: CheckpointFormat = registry.select("format", model.context, quantize or PLAIN)
-    if chosen.save is None:
-        raise InputError(f"quantize {quantize!r}: the format {chosen.name} cannot be written")
-    return chosen
+        raise InputError(f"quantize {quantize!r}: give the name of a format, or None")
+    return format_for("save", quantize)
 
 
 def write_state(optimizer: TrainingOptimizer, path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tinygrad import Tensor
 
 from gemma4_core.checkpoint import check_tensors
+from gemma4_core.checkpoint.blocks import RowBlocks
 from gemma4_core.checkpoint.names import NamedSource
 from gemma4_core.checkpoint.opening import open_checkpoint
-from gemma4_core.checkpoint.rows import HostWeight
+from gemma4_core.checkpoint.roles import TABLE
+from gemma4_core.checkpoint.upload import NAMES
 from gemma4_core.config import expected_text_tensors
 from gemma4_core.contracts import WeightSource
 from gemma4_core.errors import CheckpointError, Gemma4Error
@@ -32,7 +34,9 @@ def all_weights(model: GemmaModel) -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {name: place.matrix for name, place in model.places.items()} | model.tensors
     if model.ple_host is not None:
         table = model.config.text_prefix + "embed_tokens_per_layer.weight"
-        found[table] = HostWeight(model.ple_host.read, expected_text_tensors(model.config)[table], model.dtype)
+        shape = expected_text_tensors(model.config)[table]
+        stored = model.stored_names.get(table, table)
+        found[table] = RowBlocks(stored, shape, TABLE, NAMES[model.dtype], model.ple_host.read)
     for tower in model.towers.values():
         places = getattr(tower, "places", {})
         inner = {name + suffix for name, place in places.items() for suffix in place.matrix.parts()}

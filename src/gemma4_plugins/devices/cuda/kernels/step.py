@@ -43,7 +43,7 @@ class Issued(tuple[Tensor, Tensor]):
 
 @lru_cache(8)
 def compiled(source: str, threads: int, shared_bytes: int) -> launch.Kernel:
-    """The kernel of a source; kept, since a model asks again for each cache size that it returns to."""
+    """The kernel of a source, cached: a model needs it again for each cache size that it returns to."""
     return launch.Kernel(source, ENTRY, threads, shared_bytes, launch.features())
 
 
@@ -115,7 +115,7 @@ class CudaStep:
         self.ahead = 0 if (sampled and not drawn) or model.ple_host is not None else AHEAD
         rotation = model.text.rotation_table(storage.capacity + model.chunk)
         # what the table points to must stay, whatever becomes of the model
-        self.kept: list[Any] = [storage.layers, rotation, [model.suppressed, *held_tensors(model)]]
+        self.references: list[Any] = [storage.layers, rotation, [model.suppressed, *held_tensors(model)]]
         table = address_table(model.text, storage, rotation, model.suppressed, launch.address)
         self.table = Tensor(table, device=model.device).contiguous().realize()
         self.scratch = self._zeros(plan.scratch_packets, 2, dtype=dtypes.uint32)
@@ -178,7 +178,7 @@ class CudaStep:
         self.launched += 1
         host = self.engine.model.ple_host
         rows = host.rows(token.numpy()) if host is not None else None
-        self.kept[3:] = [token, rows]
+        self.references[3:] = [token, rows]
         at = launch.address
         pointers = [
             *self.fixed, at(token), *(map(at, outputs) if outputs is not None else (0, 0)),

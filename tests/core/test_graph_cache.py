@@ -114,9 +114,9 @@ def test_a_file_that_cannot_be_trusted_or_read_is_captured_anew(
         monkeypatch.setattr("importlib.metadata.version", lambda name: "0.14.1")
     before = len(list(graphs.iterdir()))
     fetched: list[object] = []
-    plain = graph_cache.KeptGraphs.fetch
+    plain = graph_cache.GraphCache.fetch
     monkeypatch.setattr(
-        graph_cache.KeptGraphs, "fetch", lambda kept, key: fetched.append(plain(kept, key)) or fetched[-1]
+        graph_cache.GraphCache, "fetch", lambda kept, key: fetched.append(plain(kept, key)) or fetched[-1]
     )
     assert list(opened(folder).generate(PROMPT, 3, stop_ids=())) == greedy
     assert fetched and not any(fetched)
@@ -125,37 +125,37 @@ def test_a_file_that_cannot_be_trusted_or_read_is_captured_anew(
     assert len(list(graphs.iterdir())) == before * (2 if fault == "another version" else 1)
 
 
-def test_what_other_code_had_a_part_in_is_not_kept(
+def test_graphs_of_unidentifiable_code_are_not_stored(
     folder: Path, graphs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = opened(folder)
-    assert graph_cache.may_be_kept(model)
+    assert graph_cache.can_be_stored(model)
     linear = model.operations.linear
     with monkeypatch.context() as patch:
         patch.setattr(model, "transformed", True)
-        assert not graph_cache.may_be_kept(model)
+        assert not graph_cache.can_be_stored(model)
     with monkeypatch.context() as patch:
         patch.setattr("gemma4_core.ops._portable.linear", lambda x, matrix: linear(x, matrix))
-        assert not graph_cache.may_be_kept(model)
+        assert not graph_cache.can_be_stored(model)
     with monkeypatch.context() as patch:
         patch.setattr(type(next(iter(model.places.values())).matrix), "__module__", "elsewhere.formats")
-        assert not graph_cache.may_be_kept(model)
+        assert not graph_cache.can_be_stored(model)
     monkeypatch.setenv("GEMMA4_KEEP_GRAPHS", "0")
-    assert not graph_cache.may_be_kept(model)
+    assert not graph_cache.can_be_stored(model)
 
 
 def test_what_matrices_were_made_with_is_part_of_the_key(folder: Path, graphs: Path) -> None:
     model = opened(folder)
     matrix: Any = next(iter(model.places.values())).matrix
-    paths = [graph_cache.KeptGraphs(model, None, {}).path("graph")]
+    paths = [graph_cache.GraphCache(model, None, {}).path("graph")]
     matrix.group = 32
-    paths.append(graph_cache.KeptGraphs(model, None, {}).path("graph"))
+    paths.append(graph_cache.GraphCache(model, None, {}).path("graph"))
     matrix.group = 64
-    paths.append(graph_cache.KeptGraphs(model, None, {}).path("graph"))
+    paths.append(graph_cache.GraphCache(model, None, {}).path("graph"))
     assert len(set(paths)) == 3
     for unknown in (Tensor([1.0]), lambda x: x, object(), [object()]):
         matrix.group = unknown
-        assert not graph_cache.may_be_kept(model)
+        assert not graph_cache.can_be_stored(model)
 
 
 THIRD_PARTY = """
@@ -222,18 +222,18 @@ def test_a_package_that_changes_while_it_runs_is_not_kept(
     model = opened(folder)
     rms_norm = importlib.import_module("gemma4_late").rms_norm
     model.operations = dataclasses.replace(model.operations, rms_norm=rms_norm)
-    assert not graph_cache.may_be_kept(model)
+    assert not graph_cache.can_be_stored(model)
 
 
-def test_a_graph_that_reads_what_nobody_named_is_not_kept(folder: Path, graphs: Path) -> None:
+def test_a_graph_that_reads_an_unnamed_buffer_is_not_stored(folder: Path, graphs: Path) -> None:
     model = opened(folder)
     hidden = Tensor([1.0, 2.0, 3.0], device=model.device).contiguous().realize()
     given = Tensor([4.0, 5.0, 6.0], device=model.device).contiguous().realize()
-    kept = graph_cache.KeptGraphs(model, None, {})
+    kept = graph_cache.GraphCache(model, None, {})
     graph = CapturedGraph(lambda x: (x + hidden).contiguous().realize(), kept, "secret")
     assert graph(given).tolist() == [5.0, 7.0, 9.0]
     assert not graphs.exists() or not list(graphs.iterdir())
-    kept = graph_cache.KeptGraphs(model, None, {"h": hidden})
+    kept = graph_cache.GraphCache(model, None, {"h": hidden})
     named = CapturedGraph(lambda x: (x + hidden).contiguous().realize(), kept, "told")
     assert named(given).tolist() == [5.0, 7.0, 9.0] and len(list(graphs.iterdir())) == 1
     [file] = graphs.iterdir()
@@ -253,10 +253,10 @@ def test_a_graph_that_reads_what_nobody_named_is_not_kept(folder: Path, graphs: 
     assert kept.fetch("told") is not None
 
 
-def test_the_ones_that_were_not_read_for_longest_go(
+def test_the_least_recently_used_are_deleted(
     folder: Path, graphs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_cache, "MOST_FILES", 2)
+    monkeypatch.setattr(graph_cache, "MAX_FILES", 2)
     answers(opened(folder))
     assert len(list(graphs.iterdir())) == 2
 

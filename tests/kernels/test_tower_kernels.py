@@ -20,7 +20,7 @@ from gemma4_core.ops.towers import portable_towers
 from gemma4_plugins.devices.cpu.kernels import towers as processor
 from gemma4_plugins.devices.cuda.kernels import towers as cuda
 from gemma4_plugins.devices.cuda.kernels.sources import device_source
-from gemma4_plugins.devices.tower_kernels import Given
+from gemma4_plugins.devices.tower_kernels import Inputs
 
 random = np.random.default_rng(0)
 TOLERANCE = {dtypes.float32: 2e-6, dtypes.bfloat16: 1 / 128}
@@ -38,7 +38,7 @@ class Emulated(cuda.CudaTowerKernels):
         self.launched: list[str] = []
 
     def _run(
-        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, grid: tuple[int, int],
+        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Inputs, grid: tuple[int, int],
         threads: int, operations: int,
     ) -> Tensor:
         name, source = cuda.tower_kernel(kernel, constants, inputs)

@@ -18,7 +18,7 @@ from uops_models import Drawn, model_of, nothing, small
 
 from gemma4_core.config import GemmaConfig, parse_config, preset_dict
 from gemma4_core.engine.engine import Engine, first_position
-from gemma4_core.engine.graph_cache import KeptGraphs
+from gemma4_core.engine.graph_cache import GraphCache
 from gemma4_core.model.cache import Storage, allocate
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.spans import TokenSpan
@@ -142,7 +142,7 @@ def test_a_captured_step_chooses_what_the_portable_step_chooses_and_is_kept(
     # what portable operations make is another graph
     paths = []
     for model.operations in (operations, portable()):
-        paths.append(KeptGraphs(model, storage, {}).path("graph"))
+        paths.append(GraphCache(model, storage, {}).path("graph"))
     assert paths[0] != paths[1]
     # a later process takes the graph from disk, and traces nothing
     monkeypatch.setattr(Engine, "_token_function", lambda *_, **__: lambda *_: pytest.fail("traced again"))

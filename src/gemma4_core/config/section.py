@@ -18,7 +18,7 @@ class Section:
         self.data, self.where, self.prefix = data, where, prefix
 
     def fault(self, key: str, reason: str, value: Any = ABSENT) -> ConfigError:
-        """The error for a key: file, key, value as it stands there, reason."""
+        """The error for a key: file, key, its value, and the reason."""
         value = self.data.get(key, ABSENT) if value is ABSENT else value
         stands = "is missing" if value is ABSENT else f"is {shown(value)}"
         return ConfigError(f"{self.where}: {self.prefix}{key} {stands}; {reason}")

@@ -35,7 +35,7 @@ class MediaProcessor(Protocol):
     """Reads media and makes features; needs no weights."""
 
     def load(self, source: Any) -> Any:
-        """Read one medium and make what is costly of it: the result may be kept and used again.
+        """Read one medium and do the costly work on it: the result may be cached and used again.
 
         Files, bytes, URLs and standard input come as ``gemma4_core.processing.MediaSource``; arrays and library
         objects come as they were given. Raises InputError naming the source.
@@ -55,7 +55,7 @@ class Tower(Protocol):
         """Soft tokens of each medium in order, ``[n, hidden]`` in the model's dtype.
 
         Without ``capture`` gradients flow to the tower's weights. With it nothing is differentiated: the tower may
-        run captured graphs and return tokens that it keeps of equal media. Raises InputError for features that are
+        run captured graphs and return cached tokens of equal media. Raises InputError for features that are
         not of the tower's making.
         """
 
@@ -63,7 +63,7 @@ class Tower(Protocol):
         """A content hash of each medium in order: equal hashes mean equal soft tokens."""
 
     def forget(self) -> None:
-        """Drop kept tokens and captured graphs, after weights have changed.
+        """Drop cached tokens and captured graphs, after weights have changed.
 
         A tower may also have ``forget_tokens()``, which drops the tokens alone: for values that were written into the
         tensors that were there.

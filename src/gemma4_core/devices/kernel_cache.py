@@ -1,4 +1,4 @@
-"""tinygrad's disk cache of compiled kernels and searches, kept in this project's cache folder and checked.
+"""tinygrad's disk cache of compiled kernels and searches, in this project's cache folder and with a digest per entry.
 
 What tinygrad reads there it runs as machine code and as pickles. Here each entry carries a digest, and a file that is
 damaged, full, locked or not this user's own costs compilations and never the run. Entries stay readable for tinygrad:
@@ -80,7 +80,7 @@ class KernelCache:
         return val
 
     def _run(self, command: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
-        """The first row that a command gives. A database that is damaged is made anew, once."""
+        """The first row that a command gives. A damaged database is recreated, once."""
         from tinygrad import helpers
 
         path = os.path.abspath(helpers.CACHEDB)
@@ -104,7 +104,7 @@ class KernelCache:
         return None
 
     def _open(self, path: str) -> sqlite3.Connection:
-        """The connection, made where it is missing. Raises OSError and sqlite3.Error."""
+        """The connection, opened on first use. Raises OSError and sqlite3.Error."""
         if self._opened != (os.getpid(), path):
             self._connection, self._opened = None, (os.getpid(), path)
             self._tables.clear()
@@ -133,7 +133,7 @@ kernel_cache = KernelCache()
 
 
 def digest(table: str, key: Mapping[str, Any], content: bytes) -> bytes:
-    """What stands after an entry's content: damage to the file may also bring another entry's to light."""
+    """The digest stored behind an entry's content. It covers the key: damage may also make another entry appear."""
     found = hashlib.sha256(repr((table, sorted(key.items()))).encode(errors="surrogatepass"))
     found.update(content)
     return found.digest()
@@ -158,10 +158,10 @@ def tell(path: str, error: Exception) -> None:
 
 
 def install(mark: str = "") -> None:
-    """Put this in the place of tinygrad's own, here and in its compile workers.
+    """Replace tinygrad's own cache by this one, here and in its compile workers.
 
     The file is ``kernels.db`` in the cache folder, ``kernels-<mark>.db`` for kernels that hold only where ``mark``
-    does, or the user's ``CACHEDB``. Where there is no folder nothing is kept.
+    does, or the user's ``CACHEDB``. Where there is no folder nothing is cached.
     """
     from tinygrad import helpers
 

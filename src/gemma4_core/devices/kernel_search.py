@@ -2,7 +2,7 @@
 
 tinygrad times candidates of every kernel without an end in sight. Here a search starts while the budget lasts; after
 that, and for a kernel whose search the budget cuts short, tinygrad's heuristics decide. tinygrad keeps finished
-searches in its disk cache, where later runs find them without spending budget; an unfinished one is not kept.
+searches in its disk cache, where later runs find them without spending budget; an unfinished one is not stored.
 Operations that a device brings as source, or with their own options, are no subject of a search.
 """
 
@@ -56,7 +56,7 @@ class KernelSearch:
         return self.seconds - self.spent
 
     def install(self) -> None:
-        """Put this in front of tinygrad's search, once."""
+        """Limit tinygrad's search by this budget, once per process."""
         from tinygrad.codegen.opt import search
 
         process.replace(search, "beam_search", self._within_budget)
@@ -172,20 +172,20 @@ def _cannot_be_timed() -> bool:
 
 
 def _try_compile_quietly(candidate: tuple[int, Any]) -> tuple[int, Any]:
-    """Compile a candidate in a worker without its complaints: of those that do not compile, and of a compiler whose
-    worker is ended when the budget is."""
+    """Compile a candidate in a worker without its error output: of candidates that do not compile, and of a compiler
+    that is interrupted when the budget is spent."""
     from tinygrad.codegen.opt import search
 
     if search._try_compile is _try_compile_quietly:  # in this process, not in a worker
         compiled: tuple[int, Any] = process.original(search, "_try_compile")(candidate)
         return compiled
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         return search._try_compile(candidate)
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nowhere)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tinygrad import Tensor, UOp, dtypes
 from tinygrad.dtype import DType
 
-from gemma4_core.engine.graph_cache import KeptGraphs, may_be_kept
+from gemma4_core.engine.graph_cache import GraphCache, can_be_stored
 from gemma4_core.engine.view import ModelView
 from gemma4_core.model.cache import GemmaCache, Storage
 from gemma4_core.model.ids import split
@@ -280,14 +280,14 @@ class Engine:
 
         return run
 
-    def _kept(self, storage: Storage | None, length: int = 0) -> KeptGraphs | None:
+    def _kept(self, storage: Storage | None, length: int = 0) -> GraphCache | None:
         """Where graphs against these buffers are kept, None where they may not be; ``length`` is what their rotation
         table holds beyond the cache's capacity."""
-        if not may_be_kept(self.model):
+        if not can_be_stored(self.model):
             return None
         table = self.model.text.rotation_table(storage.capacity + length) if storage is not None else None
         pairs = (*table.sliding, *table.full) if table is not None else ()
-        return KeptGraphs(self.model, storage, {str(i): tensor for i, tensor in enumerate(pairs)})
+        return GraphCache(self.model, storage, {str(i): tensor for i, tensor in enumerate(pairs)})
 
     # ------------------------------------------------------------------------------------------- logits
 

@@ -3,10 +3,11 @@
 A graph is found again by what it is made of: the model's shapes and settings, the operations and kinds of matrices, and
 the packages that these come from, ours and others' alike, in the state that their files are in.
 
-A graph is kept as what it runs, without any buffer's content: buffers that the model or its cache own are named, those
-that the graph itself writes are made anew. One that reads anything else is not kept, since nothing would tell whether
-that is still the same. Files are pickles, which are code: they lie in this user's own cache folder and are read only
-where nobody else could have written them. Each begins with a digest, since one with a flipped bit may load and crash.
+A file holds what a graph runs and no buffer's content: buffers of the model and of its K/V cache are stored by name,
+buffers that the graph itself writes are allocated anew. A graph that reads any other buffer is not stored, because
+nothing would tell whether its content is still the same. Files are pickles, and so code: they are read only from this
+user's own cache folder, and where nobody else could have written them. Each begins with a digest: a pickle with a
+flipped bit may load and crash.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
     from gemma4_core.weights import ExpertStack, Matrix
 
-MOST_FILES = 64
-"""Graphs kept; the ones that were not read for longest go first."""
-LEFT_SECONDS = 3600.0
-"""Age from which a file that is half written is taken for one whose process was killed."""
+MAX_FILES = 64
+"""Graphs stored at most; the least recently used are deleted first."""
+STALE_SECONDS = 3600.0
+"""Age at which a temporary file is taken to be left over from a killed process."""
 DIGEST = hashlib.sha256().digest_size
 OWN = {"gemma4_core", "tinygrad"}
 """The packages that have a part in every graph."""
 FUNCTIONS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts", "logits", "sample", "layers")
-"""What graphs are made of, in ``Operations``."""
+"""The fields of ``Operations`` whose functions run inside graphs."""
 SILENT = ("DEBUG", "PROFILE", "VIZ")
-"""tinygrad's settings that change nothing about what is run."""
+"""tinygrad's settings that change nothing about a graph."""
 
 
 def is_global(uop: UOp) -> bool:
@@ -59,8 +60,8 @@ def is_global(uop: UOp) -> bool:
     return uop.op is Ops.BUFFER and uop.arg.addrspace is AddrSpace.GLOBAL
 
 
-class NotKept(Exception):
-    """A graph that reads what nobody named."""
+class UnknownBuffer(Exception):
+    """A graph reads a buffer that has no name: nothing would tell whether it holds the same in another process."""
 
 
 class Writer(pickle.Pickler):
@@ -77,12 +78,12 @@ class Writer(pickle.Pickler):
         if obj in self.names:
             return "named", self.names[obj]
         if obj not in self.written:
-            raise NotKept(f"{obj.arg}")
+            raise UnknownBuffer(f"{obj.arg}")
         return "made", self.made.setdefault(obj, len(self.made)), obj.device, int(obj.shape[0]), obj.dtype
 
 
 class Reader(pickle.Unpickler):
-    """The other way."""
+    """Unpickles what ``Writer`` wrote; names become buffers of the model at hand."""
 
     def __init__(self, file: Any, buffers: Mapping[str, UOp]) -> None:
         super().__init__(file)
@@ -99,7 +100,7 @@ class Reader(pickle.Unpickler):
 
 
 def named_buffers(model: GemmaModel, storage: Storage | None, tables: Mapping[str, Tensor]) -> dict[str, UOp]:
-    """What a graph of this model may read and write beside its inputs and its own buffers."""
+    """The buffers that a graph of this model may read and write besides its inputs and its own, by name."""
     tensors = {f"{name}/{part}": t for name, place in model.places.items() for part, t in place.matrix.parts().items()}
     tensors |= {f"tensor/{name}": tensor for name, tensor in model.tensors.items()}
     tensors |= {f"table/{name}": tensor for name, tensor in tables.items()}
@@ -112,16 +113,16 @@ def named_buffers(model: GemmaModel, storage: Storage | None, tables: Mapping[st
     return {name: tensor.uop.base for name, tensor in tensors.items()}
 
 
-def may_be_kept(model: GemmaModel) -> bool:
-    """Whether it can be told what this model's graphs are made of: no transform has changed the model, since it may
-    have changed anything, and its operations and matrices are of packages whose files can be told apart."""
+def can_be_stored(model: GemmaModel) -> bool:
+    """Whether this model's graphs can be identified in another process. A model that a transform has changed cannot: it
+    may differ in anything. Operations and matrices must come from packages whose files can be compared."""
     wanted = os.environ.get("GEMMA4_KEEP_GRAPHS", "").strip() != "0"
     return wanted and not model.transformed and parts_of(model) is not None
 
 
 def parts_of(model: GemmaModel) -> tuple[object, ...] | None:
-    """What a model's graphs are made of beside its config and weights: the operations by name, every kind of matrix and
-    what it was made with, and the packages that all of these come from. None where that cannot be told."""
+    """What a model's graphs depend on besides its config and weights: the operations' functions, the class and settings
+    of every matrix, and the state of the packages that these come from. None where any of it cannot be determined."""
     operations = {name: getattr(model.operations, name) for name in FUNCTIONS}
     made: set[Any] = {one for one in operations.values() if one is not None}
     matrices = []
@@ -140,8 +141,8 @@ def parts_of(model: GemmaModel) -> tuple[object, ...] | None:
 
 
 def plain_state(matrix: Matrix | ExpertStack) -> list[tuple[str, object]] | None:
-    """What a matrix was made with: a graph may hold these values as constants. None where it holds anything but plain
-    values and its storage tensors."""
+    """A matrix's attributes besides its storage tensors: a graph may hold these values as constants. None where one of
+    them is no plain value."""
     stored = {id(tensor) for tensor in matrix.parts().values()}
     state = []
     for name, value in sorted(vars(matrix).items()) if hasattr(matrix, "__dict__") else ():
@@ -154,7 +155,7 @@ def plain_state(matrix: Matrix | ExpertStack) -> list[tuple[str, object]] | None
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value says all that it is by ``repr``."""
+    """Whether ``repr`` tells all of a value."""
     if isinstance(value, (tuple, list)):
         return all(map(is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str, bytes, DType))
@@ -165,8 +166,8 @@ def named(made: Any) -> tuple[str, str]:
     return getattr(made, "__module__", ""), getattr(made, "__qualname__", "")
 
 
-class KeptGraphs:
-    """Where graphs of one model against one cache's buffers are kept."""
+class GraphCache:
+    """The stored graphs of one model and one K/V cache's buffers."""
 
     def __init__(self, model: GemmaModel, storage: Storage | None, tables: Mapping[str, Tensor]) -> None:
         self.buffers = named_buffers(model, storage, tables)
@@ -207,7 +208,7 @@ class KeptGraphs:
         return captured
 
     def store(self, key: object, captured: CapturedJit) -> bool:
-        """Keep a captured graph. Whether that was possible."""
+        """Store a captured graph; whether that was possible."""
         names = {uop: name for name, uop in self.buffers.items()}
         # what a node is made of comes before it, so that pickling does not descend through the whole graph
         ordered = list(captured._linear.toposort())
@@ -219,34 +220,34 @@ class KeptGraphs:
                 os.chmod(file.name, 0o600)
                 file.write(digest(path, made.getbuffer()))
                 file.write(made.getbuffer())
-        except Exception:  # it reads what nobody named, or the disk is full: a graph that is not kept is as good
+        except Exception:  # a buffer without a name, or a full disk: the graph works without being stored
             return False
         make_room(path.parent)
         return True
 
 
 def digest(path: Path, content: memoryview) -> bytes:
-    """What stands before a graph's content in its file: one that is damaged or renamed has another one."""
+    """The first bytes of a graph's file; they do not match a file that was damaged or renamed."""
     found = hashlib.sha256(path.name.encode())
     found.update(content)
     return found.digest()
 
 
 def make_room(folder: Path) -> None:
-    """Delete the graphs that were not read for longest, and what killed processes left half written."""
+    """Delete the least recently used graphs, and temporary files of killed processes."""
     times = {}
     for file in folder.iterdir():
         with contextlib.suppress(OSError):  # another process may delete it at the same time
             times[file] = file.stat().st_mtime
-    kept = sorted((file for file in times if file.suffix == ".graph"), key=lambda file: times[file])
-    left = [file for file in times if file.suffix == ".tmp" and times[file] < time.time() - LEFT_SECONDS]
-    for file in [*kept[:-MOST_FILES], *left]:
+    stored = sorted((file for file in times if file.suffix == ".graph"), key=lambda file: times[file])
+    stale = [file for file in times if file.suffix == ".tmp" and times[file] < time.time() - STALE_SECONDS]
+    for file in [*stored[:-MAX_FILES], *stale]:
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
 
 
 def surroundings(device: str) -> tuple[object, ...]:
-    """What a graph depends on beside the model: code, versions, the device, the processor, tinygrad's settings."""
+    """What a graph depends on besides the model: versions, the device, the processor, tinygrad's settings."""
     settings = {name: repr(value.value) for name, value in sorted(ContextVar._cache.items()) if name not in SILENT}
     opened = Device[device]
     return (importlib.metadata.version("tinygrad"), platform.python_version(), device,

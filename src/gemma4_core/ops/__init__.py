@@ -95,7 +95,7 @@ class Operations:
     """The operations that each larger piece was built for, by the piece's name; filled in when a piece is given."""
 
     def __post_init__(self) -> None:
-        """Drop the larger pieces that would pass over an operation which is not the one they were built for.
+        """Drop larger pieces that were built for other operations than the table now has.
 
         ``dataclasses.replace(table, rms_norm=mine)`` so leaves a table that calls ``mine`` everywhere. A piece that is
         given together with operations, or later, is built for those.
@@ -129,7 +129,7 @@ class Operations:
 
 
 def kernels_wanted() -> bool:
-    """Whether devices may bring their own operations: ``GEMMA4_KERNELS=portable`` says no."""
+    """Whether devices may bring their own operations: not with ``GEMMA4_KERNELS=portable``."""
     return os.environ.get("GEMMA4_KERNELS", "").strip().lower() != "portable"
 
 

@@ -38,7 +38,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, matrix: Matrix, other: Callable[[Tensor, Matrix], Tensor]) -> Tensor:
-    """``x [n, in]`` times ``matrix [out, in]`` transposed: ``[n, out]`` in x's dtype, operand and result kept.
+    """``x [n, in]`` times ``matrix [out, in]`` transposed: ``[n, out]`` in x's dtype, operand and result realized.
 
     On tensor cores where there are some for these rows, which takes a product with nothing fused into it; else by
     ``other``. Kinds derived from DenseMatrix have products of their own.

@@ -84,7 +84,7 @@ def _open_in_child(target: str, spec: list[Any]) -> str | None:
 
 
 def _within(seconds: float, function: Callable[[], str | None]) -> str | None:
-    """What the function returns, or that it did not return in time. It then goes on in a thread of its own."""
+    """The function's result, or a message that it did not return in time; it then goes on in its own thread."""
     results: list[str | None] = []
     thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
     thread.start()
@@ -95,7 +95,7 @@ def _within(seconds: float, function: Callable[[], str | None]) -> str | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """An exception on one line; of a group the first one, which is the interface that tinygrad prefers."""
+    """An exception on one line; of an exception group the first, for the interface that tinygrad prefers."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     text = " ".join(str(error).split())[:240]

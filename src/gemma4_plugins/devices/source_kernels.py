@@ -1,4 +1,4 @@
-"""A kernel in source form as an operation on tensors."""
+"""Launches kernels in source form as operations on tensors."""
 
 from __future__ import annotations
 

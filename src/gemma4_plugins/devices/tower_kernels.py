@@ -12,7 +12,7 @@ from tinygrad.uop.ops import Ops
 
 from gemma4_core.ops.tower_table import Bounds, Rotation, TowerOperations
 
-Given = Mapping[str, Tensor]
+Inputs = Mapping[str, Tensor]
 """A kernel's inputs by the names of its parameters."""
 TYPES = {dtypes.bfloat16: "u16", dtypes.bool: "u8", dtypes.float32: "float"}
 """As the sources call them."""
@@ -37,7 +37,7 @@ class TowerKernels(ABC):
 
     @abstractmethod
     def _launch(
-        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, operations: int
+        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Inputs, operations: int
     ) -> Tensor:
         """A kernel's output, of the first input's dtype."""
 
@@ -105,13 +105,13 @@ def bound(name: str, bounds: Bounds | None) -> tuple[dict[str, str], dict[str, T
     return {f"{name}(v)": macro}, inputs
 
 
-def prepared(name: str, constants: Mapping[str, Any], inputs: Given, body: str) -> str:
+def prepared(name: str, constants: Mapping[str, Any], inputs: Inputs, body: str) -> str:
     """A kernel's source with its macros, and its parameters by name and type."""
     lines = "".join(f"#define {key} {value}\n" for key, value in ({"NAME": name} | dict(constants)).items())
     parameters = ", ".join(f"const {TYPES[tensor.dtype]} *__restrict__ {key}" for key, tensor in inputs.items())
     return lines + body.replace("INPUTS", parameters)
 
 
-def kernel_name(kernel: str, constants: Mapping[str, Any], inputs: Given) -> str:
+def kernel_name(kernel: str, constants: Mapping[str, Any], inputs: Inputs) -> str:
     """Whole numbers and inputs tell kernels apart."""
     return "_".join(["tower", kernel, *(str(v) for v in constants.values() if isinstance(v, int)), str(len(inputs))])

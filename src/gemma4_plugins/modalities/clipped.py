@@ -31,7 +31,7 @@ class TowerWeights:
                 self.tensors[name] = tensor
 
     def parameters(self) -> dict[str, Tensor]:
-        """Every tensor by full name, as held now."""
+        """Every current tensor by full name."""
         return self.tensors | {n + s: t for n, w in self.places.items() for s, t in w.matrix.parts().items()}
 
     def below(self, prefix: str) -> Names:
@@ -77,10 +77,10 @@ class Linear:
         return clamp(self.unbounded(x, ops), self.outer)
 
     def unbounded(self, x: Tensor, ops: TowerOperations) -> Tensor:
-        """Of ``x`` within its bounds, for a caller that bounds the output."""
+        """The product of ``x`` within its bounds, for a caller that bounds the output itself."""
         return self.product(ops.bounded(x, self.inner), ops)
 
     def product(self, x: Tensor, ops: TowerOperations) -> Tensor:
-        """Without any bounds, for a caller that sees to them."""
+        """The product without any bounds, for a caller that applies them itself."""
         assert isinstance(self.place.matrix, Matrix)
         return ops.linear(x, self.place.matrix)

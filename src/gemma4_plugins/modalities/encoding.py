@@ -1,4 +1,4 @@
-"""What towers have in common: media one by one, captured and kept, or all together and differentiable."""
+"""What towers share: media are encoded one by one through captured graphs and cached, or together with gradients."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class EncodingTower(ABC):
         return self.weights.places
 
     def forget(self) -> None:
-        """Drop captured graphs and kept soft tokens."""
+        """Drop captured graphs and cached soft tokens."""
         self.captured.forget()
 
     def forget_tokens(self) -> None:
-        """Drop kept soft tokens."""
+        """Drop cached soft tokens."""
         self.captured.forget_tokens()
 
     def encode(self, features: Mapping[str, Any], *, capture: bool = False) -> list[Tensor]:
@@ -76,13 +76,13 @@ class EncodingTower(ABC):
         if not arranged.rows:
             return []
         values, extent = (upload(array, self.device) for array in arranged.arrays)
-        # kept: otherwise the cuts move up into the layers, and every number of tokens compiles kernels of its own
+        # realized: otherwise slicing moves up into the layers, and every number of tokens compiles kernels of its own
         tokens = self.encode_arranged(values, extent).contiguous()
         return [rows_of(tokens, rows) for rows in arranged.rows]
 
 
 def rows_of(tokens: Tensor, rows: np.ndarray) -> Tensor:
-    """Some rows of ``tokens [n, hidden]``; a cut where they lie side by side."""
+    """Some rows of ``tokens [n, hidden]``; a slice where they are contiguous."""
     first, last = int(rows[0]), int(rows[-1])
     if last - first == len(rows) - 1:
         return tokens[first : last + 1]

@@ -15,7 +15,7 @@ from gemma4_plugins.optimizers.rounding import at_random
 
 
 class NamedOptimizer(ABC):
-    """Updates tensors in place, each by a rule over its value, its gradient and what was kept for it.
+    """Updates tensors in place, each by a rule over its value, its gradient and its slots: state such as momenta.
 
     A tensor whose ``.grad`` is None stays as it is and its step count too, as in torch. Weights of 16 bits are rounded
     from fp32 masters, so that small updates add up.
@@ -42,14 +42,14 @@ class NamedOptimizer(ABC):
             name: p.detach().cast(dtypes.float32).contiguous().realize()
             for name, p in self.params.items() if p.dtype != held_as(p)
         }
-        self.kept = {
+        self.state = {
             f"{slot}.{name}": Tensor.zeros(*p.shape, dtype=held_as(p), device=p.device).contiguous().realize()
             for name, p in self.params.items() for slot in self.slots(name, p)
         }
 
     @abstractmethod
     def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
-        """What is kept for a tensor, such as ``("m", "v")``: tensors of its shape, zero at first."""
+        """Names of a tensor's state, such as ``("m", "v")``: each is a tensor of its shape, zero at first."""
 
     @abstractmethod
     def moments(self, name: str, value: Tensor, gradient: Tensor) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ class NamedOptimizer(ABC):
             value, gradient = held.detach().cast(dtypes.float32), param.grad.cast(dtypes.float32)
             moments = self.moments(name, value, gradient)
             for salt, (slot, moment) in enumerate(moments.items(), 1):
-                changed.append(assigned(self.kept[f"{slot}.{name}"], moment, step, salt))
+                changed.append(assigned(self.state[f"{slot}.{name}"], moment, step, salt))
             changed.append(assigned(held, self.update(name, value, gradient, step), step, 0))
             if held is not param:
                 param.assign(held.cast(param.dtype))
@@ -86,8 +86,8 @@ class NamedOptimizer(ABC):
         return changed
 
     def slot(self, slot: str, name: str) -> Tensor:
-        """What is kept for a tensor under this name, fp32."""
-        return self.kept[f"{slot}.{name}"].cast(dtypes.float32)
+        """A tensor's state of this name, fp32."""
+        return self.state[f"{slot}.{name}"].cast(dtypes.float32)
 
     def step(self) -> None:
         """Update all tensors that have a gradient."""
@@ -102,10 +102,10 @@ class NamedOptimizer(ABC):
         """Learning rate, step counts, slots and masters by flat name."""
         masters = {f"master.{name}": tensor for name, tensor in self.masters.items()}
         steps = {f"steps.{name}": tensor for name, tensor in self.steps.items()}
-        return {"lr": self.lr, **steps, **self.kept, **masters}
+        return {"lr": self.lr, **steps, **self.state, **masters}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state in place. Raises InputError where tensors are missing."""
+        """Copy a state in place. Raises InputError where tensors are missing."""
         own = self.state_dict()
         missing = [name for name in own if name not in state]
         if missing:
@@ -179,7 +179,7 @@ def flag(options: dict[str, Any], key: str, name: str, default: bool = False) ->
 
 
 def no_more(options: dict[str, Any], name: str, known: str) -> None:
-    """Refuse options that nobody took."""
+    """Refuse options that no rule takes."""
     if options:
         odd = sorted(options)[0]
         raise InputError(f"optimizer {name}: unknown option {odd}{nearest(odd, known.split(', '))}; it knows {known}")

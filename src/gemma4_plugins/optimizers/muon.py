@@ -1,4 +1,4 @@
-"""Optimizer ``muon``: momentum made orthogonal for the matrices inside layers, AdamW for everything else."""
+"""Optimizer ``muon``: orthogonalised momentum for matrices inside layers, AdamW for everything else."""
 
 from __future__ import annotations
 

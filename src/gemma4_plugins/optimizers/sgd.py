@@ -1,4 +1,4 @@
-"""Optimizer ``sgd``: stochastic gradient descent, with momentum where it is asked for."""
+"""Optimizer ``sgd``: stochastic gradient descent, with optional momentum."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A C compiler for tinygrad's CPU device: the user's CC or a clang that can do it, else the one inside ziglang.
 
 tinygrad runs ``CC`` as one program, writes C with bf16 to it and reads an ELF object back. Each candidate has to do
-just that once; the verdict is kept on disk under the candidate's path, size and time stamp.
+just that once; the verdict is stored on disk under the candidate's path, size and time stamp.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class CompilerChoice:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trial said: ``why`` is None where the candidate works."""
+    """The outcome of a trial: ``why`` is None where the candidate works."""
 
     why: str | None
     version: str = ""
@@ -78,16 +78,16 @@ class Verdict:
 
 
 def choose(environment: Mapping[str, str]) -> CompilerChoice:
-    """Try candidates in order until one works; quick where verdicts are kept. Raises DeviceError where only ziglang
+    """Try candidates in order until one works; quick where verdicts are stored. Raises DeviceError where only ziglang
     is left, which needs a script, and there is no folder to write it to."""
-    kept = _read_verdicts()
+    verdicts = _read_verdicts()
     passed: list[tuple[str, str]] = []
     for candidate in candidates(environment):
         if candidate.path is None:
             passed.append((candidate.name, candidate.why))
             continue
         key = _identity(candidate)
-        verdict = kept.get(key) or _try_and_keep(candidate, key)
+        verdict = verdicts.get(key) or _try_and_store(candidate, key)
         if verdict.why is None:
             return CompilerChoice(candidate.name, candidate.path, verdict.version, tuple(passed))
         passed.append((candidate.name, verdict.why))
@@ -186,8 +186,8 @@ def try_compiler(path: str) -> Verdict:
     """Compile a small source with bf16 as tinygrad would. Raises OSError or TimeoutExpired where it cannot run."""
     done = subprocess.run([path, *clang_arguments()], input=PROBE.encode(), capture_output=True, timeout=TRY_SECONDS)
     if done.returncode or not done.stdout.startswith(b"\x7fELF"):
-        said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        first = next((line for line in said if "error" in line), said[0] if said else "")
+        messages = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+        first = next((line for line in messages if "error" in line), messages[0] if messages else "")
         return Verdict(_plain(first) or f"ended with exit code {done.returncode} and no object")
     told = subprocess.run([path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=TRY_SECONDS)
     return Verdict(None, _plain(told.stdout.decode(errors="replace").partition("\n")[0]))
@@ -197,12 +197,12 @@ def _plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text).strip()[:160]
 
 
-def _try_and_keep(candidate: Candidate, key: str) -> Verdict:
+def _try_and_store(candidate: Candidate, key: str) -> Verdict:
     assert candidate.path is not None
     try:
         verdict = try_compiler(candidate.path)
     except subprocess.TimeoutExpired:
-        return Verdict(f"did not answer within {TRY_SECONDS:.0f} s")  # not kept: the next run may fare better
+        return Verdict(f"did not answer within {TRY_SECONDS:.0f} s")  # not stored: the next run may succeed
     except OSError as error:
         return Verdict(_plain(f"does not run: {error.strerror or error}"))
     verdicts = {**_read_verdicts(), key: verdict}

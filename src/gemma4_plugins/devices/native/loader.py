@@ -13,8 +13,8 @@ from tinygrad.runtime.support.elf import jit_loader
 def load(source: str) -> int:
     """The address of the first function of a C source, which stays for the life of the process.
 
-    The cache is keyed by the source alone, so that what the code depends on beside it must be said in it. Raises
-    Exception where it cannot be compiled or loaded.
+    The cache is keyed by the source alone: anything else that the code depends on must be written into the source.
+    Raises Exception where it cannot be compiled or loaded.
     """
     arch = "x86_64" if platform.machine() in ("x86_64", "AMD64") else "arm64"
     image = bytes(jit_loader(ClangCompiler([arch, "native"]).compile_cached(source)))

@@ -35,7 +35,7 @@ JOINING = 256
 
 @dataclass(frozen=True)
 class Slices:
-    """How attention of a layer is cut."""
+    """How attention of a layer is split into slices of positions."""
 
     layer: LayerConfig
     heads: int
@@ -55,39 +55,39 @@ class Slices:
 
     @cached_property
     def together(self) -> int:
-        """Query heads that a thread group serves: a part of those of one key head."""
+        """Query heads per thread group: some or all of those that share a key head."""
         group = self.heads // self.key_heads
         most = min(group, (MOST_LONG_QUERIES if self.seen > FEW else MOST_QUERIES) // self.size)
         return next(n for n in range(max(most, 1), 0, -1) if group % n == 0)
 
     @property
     def items(self) -> int:
-        """Thread groups of a slice."""
+        """Thread groups per slice."""
         return self.heads // self.together
 
     @property
     def seen(self) -> int:
-        """Positions that are seen at most."""
+        """The most positions that a query sees."""
         return self.slots if self.layer.window is None else self.layer.window
 
     @property
     def length(self) -> int:
-        """Positions of a slice."""
+        """Positions per slice."""
         return SHORT if self.seen <= FEW else LONG
 
     @property
     def most(self) -> int:
-        """Slices at most."""
+        """The largest number of slices."""
         return -(-self.seen // self.length)
 
     @property
     def threads(self) -> int:
-        """One for each pair of a head's numbers."""
+        """Threads per group: one for each pair of numbers of a head."""
         return self.size // 2
 
     @property
     def name(self) -> str:
-        """What kernels depend on."""
+        """The part of kernels' names that tells these settings."""
         kind = (self.layer.window or 0, int(self.layer.is_shared), int(self.layer.k_eq_v))
         return "_".join(map(str, (self.packing.name, self.size, self.heads, self.key_heads, self.slots, *kind)))
 
@@ -103,7 +103,7 @@ class Slices:
 
 @dataclass(frozen=True)
 class Parts:
-    """What slices leave: fp32 ``[slices, heads, D]`` weighted values, ``[slices, heads, 2]`` maximum and sum."""
+    """Results of slices: fp32 ``[slices, heads, D]`` weighted values, ``[slices, heads, 2]`` maximum and sum."""
 
     values: Tensor
     statistics: Tensor
@@ -122,7 +122,7 @@ class Heads:
 
 
 def slices_of(layer: LayerConfig, heads: int, cache: Tensor) -> Slices:
-    """How attention of a layer over this cache is cut."""
+    """How attention of a layer over this cache is split."""
     return Slices(layer, heads, int(cache.shape[3]), PACKINGS[cache.dtype])
 
 
@@ -151,7 +151,7 @@ class New:
 
 
 class Slice:
-    """The kernel of one slice."""
+    """Builds the kernel that attends to one slice."""
 
     def __init__(self, cut: Slices, kernel: Kernel, heads: Heads, cache: UOp, eps: float) -> None:
         self.cut, self.kernel, self.cache, self.eps = cut, kernel, cache, eps
@@ -301,7 +301,7 @@ class Slice:
         """Exponentials of the slice's scores less the maximum, ``[positions, heads]``; each head's maximum and sum."""
         cut, kernel, heads = self.cut, self.kernel, range(self.cut.together)
         scores = self.scores(queries)
-        tops = kernel.most_over(cut.length, lambda c: [scores[c * cut.together + g] for g in heads])
+        tops = kernel.max_over(cut.length, lambda c: [scores[c * cut.together + g] for g in heads])
         if new is not None:
             tops = [top.maximum(score) for top, score in zip(tops, new, strict=True)]
         chances = kernel.shared(cut.length * cut.together)
@@ -335,7 +335,7 @@ class Slice:
         return [sums[g * 2 : g * 2 + 2] for g in heads]
 
 
-def put_together(cut: Slices, parts: Parts, start: UOp, layout: Layout) -> Tensor:
+def combine_slices(cut: Slices, parts: Parts, start: UOp, layout: Layout) -> Tensor:
     """What attention gives, fp32 ``[heads * D]``, of the slices' parts, as the next product wants its operand."""
     size, lanes = cut.size, next(n for n in (32, 16, 8, 4, 2) if cut.size % n == 0)
     blocks, sets = size // lanes, JOINING // lanes
@@ -354,7 +354,7 @@ def put_together(cut: Slices, parts: Parts, start: UOp, layout: Layout) -> Tenso
         at, inside = part(turn * JOINING + k.thread)
         return [inside.where(statistics[at * 2], NOTHING)]
 
-    top = k.gathered(k.most_over((count + (JOINING - 1)) // JOINING, top_of), Ops.MAX)[0]
+    top = k.gathered(k.max_over((count + (JOINING - 1)) // JOINING, top_of), Ops.MAX)[0]
 
     def terms(turn: UOp) -> list[UOp]:
         at, inside = part(turn * sets + k.thread // lanes)

@@ -16,7 +16,7 @@ from tinygrad import Tensor, UOp, dtypes
 from gemma4_core.model.decoder import Inputs, TextDecoder
 from gemma4_core.model.layers import DecoderLayer, DenseFeedForward, ExpertFeedForward, Rotation
 from gemma4_core.weights import Weight
-from gemma4_plugins.devices.uops.attention import Heads, attend, put_together, slices_of
+from gemma4_plugins.devices.uops.attention import Heads, attend, combine_slices, slices_of
 from gemma4_plugins.devices.uops.experts import Choice
 from gemma4_plugins.devices.uops.product import (
     THREADS,
@@ -118,7 +118,7 @@ def gelu_tanh(x: UOp) -> UOp:
 
 @dataclass
 class Token:
-    """One token on its way through the layers."""
+    """The kernels of one token, layer by layer."""
 
     text: TextDecoder
     storage: list[Tensor | None]
@@ -132,7 +132,7 @@ class Token:
         self.device = str(self.text.device)
 
     def empty(self, size: int) -> Tensor:
-        """Room for a result."""
+        """Uninitialised memory for a result."""
         return Tensor.empty(size, dtype=dtypes.float32, device=self.device)
 
     def layer(self, layer: DecoderLayer, stream: Stream) -> Stream:
@@ -146,7 +146,7 @@ class Token:
         return Stream(stream.h, stream.results, stream.after, layer.scalar)
 
     def attention(self, layer: DecoderLayer, stream: Stream) -> tuple[Tensor, Tensor]:
-        """What attention mixed, as the output projection wants its operand; and the new stream."""
+        """The result of attention in the layout of the output projection's operand; and the new stream."""
         a, config = layer.attention, layer.config
         raw, h = self.of_stream(stream, layer.before, [known(weight) for weight in projections(layer)])
         place = config.index if config.donor is None else config.donor
@@ -155,7 +155,7 @@ class Token:
         cut = slices_of(config, a.heads, cache)
         heads = Heads(raw, a.q_norm, None if config.is_shared else a.k_norm, *self.rotation.of(config))
         parts, self.storage[place] = attend(cut, heads, cache, self.start, self.eps)
-        return put_together(cut, parts, self.start, known(a.o_proj).layout), h
+        return combine_slices(cut, parts, self.start, known(a.o_proj).layout), h
 
     def dense(self, f: DenseFeedForward, stream: Stream) -> Stream:
         """The gated MLP."""
@@ -236,7 +236,7 @@ class Token:
     # ------------------------------------------------------------------------------------------- products
 
     def kernel(self, what: str, cut: Cut, weights: Stored, stream: Stream, reader: Layout | None = None) -> Kernel:
-        """A kernel whose name tells what it depends on."""
+        """A kernel whose name tells all that its code depends on."""
         marks = [weights.packing.name, cut.count, weights.columns, len(stream.results), int(stream.scalar is not None)]
         marks += [reader.vector] if reader is not None else []
         return Kernel("_".join(("layer", what, *map(str, marks))), cut.groups, cut.threads)
@@ -244,7 +244,7 @@ class Token:
     def of_stream(
         self, stream: Stream, norm: Tensor, matrices: Sequence[Stored], factor: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Products of the normalised stream with matrices one below the other, fp32; and the new stream."""
+        """Products of the normalised stream with stacked matrices, fp32; and the new stream."""
         shape = matrices[0]
         cut = Cut.of(sum(m.rows for m in matrices), shape.words // shape.vector)
         k = self.kernel(f"stream_{len(matrices)}", cut, shape, stream)
@@ -256,7 +256,7 @@ class Token:
         return result, h
 
     def gated(self, stream: Stream, norm: Tensor, gate: Stored, up: Stored, reader: Layout) -> tuple[Tensor, Tensor]:
-        """``gelu(gate) * up`` of the normalised stream, as the next product wants its operand; and the new stream."""
+        """``gelu(gate) * up`` of the normalised stream, in the layout of the next operand; and the new stream."""
         cut = Cut.of(gate.rows, gate.words // gate.vector, 2)
         k = self.kernel("gated", cut, gate, stream, reader)
         operand = Operand(k, stream, norm, self.eps, gate.layout)
@@ -267,7 +267,7 @@ class Token:
         return hidden, h
 
     def product(self, operand: Tensor, weight: Weight) -> Tensor:
-        """``matrix @ operand``, of an operand that stands as the matrix wants it; fp32."""
+        """``matrix @ operand`` in fp32; the operand is in the matrix's layout."""
         return plain_product(operand, known(weight), "layer_product")
 
 

@@ -42,7 +42,7 @@ class Layout:
         return max(self.vector // 4, 1)
 
     def place(self, index: UOp) -> UOp:
-        """Where number ``index`` stands."""
+        """The position of number ``index``."""
         if self.planes == 1:
             return index
         plane = index % self.vector // 4
@@ -68,22 +68,22 @@ class Stored:
 
     @property
     def words(self) -> int:
-        """Words of a row."""
+        """Words per row."""
         return self.columns // self.packing.count
 
     @property
     def vector(self) -> int:
-        """Words that one load takes."""
+        """Words per load."""
         return vector_of(self.words)
 
     @property
     def layout(self) -> Layout:
-        """How an operand of this matrix stands."""
+        """The layout of an operand of this matrix."""
         return Layout(self.columns, self.vector * self.packing.count)
 
 
 def stored_rows(matrix: Matrix | ExpertStack | None) -> Stored | None:
-    """What kernels read of a matrix in place; None for kinds that they do not know, and rows that end within a word."""
+    """A matrix as kernels read it in place; None for an unknown kind, and where rows are not whole words."""
     parts = stored(matrix)
     packing = PACKINGS.get(parts[""].dtype) if parts else None
     if matrix is None or packing is None or (packing.pack is None and "_scale" not in parts):
@@ -104,7 +104,7 @@ class Source(Protocol):
         ...
 
     def scale(self, row: UOp) -> UOp | None:
-        """What a row's sum is multiplied with."""
+        """The factor of a row's sum."""
         ...
 
 
@@ -117,7 +117,7 @@ class Rows:
         self.scales = None if shape.scale is None else kernel.read(shape.scale)
 
     def moved(self, at: Callable[[UOp], UOp]) -> Rows:
-        """Other rows of the same."""
+        """Other rows of the same matrix."""
         other = copy(self)
         other.at = at
         return other
@@ -130,7 +130,7 @@ class Rows:
 
 
 class Below:
-    """Matrices one below the other; which one a row belongs to decides what is loaded."""
+    """Matrices stacked one below the other; each row is loaded from the one that it belongs to."""
 
     def __init__(self, kernel: Kernel, matrices: Sequence[Stored]) -> None:
         self.shape = matrices[0]
@@ -163,7 +163,7 @@ def scales_of(rows: Rows) -> UOp:
 
 @dataclass(frozen=True)
 class Cut:
-    """How the threads of a kernel share rows out."""
+    """How the rows of a product are distributed over the threads of a kernel."""
 
     count: int
     """Rows in all."""
@@ -193,7 +193,7 @@ class Cut:
 
     @property
     def together(self) -> int:
-        """Rows of a thread group."""
+        """Rows per thread group."""
         return self.sets * self.rows
 
     @property

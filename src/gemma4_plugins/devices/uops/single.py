@@ -1,4 +1,4 @@
-"""Single operations: on one row as kernels of ours, on several in the form that tensor cores are found for."""
+"""Single operations: our own kernels for one row, and for several the form that tinygrad maps to tensor cores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemma4_plugins.devices.uops.product import Layout, Stored, plain_product, s
 
 
 def in_layout(x: Tensor, layout: Layout) -> Tensor:
-    """``x [size]`` as fp32, standing as a matrix wants its operand."""
+    """``x [size]`` as fp32, in the layout that a matrix needs of its operand."""
     wide = x.cast(dtypes.float32)
     if layout.planes > 1:
         # [vectors * planes * 4] -> [planes * vectors * 4]

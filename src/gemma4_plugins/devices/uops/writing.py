@@ -1,4 +1,4 @@
-"""Writing one kernel as UOps: its parameters, its loops, memory that the threads of a group share.
+"""Builds one kernel as UOps: parameters, loops, and memory that the threads of a group share.
 
 tinygrad renders such a kernel for every GPU that it knows. It is lowered as written: no heuristics, no search.
 """
@@ -19,15 +19,15 @@ SUMMED_BY = 16
 
 
 class DoesNotFit(Exception):
-    """A kernel that asks for more than every GPU has: the model is too wide for it."""
+    """A kernel needs more shared memory or threads than every GPU has: the model is too wide for it."""
 
 
 class Kernel:
     """A kernel of thread groups.
 
     Args:
-        name: of kernels that are the same; whatever is part of the code belongs into it, for whoever reads a profile.
-        groups: how many, or a function of the position that says so.
+        name: the same for equal kernels; all that the code depends on belongs in it, for readers of a profile.
+        groups: their number, or a function from the position to it.
         threads: of each group.
         start: the position, bound, for kernels that depend on it.
     """
@@ -50,14 +50,14 @@ class Kernel:
     # ------------------------------------------------------------------------------------------- parameters
 
     def read(self, tensor: Tensor, dtype: DType | None = None) -> UOp:
-        """A tensor's memory as a flat array, of elements of another type where one is named."""
+        """A parameter: a tensor's memory as a flat array, reinterpreted as ``dtype`` where given."""
         dtype = dtype or tensor.dtype
         size = int(tensor.numel()) * tensor.dtype.itemsize // dtype.itemsize
         self.arguments.append(tensor.uop)
         return UOp.placeholder((size,), dtype, len(self.arguments) - 1)
 
     def write(self, tensor: Tensor, dtype: DType | None = None) -> UOp:
-        """The same, of a tensor that the kernel writes into."""
+        """A parameter, as ``read`` gives it, that the kernel writes to."""
         self.outputs.append(len(self.arguments))
         return self.read(tensor, dtype)
 
@@ -67,38 +67,38 @@ class Kernel:
         """Sums of each term over ``0 … count - 1``, in one loop of a thread."""
         return self.fold(count, Ops.ADD, terms)
 
-    def most_over(self, count: int | UOp, terms: Callable[[UOp], Sequence[UOp]]) -> list[UOp]:
-        """The largest of each term."""
+    def max_over(self, count: int | UOp, terms: Callable[[UOp], Sequence[UOp]]) -> list[UOp]:
+        """The maximum of each term over ``0 … count - 1``."""
         return self.fold(count, Ops.MAX, terms)
 
     def fold(self, count: int | UOp, op: Ops, terms: Callable[[UOp], Sequence[UOp]]) -> list[UOp]:
-        """What an operation makes of each term."""
+        """Reduce each term over ``0 … count - 1`` with an operation, in one loop of a thread."""
         if once(count):
             return list(terms(UOp.const(0)))
         i = UOp.range(count, next(self.axes), AxisType.REDUCE)
         return [term.reduce(i, arg=op) for term in terms(i)]
 
     def each(self, count: int | UOp, stores: Callable[[UOp], Sequence[UOp]]) -> UOp:
-        """Stores, for ``0 … count - 1`` one after the other."""
+        """A loop of a thread that runs stores for ``0 … count - 1``."""
         if once(count):
             return UOp.group(*stores(UOp.const(0)))
         i = UOp.range(count, next(self.axes), AxisType.LOOP)
         return UOp.group(*stores(i)).end(i)
 
     def spread(self, count: int, stores: Callable[[UOp, UOp], Sequence[UOp]]) -> UOp:
-        """Stores for ``0 … count - 1``, spread over the threads, neighbours to neighbours. They are given an index that
-        is always below ``count``, and the condition under which it is this thread's."""
+        """Stores for ``0 … count - 1``, distributed over the threads so that neighbouring threads have neighbouring
+        indices. ``stores`` gets an index, always below ``count``, and whether this thread has to store it."""
         return self.each(-(-count // self.threads), lambda step: stores(*self.turn(step, count)))
 
     def turn(self, step: UOp, count: int) -> tuple[UOp, UOp]:
-        """Of ``0 … count - 1`` what this thread has in a step, and whether it has something; else some other index."""
+        """This thread's index of ``0 … count - 1`` in a step, and whether it has one; else an arbitrary valid index."""
         index = step * self.threads + self.thread
         if count % self.threads == 0:
             return index, UOp.const(True)
         return (index < count).where(index, 0), index < count
 
     def summed_over(self, count: int, terms: Callable[[UOp], Sequence[UOp]]) -> list[UOp]:
-        """Sums over ``0 … count - 1`` that all threads take part in, and get."""
+        """Sums over ``0 … count - 1``, computed by all threads together; every thread gets them."""
 
         def own(step: UOp) -> list[UOp]:
             index, mine = self.turn(step, count)
@@ -112,9 +112,9 @@ class Kernel:
         return UOp.placeholder((size,), dtype, next(self.places), AddrSpace.LOCAL)
 
     def gathered(self, values: Sequence[UOp], op: Ops) -> list[UOp]:
-        """What an operation makes of each value in all threads, for all of them.
+        """Reduce each value over all threads of the group; every thread gets the results.
 
-        In two steps, since one thread after the other would take too long.
+        In two steps: one thread that reads all values would take too long.
         """
         threads, numbered = self.threads, list(enumerate(values))
         by = next(n for n in range(min(SUMMED_BY, threads), 0, -1) if threads % n == 0)
@@ -129,7 +129,7 @@ class Kernel:
     # ------------------------------------------------------------------------------------------- what is run
 
     def run(self, *stores: UOp) -> list[Tensor]:
-        """Call the kernel with what it stores. Returns the tensors that it wrote, in order. Raises DoesNotFit."""
+        """Call the kernel, which runs these stores. Returns the tensors that it writes, in order. Raises DoesNotFit."""
         if self.shared_bytes > SHARED_BYTES or self.threads > MOST_THREADS:
             raise DoesNotFit(f"{self.name}: {self.shared_bytes} bytes, {self.threads} threads")
         body = UOp.group(*stores).end(self.group, self.thread)
@@ -140,12 +140,12 @@ class Kernel:
 
 
 def once(count: int | UOp) -> bool:
-    """Whether a loop is none: tinygrad would make a constant of its range. Counts of steps are never 0."""
+    """Whether a loop runs exactly once: tinygrad would replace its range by a constant. Counts are never 0."""
     return (count if isinstance(count, int) else int(count.vmax)) == 1
 
 
 def combined(values: Sequence[UOp], op: Ops = Ops.ADD) -> UOp:
-    """One value of several, in pairs, so that no chain is longer than it must be."""
+    """Reduce values pairwise, which keeps the chain of dependent operations short."""
     while len(values) > 1:
         pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
         values = [pair[0].alu(op, pair[1]) if len(pair) > 1 else pair[0] for pair in pairs]
@@ -153,5 +153,5 @@ def combined(values: Sequence[UOp], op: Ops = Ops.ADD) -> UOp:
 
 
 def bounded(index: UOp, count: int, end: int) -> UOp:
-    """An index below ``end`` that stays below ``count``."""
+    """An index below ``end``, clamped to ``count - 1``."""
     return index if end <= count else (index < count).where(index, count - 1)

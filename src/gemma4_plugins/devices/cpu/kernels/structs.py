@@ -152,18 +152,18 @@ class Arena:
     """Memory that the C side refers to; lives as long as this object."""
 
     def __init__(self) -> None:
-        self.kept: list[object] = []
+        self.references: list[object] = []
 
     def array(self, array: np.ndarray) -> int:
-        """Address of a contiguous array that is kept."""
+        """Address of a contiguous array that lives as long as the arena."""
         array = np.ascontiguousarray(array)
-        self.kept.append(array)
+        self.references.append(array)
         return int(array.ctypes.data)
 
     def floats(self, count: int) -> int:
         """Address of zeroed fp32 memory on a cache line of its own."""
         array = np.zeros(count + 32, np.float32)
-        self.kept.append(array)
+        self.references.append(array)
         return (int(array.ctypes.data) + 63) & ~63
 
     def vector(self, tensor: Tensor | None) -> int:
@@ -176,7 +176,7 @@ class Arena:
             return CMatrix()
         parts = matrix.parts()
         data = parts[""]
-        self.kept.append(matrix)
+        self.references.append(matrix)
         scale = 0
         if "_scale" in parts:
             scale = self.vector(parts["_scale"].reshape(-1))  # one scale per row, rows of all experts

@@ -159,7 +159,7 @@ def fill_step(text: TextDecoder, storage: CacheBuffers, arena: Arena, threads: i
     layers = (CLayer * len(text.layers))(
         *(fill_layer(text, i, storage, arena, angles) for i in range(len(text.layers)))
     )
-    arena.kept.append(layers)
+    arena.references.append(layers)
     width = max(layer.intermediate_size for layer in config.layers)
     heads = max(config.num_attention_heads * layer.head_dim for layer in config.layers)
     experts = top_experts(config) * (config.moe_intermediate_size or 0)

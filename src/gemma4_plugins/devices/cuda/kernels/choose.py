@@ -28,7 +28,7 @@ def board_bytes(blocks: int) -> int:
 
 @lru_cache(8)
 def compiled(vocabulary: int, blocks: int) -> launch.Kernel:
-    """The kernel for so many tokens; kept."""
+    """The kernel for so many tokens, cached."""
     constants = {"VOCAB": vocabulary, "GRID": blocks, "HISTORY": HISTORY, "CHOOSERS": THREADS,
                  "ROOM_BYTES": ROOM_BYTES, "BOARD_BYTES": board_bytes(blocks)}  # fmt: skip
     return launch.Kernel(device_source(choose_source(constants)), "choose_token", THREADS, ROOM_BYTES)

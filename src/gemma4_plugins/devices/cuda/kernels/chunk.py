@@ -130,7 +130,7 @@ class Kernels:
         return places, scales
 
     def scratch(self, held: Sequence[Weight | None]) -> Tensor:
-        """Room for these matrices in bf16; grows to the largest that was asked for."""
+        """Room for these matrices in bf16; grows to the largest request."""
         size = sum(t.numel() for t in map(tensor_of, held) if t is not None)
         if self._scratch is None or self._scratch.numel() < size:
             launch.wait()

@@ -119,7 +119,7 @@ class CudaPrefill:
             add = self._layer(layer, piece)
         if piece.every:
             self._norm(count, add, text.norm)
-        self.kept = (tokens, marks, media, rows, piece.until)
+        self.references = (tokens, marks, media, rows, piece.until)
 
     def _norm(self, count: int, add: Addition, before: Tensor | None) -> None:
         b = self.b

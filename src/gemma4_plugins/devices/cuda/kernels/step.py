@@ -41,7 +41,7 @@ class Issued(tuple[Tensor, Tensor]):
 
 @lru_cache(8)
 def compiled(source: str, threads: int, shared_bytes: int) -> launch.Kernel:
-    """The kernel of a source; kept, since a model asks again for each cache size that it returns to."""
+    """The kernel of a source, cached: a model needs it again for each cache size that it returns to."""
     return launch.Kernel(source, ENTRY, threads, shared_bytes, launch.features())
 
 
@@ -111,7 +111,7 @@ class CudaStep:
         self.ahead = 0 if (sampled and not drawn) or view.ple_host is not None else AHEAD
         rotation = view.text.rotation_table(storage.capacity + view.chunk)
         # what the table points to must stay, whatever becomes of the model
-        self.kept: list[Any] = [storage.layers, rotation, [view.suppressed, *held_tensors(view)]]
+        self.references: list[Any] = [storage.layers, rotation, [view.suppressed, *held_tensors(view)]]
         table = address_table(view.text, storage, rotation, view.suppressed, launch.address)
         self.table = Tensor(table, device=view.device).contiguous().realize()
         self.scratch = self._zeros(plan.scratch_packets, 2, dtype=dtypes.uint32)
@@ -174,7 +174,7 @@ class CudaStep:
         self.launched += 1
         host = self.view.ple_host
         rows = host.rows(token.numpy()) if host is not None else None
-        self.kept[3:] = [token, rows]
+        self.references[3:] = [token, rows]
         at = launch.address
         pointers = [
             *self.fixed, at(token), *(map(at, outputs) if outputs is not None else (0, 0)),

@@ -23,7 +23,7 @@ from gemma4_core.ops.towers import portable_towers
 from gemma4_core.weights import DenseMatrix, Matrix
 from gemma4_plugins.devices.cpu.kernels import build
 from gemma4_plugins.devices.source_kernels import beneath, launch
-from gemma4_plugins.devices.tower_kernels import Given, TowerKernels, bound, kernel_name, limits, prepared
+from gemma4_plugins.devices.tower_kernels import Inputs, TowerKernels, bound, kernel_name, limits, prepared
 
 LARGEST_HEAD = 256
 """A job's buffers lie on the stack."""
@@ -100,7 +100,7 @@ class CpuTowerKernels(TowerKernels):
         return len(kinds) == 1 and kinds <= {dtypes.float32, dtypes.bfloat16}
 
     def _launch(
-        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, operations: int
+        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Inputs, operations: int
     ) -> Tensor:
         given = list(inputs.values())
         constants = dict(constants) | {"PARTS": self.parts, "BF16": int(given[0].dtype == dtypes.bfloat16)}

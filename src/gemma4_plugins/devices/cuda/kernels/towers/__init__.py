@@ -24,7 +24,7 @@ from gemma4_core.weights import DenseMatrix, Matrix
 from gemma4_plugins.devices.cuda.kernels.matmul import matmul, usable
 from gemma4_plugins.devices.cuda.kernels.sources import device_source
 from gemma4_plugins.devices.source_kernels import launch
-from gemma4_plugins.devices.tower_kernels import Given, TowerKernels, kernel_name, prepared
+from gemma4_plugins.devices.tower_kernels import Inputs, TowerKernels, kernel_name, prepared
 
 LARGEST_HEAD = 80
 """Two tiles of keys and of values of this size fill the shared memory that needs no permission."""
@@ -72,14 +72,14 @@ class CudaTowerKernels(TowerKernels):
         return all(tensor is None or tensor.dtype == dtypes.bfloat16 for tensor in tensors)
 
     def _launch(
-        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, operations: int
+        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Inputs, operations: int
     ) -> Tensor:
         each, threads = BLOCKS[kernel]
         jobs = math.prod(shape if kernel == "gated" else shape[:-1])
         return self._run(kernel, constants, shape, inputs, (-(-jobs // each), 1), threads, operations)
 
     def _run(
-        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Given, grid: tuple[int, int],
+        self, kernel: str, constants: Mapping[str, Any], shape: tuple[int, ...], inputs: Inputs, grid: tuple[int, int],
         threads: int, operations: int,
     ) -> Tensor:
         name, source = tower_kernel(kernel, constants, inputs)
@@ -87,7 +87,7 @@ class CudaTowerKernels(TowerKernels):
                       (*grid, 1), (threads, 1, 1), operations=operations)
 
 
-def tower_kernel(kernel: str, constants: Mapping[str, Any], inputs: Given) -> tuple[str, str]:
+def tower_kernel(kernel: str, constants: Mapping[str, Any], inputs: Inputs) -> tuple[str, str]:
     """Name and source of a kernel, but for the instruction set."""
     name = kernel_name(kernel, constants, inputs)
     return name, LIMITS + prepared(name, constants, inputs, _source(f"{kernel}.cu"))

@@ -173,7 +173,7 @@ def read_text(
 
 
 def _host_table(source: WeightSource, config: GemmaConfig, device: str, dtype: DType, ple: str) -> HostTable | None:
-    """The per-layer embedding table off the device where that was asked for, or where it would not fit."""
+    """The per-layer embedding table off the device where ``ple`` says so, or where it would not fit."""
     name = config.text_prefix + "embed_tokens_per_layer.weight"
     if not config.text_config.hidden_size_per_layer_input or ple == "device":
         return None

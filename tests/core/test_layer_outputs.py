@@ -31,7 +31,7 @@ def test_hidden_states_are_the_references(name: str) -> None:
 
 
 def test_attention_is_what_the_formula_says() -> None:
-    """The first layer anew in float64: norm, projections, rotation by angle, softmax over the window."""
+    """The first layer computed again in float64: norm, projections, rotation by angle, softmax over the window."""
     name = "e2b"
     ids = load(name).ids[:1, :20]
     _, _, inside = model(name).forward_ids(ids, **BOTH)

@@ -26,7 +26,7 @@ SHOWN_CHARACTERS = 160
 
 
 def shown(name: str) -> str:
-    """A name short enough for a one-line message, its beginning and end kept."""
+    """A name short enough for a one-line message, cut in the middle."""
     flat = name if name.isprintable() else name.encode("unicode_escape", "surrogateescape").decode()
     half = SHOWN_CHARACTERS // 2
     return flat if len(flat) <= SHOWN_CHARACTERS else f"{flat[:half]}…{flat[-half:]}"

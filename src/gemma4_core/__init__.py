@@ -17,8 +17,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from gemma4_core.checkpoint.roles import quantizable
+    from gemma4_core.checkpoint.saving import Encoded, save_safetensors
+    from gemma4_core.checkpoint.source import FileSource, RowSource
     from gemma4_core.contracts import (
         CheckpointFormat,
+        CheckpointMetadata,
         Context,
         DeviceBackend,
         DeviceSettings,
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
         TokenizerBackend,
         Tower,
         TrainedPart,
+        WeightBlocks,
         WeightSource,
     )
     from gemma4_core.errors import (
@@ -70,6 +75,7 @@ __all__ = [
     "Chat",
     "CheckpointError",
     "CheckpointFormat",
+    "CheckpointMetadata",
     "ConfigError",
     "Context",
     "DenseMatrix",
@@ -77,7 +83,9 @@ __all__ = [
     "DeviceBackend",
     "DeviceError",
     "DeviceSettings",
+    "Encoded",
     "ExpertStack",
+    "FileSource",
     "Gemma4Error",
     "GemmaCache",
     "GemmaModel",
@@ -95,6 +103,7 @@ __all__ = [
     "PluginManager",
     "PreparedMedia",
     "Registry",
+    "RowSource",
     "StreamDecoder",
     "TensorInfo",
     "Tokenizer",
@@ -103,6 +112,7 @@ __all__ = [
     "Tower",
     "TrainedPart",
     "Weight",
+    "WeightBlocks",
     "WeightSource",
     "__version__",
     "build_optimizer",
@@ -111,17 +121,22 @@ __all__ = [
     "hookspec",
     "load_pretrained",
     "load_training_checkpoint",
+    "quantizable",
     "registry",
+    "save_safetensors",
     "save_training_checkpoint",
     "train_step",
 ]
 
 _MODULES = {
     "contracts": (
-        "CheckpointFormat Context DeviceBackend DeviceSettings MediaProcessor ModalityTower ModelTransform Option"
-        " OptimizerBackend PreparedMedia StreamDecoder TensorInfo Tokenizer TokenizerBackend Tower TrainedPart"
-        " WeightSource"
+        "CheckpointFormat CheckpointMetadata Context DeviceBackend DeviceSettings MediaProcessor ModalityTower"
+        " ModelTransform Option OptimizerBackend PreparedMedia StreamDecoder TensorInfo Tokenizer TokenizerBackend"
+        " Tower TrainedPart WeightBlocks WeightSource"
     ),
+    "checkpoint.roles": "quantizable",
+    "checkpoint.saving": "Encoded save_safetensors",
+    "checkpoint.source": "FileSource RowSource",
     "errors": "CheckpointError ConfigError DeviceError Gemma4Error InputError PluginError TokenizerError",
     "generation.chat": "Answer Chat",
     "generation.loaded_model": "LoadedModel",

@@ -24,7 +24,7 @@ class Matrix(ABC):
 
     @abstractmethod
     def parts(self) -> Mapping[str, Tensor]:
-        """Storage tensors by the suffix that follows the checkpoint name: ``{"": weight}`` or with ``"_scale"``."""
+        """Storage tensors by the suffix that follows the checkpoint name: ``{"": weight}``, perhaps scales."""
 
     @abstractmethod
     def matmul(self, x: Tensor) -> Tensor:

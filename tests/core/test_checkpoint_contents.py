@@ -16,6 +16,7 @@ from gemma4_core import load_pretrained, save_training_checkpoint
 from gemma4_core.checkpoint import atomic, atomic_folder, write_random_checkpoint
 from gemma4_core.checkpoint.contents import foreign_files
 from gemma4_core.checkpoint.folder import copy_others
+from gemma4_core.contracts import Context
 from gemma4_core.errors import CheckpointError
 from gemma4_core.quantize import quantize
 from gemma4_core.training.run_folder import RunFolder
@@ -160,7 +161,7 @@ def test_links_of_the_hub_cache_are_copied(
     def copied(folder: Path) -> bool:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         (tmp_path / "out").mkdir()
-        copy_others(folder, tmp_path / "out")
+        copy_others(Context(folder), tmp_path / "out")
         return (tmp_path / "out" / "vocab.json").exists()
 
     assert copied(snapshot) and copied(tmp_path / "cache" / repository.name / "snapshots" / "abc")

@@ -15,12 +15,12 @@ import pytest
 from cli_tools import failure, gemma4, start, usage
 from reference_data import load, load_multimodal
 
-from gemma4_core import load_pretrained, save_training_checkpoint
-from gemma4_core import quantize as module
-from gemma4_core.checkpoint import CheckpointFiles, write_random_checkpoint
+from gemma4_core import load_pretrained, quantizable, save_training_checkpoint
+from gemma4_core.checkpoint import CheckpointFiles, write_random_checkpoint, writer
+from gemma4_core.checkpoint import rewrite as module
+from gemma4_core.checkpoint.roles import Roles
 from gemma4_core.config import expected_audio_tensors, expected_text_tensors, expected_vision_tensors, preset_config
 from gemma4_core.quantize import quantize
-from gemma4_plugins.formats.int8 import quantisable
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -39,25 +39,26 @@ def test_as_the_model_saves_itself(tmp_path: Path, name: str) -> None:
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
-def test_parts_become_shards_and_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = load("moe").folder, tmp_path / "q"
     quantize(source, tmp_path / "whole")
-    monkeypatch.setattr(module, "PART_BYTES", 60_000)
+    monkeypatch.setattr(module, "SHARD_BYTES", 30_000)
     written: list[str] = []
-    save = module.sync_tree
+    save = writer.sync_path
 
-    def stop_at_third(folder: Path) -> None:
-        written.append(folder.name)
+    def stop_at_third(path: Path) -> None:
+        written.append(path.name)
         if len(written) == 3:
             raise KeyboardInterrupt
-        save(folder)
+        save(path)
 
-    monkeypatch.setattr(module, "sync_tree", stop_at_third)
+    monkeypatch.setattr(writer, "sync_path", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         quantize(source, out)
     assert not out.exists()
     quantize(source, out)
-    assert written.count("part-00001.tmp") == written.count("part-00002.tmp") == 1
+    for number, times in ((1, 1), (2, 1), (3, 2)):
+        assert [name.startswith(f"model-0000{number}-of") for name in written].count(True) == times
     assert len(list(out.glob("model-*-of-*.safetensors"))) >= 4 and not (out / "model.safetensors").exists()
     assert content(out) == content(tmp_path / "whole")
     assert load_pretrained(out, device="cpu").format_name == "int8"
@@ -66,14 +67,15 @@ def test_parts_become_shards_and_an_interrupted_run_goes_on(tmp_path: Path, monk
 
 SLOW = """
 import sys, time
-from gemma4_core import quantize as module
-module.PART_BYTES = 60_000
-sync = module.sync_tree
-def slowly(folder):
-    sync(folder)
-    time.sleep(0.3 if folder.name.startswith("part") else 0)
-module.sync_tree = slowly
-module.quantize(sys.argv[1], sys.argv[2])
+from gemma4_core.checkpoint import rewrite, writer
+from gemma4_core.quantize import quantize
+rewrite.SHARD_BYTES = 30_000
+sync = writer.sync_path
+def slowly(path):
+    sync(path)
+    time.sleep(0.3)
+writer.sync_path = slowly
+quantize(sys.argv[1], sys.argv[2])
 """
 
 
@@ -81,14 +83,15 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     source, out = load("moe").folder, tmp_path / "q"
     quantize(source, tmp_path / "whole")
     quantize(load("dense").folder, out)
-    before, second = content(out), tmp_path / ".q.quantizing/part-00002"
+    before, finished = content(out), tmp_path / ".q.quantizing/finished"
     process = start(SLOW, source, out)
-    while not second.exists() and process.poll() is None:
+    while not [*finished.glob("model-00002-of-*.safetensors")] and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL and content(out) == before
+    [second] = finished.glob("model-00002-of-*.safetensors")
     made = second.stat().st_mtime_ns
-    monkeypatch.setattr(module, "PART_BYTES", 60_000)
+    monkeypatch.setattr(module, "SHARD_BYTES", 30_000)
     swap, kept = module.swap, []
     monkeypatch.setattr(module, "swap", lambda *to: (kept.append(second.stat().st_mtime_ns), swap(*to)))
     quantize(source, out)
@@ -128,8 +131,9 @@ def test_folders_of_official_sizes_are_little_more_than_half(size: str) -> None:
     text = expected_text_tensors(config)
     plain = text | expected_vision_tensors(config) | (expected_audio_tensors(config) if config.audio_config else {})
     whole = {name: 2 * math.prod(shape) for name, shape in plain.items()}
-    packed = {name: math.prod(shape) + 4 * math.prod(shape[:-1]) if quantisable(config, name, shape) else whole[name]
-              for name, shape in plain.items()}
+    roles = Roles(config)
+    packed = {name: math.prod(shape) + 4 * math.prod(shape[:-1]) if quantizable(name, roles.of(name, shape))
+              else whole[name] for name, shape in plain.items()}
     assert 0.5 < sum(packed.values()) / sum(whole.values()) < 0.57
     assert 0.5 < sum(packed[name] for name in text) / sum(whole[name] for name in text) < 0.51
 
@@ -139,10 +143,10 @@ def test_work_for_another_source_is_not_taken(tmp_path: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "assemble", stop)
+        patch.setattr(module, "sync_tree", stop)
         with pytest.raises(KeyboardInterrupt):
             quantize(load("moe").folder, tmp_path / "q")
-    assert (tmp_path / ".q.quantizing/part-00001").is_dir()
+    assert (tmp_path / ".q.quantizing/finished/model.safetensors").is_file()
     quantize(load("dense").folder, tmp_path / "q")
     assert "moe" not in content(tmp_path / "q") and len(content(tmp_path / "q")) > 10
     assert load_pretrained(tmp_path / "q", device="cpu").config.text_config.enable_moe_block is False

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.checkpoint import CheckpointFiles, write_random_checkpoint
+from gemma4_core.checkpoint import CheckpointFiles, blocks, write_random_checkpoint
+from gemma4_core.checkpoint.blocks import SavedWeights, blocks_of
 from gemma4_core.checkpoint.context import folder_context, read_context
 from gemma4_core.checkpoint.convert import bfloat16_bits, convert, float32_values
 from gemma4_core.checkpoint.opening import select_format
@@ -249,7 +251,8 @@ def loaded(folder: Path, dtype: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("limit", [10_000_000_000, 200_000], ids=["one", "shards"])
 @pytest.mark.parametrize("dtype", [dtypes.bfloat16, dtypes.float32])
 def test_saving_gives_back_the_same_numbers(folder: Path, tmp_path: Path, dtype: Any, limit: int) -> None:
-    bf16.save_plain(loaded(folder, dtype).items(), tmp_path, Context(), max_shard_bytes=limit)
+    weights = [blocks_of(name, value, "matrix") for name, value in loaded(folder, dtype).items()]
+    bf16.save_plain(SavedWeights(weights, limit), tmp_path, Context())
     written, before = CheckpointFiles.open(tmp_path), CheckpointFiles.open(folder)
     assert (len(written.shards) > 1) == (limit < 1_000_000)
     assert set(written) == set(before) and written.header_metadata == {"format": "pt"}
@@ -263,37 +266,36 @@ def test_saving_gives_back_the_same_numbers(folder: Path, tmp_path: Path, dtype:
 def test_saving_computed_and_strided_tensors(tmp_path: Path) -> None:
     base = np.arange(12, dtype=np.float32).reshape(3, 4)
     tensors = [("t", Tensor(base).transpose()), ("twice", Tensor(base) * 2), ("scalar", Tensor(base).max() - 8)]
-    bf16.save_plain(tensors, tmp_path, Context())
+    bf16.save_plain([blocks_of(name, tensor, "other") for name, tensor in tensors], tmp_path, Context())
     files = CheckpointFiles.open(tmp_path)
     assert np.array_equal(files.array("t"), base.T) and np.array_equal(files.array("twice"), base * 2)
     assert files.array("scalar").shape == () and files.array("scalar") == 3
 
 
-def test_saving_refuses_what_no_plain_checkpoint_holds(tmp_path: Path) -> None:
+def test_saving_refuses_what_no_plain_checkpoint_holds() -> None:
     with pytest.raises(CheckpointError, match='"ids" has dtype'):
-        bf16.save_plain([("ids", Tensor([1, 2]))], tmp_path, Context())
-    assert not list(tmp_path.iterdir())
+        blocks_of("ids", Tensor([1, 2]), "other")
 
 
-def test_weights_are_let_go_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_made_and_let_go_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[int] = []
 
     class Lazy(DenseMatrix):
         def dense(self) -> Tensor:
+            made = Tensor(super().dense().numpy())
             alive.append(1)
-            return super().dense()
-
-        def __del__(self) -> None:
-            alive.pop()
+            finalize(made.uop, alive.pop)
+            return made
 
     most: list[int] = []
-    write = bf16.host_bytes
-    monkeypatch.setattr(bf16, "host_bytes", lambda value: (write(value), most.append(len(alive)))[0])
-    bf16.save_plain(((f"w{i}", Lazy(Tensor.ones(4, 4).contiguous())) for i in range(5)), tmp_path, Context())
-    assert max(most) <= 2
+    write = blocks.host_bytes
+    monkeypatch.setattr(blocks, "host_bytes", lambda value: (write(value), most.append(len(alive)))[0])
+    weights = [blocks_of(f"w{i}", Lazy(Tensor.ones(4, 4).contiguous()), "matrix") for i in range(5)]
+    bf16.save_plain(weights, tmp_path, Context())
+    assert len(most) == 5 and max(most) <= 2
 
 
 def test_config_json_is_not_the_formats_to_write(folder: Path, tmp_path: Path) -> None:
-    bf16.save_plain([("w", Tensor(np.float32([1])))], tmp_path, Context())
+    assert bf16.save_plain([blocks_of("w", Tensor(np.float32([1])), "vector")], tmp_path, Context()) is None
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"

@@ -9,7 +9,7 @@ from gemma4_core.contracts import TensorInfo
 from gemma4_core.errors import FAULTS_SHOWN, CheckpointError
 from gemma4_core.formatting import shown
 
-WEIGHT_DTYPES = ("BF16", "F16", "F32", "I8")
+WEIGHT_DTYPES = ("BF16", "F16", "F32")
 FAULT_WIDTH = 110
 
 
@@ -29,7 +29,7 @@ def check_tensors(
         extra_expected: shapes of further tensors, such as those of the towers that will be loaded.
         ignore: whether a stored tensor that nobody expects may be there all the same.
         where: what the error calls the checkpoint.
-        dtypes: dtypes that an expected tensor may have.
+        dtypes: dtypes that an expected tensor may have, unless its format has quantised it.
 
     Raises:
         CheckpointError: counts missing, unexpected, misshapen and wrongly typed tensors and names the first few;
@@ -44,7 +44,7 @@ def check_tensors(
         elif info.shape != tuple(shape):
             text = f"{shown(name)} is {list(info.shape)}, the config calls for {list(shape)}"
             faults["of another shape"].append(text)
-        elif info.dtype not in dtypes:
+        elif info.dtype not in dtypes and not info.quantized:
             faults["of another dtype"].append(f"{shown(name)} is {info.dtype}, known are {', '.join(dtypes)}")
     for name in infos:
         if name not in expected and not ignore(name):

@@ -9,25 +9,37 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gemma4_core.checkpoint.contents import CONFIG, LISTED, LITTER, SIDE_FILES, is_cache, known_name, other_names
+from gemma4_core.checkpoint.contents import (
+    CONFIG,
+    LISTED,
+    LITTER,
+    SIDE_FILES,
+    is_cache,
+    known_name,
+    listed_files,
+    other_names,
+)
+from gemma4_core.contracts import FORMAT_KEY, Context
 from gemma4_core.formatting import shown, shown_path
 
-MARKERS = ("gemma4_format", "quantization_config", "quantization", LISTED[CONFIG])
-"""Keys of config.json that say how weights are stored; each format writes its own."""
+MARKERS = (FORMAT_KEY, "quantization_config", "quantization", LISTED[CONFIG])
+"""Keys of config.json that say how weights are stored, which is said anew."""
 KEPT_BYTES = 256 << 20
 NAMES_SHOWN = 8
 BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 """Names of files in the hub's cache: a blob's git or SHA-256 digest."""
 
 
-def write_config(raw: Mapping[str, Any], dtype: str, folder: Path) -> None:
-    """config.json as it was, with the dtype that weights are in, with what the format has put into the folder's
-    config.json already, and with a list of the files that it wrote under names of its own."""
+def write_config(
+    raw: Mapping[str, Any], dtype: str, folder: Path, manifest: Mapping[str, Any] | None = None
+) -> None:
+    """config.json as it was, with the dtype that weights are in, with what the format says of them, and with a list of
+    the files that it wrote under names of its own."""
     data: dict[str, Any] = copy.deepcopy(dict(raw))
     for marker in MARKERS:
         data.pop(marker, None)
@@ -37,32 +49,38 @@ def write_config(raw: Mapping[str, Any], dtype: str, folder: Path) -> None:
                 section[key] = dtype
     if "torch_dtype" not in data:
         data["dtype"] = dtype
-    path = folder / "config.json"
-    if path.exists():
-        data |= json.loads(path.read_text(encoding="utf-8"))
+    if manifest is not None:
+        data[FORMAT_KEY] = dict(manifest)
     if others := other_names(folder):
         data[LISTED[CONFIG]] = others
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def copy_others(source: Path | None, folder: Path) -> None:
-    """Tokenizer, template, processor and generation files, licence and model card of a folder, where it is still there.
+def copy_others(context: Context, folder: Path) -> None:
+    """Tokenizer, template, processor and generation files, licence and model card of a checkpoint, where it is still
+    there.
 
     Files of other names are not copied: the result is what people upload. Neither is a file that a link fetches from
     elsewhere than the folder or the hub's cache. A line on stderr names what stays behind.
     """
+    for name in SIDE_FILES & context.side_files.keys():
+        (folder / name).write_bytes(context.side_files[name])
+    source = context.folder
     if source is None or not source.is_dir():
         return
     left = []
+    own = listed_files(source)
     for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
         path = source / entry.name
+        if entry.name in context.side_files:
+            continue
         if entry.name in SIDE_FILES:
             reason = why_not(path, source)
             if reason is None:
                 shutil.copyfile(path, folder / entry.name)
             else:
                 left.append(f"{shown(entry.name)} ({reason})")
-        elif not known_name(entry.name) and not is_weight(entry.name) and not is_litter(entry):
+        elif not known_name(entry.name) and not is_weight(path, own) and not is_litter(entry):
             left.append(shown(entry.name))
     if left:
         more = f" and {len(left) - NAMES_SHOWN} more" if len(left) > NAMES_SHOWN else ""
@@ -101,9 +119,9 @@ def from_hub(real: Path, source: Path) -> bool:
     return False
 
 
-def is_weight(name: str) -> bool:
+def is_weight(path: Path, own: Container[str]) -> bool:
     """Whether a file's name is that of weights or of their index, which are written anew."""
-    return name.endswith((".safetensors", ".index.json"))
+    return path.name.endswith((".safetensors", ".index.json")) or path.name in own
 
 
 def is_litter(entry: os.DirEntry[str]) -> bool:

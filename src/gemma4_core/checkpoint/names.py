@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma4_core.checkpoint.blocks import runs
 from gemma4_core.checkpoint.convert import STORED, float32_values, narrow
-from gemma4_core.checkpoint.rows import BLOCK
 from gemma4_core.checkpoint.shard import StoredRows
 from gemma4_core.config import GemmaConfig, expected_text_tensors, is_derived, is_head, released_name
 from gemma4_core.contracts import ModalityTower, TensorInfo, WeightSource
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 COMPARING = 4
 """Threads that compare two stored copies of a tensor."""
-INT8_LARGEST = 127
 Reader = Callable[[np.ndarray], np.ndarray]
 
 
@@ -98,13 +96,14 @@ class NamedSource:
             return f" in shape ({list(two.shape)}, {list(one.shape)})"
         if len(one.shape) < 2:
             pair = [self._vector(name), self._vector(other)]
-            return None if unequal_row(pair[0], pair[1], one.dtype, two.dtype) is None else ""
+            return None if unequal_row(pair[0], pair[1], one, two) is None else ""
         readers = [self.source.row_reader(stored, in_memory=False) for stored in (name, other)]
-        step = max(1, BLOCK // max(1, math.prod(one.shape[1:])))
-        compare = lambda first: unequal_rows(  # noqa: E731
-            readers[0], readers[1], one.dtype, two.dtype, first, min(step, one.shape[0] - first))
+
+        def compare(run: tuple[int, int]) -> int | None:
+            return unequal_rows(readers[0], readers[1], one, two, *run)
+
         with ThreadPoolExecutor(COMPARING) as pool:
-            for row in pool.map(compare, range(0, one.shape[0], step)):
+            for row in pool.map(compare, runs(one.shape)):
                 if row is not None:
                     pool.shutdown(wait=False, cancel_futures=True)
                     return f" (first in row {row})"
@@ -116,33 +115,36 @@ class NamedSource:
         return self.source.tensor(name, "PYTHON", dtypes.float32).numpy().reshape(-1, 1)
 
 
-def unequal_rows(one: Reader, two: Reader, stored: str, other: str, first: int, count: int) -> int | None:
+def unequal_rows(
+    one: Reader, two: Reader, info: TensorInfo, other: TensorInfo, first: int, count: int
+) -> int | None:
     """The first of some rows in which two stored matrices differ, None where they are equal."""
-    if isinstance(one, StoredRows) and isinstance(two, StoredRows) and stored == other:
+    if isinstance(one, StoredRows) and isinstance(two, StoredRows) and info.dtype == other.dtype:
         # bits need no conversion; equal numbers may still differ in them (0 and -0)
         bits = one.run(first, count), two.run(first, count)
         if np.array_equal(bits[0].view(np.uint16), bits[1].view(np.uint16)):
             return None
-        row = unequal_row(float32_values(bits[0], stored), float32_values(bits[1], stored), stored, other)
+        values = [float32_values(part, info.dtype) for part in bits]
+        row = unequal_row(values[0], values[1], info, other)
     else:
         ids = np.arange(first, first + count)
-        row = unequal_row(one(ids), two(ids), stored, other)
+        row = unequal_row(one(ids), two(ids), info, other)
     return None if row is None else first + row
 
 
-def unequal_row(one: np.ndarray, two: np.ndarray, stored: str, other: str) -> int | None:
-    """The first row in which fp32 values ``[rows, ...]`` of two storage types differ by more than rounding to one of
-    the types explains."""
+def unequal_row(one: np.ndarray, two: np.ndarray, info: TensorInfo, other: TensorInfo) -> int | None:
+    """The first row in which fp32 values ``[rows, ...]`` of two stored tensors differ by more than rounding to one of
+    their types, or quantising one of them, explains."""
     rounded = [(one, two)]
-    for a, b, dtype in ((one, two, other), (two, one, stored)):
+    for a, b, dtype in ((one, two, other.dtype), (two, one, info.dtype)):
         if dtype in STORED:
             rounded.append((float32_values(narrow(a, dtype), dtype), b))
     equal = np.zeros(len(one), bool)
     for a, b in rounded:
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         equal |= same.reshape(len(one), -1).all(1)
-    if "I8" in (stored, other) and stored != other:
-        quantised = one if stored == "I8" else two
-        half = np.abs(quantised).max(-1, keepdims=True) / INT8_LARGEST * 0.501
-        equal |= (np.abs(one - two) <= half).reshape(len(one), -1).all(1)
+    if info.quantized != other.quantized:
+        quantized, rounding = (one, info.rounding) if info.quantized else (two, other.rounding)
+        most = np.abs(quantized).max(-1, keepdims=True) * rounding
+        equal |= (np.abs(one - two) <= most).reshape(len(one), -1).all(1)
     return None if equal.all() else int(np.argmin(equal))

@@ -40,6 +40,23 @@ def select_format(context: Context, name: str | None = None) -> CheckpointFormat
         raise PluginError(f"{fault}; {storage(context)}"[:490]) from fault
 
 
+def format_for(task: str, name: str | None = None) -> CheckpointFormat:
+    """The format to write: by name, or (None or ``auto``) the one that plugins bring for a task, ``save`` or
+    ``quantize``. Raises PluginError where there is none, InputError for one that only reads."""
+    chosen: CheckpointFormat
+    if name is not None and str(name).lower() != "auto":
+        chosen = registry.select("format", None, name)
+    else:
+        found = [one for one in registry.formats.values() if task in one.default_for and one.save is not None]
+        if not found:
+            raise PluginError(f"no format plugin is the default to {task} in; name one with --format (gemma4 plugins "
+                              f"lists them)")
+        chosen = max(found, key=lambda one: one.priority)
+    if chosen.save is None:
+        raise InputError(f"--format {shown(chosen.name)} can be read, not written")
+    return chosen
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """An open checkpoint: its format, and its weights by released name. Headers are read, no weights yet.

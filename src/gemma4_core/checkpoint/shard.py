@@ -97,9 +97,14 @@ class StoredRows:
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         ids = np.asarray(ids)
         table = self.held
-        if table is None and not self.shard.file.closed and self._is_run(ids):
+        if table is None and self.in_file and self._is_run(ids):
             return float32_values(self.run(int(ids[0]), len(ids)), self.entry.dtype)
         return float32_values((self._mapped() if table is None else table)[ids], self.entry.dtype)
+
+    @property
+    def in_file(self) -> bool:
+        """Whether ``run`` can still read the file."""
+        return not self.shard.file.closed
 
     def run(self, first: int, count: int) -> np.ndarray:
         """The stored bits of ``count`` rows from ``first`` on."""

@@ -33,6 +33,7 @@ SYNCHRONIZE_EVERY = 256 << 20
 ALIGNMENT = 16
 """Bytes: the widest vector that tinygrad's C renderer loads at once is four floats."""
 NAMES = {dtypes.bfloat16: "BF16", dtypes.float16: "F16", dtypes.float32: "F32", dtypes.int8: "I8"}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
 KINDS = STORED | {"I8": np.int8}
 """numpy type of the bits; int8 numbers, which are no weights without their scales, are only ever taken as they are."""
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gemma4_core.checkpoint.atomic import NoRoom
+from gemma4_core.checkpoint.atomic import NoRoom, sync_folder, sync_path
+from gemma4_core.checkpoint.blocks import MAX_SHARD_BYTES
 from gemma4_core.checkpoint.folder_headers import INDEX_FILE, SINGLE_FILE
 from gemma4_core.checkpoint.header import ITEMSIZE
 from gemma4_core.checkpoint.progress import Progress, progress
 from gemma4_core.errors import CheckpointError
 from gemma4_core.formatting import shown
 
-MAX_SHARD_BYTES = 5_000_000_000
 LINE = 64
 """Bytes: data starts at a multiple of this, and tensors of whole lines come first, so that a mapped file serves as
 it lies for most of its bytes."""
@@ -45,6 +46,7 @@ def write_shards(
     data: Data,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
+    finished: Path | None = None,
 ) -> int:
     """Write ``model.safetensors``, or numbered shards with an index where one file would exceed ``max_shard_bytes``.
 
@@ -54,6 +56,8 @@ def write_shards(
         data: the bytes of a planned tensor in pieces; called once for each, in the order of the file.
         max_shard_bytes: bytes of data in one file, exceeded only by a single larger tensor.
         metadata: the header's free text.
+        finished: a folder on the same disk where each file waits for the others. Those that an earlier run with the
+            same plan has left there are not written again.
 
     Returns:
         bytes of tensor data written.
@@ -63,20 +67,39 @@ def write_shards(
         OSError: the disk has too little room, or writing failed on the way; ``atomic_folder`` makes one line of it.
     """
     total = sum(tensor.nbytes for tensor in plan)
-    check_room(folder, total)
     shards = split(plan, max_shard_bytes)
     names = [SINGLE_FILE]
     if len(shards) > 1:
         names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    with progress(total, "writing", "B") as bar:
-        for name, shard in zip(names, shards, strict=True):
-            with open(folder / name, "xb") as file:
+    missing = {name: shard for name, shard in zip(names, shards, strict=True)
+               if finished is None or not (finished / name).exists()}
+    needed = sum(tensor.nbytes for shard in missing.values() for tensor in shard)
+    check_room(folder, needed)
+    with progress(needed, "writing", "B") as bar:
+        for name, shard in missing.items():
+            place = folder / name if finished is None else finished / f"{name}.partial"
+            with open(place, "xb" if finished is None else "wb") as file:
                 write_file(file, shard, data, metadata or {"format": "pt"}, bar)
+            if finished is not None:
+                sync_path(place)
+                os.replace(place, finished / name)
+                sync_folder(finished)
+    if finished is not None:
+        for name in names:
+            link(finished / name, folder / name)  # it stays for another attempt
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return total
+
+
+def link(path: Path, name: Path) -> None:
+    """A file under a second name, a copy where the file system has no links."""
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -114,7 +114,7 @@ def is_derived(name: str) -> bool:
 def ignorable(config: GemmaConfig, name: str) -> bool:
     """Whether a stored tensor is one of K and V of a shared layer: released files hold them, nothing uses them."""
     prefix = re.escape(config.text_prefix)
-    found = re.fullmatch(rf"{prefix}layers\.(\d{{1,4}})\.self_attn\.(k_proj|v_proj|k_norm)\.weight(_scale)?", name)
+    found = re.fullmatch(rf"{prefix}layers\.(\d{{1,4}})\.self_attn\.(k_proj|v_proj|k_norm)\.weight", name)
     text = config.text_config
     return found is not None and text.first_shared_layer <= int(found[1]) < text.num_hidden_layers
 

@@ -4,9 +4,9 @@ A description is cheap to make and opens nothing; the work is in its factories, 
 is needed. The protocols beside them say what a factory must return.
 """
 
-from gemma4_core.contracts.context import Context, Headers, Matches, Option, SideFile, TensorInfo, always
+from gemma4_core.contracts.context import FORMAT_KEY, Context, Headers, Matches, Option, SideFile, TensorInfo, always
 from gemma4_core.contracts.devices import DeviceBackend, DeviceSettings, Staging
-from gemma4_core.contracts.formats import CheckpointFormat, CheckpointMetadata, WeightSource
+from gemma4_core.contracts.formats import CheckpointFormat, CheckpointMetadata, WeightBlocks, WeightSource
 from gemma4_core.contracts.kinds import KINDS, Description
 from gemma4_core.contracts.modalities import MediaProcessor, ModalityTower, PreparedMedia, Tower
 from gemma4_core.contracts.optimizers import Optimizer, OptimizerBackend
@@ -14,6 +14,7 @@ from gemma4_core.contracts.tokenizers import StreamDecoder, Tokenizer, Tokenizer
 from gemma4_core.contracts.transforms import ModelTransform, TrainedPart
 
 __all__ = [
+    "FORMAT_KEY",
     "KINDS",
     "CheckpointFormat",
     "CheckpointMetadata",
@@ -38,6 +39,7 @@ __all__ = [
     "TokenizerBackend",
     "Tower",
     "TrainedPart",
+    "WeightBlocks",
     "WeightSource",
     "always",
 ]

@@ -22,6 +22,13 @@ class TensorInfo:
     shape: tuple[int, ...]
     nbytes: int
     """Bytes that it takes in the file, scales and the like included."""
+    rounding: float = 0.0
+    """The most by which quantising moved a number, as a share of the largest of its row; 0 for ordinary numbers."""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it is stored with fewer bits than the model computes with."""
+        return self.rounding > 0
 
 
 class Headers(Protocol):
@@ -45,6 +52,10 @@ class SideFile:
 
     def __str__(self) -> str:
         return f"{self.inside} ({self.name})"
+
+
+FORMAT_KEY = "gemma4_format"
+"""Key of config.json under which the core writes a format's name and what its ``save`` returned."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,12 @@ class Context:
         """Every tensor of the folder's safetensors files by name; empty where there are no such files, or for a single
         file. Raises CheckpointError for damaged files."""
         return self.headers.tensors if self.headers is not None else {}
+
+    @property
+    def manifest(self) -> Any:
+        """What config.json says of the format that wrote the weights: an object with ``name``, and with what the format
+        added. None where it says nothing; not checked."""
+        return self.raw_config.get(FORMAT_KEY)
 
     def file(self, name: str) -> Path | SideFile | None:
         """A file directly in the folder, or one that a format brings in its place; None where it is absent. What else

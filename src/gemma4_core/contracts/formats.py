@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +40,38 @@ class WeightSource(Protocol):
         """Release file handles; tensors handed out stay valid."""
 
 
+class WeightBlocks(Protocol):
+    """A weight that is to be written, read as blocks of rows in the host's memory."""
+
+    @property
+    def name(self) -> str:
+        """Full checkpoint name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def role(self) -> str:
+        """``table`` (embeddings), ``matrix`` (of a decoder layer), ``experts`` (a stack of matrices), ``vector``, or
+        ``other``: not of the text model. ``quantizable(name, role)`` says whether it is worth quantising."""
+
+    @property
+    def dtype(self) -> str:
+        """The type that the model computes in, ``BF16`` or ``F32``: what ordinary weights are stored in."""
+
+    @property
+    def held(self) -> Matrix | ExpertStack | None:
+        """What the model holds it as, None where it is read from a file of another format. A format whose own storage
+        this is copies its parts, so that nothing is quantised twice. May read the weight: look at it when its turn has
+        come, as late as ``blocks``."""
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """fp32 rows in order, a bounded number at a time: ``[n, *shape[1:]]``; a scalar is one block ``[]``."""
+
+    def bits(self) -> Iterator[np.ndarray]:
+        """The same numbers in ``dtype``, as a file stores them: float32, or uint16 with the bits of bfloat16."""
+
+
 @dataclass(frozen=True)
 class CheckpointMetadata:
     """What a format's own file says beside the weights, where a checkpoint has no config.json."""
@@ -62,11 +94,18 @@ class CheckpointFormat:
     summary: str
     open: Callable[[Context], WeightSource]
     """Open a checkpoint lazily. Raises CheckpointError for damaged files, naming file and tensor."""
-    save: Callable[[Iterable[tuple[str, Matrix | ExpertStack | Tensor]], Path, Context], None] | None = None
-    """Write tensors under their full names into an existing empty folder, as ``*.safetensors`` and what else the
-    format's manifest needs; the core writes config and tokenizer files and swaps the folder in."""
+    save: Callable[[Sequence[WeightBlocks], Path, Context], Mapping[str, Any] | None] | None = None
+    """Write all weights under their names into an existing empty folder, as files of any name and number; the core
+    writes config and tokenizer files and swaps the folder in. What it returns stands in config.json under
+    ``gemma4_format`` beside the format's name (``Context.manifest``); None writes nothing there. None of the weights
+    has been read yet; iterate over them once or more often. Raises CheckpointError."""
     matches: Matches = always
     priority: int = 0
+    quantizes: bool = False
+    """Whether it stores weights with fewer bits than they had: what is quantised already is not quantised again."""
+    default_for: tuple[str, ...] = ()
+    """Tasks for which it is taken where the user names no format: ``save`` (ordinary weights, as in training) and
+    ``quantize``; of several formats the one with the highest priority."""
     metadata: Callable[[Context], CheckpointMetadata] | None = None
     """Read config, tokenizer and template out of the format's own file, for a checkpoint without config.json. The
     context has only ``path``, and ``folder`` where it is one. Raises CheckpointError."""

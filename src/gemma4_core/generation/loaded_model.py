@@ -10,6 +10,7 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.dtype import DType
 
+from gemma4_core.checkpoint.model_weights import save_weights
 from gemma4_core.config import GenerationConfig
 from gemma4_core.contracts import Context, ModalityTower, Tokenizer
 from gemma4_core.engine.engine import Engine
@@ -303,8 +304,6 @@ class LoadedModel(GemmaModel):
             PluginError: no such format.
             CheckpointError: the folder cannot be written or holds other files; nothing has changed there.
         """
-        from gemma4_core.training.checkpoint import save_weights
-
         return save_weights(self, folder, format)
 
     def _repr_html_(self) -> str:

@@ -12,34 +12,29 @@ from tinygrad import Tensor
 from tinygrad.nn.state import inverse_safe_dtypes, safe_dtypes
 
 from gemma4_core.checkpoint import Planned, atomic_folder
-from gemma4_core.checkpoint.contents import other_names, replaceable_checkpoint, replaceable_save
+from gemma4_core.checkpoint.contents import other_names, replaceable_save
 from gemma4_core.checkpoint.context import read_context
-from gemma4_core.checkpoint.folder import copy_others, write_config
+from gemma4_core.checkpoint.model_weights import writable_format, write_model
 from gemma4_core.checkpoint.opening import open_checkpoint
 from gemma4_core.checkpoint.progress import Silent
 from gemma4_core.checkpoint.shard import Shard
-from gemma4_core.checkpoint.upload import NAMES, copy_in
+from gemma4_core.checkpoint.upload import copy_in
 from gemma4_core.checkpoint.writer import check_room, write_file
 from gemma4_core.config.files import JSON_LIMIT, parse_object, read_json
 from gemma4_core.errors import CheckpointError, InputError
 from gemma4_core.formatting import human_bytes, shown, shown_path
-from gemma4_core.plugins import registry
 from gemma4_core.training.optimizer import TrainingOptimizer, check_state
 from gemma4_core.training.step import adopted
-from gemma4_core.training.weights import all_weights, check_weights, take_weights
+from gemma4_core.training.weights import check_weights, take_weights
 
 if TYPE_CHECKING:
-    from gemma4_core.contracts import CheckpointFormat
     from gemma4_core.model.model import GemmaModel
 
 STATE_FILE, RUN_FILE = "training_state.safetensors", "training_state.json"
 VERSION = 1
 """Of ``training_state.json``."""
 EXPONENTS = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "BF16": 0xFF << 7, "F16": 0x1F << 10}
-"""Bits that are all set in infinities and in what is no number."""
-PLAIN = "bf16"
-"""The format of ordinary weights."""
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+"""Bits that are all set in infinities and NaN."""
 
 
 def save_training_checkpoint(
@@ -71,7 +66,7 @@ def save_training_checkpoint(
     run_text(training_metadata, optimizer)
     with atomic_folder(folder, replaceable_save) as temporary:
         if model.trained_part is None:
-            write_model(model, temporary, writable_format(model, quantize))
+            write_model(model, temporary, writable_format(quantize))
         elif quantize is None:
             model.trained_part.save(temporary)
         else:
@@ -81,23 +76,6 @@ def save_training_checkpoint(
         run = run_text(training_metadata, optimizer, other_names(temporary))
         (temporary / RUN_FILE).write_text(run, encoding="utf-8")
     return Path(folder)
-
-
-def save_weights(model: GemmaModel, folder: Path | str, format: str | None = None) -> Path:
-    """Write a model without any state of training; see ``GemmaModel.save_pretrained``."""
-    with atomic_folder(folder, replaceable_checkpoint) as temporary:
-        write_model(model, temporary, writable_format(model, format))
-    return Path(folder)
-
-
-def write_model(model: GemmaModel, folder: Path, chosen: CheckpointFormat) -> None:
-    """Every weight with config and tokenizer files into an empty folder."""
-    with all_weights(model) as weights:
-        assert chosen.save is not None
-        named = ((model.stored_names.get(name, name), value) for name, value in weights.items())
-        chosen.save(named, folder, model.context)
-    write_config(model.context.raw_config, DTYPES[NAMES[model.dtype]], folder)
-    copy_others(model.context.folder, folder)
 
 
 def load_training_checkpoint(folder: Path | str, model: GemmaModel, optimizer: Any = None) -> Any:
@@ -170,16 +148,6 @@ def run_text(metadata: Any, optimizer: Any, files: Sequence[str] = ()) -> str:
         raise InputError(f"training_metadata has {human_bytes(len(text))}; at most {JSON_LIMIT >> 20} MiB can be kept")
     parse_object(text.encode(), "training_metadata", InputError)
     return text
-
-
-def writable_format(model: GemmaModel, quantize: str | None) -> CheckpointFormat:
-    """The format to write. Raises InputError for one that only reads."""
-    if quantize is not None and not isinstance(quantize, str):
-        raise InputError(f"quantize {quantize!r}: give the name of a format such as 'int8', or None")
-    chosen: CheckpointFormat = registry.select("format", model.context, quantize or PLAIN)
-    if chosen.save is None:
-        raise InputError(f"quantize {quantize!r}: the format {chosen.name} cannot be written")
-    return chosen
 
 
 def write_state(optimizer: TrainingOptimizer, path: Path) -> None:

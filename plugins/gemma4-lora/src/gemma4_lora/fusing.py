@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma4_core import CheckpointFormat, InputError, WeightSource, registry
+from gemma4_core import InputError, registry
+from gemma4_core.checkpoint.blocks import RowBlocks, TensorBlocks
 from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.hub import resolve_folder
-from gemma4_core.checkpoint.opening import open_checkpoint
-from gemma4_core.checkpoint.rows import HostWeight
+from gemma4_core.checkpoint.opening import open_checkpoint, run_dtype
+from gemma4_core.checkpoint.rewrite import check_out, rewrite
+from gemma4_core.checkpoint.stored import stored_weights
 from gemma4_core.formatting import is_number, shown
-from gemma4_core.quantize import StoredWeight, check_out, rewrite
 from gemma4_lora.files import AdapterFiles, Pair, read_adapter
 
-if TYPE_CHECKING:
-    from tinygrad.dtype import DType
-
-Rows = Callable[[np.ndarray], np.ndarray]
-FLOATS = ("BF16", "F16", "F32")
+Weight = RowBlocks | TensorBlocks
 
 
 def fuse(
@@ -55,8 +51,6 @@ def fuse(
         CheckpointError: an adapter does not fit the base, files are damaged, or the target cannot be written.
         InputError, PluginError: a value that cannot be used.
     """
-    from gemma4_core.checkpoint.dtypes import choose_dtype
-
     if not is_number(strength):
         raise InputError(f"--strength {shown(strength)}: a finite number is expected")
     if not adapters:
@@ -65,18 +59,17 @@ def fuse(
     assert context.config is not None
     check_out(context, target, overwrite)
     changes = [read_adapter(folder, context.config) for folder in adapters]
+    added = pairs_of(changes, strength)
     with open_checkpoint(context) as checkpoint:
         checkpoint.check_all()
-        stored, weights = checkpoint.format, checkpoint.weights
-        chosen: CheckpointFormat = stored if format is None else registry.select("format", None, format)
+        chosen = checkpoint.format if format is None else registry.select("format", None, format)
         if chosen.save is None:
             raise InputError(f"--format {shown(format or chosen.name)} can be read, not written")
-        run = choose_dtype(dtype, weights.infos, context.config)
-        added = pairs_of(changes, strength)
-        keep = chosen.name == stored.name
-        give = lambda names: fused(names, weights, added, run, keep)  # noqa: E731
+        run = run_dtype(checkpoint.config, checkpoint.infos, dtype)
+        weights = stored_weights(checkpoint, run, keep=chosen.name == checkpoint.format.name)
+        fused = [plus(weight, added.get(weight.name, ())) for weight in weights]
         plan = plan_of(changes, strength, chosen.name, run)
-        rewrite(context, weights, target, chosen, run, give, plan, "fusing", overwrite)
+        rewrite(context, fused, target, chosen, run, plan, "fusing", overwrite)
     return Path(target)
 
 
@@ -89,35 +82,22 @@ def pairs_of(adapters: Sequence[AdapterFiles], strength: float) -> dict[str, lis
     return found
 
 
-def fused(
-    names: Sequence[str], source: WeightSource, added: Mapping[str, Sequence[Pair]], dtype: DType, keep: bool
-) -> Iterator[tuple[str, Any]]:
-    """Weights as a format's ``save`` takes them. With ``keep`` quantised ones that nothing changes stay as they are."""
-    for name in names:
-        info = source.infos[name]
-        if keep and name not in added and info.dtype not in FLOATS:
-            hold = source.stack if len(info.shape) == 3 else source.matrix
-            yield name, hold(name, "PYTHON", dtype)
-        elif len(info.shape) >= 2:
-            read = source.row_reader(name, in_memory=False)
-            yield name, HostWeight(plus(read, added.get(name, ())), info.shape, dtype)
-        else:
-            yield name, StoredWeight(source, name, dtype)
-
-
-def plus(read: Rows, pairs: Sequence[Pair]) -> Rows:
-    """Rows of a matrix with changes added, in fp32."""
+def plus(weight: Weight, pairs: Sequence[Pair]) -> Weight:
+    """A weight with changes added in fp32, a block of rows at a time."""
+    if not pairs or not isinstance(weight, RowBlocks):
+        return weight
+    read = weight.read
 
     def rows(index: np.ndarray) -> np.ndarray:
         values = np.asarray(read(index), np.float32)
         return sum((pair.rows(index) for pair in pairs), values)
 
-    return rows if pairs else read
+    return replace(weight, read=rows, hold=None)
 
 
-def plan_of(adapters: Sequence[AdapterFiles], strength: float, format: str, dtype: DType) -> str:
+def plan_of(adapters: Sequence[AdapterFiles], strength: float, format: str, dtype: str) -> str:
     """What a half-written result is valid for."""
-    content = hashlib.sha256(repr((format, str(dtype), strength)).encode())
+    content = hashlib.sha256(repr((format, dtype, strength)).encode())
     for adapter in adapters:
         for name, pair in sorted(adapter.pairs.items()):
             content.update(f"{name} {pair.scale} {pair.a.shape} {pair.b.shape}".encode())

@@ -243,6 +243,6 @@ def test_no_interpreter_is_said(monkeypatch: pytest.MonkeyPatch, program: str | 
 
 def test_a_frozen_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    with pytest.raises(RenderFault, match="no Python interpreter") as caught:
+    with pytest.raises(RenderFault, match="not a Python interpreter") as caught:
         render("x", {})
     assert caught.value.kind == "process"

@@ -130,7 +130,7 @@ class LoadedModel(GemmaModel):
         With ``return_hidden`` or ``return_attention`` a third value comes back, whose ``hidden`` is ``[layers + 1, B,
         T, H]`` (the scaled embeddings, then every layer's output, the last one after the final norm) and whose
         ``attention`` has ``[B, heads, T, S]`` for each layer. They are made by the portable operations; without a cache
-        gradients flow from them too.
+        gradients flow from them too, before they are realized.
         """
         if return_hidden or return_attention:
             return forward_inside(self.engine, ids, cache, media, return_hidden, return_attention)

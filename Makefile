@@ -1,5 +1,8 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Nothing but Python 3.11 or later and a network is needed;
 # PYTHON=/path/to/python3.12 chooses another Python than python3.
+#
+# Three tiers of tests: `make test` leaves out those that are marked slow, `make test-all` runs them too (CI calls it),
+# `make soak` runs for hours and is started by hand before a release.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,19 +11,31 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 
-.PHONY: help demo test lint clean
+TESTS := tests $(wildcard $(PLUGINS:%=%/tests))
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+
+.PHONY: help demo test test-all soak lint clean
 
 help:
-	@echo "make demo    set everything up and show a tiny model at work"
-	@echo "make test    set everything up for development and run all checks"
-	@echo "make lint    ruff and mypy alone"
-	@echo "make clean   remove what these made"
+	@echo "make demo      set everything up and show a tiny model at work"
+	@echo "make test      set everything up for development; ruff, mypy and the fast tests"
+	@echo "make test-all  the same with the slow tests, as CI runs them"
+	@echo "make soak      hours of fuzzing and of killed writers"
+	@echo "make lint      ruff and mypy alone"
+	@echo "make clean     remove what these made"
 
 demo: $(VENV)/.demo
 	$(BIN)/gemma4 demo
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal tests $(wildcard $(PLUGINS:%=%/tests))
+	$(PYTEST) -m "not slow" $(TESTS)
+
+test-all: lint
+	$(PYTEST) $(TESTS)
+
+soak: $(VENV)/.test
+	$(BIN)/python benchmarks/robustness/fuzz.py --cases 100000 --jobs 2
+	$(BIN)/python benchmarks/robustness/kills.py --kills 1000
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

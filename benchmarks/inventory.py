@@ -22,8 +22,9 @@ from categories import CATEGORIES, category_of
 from payload import git, into, now, start, write_json
 
 from gemma4_core.cli.base import GemmaCommand, ManyOption
-from gemma4_core.cli.output import human_bytes, note, write
+from gemma4_core.cli.output import note, write
 from gemma4_core.errors import InputError
+from gemma4_core.formatting import human_bytes
 
 SPEAKING = {".md", ".rst", ".txt", ".json", ".jsonl", ".toml", ".yaml", ".yml", ".cfg", ".ini", ".conf", ".mk"}
 """Suffixes of tracked documentation, state and configuration."""

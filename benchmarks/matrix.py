@@ -94,7 +94,7 @@ def folder_of(size_name: str, format_name: str, models_dir: Path | None) -> Path
     name = size_name if format_name == DENSE else f"{size_name}-{format_name}"
     folder = (models_dir or Path()) / name
     if models_dir is None and format_name == DENSE and not folder.exists():
-        from gemma4_core.checkpoint.hub import cached_snapshot
+        from gemma4_core.checkpoint.snapshots import cached_snapshot
 
         return cached_snapshot(f"google/{name}") or folder
     return folder

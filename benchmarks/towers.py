@@ -11,7 +11,6 @@ graph was captured: the median of several. The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from tinygrad import Device, Tensor, dtypes
 
-from gemma4_core.config import expected_audio_tensors, expected_vision_tensors, preset_config
+from gemma4_core.config import parse_config, preset_dict
 from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate
 from gemma4_core.ops import portable
@@ -63,18 +62,19 @@ def clip(frames: int) -> Features:
 
 def tower(size: str, kind: str, device: str, operations: Any, layers: int | None) -> Any:
     """A tower of a preset with random weights, of ``layers`` layers where given."""
+    from gemma4_plugins.modalities.audio.tensors import audio_tensors
     from gemma4_plugins.modalities.audio.tower import AudioTower
+    from gemma4_plugins.modalities.vision.tensors import vision_tensors
     from gemma4_plugins.modalities.vision.tower import VisionTower
 
-    config = preset_config(size)
-    key = f"{kind}_config"
+    data = preset_dict(size)
     if layers:
-        shorter = dataclasses.replace(getattr(config, key), num_hidden_layers=layers)
-        config = dataclasses.replace(config, **{key: shorter})
+        data[f"{kind}_config"]["num_hidden_layers"] = layers
+    config = parse_config(data)
     model: Any = SimpleNamespace(config=config, device=device, dtype=dtypes.bfloat16, operations=operations)
     if kind == "vision":
-        return VisionTower(model, RandomWeights(expected_vision_tensors(config)))  # type: ignore[arg-type]
-    return AudioTower(model, RandomWeights(expected_audio_tensors(config)))  # type: ignore[arg-type]
+        return VisionTower(model, RandomWeights(vision_tensors(config)))  # type: ignore[arg-type]
+    return AudioTower(model, RandomWeights(audio_tensors(config)))  # type: ignore[arg-type]
 
 
 def milliseconds(encoder: Any, features: Features, repeats: int) -> tuple[float, float]:

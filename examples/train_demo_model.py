@@ -1,4 +1,4 @@
-"""Train the model that ``gemma4 demo`` shows, from nothing, on data that this script makes.
+"""Train the model that ``gemma4 demo`` shows, from random weights, on data that this script makes.
 
     python examples/train_demo_model.py --run runs/demo            # repeat until it says that it is done
     python examples/train_demo_model.py --run runs/demo --evaluate

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from installed import ROOT, once
 
-ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "plugin"
 BROKEN = ROOT / "tests" / "data" / "plugins" / "broken"
 
@@ -37,17 +37,19 @@ class Installed:
 
 @pytest.fixture(scope="session", name="installed")
 def installed_fixture(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Builds wheels of both and installs them, without any index or network."""
-    base = tmp_path_factory.mktemp("example")
-    for source in (EXAMPLE, BROKEN):
+    """Both distributions, built and installed without any index or network."""
+
+    def build(folder: Path) -> None:
         ignore = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
-        shutil.copytree(source, base / "source" / source.name, ignore=ignore)
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
-            "--disable-pip-version-check", "--target", str(base / "site"), "./plugin", "./broken",
-        ],
-        cwd=base / "source", capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return Installed(base / "site")
+        for source in (EXAMPLE, BROKEN):
+            shutil.copytree(source, folder / "source" / source.name, ignore=ignore)
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
+                "--disable-pip-version-check", "--target", str(folder / "site"), "./plugin", "./broken",
+            ],
+            cwd=folder / "source", capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    return Installed(once(tmp_path_factory, "example", build) / "site")

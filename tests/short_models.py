@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from reference_data import DATA
 from reference_weights import draw, write_safetensors
 
-from gemma4_core.config import expected_audio_tensors, expected_text_tensors, expected_vision_tensors, parse_config
+from gemma4_core import registry
+from gemma4_core.config import parse_config
 
 
 @lru_cache
@@ -30,8 +31,7 @@ def short_folder(name: str) -> Path:
     for tower in ("vision_config", "audio_config"):
         if config[tower]:
             config[tower]["num_hidden_layers"] = 1
-    parsed = parse_config(config)
-    shapes = expected_text_tensors(parsed) | expected_vision_tensors(parsed) | expected_audio_tensors(parsed)
+    shapes = registry.expected_tensors(parse_config(config))
     kept = TemporaryDirectory(prefix=f"short-{name}-")
     atexit.register(kept.cleanup)
     folder = Path(kept.name)

@@ -197,12 +197,13 @@ JOBS = {"save": saving, "train": steps, "quantize": quantising, "fuse": fusing}
 @click.option("--seed", default=0, show_default=True)
 @click.option("--only", type=click.Choice(list(JOBS)), multiple=True, help="Some of the ways to write.")
 def main(kills: int, seed: int, only: tuple[str, ...]) -> None:
-    from gemma4_plugins.commands.demo import write_demo_checkpoint
+    sys.path.append(str(Path(__file__).parents[2] / "tests"))
+    from tiny_model import write_tiny_checkpoint
 
     chance, names = random.Random(seed), list(only or JOBS)
     root = Path(tempfile.mkdtemp(prefix="gemma4-kills-"))
     try:
-        sources = [write_demo_checkpoint(root / f"source-{turn}", seed=turn, towers=False) for turn in (0, 1)]
+        sources = [write_tiny_checkpoint(root / f"source-{turn}", seed=turn, towers=False) for turn in (0, 1)]
         report, started = {}, time.monotonic()
         for number, name in enumerate(names):
             (root / name).mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any, TypeGuard
 
@@ -16,6 +17,21 @@ def human_bytes(count: float) -> str:
             break
         count /= 1000
     return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.{1 if count >= 9.995 else 2}f} {unit}"
+
+
+def human_count(count: int) -> str:
+    """``5.12 B``, ``31 M``: parameters."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def three_digits(value: float) -> str:
+    """A number to three significant digits, never with an exponent: ``0.0123``, ``12.3``, ``1530``."""
+    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
+    text = f"{value:.{max(0, min(decimals, 12))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def is_number(value: Any) -> TypeGuard[float]:

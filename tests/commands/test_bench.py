@@ -92,15 +92,16 @@ def test_whose_kernels_run_is_told(moe: GemmaModel, monkeypatch: pytest.MonkeyPa
     assert found["kernels_for"] == {"prefill": "portable", "decode": "portable"} and found["score"] == 4.0
 
 
+@pytest.mark.slow
 def test_portable_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMA4_KERNELS", "portable")
     plain = load_pretrained(E2B, device="cpu")
-    found = bench_report(plain, speed.measure(plain, speed.Asked((), (2,), (0,), 1)))
+    found = bench_report(plain, speed.measure(plain, speed.Workload((), (2,), (0,), 1)))
     layers = plain.config.text_config.num_hidden_layers
     assert layers < found["kernels_per_token"] < 60 * layers
     assert found["kernels_per_layer"] == found["kernels_per_token"] / layers
     assert f"{found['kernels_per_token']:,} kernels a token" in times_line(found)
-    none = bench_report(plain, speed.measure(plain, speed.Asked((2,), (), (0,), 1)))
+    none = bench_report(plain, speed.measure(plain, speed.Workload((2,), (), (0,), 1)))
     assert none["kernels_per_token"] is None and none["kernels_per_layer"] is None
 
 
@@ -131,23 +132,23 @@ def test_faults() -> None:
     assert "opz" in usage("bench", "opz")
     assert "xml" in usage("bench", "-m", E2B, "-o", "xml")
     line = failure("bench", "-m", E2B, "-p", 512, "-d", 5000)
-    assert "5512 positions" in line and str(E2B) in line and "--depth" in line
+    assert "a context of 5512" in line and str(E2B) in line and "--depth" in line
     assert "'absent'" in failure("bench", "-m", "absent", "--device", "cpu").replace('"', "'")
     assert "abacus" in failure("bench", "-m", E2B, "--device", "abacus")
     assert "int9" in failure("bench", "-m", E2B, "--format", "int9")
     assert "linea" in (line := failure("bench", "ops", "-m", E2B, "--only", "linea")) and "linear" in line
-    assert "5001 positions" in failure("bench", "ops", "-m", E2B, "-d", 5000)
+    assert "a context of 5001" in failure("bench", "ops", "-m", E2B, "-d", 5000)
 
 
 def test_results_are_of_the_tokens_asked_for(moe: GemmaModel) -> None:
-    asked = speed.Asked((6,), (3,), (4,), 2)
-    assert asked.positions == 10
+    workload = speed.Workload((6,), (3,), (4,), 2)
+    assert workload.positions == 10
     told: list[str] = []
-    found = speed.measure(moe, asked, told.append)
+    found = speed.measure(moe, workload, told.append)
     assert [result.test for result in found.results] == ["pp6 @ d4", "tg3 @ d4"] and len(told) == 3
     ids = speed.prompt_ids(moe, 500)
     assert ids[:10] == speed.prompt_ids(moe, 10) and len(set(ids)) > 100
-    bench = speed.Bench(moe, ids[:10], 4, asked)
+    bench = speed.Bench(moe, ids[:10], 4, workload)
     bench.prompt(6)
     assert bench.cache.length == 10 and bench.cache.tokens == ids[:10]
     bench.answer(3)

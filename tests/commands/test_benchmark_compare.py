@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from benchmark_tools import ROOT, SCRIPTS, bench, good, refused, script
 from cli_tools import environment
+from tiny_model import write_tiny_checkpoint
 
 from gemma4_core.errors import InputError
-from gemma4_plugins.commands.demo import write_demo_checkpoint
 
 FAKE_PYTHON = """#!/bin/sh
 [ "$1" = -c ] && exit 0
@@ -68,7 +68,7 @@ Path(out).write_text(json.dumps([taken, seen, sys.argv[1:]]))
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo_checkpoint(tmp_path_factory.mktemp("models") / "demo", towers=False)
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "demo", towers=False)
 
 
 def program(path: Path, text: str, log: Path) -> Path:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from benchmark_tools import SCRIPTS, bench, good, refused, script
 from cli_tools import environment, gemma4
+from tiny_model import write_tiny_checkpoint
 
 from gemma4_core import load_pretrained
 from gemma4_core.errors import DeviceError, InputError
 from gemma4_plugins.commands.bench.speed import prompt_ids
-from gemma4_plugins.commands.demo import write_demo_checkpoint
 
 COUNT = 7
 
@@ -28,7 +28,7 @@ COUNT = 7
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints as ``gemma4 download`` and ``gemma4 quantize`` leave them; every token would end an answer."""
     folder = tmp_path_factory.mktemp("models")
-    model = write_demo_checkpoint(folder / "gemma-4-E2B", towers=False)
+    model = write_tiny_checkpoint(folder / "gemma-4-E2B", towers=False)
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(512))}))
     assert gemma4("quantize", "--models-dir", folder, "--sizes", "E2B").code == 0
     return folder
@@ -203,7 +203,7 @@ def test_folders(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(models)
     assert matrix.folder_of("gemma-4-E2B", "bf16", None) == Path("gemma-4-E2B")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gemma4_core.checkpoint.hub.cached_snapshot", lambda name: Path("/cache") / name)
+    monkeypatch.setattr("gemma4_core.checkpoint.snapshots.cached_snapshot", lambda name: Path("/cache") / name)
     assert matrix.folder_of("gemma-4-E2B", "bf16", None) == Path("/cache/google/gemma-4-E2B")
     assert matrix.folder_of("gemma-4-E2B", "int8", None) == Path("gemma-4-E2B-int8")
     found = matrix.cells(["e2b", "E4B-it", "E2B"], ["BF16"], ["CPU", "cpu"], [("0", 0)], [8], 4, models)

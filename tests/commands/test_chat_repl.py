@@ -219,10 +219,11 @@ def test_history_follows_the_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_a_real_model_reuses_its_cache_and_answers_as_from_a_cold_start(tmp_path: Path) -> None:
-    from gemma4_core import load_pretrained
-    from gemma4_plugins.commands.demo import write_demo_checkpoint
+    from tiny_model import write_tiny_checkpoint
 
-    folder = write_demo_checkpoint(tmp_path / "model")
+    from gemma4_core import load_pretrained
+
+    folder = write_tiny_checkpoint(tmp_path / "model")
     args = ["--modality", "text", "--max-new-tokens", 5]
     ran = gemma4("chat", "-m", folder, *args, "--stats", stdin=f"Hello there\nAgain\n/save {tmp_path / 'talk.json'}\n")
     assert ran.code == 0, ran
@@ -248,7 +249,7 @@ def test_regenerate_asks_the_last_message_again(model: FakeModel) -> None:
 
 def test_undo_takes_back_a_message_and_its_answer(model: FakeModel) -> None:
     ran = chat("one\ntwo\n/undo\nthree\n")
-    assert "(taken back: two)" in ran.err
+    assert "(removed: two)" in ran.err
     assert [turn["content"] for turn in model.asked[2]["prompt"]] == ["one", "answer 1", "three"]
 
 
@@ -260,7 +261,7 @@ def test_there_is_nothing_to_go_back_to(model: FakeModel, command: str) -> None:
 def test_a_regeneration_that_fails_leaves_the_conversation(model: FakeModel) -> None:
     talk = Conversation(model, {})  # type: ignore[arg-type]
     repl = Repl(talk, SimpleNamespace())  # type: ignore[arg-type]
-    repl.take("one")
+    repl.handle("one")
     before = list(talk.turns)
 
     def broken(asked: dict[str, Any]) -> Iterator[Part]:
@@ -269,7 +270,7 @@ def test_a_regeneration_that_fails_leaves_the_conversation(model: FakeModel) -> 
 
     model.answer = broken
     with pytest.raises(RuntimeError):
-        repl.take("/regenerate")
+        repl.handle("/regenerate")
     assert talk.turns == before
 
 

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 from cli_tools import FakeModel, Ran, failure, gemma4, parts, usage
 from click.testing import CliRunner
+from tiny_model import write_tiny_checkpoint
 
 from gemma4_core.cli.commands import commands, is_ours
 from gemma4_core.config import GenerationConfig
 from gemma4_core.generation.stream import Part
-from gemma4_plugins.commands.demo import write_demo_checkpoint
 
 FLAT_TOOLS = Path(__file__).parents[1] / "data/cases/flat-tools"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo_checkpoint(tmp_path_factory.mktemp("demo") / "model")
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("demo") / "model")
 
 
 @pytest.fixture
@@ -445,7 +445,7 @@ def test_a_prompt_file_that_cannot_be_read(model: FakeModel, tmp_path: Path) -> 
 
 def test_without_streaming_the_answer_comes_whole(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    monkeypatch.setattr("gemma4_core.cli.output.write", written.append)
+    monkeypatch.setattr("gemma4_core.cli.answers.write", written.append)
     assert ask("Hi", "--no-stream").code == 0 and written == ["Hello world\n"]
     written.clear()
     assert ask("Hi").code == 0 and written == ["Hello", " world", "\n"]

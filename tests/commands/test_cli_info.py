@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 from cli_tools import failure, gemma4, usage
+from tiny_model import write_tiny_checkpoint
 
+from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
-from gemma4_core.config import load_config, preset_config
+from gemma4_core.config import preset_config
+from gemma4_core.model.cache import allocate, capacity_for
 from gemma4_plugins.commands import memory_sizes as sizes
-from gemma4_plugins.commands.demo import write_demo_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo_checkpoint(tmp_path_factory.mktemp("demo") / "model")
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("demo") / "model")
 
 
 def info(*args: object) -> dict[str, Any]:
@@ -72,12 +74,10 @@ def test_experts_count_by_their_share() -> None:
 def test_the_cache_formula_is_what_a_cache_takes() -> None:
     from gemma4_core.contracts import DeviceSettings
     from gemma4_core.devices import activate
-    from gemma4_core.model.cache import allocate, capacity_for
-
     activate("cpu", DeviceSettings())
 
     class Model:
-        config, chunk, longest_chunk, device, graphs_revision = preset_config("tiny-e2b"), 32, 32, "CPU", 0
+        config, chunk, longest_chunk, device, graphs_revision = preset_config("tiny-e2b"), 32, 48, "CPU", 0
         from tinygrad import dtypes
 
         dtype = dtypes.bfloat16
@@ -85,7 +85,7 @@ def test_the_cache_formula_is_what_a_cache_takes() -> None:
     for context in (100, 600, 4096):
         storage = allocate(Model, 1, capacity_for(context, 4096))  # type: ignore[arg-type]
         taken = sum(tensor.nbytes() for tensor in storage.layers if tensor is not None)
-        assert sizes.cache_bytes(Model.config, context, 32) == taken
+        assert sizes.cache_bytes(Model.config, context, 32, 48) == taken
 
 
 def test_shared_keys_in_the_files_are_told_apart(tmp_path: Path) -> None:
@@ -100,8 +100,9 @@ def test_text_only_and_tower_less_checkpoints(tmp_path: Path) -> None:
     about = info("-m", write_random_checkpoint(tmp_path / "text", "tiny-31b", text_only=True, dtype="float32"))
     assert about["towers"] == [] and about["model_type"] == "gemma4_text" and about["dtype"] == "float32"
     assert about["chat_template"] is None and about["tokenizer"] == "raw"
-    config = load_config(tmp_path / "text")
-    assert about["memory"][0]["cache_bytes"] == sizes.cache_bytes(config, 512, 32, 4)
+    model = load_pretrained(tmp_path / "text")
+    taken = allocate(model, 1, capacity_for(512, model.max_context)).layers
+    assert about["memory"][0]["cache_bytes"] == sum(tensor.nbytes() for tensor in taken if tensor is not None)
 
 
 def test_files_that_do_not_fit_the_config_are_said_not_hidden(checkpoint: Path, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_what_info_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "both" in usage("info", "-m", "x", "--size", "E2B")
     assert '"E9B"' in failure("info", "--size", "E9B")
     assert str(tmp_path) in failure("info", "-m", tmp_path)
-    assert "--format 'gguf'" in failure("info", "-m", write_demo_checkpoint(tmp_path / "m"), "--format", "gguf")
+    assert "--format 'gguf'" in failure("info", "-m", write_tiny_checkpoint(tmp_path / "m"), "--format", "gguf")
 
 
 # ---------------------------------------------------------------------------------------------------- download

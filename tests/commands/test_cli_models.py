@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Hugging Face cache with two Gemma 4 models and one of another family."""
     root = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root))
-    monkeypatch.setattr("gemma4_core.checkpoint.hub_cache.cached_snapshot", lambda name: snapshot(root, name))
-    monkeypatch.setattr("gemma4_core.checkpoint.hub.cached_snapshot", lambda name: snapshot(root, name))
+    for module in ("hub_cache", "hub"):
+        monkeypatch.setattr(f"gemma4_core.checkpoint.{module}.cached_snapshot", partial(snapshot, root))
     add(root, HUB_NAME, DATA / "text" / "e2b")
     add(root, "somebody/tiny-dense", DATA / "text" / "dense")
     other = add(root, "meta/llama", DATA / "text" / "e2b")
@@ -27,9 +29,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def snapshot(root: Path, name: str) -> Path | None:
+def snapshot(root: Path, name: str, file: str = "config.json") -> Path | None:
     folder = root / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
-    return folder if (folder / "config.json").exists() else None
+    return folder if (folder / file).exists() else None
 
 
 def add(root: Path, name: str, source: Path) -> Path:
@@ -44,6 +46,13 @@ def add(root: Path, name: str, source: Path) -> Path:
         shutil.copyfile(path, blobs / str(number))
         (folder / path.name).symlink_to(Path("..", "..", "blobs", str(number)))
     return folder
+
+
+def test_a_config_that_is_a_pipe_is_left_out(cache: Path) -> None:
+    config = add(cache, "somebody/pipe", DATA / "text" / "dense") / "config.json"
+    config.unlink()
+    os.mkfifo(config)
+    assert "somebody/pipe" not in gemma4("models").out
 
 
 def test_models_lists_the_cache_and_the_demo(cache: Path) -> None:

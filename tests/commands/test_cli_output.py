@@ -9,6 +9,8 @@ from cli_tools import gemma4
 
 import gemma4_core.cli.output as output
 import gemma4_core.cli.tables as tables
+from gemma4_core.cli.answers import rate
+from gemma4_core.formatting import three_digits
 
 
 @pytest.mark.parametrize(("value", "shown"), [
@@ -16,8 +18,8 @@ import gemma4_core.cli.tables as tables
     (1530.4, "1530"), (2e9, "2000000000"), (0, "0"), (-3.25, "-3.25"),
 ])
 def test_numbers_have_no_exponent(value: float, shown: str) -> None:
-    assert output.plain(value) == shown
-    assert output.rate(1530.4) == " (1530 tok/s)"
+    assert three_digits(value) == shown
+    assert rate(1530.4) == " (1530 tok/s)"
 
 
 @pytest.mark.parametrize("args", [["plugins"], ["info", "-m", "demo"], ["models"], ["doctor"]])

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from test_readme import ROOT, copy_of_the_project
+from installed import ROOT, copy_of_the_project
 
 from gemma4_core.checkpoint.hub import packaged_demo
 from gemma4_core.cli import cli
 from gemma4_core.cli import commands as registered
+
+pytestmark = pytest.mark.slow
 
 PAGE = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
 LINES = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'

@@ -41,7 +41,7 @@ def test_the_trained_model_is_shown(packaged: Path, tmp_path: Path) -> None:
     ran = gemma4("demo", "--seed", 3, "--max-new-tokens", 5, "--keep", kept)
     assert (ran.code, ran.err) == (0, ""), ran
     lines = ran.out.splitlines()
-    assert "trained from nothing" in lines[0]
+    assert "that this project trained" in lines[0]
     for words in ("text      The hungry cat", f"picture   {kept / 'picture.png'}", f"sound     {kept / 'sound.wav'}",
                   "speed     5 tokens at", f"gemma4 chat -m {kept}", "What to try next", "gemma4 doctor"):
         assert words in ran.out

@@ -27,6 +27,7 @@ from gemma4_core.config import parse_config
 from gemma4_core.processing.processor import GemmaMultimodalProcessor
 from gemma4_plugins.commands.demo.pictures import COLOURS, HELD_OUT, RELATIONS, SHAPES, SIZES, draw, random_scene
 from gemma4_plugins.commands.demo.sounds import HIGH, KEYS, LOW, RATE, Manner, dial, random_manner, random_number
+from gemma4_plugins.modalities.vision.config import vision_config
 
 SMALL = Recipe(sentences=2, sums=3, pictures=2, sounds=2)
 
@@ -152,16 +153,17 @@ def test_the_tokenizer_knows_words_and_keeps_everything(start: Path) -> None:
 @pytest.mark.parametrize("variant", ["demo", "experts"])
 def test_models_are_small_and_have_every_mechanism(variant: str) -> None:
     config = parse_config(demo_config(variant))
-    text = config.text_config
+    text, vision = config.text_config, vision_config(config)
+    assert vision is not None
     count = sum(math.prod(shape) for shape in all_tensors(config, False).values())
     assert count <= 4_000_000 and {layer.is_full for layer in text.layers} == {True, False}
-    assert text.head_dim != text.global_head_dim and config.vision_config is not None
+    assert text.head_dim != text.global_head_dim
     if variant == "demo":
         assert text.hidden_size_per_layer_input and text.num_kv_shared_layers and text.use_double_wide_mlp
-        assert config.vision_config.use_clipped_linears and config.audio_config is not None
+        assert vision.use_clipped_linears and "audio_config" in config.media
     else:
         assert text.enable_moe_block and text.attention_k_eq_v and config.vision_bidirectional
-        assert config.vision_config.standardize and config.audio_config is None
+        assert vision.standardize and "audio_config" not in config.media
 
 
 def test_export_takes_the_model_alone(start: Path, tmp_path: Path) -> None:

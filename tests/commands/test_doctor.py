@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.random_weights import write_random_checkpoint
-from gemma4_core.config import preset_config
+from gemma4_core.config import MODELS, preset_config
 from gemma4_core.text.tiny import copy_tiny_tokenizer
 from gemma4_plugins.commands.doctor import command
 from gemma4_plugins.commands.doctor import machine as doctor
@@ -158,7 +158,7 @@ def test_official_sizes_are_known_by_their_shape() -> None:
 def test_config_that_differs_from_the_published_one() -> None:
     config = preset_config("E2B")
     text = dataclasses.replace(config.text_config, sliding_window=1024, max_position_embeddings=8192)
-    changed = dataclasses.replace(config, text_config=text, audio_config=None)
+    changed = dataclasses.replace(config, text_config=text, media={"vision_config": config.media["vision_config"]})
     checks = list(verify.check_config(changed, "E2B"))
     assert found(checks, "config") == [
         ("failed", "differs from the published E2B: text_config.sliding_window is 1024, published 512"),
@@ -178,11 +178,14 @@ class Source:
         return SimpleNamespace(numpy=lambda: np.full(4, self.values[name], np.float32))
 
 
+E2B: Any = MODELS["E2B"].published
+
+
 def published(place: int = 0) -> dict[str, float]:
     """As bf16 has them; the other feed-forward part has bounds of its own."""
-    values = {f"model.language_model.{name}": value for name, value in verify.E2B_IT_SCALARS.items()}
-    for index, prefix in enumerate(verify.E2B_IT_BOUND_PLACES):
-        values |= {prefix + name: value if index == place else 1.0 for name, value in verify.E2B_IT_BOUNDS.items()}
+    values = {f"model.language_model.{name}": value for name, value in E2B.tuned_values.items()}
+    for index, prefix in enumerate(E2B.tuned_places):
+        values |= {prefix + name: value if index == place else 1.0 for name, value in E2B.tuned_bounds.items()}
     return {name: round(value * 512) / 512 if abs(value) > 1 else value for name, value in values.items()}
 
 
@@ -198,7 +201,7 @@ def published(place: int = 0) -> dict[str, float]:
     ],
 )
 def test_values_of_e2b_it(values: dict[str, float], status: str) -> None:
-    (check,) = verify.check_values(preset_config("E2B"), Source(values))  # type: ignore[arg-type]
+    (check,) = verify.check_values(preset_config("E2B"), Source(values), "E2B")  # type: ignore[arg-type]
     assert check.status == status, check
 
 
@@ -248,7 +251,7 @@ def test_tokenizer_larger_than_the_model(tiny: Path) -> None:
     small = dataclasses.replace(context.config.text_config, vocab_size=100)
     shrunk = dataclasses.replace(context, config=dataclasses.replace(context.config, text_config=small))
     first = next(verify.check_tokenizer(shrunk, "auto"))
-    assert (first.status, first.text) == ("failed", "it knows 512 tokens, the model 100")
+    assert (first.status, first.text) == ("failed", "it has 512 tokens, the model 100")
 
 
 @pytest.mark.parametrize(

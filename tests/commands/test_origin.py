@@ -20,9 +20,9 @@ from benchmark_tools import good, repository, script
 from cli_tools import Ran, gemma4
 from click.testing import CliRunner
 from PIL import Image
+from tiny_model import tiny_config, write_tiny_checkpoint
 
 from gemma4_core.checkpoint import write_random_checkpoint
-from gemma4_plugins.commands.demo import demo_config, write_demo_checkpoint
 from gemma4_plugins.commands.generate import generate_command
 
 pytestmark = pytest.mark.usefixtures("plain_loops")
@@ -67,7 +67,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("origin")
-    larger = demo_config()
+    larger = tiny_config()
     larger["text_config"] |= {"vocab_size": 2048, "vocab_size_per_layer_input": 2048}
     pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "input.png")
@@ -77,7 +77,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         sound.setframerate(16_000)
         tone = np.sin(np.arange(8000) * 0.17) * 12_000
         sound.writeframes(tone.astype("<i2").tobytes())
-    model = write_demo_checkpoint(folder / "model")
+    model = write_tiny_checkpoint(folder / "model")
     (model / "processor_config.json").write_text(json.dumps({"image_processor": {"max_soft_tokens": 70}}))
     greedy = {"generation_config.json": b'{"do_sample": false}'}
     ids = write_random_checkpoint(folder / "ids", larger, extra_files=greedy)
@@ -132,7 +132,7 @@ def test_the_other_command_lines_run(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     fetched: list[str] = []
     monkeypatch.chdir(tmp_path)
     for size in ("E2B", "E4B", "26B-A4B", "31B"):
-        write_demo_checkpoint(tmp_path / f"gemma-4-{size}")
+        write_tiny_checkpoint(tmp_path / f"gemma-4-{size}")
 
     def snapshot_download(name: str, **settings: Any) -> str:
         fetched.append(name)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from cli_tools import failure, gemma4, usage
 from reference_data import load
+from tiny_model import write_tiny_checkpoint
 from training_tools import quick
 
 from gemma4_core import InputError, load_pretrained
 from gemma4_core.model import GemmaModel
 from gemma4_core.quantize import quantize
 from gemma4_core.text import prompt_ids
-from gemma4_plugins.commands.demo import write_demo_checkpoint
 from gemma4_plugins.commands.perplexity import scoring as perplexity
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -34,7 +34,7 @@ def _quickly() -> Iterator[None]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny model with a tokenizer, and the same in int8."""
     root = tmp_path_factory.mktemp("perplexity")
-    return write_demo_checkpoint(root / "plain"), quantize(root / "plain", root / "int8")
+    return write_tiny_checkpoint(root / "plain"), quantize(root / "plain", root / "int8")
 
 
 @pytest.fixture(scope="module")

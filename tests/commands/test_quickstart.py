@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from training_tools import quick
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gemma4_core import registry
 from gemma4_core.checkpoint import check_tensors
-from gemma4_core.config import expected_text_tensors, expected_vision_tensors, ignorable, preset_config
+from gemma4_core.config import expected_text_tensors, ignorable, preset_config
 from gemma4_core.contracts import TensorInfo
 from gemma4_core.errors import CheckpointError
 
@@ -64,7 +65,7 @@ def test_shape_fault_shows_both_shapes() -> None:
 
 
 def test_towers_count_only_where_they_are_asked_for() -> None:
-    vision = expected_vision_tensors(CONFIG)
+    vision = registry.modalities["vision"].tensors(CONFIG)
     infos = stored() | {name: TensorInfo("BF16", shape, 0) for name, shape in vision.items()}
     assert f"{len(vision)} unexpected" in str(refused(infos))
     check_tensors(CONFIG, infos, {}, vision.__contains__)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cli_tools import failure, gemma4
 from reference_data import load
+from tiny_model import write_tiny_checkpoint
 
 from gemma4_core import load_pretrained, save_training_checkpoint
 from gemma4_core.checkpoint import atomic, atomic_folder, write_random_checkpoint
@@ -20,12 +21,11 @@ from gemma4_core.contracts import Context
 from gemma4_core.errors import CheckpointError
 from gemma4_core.quantize import quantize
 from gemma4_core.training.run_folder import RunFolder
-from gemma4_plugins.commands.demo import write_demo_checkpoint
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return write_demo_checkpoint(tmp_path / "source", towers=False)
+    return write_tiny_checkpoint(tmp_path / "source", towers=False)
 
 
 def names(folder: Path) -> set[str]:
@@ -35,7 +35,7 @@ def names(folder: Path) -> set[str]:
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
     """A checkpoint with a file of the user's beside it."""
-    folder = write_demo_checkpoint(tmp_path / "mine", seed=1, towers=False)
+    folder = write_tiny_checkpoint(tmp_path / "mine", seed=1, towers=False)
     (folder / "thesis.txt").write_text("years of work")
     return folder
 

@@ -12,23 +12,26 @@ from typing import Any
 
 import pytest
 
+from gemma4_core import registry
 from gemma4_core.checkpoint.context import read_context
 from gemma4_core.config import (
+    MODELS,
     PRESETS,
     GemmaConfig,
     config_dict,
-    expected_audio_tensors,
     expected_text_tensors,
-    expected_vision_tensors,
     ignorable,
     load_config,
     load_generation_config,
     parse_config,
     preset_config,
     preset_dict,
+    preset_of,
 )
+from gemma4_core.config.models import FAMILIES, Family, Model
 from gemma4_core.config.text import FULL, SLIDING
 from gemma4_core.errors import ConfigError
+from gemma4_plugins.modalities.vision.config import vision_config
 
 
 def write(folder: Path, data: dict[str, Any], name: str = "config.json") -> Path:
@@ -37,7 +40,7 @@ def write(folder: Path, data: dict[str, Any], name: str = "config.json") -> Path
 
 
 def everything(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
-    return expected_text_tensors(config) | expected_vision_tensors(config) | expected_audio_tensors(config)
+    return registry.expected_tensors(config)
 
 
 def parameters(config: GemmaConfig) -> int:
@@ -90,7 +93,7 @@ def test_31b_full_layers_have_fewer_heads_and_no_value_projection() -> None:
     full, sliding = config.text_config.layers[5], config.text_config.layers[4]
     assert (full.num_key_value_heads, full.k_eq_v) == (4, True)
     assert (sliding.num_key_value_heads, sliding.k_eq_v) == (16, False)
-    assert config.vision_bidirectional and config.audio_config is None
+    assert config.vision_bidirectional and "audio_config" not in config.media
     names = expected_text_tensors(config)
     assert "model.language_model.layers.5.self_attn.v_proj.weight" not in names
     assert names["model.language_model.layers.4.self_attn.v_proj.weight"] == (16 * 256, 5376)
@@ -115,8 +118,9 @@ def test_both_spellings_mean_the_same(name: str) -> None:
         overrides["num_key_value_heads"] = heads
     full = [index for index, kind in enumerate(text["layer_types"]) if kind == FULL]
     inner["per_layer_config"] = {f"{index:02d}": overrides for index in full}
-    nested["vision_config"]["rope_parameters"]["rope_type"] = "axial"
     assert parse_config(nested) == parse_config(flat)
+    nested["vision_config"]["rope_parameters"]["rope_type"] = "axial"
+    assert vision_config(parse_config(nested)) == vision_config(parse_config(flat))
 
 
 def test_per_layer_config_wins_over_the_flat_keys() -> None:
@@ -169,9 +173,24 @@ def test_last_layer_is_always_full() -> None:
 
 def test_outer_config_without_towers() -> None:
     config = parse_config(preset_dict("tiny-e2b", towers=False))
-    assert config.vision_config is None and config.audio_config is None
+    assert config.media == {} and config.part("vision_config") is None
     assert config.text_prefix == "model.language_model." and config.conditional
-    assert expected_vision_tensors(config) == {} == expected_audio_tensors(config)
+    assert registry.expected_tensors(config) == expected_text_tensors(config)
+
+
+def test_another_model_type_is_one_more_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "gemma4_next", Family("gemma4_next_text", "GemmaNext", "GemmaNextText"))
+    data = preset_dict("tiny-31b") | {"model_type": "gemma4_next", "speech_config": {"layers": 3}}
+    data["text_config"] |= {"model_type": "gemma4_next_text", "hidden_size": 48}
+    monkeypatch.setitem(MODELS, "12B", Model(data, "google/gemma-4-12B"))
+    config = preset_config("gemma-4-12b-it")
+    assert config.conditional and preset_of(config) == "12B"
+    part = config.part("speech_config")
+    assert part is not None and part.integer("layers", 0, 1, 9) == 3
+    assert parse_config(config_dict(config)) == config
+    assert preset_config("12B", text_only=True).model_type == "gemma4_next_text"
+    with pytest.raises(ConfigError, match=r'"gemma4_next" \(12B\) and "gemma4_text", "gemma4_next_text" \(text only\)'):
+        parse_config({"model_type": "gemma3"})
 
 
 def test_stop_ids_and_media_ids() -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_tools import failure
 
+from gemma4_core import load_pretrained, registry
+from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.config import load_config, parse_config, preset_config, preset_dict
-from gemma4_core.errors import ConfigError, Gemma4Error
+from gemma4_core.errors import ConfigError, Gemma4Error, PluginError
+from gemma4_core.plugins.selection import check_part
 
 
 def refuse(data: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
-        parse_config(data)
+        registry.towers_of(parse_config(data))  # as where a checkpoint is opened
     message = str(caught.value)
     assert "\n" not in message and 0 < len(message) < 500
     return message
@@ -243,3 +248,24 @@ def test_odd_folder_names(name: str) -> None:
 def test_unknown_preset_names_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"E3B.*E2B.*tiny-31b"):
         preset_dict("E3B")
+
+
+def test_a_wrong_tower_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "model", "tiny-e2b")
+    data = json.loads((folder / "config.json").read_text())
+    data["vision_config"]["head_dim"] = 18
+    (folder / "config.json").write_text(json.dumps(data))
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    for modalities in (None, ("text",)):
+        with pytest.raises(ConfigError, match=r"config.json: vision_config.head_dim is 18; .* a multiple of 4"):
+            load_pretrained(folder, device="cpu", modalities=modalities)
+    assert "vision_config.head_dim is 18" in failure("info", "-m", folder)
+
+
+def test_a_tower_that_cannot_read_its_part_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: Any) -> Any:
+        raise KeyError("layers")
+
+    tower = dataclasses.replace(registry.modalities["vision"], config=broken)
+    with pytest.raises(PluginError, match="modality 'vision' cannot read its config: KeyError: 'layers'"):
+        check_part(tower, preset_config("tiny-e2b"))

@@ -12,7 +12,7 @@ from tinygrad import dtypes
 
 from gemma4_core import load_pretrained, save_training_checkpoint
 from gemma4_core.quantize import quantize
-from gemma4_plugins.commands.info import gather, lines
+from gemma4_plugins.commands.info import gather, report_lines
 
 E2B, MEDIA = DATA / "text" / "e2b", DATA / "multimodal" / "e2b-mm"
 PROMPT, ANSWER = [2, 5, 9, 3, 7, 11], [292, 40, 238, 238]
@@ -23,7 +23,7 @@ BF16, F32 = dtypes.bfloat16, dtypes.float32
 def told(folder: Path) -> dict:  # type: ignore[type-arg]
     """What ``gemma4 info`` says."""
     about = gather(str(folder), None, "auto")
-    assert f"computes in {about['dtype']}" in lines(about)[0] and about["problem"] is None
+    assert f"computes in {about['dtype']}" in report_lines(about)[0] and about["problem"] is None
     return about
 
 

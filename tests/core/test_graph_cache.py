@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -139,6 +141,87 @@ def test_what_other_code_had_a_part_in_is_not_kept(
         patch.setattr(type(next(iter(model.places.values())).matrix), "__module__", "elsewhere.formats")
         assert not graph_cache.may_be_kept(model)
     monkeypatch.setenv("GEMMA4_KEEP_GRAPHS", "0")
+    assert not graph_cache.may_be_kept(model)
+
+
+def test_what_matrices_were_made_with_is_part_of_the_key(folder: Path, graphs: Path) -> None:
+    model = opened(folder)
+    matrix: Any = next(iter(model.places.values())).matrix
+    paths = [graph_cache.KeptGraphs(model, None, {}).path("graph")]
+    matrix.group = 32
+    paths.append(graph_cache.KeptGraphs(model, None, {}).path("graph"))
+    matrix.group = 64
+    paths.append(graph_cache.KeptGraphs(model, None, {}).path("graph"))
+    assert len(set(paths)) == 3
+    for unknown in (Tensor([1.0]), lambda x: x, object(), [object()]):
+        matrix.group = unknown
+        assert not graph_cache.may_be_kept(model)
+
+
+THIRD_PARTY = """
+from gemma4_core.ops import portable
+from gemma4_fast.shared import TOKEN
+
+def sample(logits, state, position):
+    token, logprob = portable().sample(logits, state, position)
+    return token * 0 + TOKEN, logprob
+"""
+WITH_THIRD_PARTY = """
+import sys, dataclasses
+from pathlib import Path
+from gemma4_core import load_pretrained
+from gemma4_core.engine.engine import Engine
+from gemma4_fast.operations import sample
+
+if sys.argv[2] == "stored":
+    for name in ("_chunk_function", "_token_function", "_choosing"):
+        setattr(Engine, name, lambda *_, **__: lambda *_: sys.exit("traced again"))
+model = load_pretrained(sys.argv[1], device="cpu", modalities=("text",))
+if sys.argv[2] == "closure":
+    inner = sample
+    sample = lambda *given: inner(*given)
+model.operations = dataclasses.replace(model.operations, sample=sample)
+print(list(model.generate([2, 5, 9, 11, 7], 3, stop_ids=())))
+"""
+
+
+def test_operations_of_another_package_are_kept_while_its_files_are_the_same(folder: Path, tmp_path: Path) -> None:
+    package = tmp_path / "packages" / "gemma4_fast"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "operations.py").write_text(THIRD_PARTY)
+    shared = package / "shared.py"
+    shared.write_text("TOKEN = 7\n")
+    variables = environment() | {"GEMMA4_KEEP_GRAPHS": "1", "GEMMA4_KERNELS": "portable", "NOOPT": "1",
+                                 "XDG_CACHE_HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
+    variables["PYTHONPATH"] = os.pathsep.join([str(package.parent), variables.get("PYTHONPATH", "")])
+
+    def run(kind: str) -> tuple[str, set[str]]:
+        command = [sys.executable, "-c", WITH_THIRD_PARTY, str(folder), kind]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, {file.name for file in (tmp_path / "gemma4" / "graphs").glob("*.graph")}
+
+    answer, files = run("new")
+    assert files
+    assert run("stored") == (answer, files)
+    # another file of the package, of the same size and with the old time of writing
+    status = shared.stat()
+    shared.write_text("TOKEN = 9\n")
+    os.utime(shared, ns=(status.st_atime_ns, status.st_mtime_ns))
+    changed, more = run("new")
+    assert (answer, changed) == ("[7, 7, 7]\n", "[9, 9, 9]\n") and more > files
+    assert run("closure") == (changed, more)  # what it closes over cannot be told
+
+
+def test_a_package_that_changes_while_it_runs_is_not_kept(
+    folder: Path, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gemma4_late.py").write_text("def rms_norm(x, weight, eps): return x")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = opened(folder)
+    rms_norm = importlib.import_module("gemma4_late").rms_norm
+    model.operations = dataclasses.replace(model.operations, rms_norm=rms_norm)
     assert not graph_cache.may_be_kept(model)
 
 

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from media import picture, tone
 from PIL import Image
+from tiny_model import tiny_config
 
 from gemma4_core import (
     ConfigError,
@@ -31,7 +32,6 @@ from gemma4_core import (
 from gemma4_core.processing.inputs import PreparedInputs
 from gemma4_core.processing.media_cache import BoundedCache
 from gemma4_core.text.tiny import TINY_MEDIA_IDS, copy_tiny_tokenizer
-from gemma4_plugins.commands.demo import demo_config
 
 BOI, IMAGE, EOI = (TINY_MEDIA_IDS[f"{name}_token_id"] for name in ("boi", "image", "eoi"))
 BOA, AUDIO, EOA = (TINY_MEDIA_IDS[f"{name}_token_id"] for name in ("boa", "audio", "eoa"))
@@ -40,7 +40,7 @@ BOA, AUDIO, EOA = (TINY_MEDIA_IDS[f"{name}_token_id"] for name in ("boa", "audio
 def write_folder(folder: Path, template: bool = True, **changes: Any) -> Path:
     """A folder with config and tokenizer, no weights: the processor needs none."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**demo_config(), **changes}))
+    (folder / "config.json").write_text(json.dumps({**tiny_config(), **changes}))
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": {"max_soft_tokens": 70}}))
     copy_tiny_tokenizer(folder, template)
     return folder
@@ -386,7 +386,7 @@ def test_a_strangers_modality(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_text_alone(tmp_path: Path) -> None:
-    config = demo_config()
+    config = tiny_config()
     folder = write_folder(tmp_path / "model")
     (folder / "config.json").write_text(json.dumps({**config["text_config"], "model_type": "gemma4_text"}))
     ours = GemmaMultimodalProcessor.from_pretrained(folder)

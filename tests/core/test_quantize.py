@@ -15,11 +15,11 @@ import pytest
 from cli_tools import failure, gemma4, start, usage
 from reference_data import load, load_multimodal
 
-from gemma4_core import load_pretrained, quantizable, save_training_checkpoint
+from gemma4_core import load_pretrained, quantizable, registry, save_training_checkpoint
 from gemma4_core.checkpoint import CheckpointFiles, write_random_checkpoint, writer
 from gemma4_core.checkpoint import rewrite as module
 from gemma4_core.checkpoint.roles import Roles
-from gemma4_core.config import expected_audio_tensors, expected_text_tensors, expected_vision_tensors, preset_config
+from gemma4_core.config import expected_text_tensors, preset_config
 from gemma4_core.quantize import quantize
 
 
@@ -129,7 +129,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_folders_of_official_sizes_are_little_more_than_half(size: str) -> None:
     config = preset_config(size)
     text = expected_text_tensors(config)
-    plain = text | expected_vision_tensors(config) | (expected_audio_tensors(config) if config.audio_config else {})
+    plain = registry.expected_tensors(config)
     whole = {name: 2 * math.prod(shape) for name, shape in plain.items()}
     roles = Roles(config)
     packed = {name: math.prod(shape) + 4 * math.prod(shape[:-1]) if quantizable(name, roles.of(name, shape))

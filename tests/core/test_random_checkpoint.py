@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from gemma4_core import registry
 from gemma4_core.checkpoint import CheckpointFiles, check_tensors, write_random_checkpoint
 from gemma4_core.checkpoint.convert import float32_values
 from gemma4_core.config import (
     config_dict,
-    expected_audio_tensors,
-    expected_vision_tensors,
     ignorable,
     load_config,
     load_generation_config,
@@ -39,7 +38,7 @@ def test_folder_is_complete(tmp_path: Path, name: str, options: dict[str, bool])
     write_random_checkpoint(tmp_path / "model", name, **options)
     config = load_config(tmp_path / "model")
     assert config == preset_config(name, **options)
-    extra = expected_vision_tensors(config) | expected_audio_tensors(config)
+    extra = registry.expected_tensors(config)
     check_tensors(config, CheckpointFiles.open(tmp_path / "model").infos, extra, lambda name: False)
     assert load_generation_config(tmp_path / "model", config).eos_token_ids == (1, 106, 50)
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from cross_compiling import assembly
 
-from gemma4_plugins.devices import cpu
+from gemma4_plugins.devices.cpu import backend as cpu
 from gemma4_plugins.devices.cpu.kernels import amx, build, text, towers
 
 INTEL = "vendor_id : GenuineIntel; flags : fpu avx512_bf16 avx512_vnni"
@@ -22,8 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     made = SimpleNamespace(flags=f"{INTEL} amx_bf16 amx_tile", answer=0, asked=[])
     monkeypatch.setattr(amx.sys, "platform", "linux")
     monkeypatch.setattr(amx.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(amx, "processor", lambda: made.flags)
-    monkeypatch.setattr(build, "cpu_features", lambda: made.flags)
+    monkeypatch.setattr(amx.machine, "processor", lambda: made.flags)
     library = SimpleNamespace(syscall=lambda *given: made.asked.append(given) or made.answer)
     monkeypatch.setattr(amx.ctypes, "CDLL", lambda name: library)
     amx.permitted.cache_clear()

@@ -42,6 +42,9 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KernelSe
         monkeypatch.setattr(variable, "value", 0)
     monkeypatch.setenv("PARALLEL", "0")
     monkeypatch.setenv("BEAM_TIMEOUT_SEC", "5")
+    monkeypatch.setattr(module.process, "replaced", dict(module.process.replaced))
+    for name in ("beam_search", "_ensure_buffer_alloc", "_time_program", "_try_compile"):
+        module.process.replaced.pop((tinygrads, name), None)
     fresh = KernelSearch()
     monkeypatch.setattr(module, "kernel_search", fresh)
     to_program_cache.clear()

@@ -18,6 +18,7 @@ from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.quantize import quantize
 from gemma4_plugins.devices.cpu.kernels import build, text
+from gemma4_plugins.devices.native import loader
 
 LESSER = ("haswell", "nehalem") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
 LONG = {"intermediate_size": 8256}
@@ -58,13 +59,13 @@ def test_same_results(
 ) -> None:
     ours, chances = outputs(folders[form], form)
     build.load.cache_clear()
-    original, asked = build.ClangCompiler, []
+    original, asked = loader.ClangCompiler, []
 
-    def lesser(arch: list[str]) -> build.ClangCompiler:
+    def lesser(arch: list[str]) -> loader.ClangCompiler:
         asked.append(arch)
         return original([arch[0], architecture])
 
-    compiled_for.setattr(build, "ClangCompiler", lesser)
+    compiled_for.setattr(loader, "ClangCompiler", lesser)
     theirs, other_chances = outputs(folders[form], form)
     assert asked
     distance = float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours - ours.mean()))
@@ -84,8 +85,8 @@ def entry(name: str, *defines: str) -> Any:
 def test_sums_of_products(
     cpu: str, compiled_for: pytest.MonkeyPatch, architecture: str, tuning: tuple[str, ...], count: int
 ) -> None:
-    original = build.ClangCompiler
-    compiled_for.setattr(build, "ClangCompiler", lambda arch: original([arch[0], architecture]))
+    original = loader.ClangCompiler
+    compiled_for.setattr(loader, "ClangCompiler", lambda arch: original([arch[0], architecture]))
     product, random = entry("row_product.c", *tuning), np.random.default_rng(count)
     noise = random.standard_normal(count).astype(np.float32)
     whole = random.integers(-127, 128, (3, count)).astype(np.int8)

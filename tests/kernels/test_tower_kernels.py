@@ -15,7 +15,8 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
 from gemma4_core.ops import portable
-from gemma4_core.ops.towers import Bounds, portable_towers
+from gemma4_core.ops.tower_table import Bounds
+from gemma4_core.ops.towers import portable_towers
 from gemma4_plugins.devices.cpu.kernels import towers as processor
 from gemma4_plugins.devices.cuda.kernels import towers as cuda
 from gemma4_plugins.devices.cuda.kernels.sources import device_source

@@ -16,7 +16,8 @@ from training_tools import short
 
 from gemma4_core import registry
 from gemma4_core.ops import Operations, portable
-from gemma4_core.ops.towers import TowerOperations, portable_towers, tower_operations
+from gemma4_core.ops.tower_table import TowerOperations
+from gemma4_core.ops.towers import portable_towers, tower_operations
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.devices.cpu.kernels import towers as cpu_kernels
 from gemma4_plugins.devices.cuda.kernels import matmul as cuda_matmul

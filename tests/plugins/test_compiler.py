@@ -153,7 +153,7 @@ import sys
 from tinygrad import Tensor, dtypes
 from tinygrad.helpers import getenv
 assert getenv("CC", "clang") == {asked!r}           # tinygrad has read it by now
-from gemma4_plugins.devices import cpu
+from gemma4_plugins.devices.cpu import backend as cpu
 assert cpu.unusable() is None, cpu.unusable()
 x = Tensor([[1.0, 2.0], [3.0, 4.0]], dtype=dtypes.bfloat16, device="CPU")
 y, z = x @ x, (x + 1).sum(0)
@@ -185,7 +185,7 @@ def test_another_processor_has_another_kernel_cache(monkeypatch: pytest.MonkeyPa
     choice, paths = compiler.CompilerChoice("clang", "/usr/bin/clang", "clang version 20"), []
     for processor in ("this", "that", "this"):
         monkeypatch.delenv("CACHEDB", raising=False)
-        monkeypatch.setattr(compiler, "processor", lambda name=processor: name)
+        monkeypatch.setattr(compiler.machine, "processor", lambda name=processor: name)
         compiler.separate_cache(choice)
         paths.append(helpers.CACHEDB)
     assert paths[0] == paths[2] != paths[1]

@@ -15,7 +15,8 @@ from gemma4_core.contracts import Context, DeviceBackend, DeviceSettings
 from gemma4_core.devices import machine
 from gemma4_core.errors import DeviceError, InputError, PluginError
 from gemma4_core.plugins import registry
-from gemma4_plugins.devices import amd, cuda, generic, metal, nv, probing
+from gemma4_plugins.devices import amd, generic, metal, nv, probing
+from gemma4_plugins.devices.cuda import backend as cuda
 
 SETTINGS = DeviceSettings()
 
@@ -26,7 +27,7 @@ def own_dev(monkeypatch: pytest.MonkeyPatch) -> None:
     from tinygrad.helpers import DEV
 
     monkeypatch.setattr(DEV, "_value", list(DEV.value))
-    monkeypatch.setattr(devices, "_overridden", devices._overridden)
+    monkeypatch.setattr(devices.process, "dev", devices.process.dev)
     monkeypatch.setenv("DEV", os.environ.get("DEV", ""))
 
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gemma4_plugins.devices.native import compiler, threads
+from gemma4_plugins.devices.native import compiler, loader, threads
 
 COUNTER = """
 typedef unsigned long long u64;
@@ -36,7 +36,7 @@ def program() -> SimpleNamespace:
     from tinygrad.runtime.support.elf import jit_loader
 
     image = bytes(jit_loader(Device["CPU"].compiler.compile(COUNTER)))
-    address = threads._map(len(image), mmap.PROT_READ | mmap.PROT_WRITE)
+    address = loader.map_memory(len(image))
     ctypes.memmove(address, image, len(image))
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), len(image), mmap.PROT_READ | mmap.PROT_EXEC) == 0
     return SimpleNamespace(addr=address, fxn=ctypes.CFUNCTYPE(None)(address))
@@ -150,7 +150,7 @@ def test_tinygrad_kernels_run_on_all_threads(monkeypatch: pytest.MonkeyPatch) ->
 PROGRAM = """
 import os, sys
 from gemma4_core.contracts import DeviceSettings
-from gemma4_plugins.devices import cpu
+from gemma4_plugins.devices.cpu import backend as cpu
 assert cpu.unusable() is None
 cpu.prepare(DeviceSettings())
 from tinygrad import Tensor

@@ -11,7 +11,7 @@ import pytest
 from gemma4_core.errors import InputError
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.text.tools import tool_declarations
-from gemma4_plugins.commands.loaded_request import read_tools
+from gemma4_plugins.commands.text_input import read_tools
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "description": "City"}}, "required": ["city"]}
 FLAT = {"name": "get", "description": "Get weather"}

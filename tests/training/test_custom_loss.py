@@ -20,7 +20,7 @@ from gemma4_core import GemmaTrainingBatch, build_optimizer, compute_loss, load_
 from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.model import GemmaModel
 
-pytestmark = pytest.mark.usefixtures("plain_loops")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_loops")]
 IDS = [2, 5, 9, 3, 7, 11]
 
 

@@ -32,6 +32,7 @@ def _quick() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_packed_texts_do_not_see_each_other(tmp_path: Path) -> None:
     model = load_pretrained(write_checkpoint(tmp_path / "model"), device="cpu")
     examples = read_examples(write_lines(tmp_path / "d.jsonl", [*LINES[3:], *LINES[3:]]), model.processor)

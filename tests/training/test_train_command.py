@@ -63,6 +63,7 @@ def losses(output: Path) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- a run
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_leaves_a_checkpoint_that_opens(place: Place, straight: tuple[Path, dict[str, Any]]) -> None:
     output, summary = straight
     assert summary["checkpoint"] == str(output / "step-6") and summary["steps"] == 6 and summary["captures"] == 1
@@ -104,6 +105,7 @@ def test_stdout_is_the_checkpoint(place: Place, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- going on
 
 
+@pytest.mark.slow
 def test_three_and_three_steps_are_six(place: Place, tmp_path: Path) -> None:
     once, twice = tmp_path / "once", tmp_path / "twice"
     place.train(once, "--steps", 6, "--accumulate", 2)
@@ -338,24 +340,24 @@ BOMB = "b0: &b0 [x, x]\n" + "".join(f"b{i}: &b{i} [*b{i - 1}, *b{i - 1}]\n" for 
 
 @pytest.mark.parametrize(("name", "text", "says"), [
     ("c.yaml", "data: 1.5", "data: '1.5' is a number"),
-    ("c.yaml", "data: true", "data: 'true' is not text"),
+    ("c.yaml", "data: true", "data: 'true' is true or false"),
     ("c.yaml", "data: 0", "data: '0' is a number"),
     ("c.yaml", "data: ''", "data: '' is not a path"),
     ("c.yaml", 'data: "a\\0b"', "data: 'a\\x00b' has a NUL"),
     ("c.json", '{"data": "\\ud800"}', "data: '\\ud800' is not UTF-8"),
     ("c.json", '{"model": "\\ud800"}', "model: '\\ud800' is not UTF-8"),
-    ("c.yaml", f"data: {'9' * 5000}", "data: a number of thousands of digits"),
-    ("c.toml", f"lr = {'9' * 5000}", "lr: a number of thousands of digits"),
-    ("c.json", f'{{"steps": {"9" * 5000}}}', "steps: a number of thousands of digits"),
+    ("c.yaml", f"data: {'9' * 5000}", "data: the number has thousands of digits"),
+    ("c.toml", f"lr = {'9' * 5000}", "lr: the number has thousands of digits"),
+    ("c.json", f'{{"steps": {"9" * 5000}}}', "steps: the number has thousands of digits"),
     ("c.yaml", f"steps: 0x{'f' * 5000}", "steps: a number of 20000 bits is out of range"),
     ("c.yaml", f"data: {'9' * 3000}", "is out of range"),
-    ("c.yaml", "data: [*a]", "aliases such as *name are not taken"),
-    ("c.yaml", BOMB, "aliases such as *name are not taken"),
+    ("c.yaml", "data: [*a]", "aliases such as *name are not supported"),
+    ("c.yaml", BOMB, "aliases such as *name are not supported"),
     ("c.yaml", "data: {a: 1}", "data: '{\"a\": 1}' is not a single value"),
     ("c.yaml", "data: 2024-01-01", "is not a single value"),
     ("c.yaml", "data: !!set {a, b}", "is not a single value"),
-    ("c.yaml", "lr: 1\nlr: 2", "the key 'lr' stands twice"),
-    ("c.json", '{"lr": 1, "lr": 2}', "the key 'lr' stands twice"),
+    ("c.yaml", "lr: 1\nlr: 2", "the key 'lr' is given twice"),
+    ("c.json", '{"lr": 1, "lr": 2}', "the key 'lr' is given twice"),
     ("c.toml", "lr = 1\nlr = 2", "not valid"),
     ("c.yaml", "lr: " + "[" * 400 + "]" * 400, "nested too deeply"),
     ("c.json", '{"lr": ' + "[" * 60000 + "]" * 60000 + "}", "nested too deeply"),
@@ -369,7 +371,7 @@ BOMB = "b0: &b0 [x, x]\n" + "".join(f"b{i}: &b{i} [*b{i - 1}, *b{i - 1}]\n" for 
     ("c.yaml", "pack: 2", "pack: '2' is neither true nor false"),
     ("c.yaml", "pack: often", "pack: 'often' is neither true nor false"),
     ("c.yaml", "validation: 1.5", "validation: '1.5': give a file, or a share"),
-    ("c.yaml", "validation: true", "validation: 'true' is not text"),
+    ("c.yaml", "validation: true", "validation: 'true' is true or false"),
     ("c.yaml", "optimizer: 3", "optimizer: '3' is a number"),
     ("c.yaml", "trainable: [a, [b]]", "trainable: '[\"b\"]' is not a single value"),
     ("c.yaml", "sample-prompt: 5", "sample-prompt: '5' is a number"),

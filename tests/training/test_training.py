@@ -93,6 +93,7 @@ def test_bad_choices(options: dict[str, Any], says: str) -> None:
     assert says in str(caught.value) and len(str(caught.value)) < 500
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_and_clipping_bounds_the_step() -> None:
     rows, results = load("dense").ids[:, :12], []
     for batch in (GemmaTrainingBatch(rows), [GemmaTrainingBatch(row) for row in rows]):
@@ -155,6 +156,7 @@ def test_schedules() -> None:
         cosine(1.0, 0, 4, warmup=5)
 
 
+@pytest.mark.slow
 def test_products_are_computed_once() -> None:
     """Fused into a product, what makes its operands is computed for every row or column of the result."""
     model, ids = short(), np.random.default_rng(0).integers(3, 200, (4, 48))

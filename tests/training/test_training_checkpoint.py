@@ -131,6 +131,7 @@ def test_errors(tmp_path: Path) -> None:
     assert equal(before, snapshot(model))
 
 
+@pytest.mark.slow
 def test_kills_while_saving_leave_a_whole_checkpoint(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "model", "tiny-e2b", towers=False)
     program = (

@@ -13,7 +13,7 @@ from gemma4_core import GemmaTrainingBatch, InputError, build_optimizer, train_s
 from gemma4_core.model import GemmaModel
 from gemma4_core.training import step as step_module
 
-pytestmark = pytest.mark.usefixtures("plain_loops")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_loops")]
 TRAINED = ["*embed_vision.*", "*embed_audio.*", "*vision_tower*layers.0.mlp.up_proj*", "*layers.0.mlp.up_proj.weight"]
 
 

@@ -13,6 +13,8 @@ from training_tools import quick, reference_batch, tiny
 from gemma4_core import build_optimizer, compute_loss, train_step
 from gemma4_core.training import loss as loss_module
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-3
 
 

@@ -94,7 +94,7 @@ class Process:
         (self.folder / "tmp").mkdir()
         reading, writing = os.pipe()
         here = Path(__file__).resolve().parents[1]
-        sources = [here, ROOT / "src", *ROOT.glob("plugins/*/src")]
+        sources = [here, ROOT / "src", ROOT / "tests", *ROOT.glob("plugins/*/src")]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(map(str, sources)), "TMPDIR": str(self.folder / "tmp"),
             "HF_HOME": str(self.folder / "hub"), "HF_HUB_OFFLINE": "1", "GEMMA4_KEEP_GRAPHS": "0", "PARALLEL": "0",

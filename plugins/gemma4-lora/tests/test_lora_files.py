@@ -15,6 +15,7 @@ from lora_tools import HERE, base_folder, tiny
 from safetensors.numpy import load_file, save_file
 
 from gemma4_core import Gemma4Error
+from gemma4_core.checkpoint.adapted import adapted
 from gemma4_core.config import load_config
 
 FIRST = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
@@ -87,9 +88,24 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     assert "pickle" in refused(folder)
     (folder / "adapter_config.json").unlink()
     assert "adapter_config.json" in refused(folder)
-    assert "is no folder" in refused(folder / "adapter_model.bin")
+    assert "is not a folder" in refused(folder / "adapter_model.bin")
     assert "cannot be opened" in refused(Path("x" * 300))
-    assert "is no folder" in refused(Path("a\0b"))
+    assert "is not a folder" in refused(Path("a\0b"))
+
+
+def test_a_hub_name_stands_for_the_snapshot_in_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--somebody--poet"
+    shutil.copytree(folder, repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    config = load_config(base_folder("dense"))
+    assert read_adapter("somebody/poet", config).pairs.keys() == read_adapter(folder, config).pairs.keys()
+    found = adapted("somebody/poet")
+    assert found is not None and found.options == {"adapter": [str(repository / "snapshots" / "0123abc")]}
+    assert "hf download" in refused(Path("somebody/else"))
 
 
 def test_the_folder_of_a_run_stands_for_its_last_checkpoint(folder: Path, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from gemma4_video import reading
 from gemma4_video.sampling import expansion, sample_indices, timestamp
 from gemma4_video.tower import VideoTower
 from PIL import Image
+from tiny_model import tiny_config
 
 from gemma4_core import GemmaMultimodalProcessor, InputError, registry
-from gemma4_plugins.commands.demo import demo_config
 
-BOI, VIDEO, EOI = (demo_config()[f"{name}_token_id"] for name in ("boi", "video", "eoi"))
+BOI, VIDEO, EOI = (tiny_config()[f"{name}_token_id"] for name in ("boi", "video", "eoi"))
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def processor(tmp_path: Path) -> GemmaMultimodalProcessor:
 
 def write_folder(folder: Path, **processor_config: Any) -> Path:
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(demo_config()))
+    (folder / "config.json").write_text(json.dumps(tiny_config()))
     (folder / "processor_config.json").write_text(json.dumps(processor_config))
     data = package_files("gemma4_core") / "data" / "tokenizer"
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.checkpoint.folder_headers import INDEX_FILE, SINGLE_FILE
+from gemma4_core.checkpoint.snapshots import cached_snapshot
 from gemma4_core.errors import CheckpointError
 from gemma4_core.formatting import shown_path
 
@@ -46,11 +47,14 @@ class Adapted:
 
 
 def adapted(name: str | Path) -> Adapted | None:
-    """What a folder stands for that has no weights of a model; None where no transform knows it."""
+    """What an adapter stands for: a folder without weights of a model, or the hub name of one in the Hugging Face
+    cache. None where no transform knows it."""
     from gemma4_core.plugins import registry
 
     folder = Path(name)
     try:
+        if not folder.exists():
+            folder = cached_snapshot(str(name), ADAPTER_FILE) or folder
         if not folder.is_dir() or any((folder / file).exists() for file in (SINGLE_FILE, INDEX_FILE)):
             return None
     except (OSError, ValueError):

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from gemma4_core.checkpoint.adapted import refuse_adapter
-from gemma4_core.checkpoint.contents import CONFIG, SIDE_FILES
+from gemma4_core.checkpoint.contents import ADAPTER, CONFIG, SIDE_FILES
 from gemma4_core.checkpoint.folder_headers import INDEX_FILE, SINGLE_FILE
+from gemma4_core.checkpoint.snapshots import HUB_NAME, cached_snapshot
+from gemma4_core.config.models import MODELS, TUNED
 from gemma4_core.errors import CheckpointError
 from gemma4_core.formatting import shown, shown_path
 from gemma4_core.plugins.origin import nearest
 
-REPOSITORIES = {
-    "e2b": "google/gemma-4-E2B",
-    "e4b": "google/gemma-4-E4B",
-    "26b-a4b": "google/gemma-4-26B-A4B",
-    "31b": "google/gemma-4-31B",
-}
+REPOSITORIES = {name.lower(): model.hub_name for name, model in MODELS.items() if model.hub_name is not None}
 """Hub name of the base checkpoint by size; the instruction-tuned one ends in ``-it``."""
-TUNED = "-it"
 DEMO = "demo"
 """Name of the trained model inside the package."""
 FILES = (*sorted(SIDE_FILES), CONFIG, "*.safetensors", "*.safetensors.index.json")
@@ -30,7 +25,6 @@ NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urll
 LOCAL_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 LAST = "last"
 """What leads to the newest checkpoint in the folder of a training run."""
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def repository(name: str) -> str | None:
@@ -84,6 +78,8 @@ def resolve_folder(name: str | Path) -> Path:
         hint = f"give a checkpoint folder, a hub name, {DEMO}, or one of {aliases} (with -it for tuned ones)"
         raise CheckpointError(f"{shown(text, 160)} does not exist{close or ';'} {hint}")
     cached = cached_snapshot(hub_name)
+    if cached is None and (adapter := cached_snapshot(hub_name, ADAPTER)) is not None:
+        refuse_adapter(adapter)
     if cached is None:
         named = shown(text, 160) + ("" if text == hub_name else f" ({hub_name})")
         close = "" if hub_name in official_names() else nearest(hub_name, official_names())
@@ -108,18 +104,6 @@ def download_command(hub_name: str) -> str:
         if hub_name in (known, known + TUNED):
             return f"gemma4 download --sizes {size.upper()}" + (" --it" if hub_name.endswith(TUNED) else "")
     return f"hf download {hub_name}"
-
-
-def cached_snapshot(hub_name: str) -> Path | None:
-    """The newest cached snapshot of a hub model that has a config, without using the network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(hub_name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        return None
-    return folder if (folder / "config.json").exists() else None
 
 
 def download(sizes: Sequence[str], it: bool = False, models_dir: Path | str | None = None) -> list[Path]:

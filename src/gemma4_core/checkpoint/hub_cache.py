@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma4_core.checkpoint.hub import REPOSITORIES, TUNED, cached_snapshot
-from gemma4_core.errors import CheckpointError
+from gemma4_core.checkpoint.hub import REPOSITORIES, TUNED
+from gemma4_core.checkpoint.snapshots import cached_snapshot
+from gemma4_core.config.files import CONFIG_LIMIT, read_json
+from gemma4_core.errors import CheckpointError, Gemma4Error
 from gemma4_core.formatting import shown
 
 PREFIX = "models--"
 """What the folder of a model begins with in the cache."""
-CONFIG_LIMIT = 1 << 20
 FAMILY = "gemma4"
 """What the ``model_type`` of every Gemma 4 begins with."""
 
@@ -93,12 +93,10 @@ def _repositories() -> Iterator[Path]:
 
 def _is_gemma4(config: Path) -> bool:
     try:
-        if config.stat().st_size > CONFIG_LIMIT:
-            return False
-        found = json.loads(config.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(config, CONFIG_LIMIT)
+    except Gemma4Error:
         return False
-    return isinstance(found, dict) and str(found.get("model_type", "")).startswith(FAMILY)
+    return str(found.get("model_type", "")).startswith(FAMILY)
 
 
 def _size(folder: Path) -> int:

@@ -118,8 +118,8 @@ def open_checkpoint(checkpoint: Context | str | Path, format: str | None = None)
     if not isinstance(checkpoint, Context):
         checkpoint = read_context(resolve_folder(checkpoint), format)
     assert checkpoint.config is not None
+    towers = registry.matching("modality", checkpoint)  # a wrong config is told before files are read
     chosen = select_format(checkpoint, format)
-    towers = registry.matching("modality", checkpoint)
     return Checkpoint(checkpoint, chosen, NamedSource(chosen.open(checkpoint), checkpoint.config, towers))
 
 

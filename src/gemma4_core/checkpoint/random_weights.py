@@ -22,21 +22,17 @@ from gemma4_core.checkpoint.writer import MAX_SHARD_BYTES, Planned, write_shards
 from gemma4_core.config import (
     GemmaConfig,
     config_dict,
-    expected_audio_tensors,
-    expected_text_tensors,
-    expected_vision_tensors,
     parse_config,
     preset_dict,
 )
-from gemma4_core.config.presets import GENERATION
-from gemma4_core.config.tensors import CLIP_BOUNDS
+from gemma4_core.config.models import FAMILIES, GENERATION
+from gemma4_core.config.presets import without_towers
 from gemma4_core.errors import ConfigError
 from gemma4_core.formatting import shown
+from gemma4_core.plugins import registry
 
 POOL = 8_388_593
 """The largest prime below 2^23."""
-CLIP = 40.0
-"""Clip bounds: wider than what these models' activations reach."""
 
 
 def write_random_checkpoint(
@@ -58,7 +54,7 @@ def write_random_checkpoint(
         seed: same seed, same bytes.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         max_shard_bytes: size above which weights are spread over several files.
-        towers: False sets ``vision_config`` and ``audio_config`` to null.
+        towers: False sets the towers' parts of the config to null.
         text_only: write a ``gemma4_text`` checkpoint.
         shared_kv: also write K and V of layers that share them, as the released E2B and E4B files do.
         extra_files: further files by name, such as a tokenizer.
@@ -74,7 +70,7 @@ def write_random_checkpoint(
         raise ConfigError(f"dtype {shown(dtype)} cannot be written; choose one of {', '.join(RUN_NAMES)}")
     data = describe(config, towers, text_only) | {"dtype": dtype}
     parsed = parse_config(data)
-    noise = Noise(seed, RUN_NAMES[dtype])
+    noise = Noise(seed, RUN_NAMES[dtype], tower_noise(parsed))
     plan = [Planned(name, noise.dtype, shape) for name, shape in all_tensors(parsed, shared_kv).items()]
     with atomic_folder(folder) as temporary:
         write_shards(temporary, plan, noise.tensor, max_shard_bytes)
@@ -90,17 +86,18 @@ def describe(config: str | GemmaConfig | Mapping[str, Any], towers: bool, text_o
     if isinstance(config, str):
         return preset_dict(config, towers, text_only)
     data = config_dict(config) if isinstance(config, GemmaConfig) else copy.deepcopy(dict(config))
-    if text_only and data.get("model_type") == "gemma4":
-        return {"architectures": ["Gemma4ForCausalLM"], **data["text_config"]}
-    if not towers and data.get("model_type") == "gemma4":
-        return data | {"vision_config": None, "audio_config": None}
+    family = FAMILIES.get(str(data.get("model_type")))
+    if text_only and family is not None:
+        return {"architectures": [family.text_architecture], **data["text_config"]}
+    if not towers and family is not None:
+        return without_towers(data)
     return data
 
 
 def all_tensors(config: GemmaConfig, shared_kv: bool) -> dict[str, tuple[int, ...]]:
     """Shapes of every tensor by name."""
     text = config.text_config
-    shapes = expected_text_tensors(config) | expected_vision_tensors(config) | expected_audio_tensors(config)
+    shapes = registry.expected_tensors(config)
     for layer in text.layers if shared_kv else ():
         if layer.is_shared:
             attention = f"{config.text_prefix}layers.{layer.index}.self_attn."
@@ -122,11 +119,24 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
+def tower_noise(config: GemmaConfig) -> dict[str, tuple[float, float]]:
+    """Centre and spread of the towers' tensors that are unlike the text model's, by name."""
+    found = {}
+    for tower in registry.towers_of(config):
+        if tower.random_values is None:
+            continue
+        for name, shape in tower.tensors(config).items():
+            values = tower.random_values(name, shape)
+            if values is not None:
+                found[name] = values
+    return found
+
+
 class Noise:
     """Random tensors by name, as bytes in pieces."""
 
-    def __init__(self, seed: int, dtype: str) -> None:
-        self.seed, self.dtype = seed, dtype
+    def __init__(self, seed: int, dtype: str, special: Mapping[str, tuple[float, float]]) -> None:
+        self.seed, self.dtype, self.special = seed, dtype, special
         self.pool = np.random.default_rng(seed).standard_normal(POOL, dtype=np.float32)
         # zero has no exponent to scale; it would be a matter of one number in millions
         self.pool[np.abs(self.pool) < 1e-6] = 1e-6
@@ -136,17 +146,25 @@ class Noise:
         """The bytes of a tensor. Small ones depend on their kind; matrices keep activations near 1. The order in which
         tensors are asked for, and so their spread over files, makes no difference."""
         generator = np.random.default_rng([self.seed, zlib.crc32(planned.name.encode())])
+        centre, deviation = self.centre_and_spread(planned.name, planned.shape)
         if len(planned.shape) < 2:
-            values = vector(planned.name, planned.shape, generator)
+            noise = generator.standard_normal(planned.shape, dtype=np.float32)
+            values = np.asarray(centre + deviation * noise, np.float32)
             yield np.ascontiguousarray(convert(values, "F32", self.dtype)).data.cast("B")
             return
-        exponent = round(math.log2(spread(planned.name, planned.shape)))
+        exponent = round(math.log2(deviation))
         count, start = math.prod(planned.shape), int(generator.integers(POOL))
         while count:
             piece = self.piece(exponent, start, min(count, POOL - start))
             yield piece.data.cast("B")
             count -= piece.size
             start = 0
+
+    def centre_and_spread(self, name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+        """Of a tensor's noise: as its tower says, else as the text model's tensors are. Matrices have a centre of 0."""
+        if name in self.special:
+            return self.special[name]
+        return vector(name, shape) if len(shape) < 2 else (0.0, shape[-1] ** -0.5)
 
     def piece(self, exponent: int, start: int, count: int) -> np.ndarray:
         """Noise with standard deviation ``2 ** exponent``. In bfloat16 that is kept: scaling only moves exponents."""
@@ -161,24 +179,10 @@ class Noise:
         return self.scaled[exponent][start : start + count]
 
 
-def vector(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
-    """Values of a tensor of rank 0 or 1: constants where the model needs them, else noise about a centre."""
-    kind = name.rsplit(".", 1)[-1]
-    if kind in CLIP_BOUNDS:
-        return np.full(shape, -CLIP if kind.endswith("min") else CLIP, np.float32)
-    if kind == "layer_scalar":
-        return np.ones(shape, np.float32)
-    centre = 0.0 if kind in ("per_dim_scale", "bias", "std_bias") else 1.0
-    if name.endswith("k_norm.weight"):
-        # attention scores are not divided by the root of the head size: this gives them a spread of 2
-        centre = 2.0 * shape[0] ** -0.5
-    noise = generator.standard_normal(shape, dtype=np.float32)
-    return (centre + 0.1 * (centre or 1.0) * noise).astype(np.float32)
-
-
-def spread(name: str, shape: tuple[int, ...]) -> float:
-    """Standard deviation of a weight's noise: one over the root of the inputs of one output."""
-    if name.endswith("position_embedding_table"):
-        return 0.125
-    inputs = math.prod(shape[1:]) if "conv" in name.rsplit(".", 2)[-2] else shape[-1]
-    return inputs**-0.5
+def vector(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Centre and spread of a tensor of rank 0 or 1 that nobody knows better: a norm's weight, or a scalar of 1."""
+    if name.endswith("layer_scalar"):
+        return 1.0, 0.0
+    # attention scores are not divided by the root of the head size: this gives them a spread of 2
+    centre = 2.0 * shape[0] ** -0.5 if name.endswith("k_norm.weight") else 1.0
+    return centre, 0.1 * centre

@@ -12,8 +12,6 @@ from gemma4_core.contracts import Context, ModalityTower
 from gemma4_core.errors import CheckpointError
 from gemma4_core.formatting import shown, shown_path
 
-TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
-"""Parts of the released checkpoints whose plugins may be absent."""
 MESSAGE_LIMIT = 480
 
 
@@ -68,11 +66,16 @@ def compare(
     elsewhere = {name for spec in source.towers if spec not in wanted for name in spec.tensors(config)}
     text = {part_of(name) for name in expected_text_tensors(config)} | {"lm_head"}
     anything = chosen or bool(registry.unavailable())
+    prefixes = tuple(prefix for spec in registry.modalities.values() for prefix in spec.prefixes)
+    declared = {key.removesuffix("_config") for key in config.media}
 
     def unserved(name: str) -> bool:
-        rest = below_wrappers(name)
-        released = config.conditional and rest.startswith(TOWERS)
-        return name not in expected and (released or (anything and part_of(name) not in text))
+        part = part_of(name)
+        # a tower's that the config does not declare, or whose plugin is not installed
+        tower = config.conditional and (
+            f"model.{below_wrappers(name)}".startswith(prefixes) or not declared.isdisjoint(part.split("_"))
+        )
+        return name not in expected and (tower or (anything and part not in text))
 
     def skip(name: str) -> bool:
         return name in elsewhere or ignorable(config, name) or unserved(name)

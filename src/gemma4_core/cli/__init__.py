@@ -1,4 +1,8 @@
-"""The command line: ``gemma4`` and its alias ``tinygrad-gemma``. Importing this imports neither click nor tinygrad."""
+"""The command line: ``gemma4`` and its alias ``tinygrad-gemma``, and what authors of commands need: a base class that
+reports failures, option types, options that commands share, and output.
+
+Names are imported on first use: importing this imports neither click nor tinygrad.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,63 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from gemma4_core.cli.base import GemmaCommand, ManyOption
     from gemma4_core.cli.group import cli
+    from gemma4_core.cli.options import (
+        FilePath,
+        Number,
+        Whole,
+        device_options,
+        loading_options,
+        long_running,
+        model_option,
+        overwrite_option,
+        sampling_options,
+        verbosity_options,
+    )
+    from gemma4_core.cli.output import json_text, note, on_terminal, tell, write
+    from gemma4_core.cli.plugin_options import PluginOptionsCommand
 
-__all__ = ["cli", "generate_main", "main"]
+__all__ = [
+    "FilePath",
+    "GemmaCommand",
+    "ManyOption",
+    "Number",
+    "PluginOptionsCommand",
+    "Whole",
+    "cli",
+    "device_options",
+    "generate_main",
+    "json_text",
+    "loading_options",
+    "long_running",
+    "main",
+    "model_option",
+    "note",
+    "on_terminal",
+    "overwrite_option",
+    "sampling_options",
+    "tell",
+    "verbosity_options",
+    "write",
+]
+
+_MODULES = {
+    "base": "GemmaCommand ManyOption",
+    "group": "cli",
+    "options": (
+        "FilePath Number Whole device_options loading_options long_running model_option overwrite_option"
+        " sampling_options verbosity_options"
+    ),
+    "output": "json_text note on_terminal tell write",
+    "plugin_options": "PluginOptionsCommand",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "cli":
-        from gemma4_core.cli.group import cli
+    from gemma4_core.lazy_names import lazy_names
 
-        return cli
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lazy_names(__name__, _MODULES)[0](name)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gemma4_core.cli.base import Robust, read_environment
 from gemma4_core.cli.commands import commands, is_ours, load_command, origin, summary
 from gemma4_core.errors import PluginError
-from gemma4_core.plugins import CommandEntry
+
+if TYPE_CHECKING:
+    from gemma4_core.plugins import CommandEntry
 
 HELP = """Gemma 4 on tinygrad: text, images and sound, on CPU or GPU.
 

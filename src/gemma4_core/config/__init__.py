@@ -1,15 +1,15 @@
 """What config.json and generation_config.json say, checked. Imports neither tinygrad nor numpy."""
 
 from gemma4_core.config.dump import config_dict
+from gemma4_core.config.files import CONFIG_LIMIT, read_json
 from gemma4_core.config.generation import GenerationConfig, load_generation_config
-from gemma4_core.config.media import AudioConfig, VisionConfig
+from gemma4_core.config.models import MODELS
 from gemma4_core.config.outer import GemmaConfig, load_config, parse_config
-from gemma4_core.config.presets import PRESETS, preset_config, preset_dict
+from gemma4_core.config.presets import PRESETS, preset_config, preset_dict, preset_of
+from gemma4_core.config.section import Section
 from gemma4_core.config.tensors import (
     below_wrappers,
-    expected_audio_tensors,
     expected_text_tensors,
-    expected_vision_tensors,
     ignorable,
     is_derived,
     is_head,
@@ -18,19 +18,18 @@ from gemma4_core.config.tensors import (
 from gemma4_core.config.text import LayerConfig, RopeParameters, TextConfig
 
 __all__ = [
+    "CONFIG_LIMIT",
+    "MODELS",
     "PRESETS",
-    "AudioConfig",
     "GemmaConfig",
     "GenerationConfig",
     "LayerConfig",
     "RopeParameters",
+    "Section",
     "TextConfig",
-    "VisionConfig",
     "below_wrappers",
     "config_dict",
-    "expected_audio_tensors",
     "expected_text_tensors",
-    "expected_vision_tensors",
     "ignorable",
     "is_derived",
     "is_head",
@@ -39,5 +38,7 @@ __all__ = [
     "parse_config",
     "preset_config",
     "preset_dict",
+    "preset_of",
+    "read_json",
     "released_name",
 ]

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from typing import Any
 
-from gemma4_core.config.outer import GemmaConfig
-from gemma4_core.config.text import FULL, SLIDING, RopeParameters, TextConfig
+from gemma4_core.config.models import FAMILIES, FULL, SLIDING
+from gemma4_core.config.outer import GemmaConfig, is_media_key
+from gemma4_core.config.text import RopeParameters, TextConfig
 
 
 def config_dict(config: GemmaConfig) -> dict[str, Any]:
     """What ``parse_config`` reads back as an equal config."""
-    text = text_dict(config.text_config)
+    types = {family.text_type: family for family in FAMILIES.values()}
+    family = FAMILIES.get(config.model_type) or types[config.model_type]
+    text = {"model_type": family.text_type, "tie_word_embeddings": True, **text_dict(config.text_config)}
     if not config.conditional:
-        return {"architectures": ["Gemma4ForCausalLM"], "dtype": config.dtype, **text}
-    vision, audio = (asdict(tower) if tower else None for tower in (config.vision_config, config.audio_config))
-    if vision is not None:
-        vision["rope_parameters"] = {"rope_theta": vision.pop("rope_theta"), "rope_type": "default"}
-        vision["model_type"] = "gemma4_vision"
-    if audio is not None:
-        audio["subsampling_conv_channels"] = list(audio["subsampling_conv_channels"])
-        audio["model_type"] = "gemma4_audio"
+        return {"architectures": [family.text_architecture], "dtype": config.dtype, **text}
+    absent = {key: None for key in config.raw if is_media_key(key)}
     ids = ("image", "video", "audio", "boi", "eoi", "boa", "eoa")
     return {
-        "architectures": ["Gemma4ForConditionalGeneration"],
+        "architectures": [family.architecture],
         "model_type": config.model_type,
         "dtype": config.dtype,
         **{f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ids},
         "eos_token_id": list(config.eos_token_ids),
         "tie_word_embeddings": True,
         "text_config": text,
-        "vision_config": vision,
-        "audio_config": audio,
+        **absent,
+        **copy.deepcopy(dict(config.media)),
     }
 
 
@@ -48,7 +46,7 @@ def text_dict(text: TextConfig) -> dict[str, Any]:
         data["per_layer_config"] = {str(index): dict(sizes) for index in full}
     if not text.enable_moe_block:
         data |= {"num_experts": None, "top_k_experts": None, "moe_intermediate_size": None}
-    return {"model_type": "gemma4_text", "tie_word_embeddings": True, **data}
+    return data
 
 
 def rope_dict(rope: RopeParameters) -> dict[str, Any]:

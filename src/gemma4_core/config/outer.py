@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core.config.files import CONFIG_LIMIT, read_json
-from gemma4_core.config.media import AudioConfig, VisionConfig, parse_audio, parse_vision
+from gemma4_core.config.models import FAMILIES, official_sizes
 from gemma4_core.config.section import Section
 from gemma4_core.config.text import LARGEST_VOCABULARY, TextConfig, parse_text
 from gemma4_core.errors import ConfigError
 from gemma4_core.formatting import shown, shown_path
 
 CONFIG_FILE = "config.json"
-SUPPORTED_TYPES = ("gemma4", "gemma4_text")
+NOT_MEDIA = ("text_config", "quantization_config")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -25,8 +25,9 @@ class GemmaConfig:
 
     model_type: str
     text_config: TextConfig
-    vision_config: VisionConfig | None
-    audio_config: AudioConfig | None
+    media: Mapping[str, Any]
+    """What stands under the other keys that end in ``_config``: the parts of towers, unread. Their plugins read them,
+    through ``part``. Empty for text-only checkpoints."""
     image_token_id: int | None
     video_token_id: int | None
     audio_token_id: int | None
@@ -41,6 +42,13 @@ class GemmaConfig:
     """Name of the type that the file says it computes in: bfloat16, float16 or float32; None where it says nothing."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """config.json as read: plugins find keys of their own here. Not checked."""
+    where: str = field(default=CONFIG_FILE, repr=False, compare=False)
+    """What errors call the file."""
+
+    def part(self, key: str) -> Section | None:
+        """A tower's part of config.json, for checked reading; None where it is absent or null. Raises ConfigError where
+        it is no object."""
+        return Section(self.media, self.where).child(key)
 
     @property
     def dtype(self) -> str:
@@ -50,7 +58,7 @@ class GemmaConfig:
     @property
     def conditional(self) -> bool:
         """Whether the checkpoint is one that may have towers, with its text under ``model.language_model.``."""
-        return self.model_type == "gemma4"
+        return self.model_type in FAMILIES
 
     @property
     def text_prefix(self) -> str:
@@ -102,22 +110,19 @@ def parse_config(data: Mapping[str, Any], where: str = CONFIG_FILE) -> GemmaConf
     outer = Section(data, where)
     check_model_type(outer)
     outer.only("tie_word_embeddings", (True,), True)
-    conditional = data["model_type"] == "gemma4"
-    inner = outer.child("text_config") if conditional else outer
+    family = FAMILIES.get(data["model_type"])
+    inner = outer if family is None else outer.child("text_config")
     if inner is None:
-        raise outer.fault("text_config", "a gemma4 checkpoint needs it")
-    if conditional:
-        inner.only("model_type", ("gemma4_text",), "gemma4_text")
+        raise outer.fault("text_config", f"a {data['model_type']} checkpoint needs it")
+    if family is not None:
+        inner.only("model_type", (family.text_type,), family.text_type)
     text = parse_text(inner)
-    vision = outer.child("vision_config") if conditional else None
-    audio = outer.child("audio_config") if conditional else None
     # transformers saves its default as eoa_token_index beside the id that a file has under the other name
     eoa = "eoa_token_id" if data.get("eoa_token_id") is not None else "eoa_token_index"
     return GemmaConfig(
         model_type=data["model_type"],
         text_config=text,
-        vision_config=parse_vision(vision) if vision else None,
-        audio_config=parse_audio(audio) if audio else None,
+        media={} if family is None else media_parts(data),
         image_token_id=special(outer, "image_token_id", 258_880),
         video_token_id=special(outer, "video_token_id", 258_884),
         audio_token_id=special(outer, "audio_token_id", 258_881),
@@ -130,14 +135,27 @@ def parse_config(data: Mapping[str, Any], where: str = CONFIG_FILE) -> GemmaConf
         bos_token_id=text.bos_token_id,
         declared_dtype=dtype_name(outer, inner),
         raw=data,
+        where=where,
     )
+
+
+def media_parts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says about towers, by key."""
+    return {key: value for key, value in data.items() if is_media_key(key) and value is not None}
+
+
+def is_media_key(key: str) -> bool:
+    """Whether a key of config.json is that of a tower's part."""
+    return key.endswith("_config") and key not in NOT_MEDIA
 
 
 def check_model_type(outer: Section) -> None:
     """Refuse other models by name."""
-    if outer.data.get("model_type") not in SUPPORTED_TYPES:
-        supported = " (E2B, E4B, 26B-A4B, 31B) and ".join(shown(name) for name in SUPPORTED_TYPES)
-        raise outer.fault("model_type", f"supported are {supported} (text only)")
+    known = [*FAMILIES, *(family.text_type for family in FAMILIES.values())]
+    if outer.data.get("model_type") not in known:
+        whole = ", ".join(f"{shown(name)} ({', '.join(official_sizes(name))})" for name in FAMILIES)
+        text = ", ".join(shown(family.text_type) for family in FAMILIES.values())
+        raise outer.fault("model_type", f"supported are {whole} and {text} (text only)")
 
 
 def special(section: Section, key: str, default: int) -> int | None:

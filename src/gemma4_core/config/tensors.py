@@ -1,21 +1,16 @@
-"""Every tensor that a config calls for, by full checkpoint name with its shape."""
+"""Every tensor of the text model that a config calls for, by full checkpoint name with its shape."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Container
 
-from gemma4_core.config.media import AudioConfig, VisionConfig
 from gemma4_core.config.outer import GemmaConfig
 from gemma4_core.config.text import LayerConfig, TextConfig
 
 Shapes = dict[str, tuple[int, ...]]
 NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 EXPERT_NORMS = ("post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2")
-CLIP_BOUNDS = ("input_min", "input_max", "output_min", "output_max")
-VISION_PREFIX, AUDIO_PREFIX = "model.vision_tower.", "model.audio_tower."
-EMBED_VISION = "model.embed_vision.embedding_projection.weight"
-EMBED_AUDIO = "model.embed_audio.embedding_projection.weight"
 HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
 WRAPPERS = re.compile(r"(?:(?:base_model|module|model|language_model|text_model)\.)*")
 """Modules around the model whose names other tools store or leave out."""
@@ -117,84 +112,3 @@ def ignorable(config: GemmaConfig, name: str) -> bool:
     found = re.fullmatch(rf"{prefix}layers\.(\d{{1,4}})\.self_attn\.(k_proj|v_proj|k_norm)\.weight", name)
     text = config.text_config
     return found is not None and text.first_shared_layer <= int(found[1]) < text.num_hidden_layers
-
-
-def clipped(name: str, shape: tuple[int, int], bounds: bool) -> Shapes:
-    """A clipped linear layer: the weight, and four scalars beside it where clipping is on."""
-    shapes: Shapes = {f"{name}.linear.weight": shape}
-    return shapes | ({f"{name}.{bound}": () for bound in CLIP_BOUNDS} if bounds else {})
-
-
-def expected_vision_tensors(config: GemmaConfig) -> Shapes:
-    """The vision tower's tensors and its embedder; none where the config has no tower."""
-    vision = config.vision_config
-    if vision is None:
-        return {}
-    hidden = vision.hidden_size
-    shapes: Shapes = {
-        "patch_embedder.input_proj.weight": (hidden, 3 * vision.patch_size**2),
-        "patch_embedder.position_embedding_table": (2, vision.position_embedding_size, hidden),
-    }
-    for index in range(vision.num_hidden_layers):
-        tensors = vision_layer_tensors(vision)
-        shapes |= {f"encoder.layers.{index}.{name}": shape for name, shape in tensors.items()}
-    if vision.standardize:
-        shapes |= {"std_bias": (hidden,), "std_scale": (hidden,)}
-    shapes = {VISION_PREFIX + name: shape for name, shape in shapes.items()}
-    return shapes | {EMBED_VISION: (config.text_config.hidden_size, hidden)}
-
-
-def vision_layer_tensors(vision: VisionConfig) -> Shapes:
-    """One encoder layer, by name below the layer."""
-    hidden, wide, clip = vision.hidden_size, vision.intermediate_size, vision.use_clipped_linears
-    queries, keys = vision.num_attention_heads * vision.head_dim, vision.num_key_value_heads * vision.head_dim
-    shapes: Shapes = {f"{norm}.weight": (hidden,) for norm in NORMS}
-    shapes |= {f"self_attn.{norm}.weight": (vision.head_dim,) for norm in ("q_norm", "k_norm")}
-    shapes |= clipped("self_attn.q_proj", (queries, hidden), clip)
-    shapes |= clipped("self_attn.k_proj", (keys, hidden), clip)
-    shapes |= clipped("self_attn.v_proj", (keys, hidden), clip)
-    shapes |= clipped("self_attn.o_proj", (hidden, queries), clip)
-    shapes |= clipped("mlp.gate_proj", (wide, hidden), clip) | clipped("mlp.up_proj", (wide, hidden), clip)
-    return shapes | clipped("mlp.down_proj", (hidden, wide), clip)
-
-
-def expected_audio_tensors(config: GemmaConfig) -> Shapes:
-    """The audio tower's tensors and its embedder; none where the config has no tower."""
-    audio = config.audio_config
-    if audio is None:
-        return {}
-    hidden, (first, second) = audio.hidden_size, audio.subsampling_conv_channels
-    shapes: Shapes = {
-        "subsample_conv_projection.layer0.conv.weight": (first, 1, 3, 3),
-        "subsample_conv_projection.layer0.norm.weight": (first,),
-        "subsample_conv_projection.layer1.conv.weight": (second, first, 3, 3),
-        "subsample_conv_projection.layer1.norm.weight": (second,),
-        # the reference writes the 32 frequencies left of 128 mel bins as a quarter of the first channel count
-        "subsample_conv_projection.input_proj_linear.weight": (hidden, first // 4 * second),
-        "output_proj.weight": (audio.output_proj_dims, hidden),
-        "output_proj.bias": (audio.output_proj_dims,),
-    }
-    for index in range(audio.num_hidden_layers):
-        tensors = audio_layer_tensors(audio)
-        shapes |= {f"layers.{index}.{name}": shape for name, shape in tensors.items()}
-    shapes = {AUDIO_PREFIX + name: shape for name, shape in shapes.items()}
-    return shapes | {EMBED_AUDIO: (config.text_config.hidden_size, audio.output_proj_dims)}
-
-
-def audio_layer_tensors(audio: AudioConfig) -> Shapes:
-    """One conformer layer, by name below the layer."""
-    hidden, clip = audio.hidden_size, audio.use_clipped_linears
-    shapes: Shapes = {}
-    for part in ("feed_forward1", "feed_forward2"):
-        shapes |= clipped(f"{part}.ffw_layer_1", (4 * hidden, hidden), clip)
-        shapes |= clipped(f"{part}.ffw_layer_2", (hidden, 4 * hidden), clip)
-        shapes |= {f"{part}.{norm}.weight": (hidden,) for norm in ("pre_layer_norm", "post_layer_norm")}
-    for part in ("q_proj", "k_proj", "v_proj", "post"):
-        shapes |= clipped(f"self_attn.{part}", (hidden, hidden), clip)
-    shapes["self_attn.relative_k_proj.weight"] = (hidden, hidden)
-    shapes["self_attn.per_dim_scale"] = (audio.head_dim,)
-    shapes |= clipped("lconv1d.linear_start", (2 * hidden, hidden), clip)
-    shapes |= clipped("lconv1d.linear_end", (hidden, hidden), clip)
-    shapes["lconv1d.depthwise_conv1d.weight"] = (hidden, 1, audio.conv_kernel_size)
-    shapes |= {f"lconv1d.{norm}.weight": (hidden,) for norm in ("pre_layer_norm", "conv_norm")}
-    return shapes | {f"{norm}.weight": (hidden,) for norm in ("norm_pre_attn", "norm_post_attn", "norm_out")}

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from gemma4_core.config.models import FULL, SLIDING
 from gemma4_core.config.section import Section
 
-SLIDING, FULL = "sliding_attention", "full_attention"
 PER_LAYER_KEYS = ("head_dim", "num_key_value_heads")
 LARGEST = 1 << 20
 """Bound of every width: the official ones end at 21504."""

@@ -108,5 +108,17 @@ class ModalityTower:
     amount: Callable[[Mapping[str, Any]], tuple[float, str]] | None = None
     """How much media its features hold, and of what one, for statistics: ``(2, "image")``, ``(9.8, "second")``; None
     counts media as they come from ``Tower.encode``."""
+    config: Callable[[GemmaConfig], Any] | None = None
+    """Its own part of config.json, read with checks (see ``GemmaConfig.part``): an object with a field per key, such as
+    ``num_hidden_layers`` and ``hidden_size``; None where the config declares no such tower. It is called as soon as a
+    checkpoint that the tower matches is opened. Raises ConfigError naming key and value."""
+    part: str | None = None
+    """The key of config.json that this part stands under, such as ``vision_config``."""
+    prefixes: tuple[str, ...] = ()
+    """What the names of its tensors begin with. Stored tensors of such names are no fault where the config declares no
+    such tower: they are left out."""
+    random_values: Callable[[str, tuple[int, ...]], tuple[float, float] | None] | None = None
+    """Mean and standard deviation of one of its tensors, by name and shape, in a checkpoint with random weights; None
+    for tensors that are like the text model's. Matrices have mean 0."""
     matches: Matches = always
     priority: int = 0

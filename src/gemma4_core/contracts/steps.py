@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gemma4_core.ops import Operations
     from gemma4_core.ops.sampling import SamplingState
     from gemma4_core.ops.steps import Chunk, PrefillResult
-    from gemma4_core.ops.towers import TowerOperations
+    from gemma4_core.ops.tower_table import TowerOperations
     from gemma4_core.weights import Weight
 
 

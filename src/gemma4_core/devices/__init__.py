@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from gemma4_core.contracts import Context, DeviceBackend, DeviceSettings, Staging
 from gemma4_core.devices import machine
+from gemma4_core.devices.process import process
 from gemma4_core.errors import DeviceError, Gemma4Error, InputError
 from gemma4_core.plugins import registry
 
+__all__ = ["activate", "chosen_by_dev", "free_memory_bytes", "requested_target"]
+
 MAX_BEAM = "TINYGRAD_GEMMA_MAX_BEAM"
 DEFAULT_MAX_BEAM = 4
-
-_overridden: tuple[str, str] | None = None
-"""DEV as we set it, and as the user had it before."""
 
 
 def parse_beam(value: str | int) -> int:
@@ -85,8 +85,8 @@ def _without_index(device: str) -> str:
 def requested_target() -> str | None:
     """The tinygrad device that the user's own ``DEV`` names first (environment or tinygrad Context), None if unset."""
     text = _dev_text()
-    if _overridden is not None and text == _overridden[0]:
-        text = _overridden[1]
+    if process.dev is not None and text == process.dev[0]:
+        text = process.dev[1]
     return text.split(";")[0].split("+")[-1].split(":")[0].upper() or None
 
 
@@ -100,7 +100,6 @@ def set_default_device(target: str) -> None:
 
     Other parts of the user's ``DEV`` (renderers, interfaces, further devices) stay as they are.
     """
-    global _overridden
     from dataclasses import replace
 
     from tinygrad.helpers import DEV, Target
@@ -110,10 +109,10 @@ def set_default_device(target: str) -> None:
     own = next((part for part in parts if part.device == target), None)
     own = own or next((part for part in parts if not part.device), Target())
     DEV.value = [replace(own, device=target), *(part for part in parts if part.device not in ("", target))]
-    if _overridden is None or before != _overridden[0]:
-        _overridden = (repr(DEV), before)
+    if process.dev is None or before != process.dev[0]:
+        process.dev = repr(DEV), before
     else:
-        _overridden = (repr(DEV), _overridden[1])
+        process.dev = repr(DEV), process.dev[1]
     os.environ["DEV"] = repr(DEV)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma4_core.devices import machine
+from gemma4_core.devices.process import process
 from gemma4_core.errors import DeviceError
 
 DIGEST = hashlib.sha256().digest_size
@@ -129,8 +130,6 @@ class KernelCache:
 
 kernel_cache = KernelCache()
 """The one of this process."""
-_ours = ""
-"""``CACHEDB`` as we set it."""
 
 
 def digest(table: str, key: Mapping[str, Any], content: bytes) -> bytes:
@@ -164,12 +163,11 @@ def install(mark: str = "") -> None:
     The file is ``kernels.db`` in the cache folder, ``kernels-<mark>.db`` for kernels that hold only where ``mark``
     does, or the user's ``CACHEDB``. Where there is no folder nothing is kept.
     """
-    global _ours
     from tinygrad import helpers
 
     replace_functions()
     asked = os.environ.get("CACHEDB", "")
-    if asked not in ("", _ours) or (asked and not mark):
+    if asked not in ("", process.cache_file) or (asked and not mark):
         return
     try:
         path = str(machine.cache_dir() / (f"kernels-{mark}.db" if mark else "kernels.db"))
@@ -177,7 +175,7 @@ def install(mark: str = "") -> None:
         helpers.CACHELEVEL.value = 0
         os.environ["CACHELEVEL"] = "0"  # for the workers
         return
-    os.environ["CACHEDB"] = helpers.CACHEDB = _ours = path
+    os.environ["CACHEDB"] = helpers.CACHEDB = process.cache_file = path
 
 
 def replace_functions() -> None:
@@ -187,19 +185,18 @@ def replace_functions() -> None:
 
     if worker._init_worker is init_worker:
         return
-    worker._init_worker = init_worker
-    held = {helpers.diskcache_get: kernel_cache.get, helpers.diskcache_put: kernel_cache.put}
+    process.replace(worker, "_init_worker", lambda original: init_worker)
+    own = {helpers.diskcache_get: kernel_cache.get, helpers.diskcache_put: kernel_cache.put}
     for name, module in list(sys.modules.items()):
         if name.startswith("tinygrad"):
             for attribute in ("diskcache_get", "diskcache_put"):
-                mine = held.get(getattr(module, attribute, None))
-                if mine is not None:
-                    setattr(module, attribute, mine)
+                if getattr(module, attribute, None) in own:
+                    process.replace(module, attribute, own.get)
 
 
 def init_worker() -> None:
     """What a compile worker starts with: tinygrad's own, and this cache."""
     from tinygrad.engine import worker
 
-    worker._init_worker()
+    process.original(worker, "_init_worker")()
     replace_functions()

@@ -19,6 +19,7 @@ from typing import Any
 
 from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import machine
+from gemma4_core.devices.process import process
 from gemma4_core.errors import InputError
 
 SLOW_TARGETS = {"CPU": 10**9, "PYTHON": 10**5}
@@ -28,10 +29,6 @@ CANDIDATE_SECONDS = 0.3
 """A candidate that takes longer on such a backend is timed once."""
 COMPILE_SECONDS = "5"
 """Longest compilation of a candidate (tinygrad's own limit is 10 s)."""
-
-
-_try_compile: Callable[[tuple[int, Any]], tuple[int, Any]]
-"""tinygrad's own, while ours stands in its place."""
 
 
 class _BudgetSpent(Exception):
@@ -47,7 +44,6 @@ class KernelSearch:
         self.searched = 0
         self.skipped = 0
         """Kernels that took the heuristics."""
-        self._installed = False
         self._lock = threading.RLock()
         self._began = 0.0
         self._refused = False
@@ -63,34 +59,37 @@ class KernelSearch:
         """Put this in front of tinygrad's search, once."""
         from tinygrad.codegen.opt import search
 
-        if self._installed:
-            return
-        self._installed = True
-        global _try_compile
-        _try_compile = search._try_compile
-        original, allocate, measure = search.beam_search, search._ensure_buffer_alloc, search._time_program
+        process.replace(search, "beam_search", self._within_budget)
+        process.replace(search, "_ensure_buffer_alloc", self._while_budget_lasts)
+        process.replace(search, "_time_program", self._timed)
+        process.replace(search, "_try_compile", lambda original: _try_compile_quietly)
 
+    def _within_budget(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def beam_search(s: Any, rawbufs: list[Any], *args: Any, **kwargs: Any) -> Any:
             with self._lock:
                 return self._search(original, s, rawbufs, *args, **kwargs)
 
+        return beam_search
+
+    def _while_budget_lasts(self, original: Callable[[list[Any]], list[Any]]) -> Callable[[list[Any]], list[Any]]:
         def ensure_buffer_alloc(bufs: list[Any]) -> list[Any]:
             # tinygrad asks for buffers after it has looked into its cache and before anything that takes time.
             if self._refused or self.left <= 0:
                 raise _BudgetSpent
-            return allocate(bufs)
+            return original(bufs)
 
+        return ensure_buffer_alloc
+
+    def _timed(self, original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
         def time_program(*args: Any, early_stop: float | None = None, **kwargs: Any) -> list[float]:
             if time.perf_counter() - self._began > self.left:
                 raise _BudgetSpent
             self._show()
             if self._slow:
                 early_stop = CANDIDATE_SECONDS if early_stop is None else min(early_stop, CANDIDATE_SECONDS)
-            return measure(*args, early_stop=early_stop, **kwargs)
+            return original(*args, early_stop=early_stop, **kwargs)
 
-        search.beam_search, search._ensure_buffer_alloc = beam_search, ensure_buffer_alloc
-        search._time_program = time_program
-        search._try_compile = _try_compile_quietly
+        return time_program
 
     def _search(self, original: Callable[..., Any], s: Any, rawbufs: list[Any], *args: Any, **kwargs: Any) -> Any:
         from tinygrad.engine.worker import terminate_worker_pool
@@ -178,7 +177,8 @@ def _try_compile_quietly(candidate: tuple[int, Any]) -> tuple[int, Any]:
     from tinygrad.codegen.opt import search
 
     if search._try_compile is _try_compile_quietly:  # in this process, not in a worker
-        return _try_compile(candidate)
+        compiled: tuple[int, Any] = process.original(search, "_try_compile")(candidate)
+        return compiled
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

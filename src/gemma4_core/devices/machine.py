@@ -1,4 +1,4 @@
-"""What this machine offers: processor cores, memory, and a private cache folder."""
+"""What this machine offers: its processor and cores, memory, and a private cache folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import ctypes
 import errno
 import functools
 import os
+import platform
 import shutil
 import stat
 import sys
@@ -56,6 +57,18 @@ def thread_count() -> int:
                 raise DeviceError(f"{name}={value[:100]!r}: must be a whole number from 1 to 4096")
             return int(value)
     return cpu_count()
+
+
+@functools.cache
+def processor() -> str:
+    """Vendor, model and feature flags of the first processor, as the system names them, on one line: code compiled for
+    it may not run on another."""
+    wanted = ("vendor_id", "model name", "flags", "Features", "CPU part")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.release()}"
+    return " ".join(line.split(":", 1)[1].strip() for line in lines if line.startswith(wanted) and ":" in line)
 
 
 # ------------------------------------------------------------------------------------------------ memory

@@ -1,5 +1,8 @@
 """Captured graphs on disk: a new process replays what an earlier one traced, lowered and compiled.
 
+A graph is found again by what it is made of: the model's shapes and settings, the operations and kinds of matrices, and
+the packages that these come from, ours and others' alike, in the state that their files are in.
+
 A graph is kept as what it runs, without any buffer's content: buffers that the model or its cache own are named, those
 that the graph itself writes are made anew. One that reads anything else is not kept, since nothing would tell whether
 that is still the same. Files are pickles, which are code: they lie in this user's own cache folder and are read only
@@ -11,40 +14,40 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import importlib.util
 import io
 import os
 import pickle
 import platform
-import sys
 import time
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinygrad import Device, Tensor
-from tinygrad.dtype import AddrSpace
+from tinygrad.dtype import AddrSpace, DType
 from tinygrad.helpers import ContextVar
 from tinygrad.uop.ops import Ops, UOp
 
 from gemma4_core.checkpoint.atomic import atomic_file
 from gemma4_core.devices import machine
 from gemma4_core.devices.machine import is_ours
+from gemma4_core.plugins import registry
+from gemma4_core.plugins.packages import package_of, package_state
 
 if TYPE_CHECKING:
     from tinygrad.engine.jit import CapturedJit
 
     from gemma4_core.model.cache import Storage
     from gemma4_core.model.model import GemmaModel
+    from gemma4_core.weights import ExpertStack, Matrix
 
 MOST_FILES = 64
 """Graphs kept; the ones that were not read for longest go first."""
 LEFT_SECONDS = 3600.0
 """Age from which a file that is half written is taken for one whose process was killed."""
 DIGEST = hashlib.sha256().digest_size
-SOURCES = ("gemma4_core", "gemma4_plugins")
-"""The packages whose code makes the graphs that are kept."""
+OWN = {"gemma4_core", "tinygrad"}
+"""The packages that have a part in every graph."""
 FUNCTIONS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts", "logits", "sample", "layers")
 """What graphs are made of, in ``Operations``."""
 SILENT = ("DEBUG", "PROFILE", "VIZ")
@@ -110,27 +113,56 @@ def named_buffers(model: GemmaModel, storage: Storage | None, tables: Mapping[st
 
 
 def may_be_kept(model: GemmaModel) -> bool:
-    """Whether this model's graphs are of this project's code alone: its operations, no transform, weights of its own
-    formats. What other code puts into a graph, nothing would tell from what it puts there another day."""
-    made = {one for _, one in made_of(model) if one is not None} | {type(x.matrix) for x in model.places.values()}
+    """Whether it can be told what this model's graphs are made of: no transform has changed the model, since it may
+    have changed anything, and its operations and matrices are of packages whose files can be told apart."""
     wanted = os.environ.get("GEMMA4_KEEP_GRAPHS", "").strip() != "0"
-    return wanted and not model.transformed and all(map(is_of_this_project, made))
+    return wanted and not model.transformed and parts_of(model) is not None
 
 
-def made_of(model: GemmaModel) -> list[tuple[str, Any]]:
-    """The operations that graphs of this model are made of."""
-    return [(name, getattr(model.operations, name)) for name in FUNCTIONS]
+def parts_of(model: GemmaModel) -> tuple[object, ...] | None:
+    """What a model's graphs are made of beside its config and weights: the operations by name, every kind of matrix and
+    what it was made with, and the packages that all of these come from. None where that cannot be told."""
+    operations = {name: getattr(model.operations, name) for name in FUNCTIONS}
+    made: set[Any] = {one for one in operations.values() if one is not None}
+    matrices = []
+    for name, place in model.places.items():
+        state = plain_state(place.matrix)
+        if state is None:
+            return None
+        made.add(type(place.matrix))
+        matrices.append((name, *named(type(place.matrix)), state))
+    packages = {package_of(one) for one in made}
+    plugins = registry.manager.plugins()
+    states = [package_state(package, plugins) if package is not None else None for package in packages | OWN]
+    if None in states:
+        return None
+    return (*sorted(map(repr, states)), *((name, *named(one)) for name, one in operations.items()), *matrices)
+
+
+def plain_state(matrix: Matrix | ExpertStack) -> list[tuple[str, object]] | None:
+    """What a matrix was made with: a graph may hold these values as constants. None where it holds anything but plain
+    values and its storage tensors."""
+    stored = {id(tensor) for tensor in matrix.parts().values()}
+    state = []
+    for name, value in sorted(vars(matrix).items()) if hasattr(matrix, "__dict__") else ():
+        if id(value) in stored:
+            continue
+        if not is_plain(value):
+            return None
+        state.append((name, value))
+    return state
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value says all that it is by ``repr``."""
+    if isinstance(value, (tuple, list)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, bytes, DType))
 
 
 def named(made: Any) -> tuple[str, str]:
     """Module and name of a function or class."""
     return getattr(made, "__module__", ""), getattr(made, "__qualname__", "")
-
-
-def is_of_this_project(made: Any) -> bool:
-    """Whether a function or class is one of this project's modules, and no wrapper that took over its name."""
-    module, name = named(made)
-    return module.split(".")[0] in SOURCES and getattr(sys.modules.get(module), name, None) is made
 
 
 class KeptGraphs:
@@ -139,9 +171,8 @@ class KeptGraphs:
     def __init__(self, model: GemmaModel, storage: Storage | None, tables: Mapping[str, Tensor]) -> None:
         self.buffers = named_buffers(model, storage, tables)
         sizes = {name: (uop.dtype, uop.shape) for name, uop in self.buffers.items()}
-        made = [(name, *named(one)) for name, one in made_of(model)]
         self.what = repr((surroundings(str(model.device)), model.config, model.chunk, model.ple_host is not None,
-                          storage.capacity if storage is not None else None, sizes, made))  # fmt: skip
+                          storage.capacity if storage is not None else None, sizes, parts_of(model)))  # fmt: skip
 
     def path(self, key: object) -> Path:
         """The file of a graph; ``key`` says what it does."""
@@ -218,28 +249,6 @@ def surroundings(device: str) -> tuple[object, ...]:
     """What a graph depends on beside the model: code, versions, the device, the processor, tinygrad's settings."""
     settings = {name: repr(value.value) for name, value in sorted(ContextVar._cache.items()) if name not in SILENT}
     opened = Device[device]
-    return (sources(), importlib.metadata.version("tinygrad"), platform.python_version(), device, processor(),
+    return (importlib.metadata.version("tinygrad"), platform.python_version(), device,
+            platform.machine(), machine.processor(),
             repr(opened.renderer.target), type(opened.renderer).__name__, settings)  # fmt: skip
-
-
-@cache
-def sources() -> str:
-    """A digest of this project's code as it lies on disk: sizes and times of its files."""
-    found = []
-    for package in SOURCES:
-        spec = importlib.util.find_spec(package)
-        for root in spec.submodule_search_locations or () if spec else ():
-            with contextlib.suppress(OSError):
-                files = [(file, file.stat()) for file in Path(root).rglob("*.py")]
-                found += [(str(file), status.st_size, status.st_mtime_ns) for file, status in files]
-    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
-
-
-@cache
-def processor() -> str:
-    """What machine code for this processor depends on: a home folder may be used from several machines."""
-    told = [platform.machine(), platform.processor()]
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
-        told += [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -68,7 +68,7 @@ class GemmaModel:
         self.places, self.tensors = places, tensors
         text = self.config.text_config
         self.max_context = min(max_context or text.max_position_embeddings, text.max_position_embeddings)
-        self.chunk = min(operations.prefill_chunk, self.max_context)
+        self.chunk = operations.chunk(self.max_context)
         """Positions per chunk of a prompt, and the slack of sliding caches."""
         self.ple_host = ple_host
         self.text = TextDecoder(text, self.config.text_prefix, places, tensors, dtype)
@@ -125,7 +125,7 @@ class GemmaModel:
     @operations.setter
     def operations(self, operations: Operations) -> None:
         self._operations = operations
-        self.chunk = min(operations.prefill_chunk, self.max_context)
+        self.chunk = operations.chunk(self.max_context)
         self.invalidate()
 
     @property
@@ -136,8 +136,7 @@ class GemmaModel:
     @property
     def longest_chunk(self) -> int:
         """Positions of the longest chunk that the device takes in one go; one with a media block may be longer."""
-        own = self.operations.prefill_both_ways if self.bidirectional else 0
-        return max(self.chunk, min(own, self.max_context))
+        return self.operations.longest_chunk(self.max_context, self.bidirectional)
 
     def named_tensors(self) -> dict[str, Tensor]:
         """Every stored tensor of text model and towers by full checkpoint name, quantised parts included."""

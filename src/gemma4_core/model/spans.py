@@ -107,7 +107,7 @@ class ChunkSpan(Span):
         slots = int(held.shape[3])
         keys = Tensor.arange(slots, dtype=dtypes.int32)[:end]
         mask = visible(self.positions(self.device), keys, None, None, None)
-        return KeyValues(both[0], both[1], mask, written, self.start)
+        return KeyValues(both[0], both[1], mask, self.start)
 
     def _extend_ring(self, held: Tensor, new: Tensor, window: int) -> KeyValues:
         slots = int(held.shape[3])
@@ -126,7 +126,7 @@ class ChunkSpan(Span):
         source = (fresh >= 0).where(fresh + slots, Tensor.arange(slots, dtype=dtypes.int32))
         written = Tensor(held.uop.after(held.uop.store(joined[:, :, :, source].contiguous().uop)))
         self.writes.append(written)
-        return KeyValues(joined[0], joined[1], mask, written, self.start, window)
+        return KeyValues(joined[0], joined[1], mask, self.start, window)
 
 
 class TokenSpan(Span):
@@ -144,7 +144,7 @@ class TokenSpan(Span):
         written = Tensor(held.uop.after(held[:, :, :, slot : slot + 1].uop.store(new.uop)))
         if layer.window is None:
             both = written[:, :, :, : self.start + 1]
-            return KeyValues(both[0], both[1], None, written, self.start)
+            return KeyValues(both[0], both[1], None, self.start)
         keys = ring_positions(slots, self.start, self.device)
         mask = ((keys >= 0) & (keys > -layer.window + self.start)).unsqueeze(0)  # [1, slots]
-        return KeyValues(written[0], written[1], mask, written, self.start, layer.window)
+        return KeyValues(written[0], written[1], mask, self.start, layer.window)

@@ -114,6 +114,15 @@ class Operations:
                 object.__setattr__(self, piece, None)
         object.__setattr__(self, "built_for", built_for)
 
+    def chunk(self, context: int) -> int:
+        """Positions of a prompt that one call takes at most, for a model with this context."""
+        return min(self.prefill_chunk, context)
+
+    def longest_chunk(self, context: int, both_ways: bool) -> int:
+        """Positions of the longest chunk; with media blocks whose tokens see those behind them (``both_ways``) it may
+        be longer than ``chunk``. Rings of the cache have room for it beside their window."""
+        return max(self.chunk(context), min(self.prefill_both_ways, context) if both_ways else 0)
+
     def replaced(self, name: str) -> bool:
         """Whether an operation is somebody's own: neither the portable form nor a kernel of the device."""
         return getattr(self, name) is not getattr(portable(), name) and getattr(self, name) not in self.kernels

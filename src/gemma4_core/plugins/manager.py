@@ -35,6 +35,8 @@ class LoadedPlugin:
     warnings: list[str] = field(default_factory=list)
     descriptions: list[tuple[str, Description]] = field(default_factory=list)
     """Kind and description of everything that it yields."""
+    package: str | None = None
+    """The top-level package that its entry point names; None for a plugin put in by hand."""
 
     def fail(self, error: BaseException, where: str = "") -> None:
         self.status = "failed"
@@ -115,6 +117,8 @@ class PluginManager:
         names = set()
         for found in discover(GROUP) if self._entry_points else []:
             record = LoadedPlugin(found.origin)
+            if found.entry_point is not None:
+                record.package = found.entry_point.module.split(".")[0]
             loaded.append(record)
             names.add(found.origin.entry_point.casefold())
             if found.origin.entry_point.casefold() in blocked:

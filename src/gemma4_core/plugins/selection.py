@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from gemma4_core.config import GemmaConfig, expected_text_tensors
 from gemma4_core.contracts import (
     KINDS,
     CheckpointFormat,
@@ -99,7 +100,8 @@ class Registry:
         """Every description that matches, highest priority first, then by name.
 
         A name that two plugins claim raises PluginError, except a transform that neither an option in ``values``
-        nor a file in the folder asks for: that one is left out.
+        nor a file in the folder asks for: that one is left out. Towers that match read their part of the config, and
+        raise ConfigError where it is wrong.
         """
         context = context or Context()
         chosen = []
@@ -108,7 +110,24 @@ class Registry:
                 chosen.append(entry.description)
             elif kind != "transform" or entry.description.wanted(values or {}, context):
                 raise PluginError(self._conflict(kind, entry))
+        if kind == "modality" and context.config is not None:
+            for tower in chosen:
+                check_part(tower, context.config)
         return chosen
+
+    def towers_of(self, config: GemmaConfig) -> list[ModalityTower]:
+        """The towers that a config declares: those whose media stand before the text first, those that borrow another's
+        tower last. Raises ConfigError and PluginError as ``matching``."""
+        found = self.matching("modality", Context(config=config, raw_config=config.raw))
+        return sorted(found, key=lambda tower: (tower.config is None, tower.placed == "after", tower.name))
+
+    def expected_tensors(self, config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+        """Every tensor that a config calls for, by full checkpoint name with its shape: the text model's, and those of
+        declared towers that have a plugin. Raises ConfigError and PluginError."""
+        shapes = expected_text_tensors(config)
+        for tower in self.towers_of(config):
+            shapes |= tower.tensors(config)
+        return shapes
 
     def select_device(self, name: str | None = None, context: Context | None = None) -> DeviceBackend:
         """The device of this name, or (None or ``auto``) the usable one with the highest priority.
@@ -311,6 +330,17 @@ def _gather(plugins: list[LoadedPlugin]) -> dict[str, list[Entry[Any]]]:
     return entries
 
 
+def check_part(tower: ModalityTower, config: GemmaConfig) -> None:
+    """Let a tower read its part of config.json. Raises ConfigError for a wrong one, PluginError where reading fails."""
+    try:
+        if tower.config is not None:
+            tower.config(config)
+    except Gemma4Error:
+        raise
+    except Exception as error:
+        raise PluginError(_clip(f"modality '{tower.name}' cannot read its config: {describe(error)}")) from error
+
+
 def _wanted(kind: str, name: str | None) -> str | None:
     """The name given, None for ``auto``. Raises PluginError for what is no name."""
     if name is not None and not isinstance(name, str):
@@ -320,3 +350,7 @@ def _wanted(kind: str, name: str | None) -> str | None:
 
 def _clip(text: str) -> str:
     return one_line(text, MESSAGE_LIMIT)
+
+
+registry = Registry(PluginManager())
+"""The registry of this process. It loads plugins when it is first asked for one."""

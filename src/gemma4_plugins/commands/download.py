@@ -19,7 +19,7 @@ from gemma4_core.cli.output import note, on_terminal, write
               help="Folder that gets a folder per model. Default: the Hugging Face cache, where names and aliases "
                    "(e2b, e2b-it) are found.")
 def download_command(sizes: Sequence[str], it: bool, models_dir: Path | None) -> None:
-    """Fetch official checkpoints from huggingface.co. What is there already is kept; an interrupted fetch goes on.
+    """Fetch official checkpoints from huggingface.co. Files that exist are kept; an interrupted download continues.
 
     \b
     gemma4 download --sizes E2B --it

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemma4_core.cli.answers import Printer, answer_json, show_all, stats_line
 from gemma4_core.cli.completion import files
 from gemma4_core.cli.options import (
     TokenIds,
@@ -17,11 +18,11 @@ from gemma4_core.cli.options import (
     tools_option,
     verbosity_options,
 )
-from gemma4_core.cli.output import Printer, answer_json, json_text, note, on_terminal, show_all, stats_line, write
+from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
 from gemma4_core.console import console
-from gemma4_plugins.commands.loaded_request import Loading, model_line, sampling
-from gemma4_plugins.commands.prompt import taken_prompt
+from gemma4_plugins.commands.model_loading import Loading, model_line, sampling
+from gemma4_plugins.commands.prompt import prompt_from_options
 
 if TYPE_CHECKING:
     from gemma4_core.processing.inputs import PreparedInputs
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
 @tools_option
 @click.option("--thinking/--no-thinking", default=False,
-              help="Let the model think first; its thoughts are no part of the answer.")
-@click.option("--raw", is_flag=True, help="Leave the chat template out.")
+              help="Let the model think first; its thoughts are not part of the answer.")
+@click.option("--raw", is_flag=True, help="Do not apply the chat template.")
 @literal_option
 @click.option("--allow-urls", is_flag=True, help="Fetch media given as URLs.")
 @sampling_options
@@ -73,10 +74,10 @@ def generate(
     as_json: bool, stats: bool | None, stream: bool, verbose: bool, plugin_values: PluginValues,
     values: dict[str, Any],
 ) -> None:
-    """What ``generate_command`` does. ``stats`` None is: where a person reads stderr."""
+    """Generate and print an answer. ``stats`` None prints statistics where stderr is a terminal."""
     from gemma4_core.text import has_text, render_process
 
-    prompt, loading = taken_prompt(values, plugin_values), Loading.taken_from(values)
+    prompt, loading = prompt_from_options(values, plugin_values), Loading.from_options(values)
     if prompt.text is not None and not prompt.raw:
         render_process.start()  # it gets ready while tinygrad is imported
     stop = values["stop"]

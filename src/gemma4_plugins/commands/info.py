@@ -1,4 +1,4 @@
-"""What a checkpoint is and how much memory it needs, without loading it."""
+"""Show a checkpoint's sizes, format and memory needs without loading it."""
 
 from __future__ import annotations
 
@@ -10,31 +10,20 @@ import click
 
 from gemma4_core.cli.base import GemmaCommand, prefer_typed
 from gemma4_core.cli.options import format_option, model_option
-from gemma4_core.cli.output import human_bytes, human_count, json_text, write
+from gemma4_core.cli.output import json_text, write
 from gemma4_core.cli.tables import fitted
 from gemma4_core.errors import CheckpointError, Gemma4Error
+from gemma4_core.formatting import human_bytes, human_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gemma4_core.config import GemmaConfig
     from gemma4_core.contracts import Context, TensorInfo
+    from gemma4_core.ops import Operations
 
 ITEM_SIZES = {"bfloat16": 2, "float32": 4}
 """Bytes of the type that a checkpoint computes in."""
-
-
-def preset_name(config: GemmaConfig) -> str | None:
-    """The official size that has this shape."""
-    from gemma4_core.config import PRESETS
-
-    text = config.text_config
-    for name, make in PRESETS.items():
-        other = make().text_config
-        same = (text.num_hidden_layers, text.hidden_size) == (other.num_hidden_layers, other.hidden_size)
-        if same and text.vocab_size == other.vocab_size and text.num_experts == other.num_experts:
-            return name
-    return None
 
 
 def describe_text(config: GemmaConfig) -> dict[str, Any]:
@@ -57,22 +46,24 @@ def describe_text(config: GemmaConfig) -> dict[str, Any]:
     return found
 
 
-def describe_towers(config: GemmaConfig, context: Context) -> list[dict[str, Any]]:
+def describe_towers(config: GemmaConfig) -> list[dict[str, Any]]:
     """Towers that the config declares, and whether a plugin serves each."""
     from gemma4_core.plugins import registry
 
-    served = {spec.name for spec in registry.matching("modality", context)}
-    declared = {"vision": config.vision_config, "audio": config.audio_config}
-    found = []
-    for name, part in declared.items():
-        if part is not None:
-            layers, size = part.num_hidden_layers, part.hidden_size
-            found.append({"name": name, "layers": layers, "hidden_size": size, "plugin": name in served})
-    return found + [{"name": name, "plugin": True} for name in sorted(served - set(declared))]
+    served = registry.towers_of(config)
+    towers = []
+    for spec in served:
+        part = spec.config(config) if spec.config is not None else None
+        sizes = {"layers": getattr(part, "num_hidden_layers", None), "hidden_size": getattr(part, "hidden_size", None)}
+        known = {key: size for key, size in sizes.items() if size is not None}
+        towers.append({"name": spec.name, **known, "plugin": True})
+    parts = {spec.part for spec in served}
+    unserved = [key.removesuffix("_config") for key in config.media if key not in parts]
+    return towers + [{"name": name, "plugin": False} for name in sorted(unserved)]
 
 
 def describe_tokenizer(context: Context) -> dict[str, Any]:
-    """Tokenizer, template and generation defaults of a folder. What cannot be read is said, not raised."""
+    """Tokenizer, template and generation defaults of a folder. A problem is reported in the result, not raised."""
     from gemma4_core.config import load_generation_config
     from gemma4_core.plugins import registry
     from gemma4_core.text import ChatTemplate
@@ -118,11 +109,23 @@ def preset_infos(config: GemmaConfig) -> dict[str, TensorInfo]:
     """The tensors of an official size as bf16."""
     import math
 
-    from gemma4_core.config import expected_audio_tensors, expected_text_tensors, expected_vision_tensors
     from gemma4_core.contracts import TensorInfo
+    from gemma4_core.plugins import registry
 
-    shapes = expected_text_tensors(config) | expected_vision_tensors(config) | expected_audio_tensors(config)
+    shapes = registry.expected_tensors(config)
     return {name: TensorInfo("BF16", shape, 2 * math.prod(shape)) for name, shape in shapes.items()}
+
+
+def device_operations() -> Operations:
+    """What ``--device auto`` computes with, the portable operations where no device can be used."""
+    from gemma4_core.ops import portable
+    from gemma4_core.plugins import registry
+
+    try:
+        backend = registry.select_device()
+    except Gemma4Error:
+        return portable()
+    return backend.operations() if backend.operations is not None else portable()
 
 
 def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
@@ -130,9 +133,9 @@ def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     from gemma4_core.checkpoint.context import read_context
     from gemma4_core.checkpoint.hub import resolve_folder
     from gemma4_core.checkpoint.opening import run_dtype
-    from gemma4_core.config import preset_config, preset_dict
+    from gemma4_core.config import preset_config, preset_dict, preset_of
     from gemma4_core.contracts import Context
-    from gemma4_core.ops import Operations
+    from gemma4_core.plugins import registry
     from gemma4_plugins.commands import memory_sizes as sizes
 
     if model is not None:
@@ -150,20 +153,21 @@ def gather(model: str | None, size: str | None, format: str) -> dict[str, Any]:
     weights = sizes.used_bytes(parts)
     folder = str(context.path) if context.path else None
     about: dict[str, Any] = {"folder": folder, "model_type": config.model_type}
-    about |= {"size": preset_name(config), "dtype": dtype, **files}
-    about |= {"text": describe_text(config), "towers": describe_towers(config, context)}
+    about |= {"size": preset_of(config), "dtype": dtype, **files}
+    about |= {"text": describe_text(config), "towers": describe_towers(config)}
     about |= describe_tokenizer(context) if context.path else {}
     about["parts"] = [{"name": p.name, "parameters": p.parameters, "bytes": p.nbytes} for p in parts]
     about["parameters"] = sum(p.parameters for p in parts if p.name != sizes.UNUSED)
     about["active_parameters"] = sizes.active_parameters(config, parts)
     about["weight_bytes"] = weights
-    need = sizes.needs(config, weights, Operations.prefill_chunk, ITEM_SIZES[dtype])
+    both_ways = config.vision_bidirectional and any(tower.bidirectional for tower in registry.towers_of(config))
+    need = sizes.needs(config, weights, device_operations(), both_ways, ITEM_SIZES[dtype])
     about["memory"] = [{"context": n.context, "cache_bytes": n.cache, "total_bytes": n.total} for n in need]
     return about
 
 
-def lines(about: dict[str, Any]) -> list[str]:
-    """The report that a person reads."""
+def report_lines(about: dict[str, Any]) -> list[str]:
+    """The report as lines of text."""
     from gemma4_core.checkpoint.hub import shown_name
 
     text, folder = about["text"], about["folder"]
@@ -173,7 +177,7 @@ def lines(about: dict[str, Any]) -> list[str]:
     if folder and name != folder:
         shown.append(f"folder      {folder}")
     if about["format"]:
-        fit = f"but {about['problem']}" if about["problem"] else "as the config asks"
+        fit = f"but {about['problem']}" if about["problem"] else "as the config says"
         files = f"{about['files']} file{'s' if about['files'] != 1 else ''} of {human_bytes(about['file_bytes'])}"
         types = ", ".join(f"{count} {dtype}" for dtype, count in about["stored_dtypes"].items())
         shown.append(f"format      {about['format']}, {files}, {about['tensors']} tensors ({types}), {fit}")
@@ -228,14 +232,14 @@ def memory_lines(about: dict[str, Any]) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def info_command(ctx: click.Context, model: str | None, size: str | None, format: str, as_json: bool) -> None:
-    """Sizes, parameters, format, towers, tokenizer, and the memory that each context length needs.
+    """Show sizes, parameters, format, towers, tokenizer, and the memory that each context length needs.
 
     \b
     gemma4 info -m ./checkpoint
     gemma4 info --size 31B
 
-    Only headers are read. memory is weights with cache, without the few hundred MB that a run takes besides;
-    --modality text leaves the towers out, and --ple disk the per-layer embedding.
+    Only headers are read. Memory is weights plus cache; a run takes a few hundred MB more. --modality text leaves out
+    the towers, --ple disk the per-layer embedding.
     """
     named = {"model": model, "size": size}
     prefer_typed(ctx, named, "model", "size")
@@ -244,4 +248,4 @@ def info_command(ctx: click.Context, model: str | None, size: str | None, format
         which = "neither was given" if model is None else "both were given"
         raise click.UsageError(f"Give exactly one of --model-dir and --size: {which}.")
     about = gather(model, size, format)
-    write((json_text(about, indent=2) if as_json else "\n".join(fitted(lines(about)))) + "\n")
+    write((json_text(about, indent=2) if as_json else "\n".join(fitted(report_lines(about)))) + "\n")

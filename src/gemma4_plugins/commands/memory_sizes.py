@@ -1,4 +1,4 @@
-"""Parameters and bytes of a checkpoint by part, and the memory that a context needs. Nothing is loaded for it."""
+"""Parameters and bytes of a checkpoint by part, and the memory that a context needs, without loading anything."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
     from gemma4_core.contracts import TensorInfo
+    from gemma4_core.ops import Operations
 
 CONTEXTS = (512, 2048, 8192, 32_768, 131_072, 262_144)
 UNUSED = "unused shared K/V"
@@ -72,18 +73,18 @@ def used_bytes(found: Iterable[Part]) -> int:
 
 
 def active_parameters(config: GemmaConfig, found: Iterable[Part]) -> int:
-    """Parameters that one token of text uses; embedding tables, of which it reads a row, count in full."""
+    """Parameters that one token of text uses. Embedding tables count in full, though a token reads one row."""
     text = config.text_config
     share = text.top_k_experts / text.num_experts if text.enable_moe_block else 1.0
     counted = [p for p in found if p.name != UNUSED and not p.name.endswith("tower") and p.name != "other"]
     return sum(round(p.parameters * share) if p.name == "experts" else p.parameters for p in counted)
 
 
-def cache_bytes(config: GemmaConfig, context: int, chunk: int, itemsize: int = 2) -> int:
-    """Bytes of a K/V cache that holds ``context`` positions.
+def cache_bytes(config: GemmaConfig, context: int, chunk: int, longest_chunk: int, itemsize: int = 2) -> int:
+    """Bytes of a K/V cache that holds ``context`` positions, on a device with these chunks (``Operations.chunk``).
 
-    Sliding layers keep a ring of one window and one prefill chunk; full layers a buffer that has grown to the capacity
-    step, and a chunk; layers that share another's K and V keep nothing.
+    Sliding layers keep a ring of one window and the longest prefill chunk; full layers a buffer that has grown to the
+    capacity step, and a chunk; layers that share another's K and V keep nothing.
     """
     from gemma4_core.model.cache import capacity_for
 
@@ -92,14 +93,16 @@ def cache_bytes(config: GemmaConfig, context: int, chunk: int, itemsize: int = 2
     total = 0
     for layer in text.layers:
         if not layer.is_shared:
-            slots = (capacity if layer.window is None else layer.window) + chunk
+            slots = capacity + chunk if layer.window is None else layer.window + longest_chunk
             total += 2 * layer.num_key_value_heads * layer.head_dim * slots * itemsize
     return total
 
 
-def needs(config: GemmaConfig, weights: int, chunk: int, itemsize: int = 2) -> list[Need]:
-    """Memory for usual context lengths up to the config's longest."""
+def needs(config: GemmaConfig, weights: int, operations: Operations, both_ways: bool, itemsize: int = 2) -> list[Need]:
+    """Memory for common context lengths up to the longest that the config allows. ``both_ways``: see
+    ``Operations.longest_chunk``."""
     longest = config.text_config.max_position_embeddings
     lengths = [length for length in CONTEXTS if length < longest] + [longest]
-    caches = {length: cache_bytes(config, length, chunk, itemsize) for length in lengths}
+    chunks = operations.chunk(longest), operations.longest_chunk(longest, both_ways)
+    caches = {length: cache_bytes(config, length, *chunks, itemsize) for length in lengths}
     return [Need(length, cache, weights + cache) for length, cache in caches.items()]

@@ -11,9 +11,10 @@ import click
 
 from gemma4_core.cli import completion
 from gemma4_core.cli.base import GemmaCommand
-from gemma4_core.cli.output import human_bytes, json_text, note, on_terminal, write
+from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.tables import columns, fitted
 from gemma4_core.errors import CheckpointError, Gemma4Error, InputError
+from gemma4_core.formatting import human_bytes
 
 if TYPE_CHECKING:
     from gemma4_core.checkpoint.hub_cache import CachedModel
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the list."""
+    """A row of the list."""
 
     name: str
-    """What ``--model`` takes."""
+    """The name that ``--model`` takes."""
     hub_name: str | None
     folder: str
     bytes: int
@@ -35,7 +36,7 @@ class Row:
 
 
 class ModelsGroup(GemmaCommand, click.Group):
-    """A command that lists where no sub-command is given."""
+    """A command that lists models where no sub-command is given."""
 
 
 @click.group("models", cls=ModelsGroup, invoke_without_command=True)
@@ -49,7 +50,7 @@ def models_command(ctx: click.Context, as_json: bool) -> None:
     gemma4 models show e2b-it
     gemma4 models rm e2b-it
 
-    gemma4 download fetches more. Folders elsewhere are opened by their path.
+    gemma4 download fetches more. Other folders are opened by their path.
     """
     if ctx.invoked_subcommand is None:
         list_models(as_json)
@@ -66,18 +67,18 @@ def list_command(as_json: bool) -> None:
 @click.argument("model", shell_complete=completion.models)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show_command(model: str, as_json: bool) -> None:
-    """What a model is, where it lies, and how much memory it needs (as gemma4 info)."""
-    from gemma4_plugins.commands.info import gather, lines
+    """Show a model's sizes, folder and memory, as gemma4 info does."""
+    from gemma4_plugins.commands.info import gather, report_lines
 
     about = gather(model, None, "auto")
-    write((json_text(about, indent=2) if as_json else "\n".join(fitted(lines(about)))) + "\n")
+    write((json_text(about, indent=2) if as_json else "\n".join(fitted(report_lines(about)))) + "\n")
 
 
 @models_command.command("rm", cls=GemmaCommand)
 @click.argument("model", shell_complete=completion.models)
-@click.option("--yes", "-y", is_flag=True, allow_from_autoenv=False, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, allow_from_autoenv=False, help="Remove without asking.")
 def remove_command(model: str, yes: bool) -> None:
-    """Remove a model from the Hugging Face cache; folders elsewhere are never touched."""
+    """Remove a model from the Hugging Face cache; other folders are never touched."""
     from gemma4_core.checkpoint.hub_cache import remove_cached
 
     found = cached(model)
@@ -135,16 +136,16 @@ def rows() -> list[Row]:
 
 
 def row(name: str, hub_name: str | None, folder: Path, nbytes: int) -> Row:
-    """A line of the list; a checkpoint that cannot be opened says why."""
+    """A row of the list, with the reason where the checkpoint cannot be opened."""
     from gemma4_core.checkpoint.context import read_context
     from gemma4_core.checkpoint.opening import select_format
-    from gemma4_plugins.commands.info import preset_name
+    from gemma4_core.config import preset_of
 
     known: dict[str, Any] = {"size": None, "format": None, "problem": None}
     try:
         context = read_context(folder)
         assert context.config is not None
-        known |= {"size": preset_name(context.config), "format": select_format(context, None).name}
+        known |= {"size": preset_of(context.config), "format": select_format(context, None).name}
     except Gemma4Error as error:
         known["problem"] = str(error)
     return Row(name, hub_name, str(folder), nbytes, **known)

@@ -1,4 +1,4 @@
-"""List plugins, what they bring, and what became of them."""
+"""List plugins, what they bring, and which failed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plugins_command(kind: str | None, as_json: bool) -> None:
 
 
 def _command(row: Row) -> Row:
-    """A row; that of a command says what the command does, or why it cannot run."""
+    """A row of a command with the command's own summary, or why it cannot run; other rows as they are."""
     if row.kind != "command" or row.status != "loaded":
         return row
     try:

@@ -1,4 +1,4 @@
-"""The prompt of ``gemma4 generate``: taken from the command line, checked and prepared before weights are read."""
+"""The prompt of ``gemma4 generate``: read from the command line, checked and prepared before weights are read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,8 @@ import click
 from gemma4_core.cli.base import prefer_typed
 from gemma4_core.cli.options import clipped
 from gemma4_core.errors import InputError
-from gemma4_plugins.commands.loaded_request import (
-    checked_text,
-    model_name,
-    read_standard_input,
-    read_text_file,
-    read_tools,
-)
+from gemma4_plugins.commands.model_loading import model_name
+from gemma4_plugins.commands.text_input import checked_text, read_standard_input, read_text_file, read_tools
 
 if TYPE_CHECKING:
     from gemma4_core.cli.plugin_options import PluginValues
@@ -30,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text or token ids, with media, as they stand on the command line."""
+    """A prompt: text or token ids, with media and what the chat template takes."""
 
     text: str | None
     tokens: Sequence[int] | None
@@ -43,7 +38,7 @@ class Prompt:
     literal: bool = False
 
     def prepared(self, processor: GemmaMultimodalProcessor, context: int | None, stop: Sequence[str]) -> PreparedInputs:
-        """The prompt as ids and features, after a look for everything that can be wrong with it.
+        """Check the prompt against the checkpoint and prepare it: ids and features.
 
         Args:
             processor: that of the checkpoint folder.
@@ -61,7 +56,7 @@ class Prompt:
         assert config is not None
         StopStrings(stop)
         if not has_text(processor.tokenizer.inner) and (self.tokens is None or stop):
-            what = f"prompt {str(self.text)[:80]!r}" if self.tokens is None else f"--stop {stop[0][:80]!r}"
+            what = f"the prompt {str(self.text)[:80]!r}" if self.tokens is None else f"--stop {stop[0][:80]!r}"
             where = model_name(processor.context)
             raise InputError(f"{what} needs a tokenizer, and {where} is opened without one; give --prompt-tokens")
         if self.tokens is None:
@@ -103,10 +98,10 @@ def check_vocabulary(ids: Sequence[int], size: int, context: Context) -> None:
 NONE_GIVEN = "Give exactly one prompt, as an argument, --prompt, -f or --prompt-tokens: none was given."
 
 
-def taken_prompt(values: dict[str, Any], plugins: PluginValues) -> Prompt:
-    """Take the prompt out of a command's parameters; without one it is what a pipe brings.
+def prompt_from_options(values: dict[str, Any], plugins: PluginValues) -> Prompt:
+    """The prompt among a command's parameters, which is removed from ``values``; without one, what a pipe brings.
 
-    Raises UsageError unless there is exactly one, InputError for an empty one or one that is not text.
+    Raises UsageError unless there is exactly one prompt, InputError where it is empty or not UTF-8.
     """
     names = ("words", "prompt", "file", "prompt_tokens")
     prefer_typed(click.get_current_context(), values, *names)
@@ -163,10 +158,10 @@ def read_prompt(text: str | None, file: str | None, piped: bool, label: str) -> 
 
 
 def prompt_among_media(plugins: PluginValues) -> str | None:
-    """Take the prompt out of the values of a media option: ``--image a.png "What is this?"``.
+    """The prompt that stands behind the files of a media option: ``--image a.png "What is this?"``.
 
-    Such an option takes all values that follow it. A last one with white space that is neither a file nor a URL is
-    the prompt.
+    A media option takes all values that follow it. The last one is the prompt where it holds white space and is
+    neither a file nor a URL; it is removed from the files.
     """
     for files in plugins.media.values():
         last = files[-1]
@@ -176,7 +171,7 @@ def prompt_among_media(plugins: PluginValues) -> str | None:
 
 
 def is_file(path: str) -> bool:
-    """Whether there is something of this name; a text that can be no name is none."""
+    """Whether a file or folder of this name exists; False for a text that cannot be a path."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):

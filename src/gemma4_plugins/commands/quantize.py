@@ -20,7 +20,7 @@ from gemma4_core.cli.output import note, on_terminal, write
               help="Folder to write.")
 @overwrite_option()
 @click.option("--models-dir", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
-              help="Folder of checkpoints as gemma4 download --models-dir makes it; each gets one beside it.")
+              help="Folder of checkpoints as gemma4 download --models-dir makes it; results are written beside them.")
 @click.option("--sizes", cls=ManyOption, separator=",", metavar="SIZE...",
               help="With --models-dir: E2B, E4B, 26B-A4B, 31B; with -it for the tuned ones.")
 @click.option("--format", "format_name", default="int8", show_default=True, metavar="NAME",
@@ -31,13 +31,13 @@ from gemma4_core.cli.output import note, on_terminal, write
 def quantize_command(
     ctx: click.Context, out: Path | None, overwrite: bool, sizes: Sequence[str], format_name: str, **named: Any
 ) -> None:
-    """Write a checkpoint with quantised weights: half the size, and computed as it is stored.
+    """Write a checkpoint with quantised weights, half the size; they are computed with as they are stored.
 
     \b
     gemma4 quantize --model-dir models/gemma-4-E2B-it --out models/gemma-4-E2B-it-int8
     gemma4 quantize --models-dir models --sizes E2B E4B
 
-    Memory stays small whatever the model's size. An interrupted run goes on when it is started again.
+    Memory use stays small whatever the model's size. An interrupted run continues when it is started again.
     """
     prefer_typed(ctx, named, "model", "models_dir")
     model, models_dir = named["model"], named["models_dir"]
@@ -46,7 +46,7 @@ def quantize_command(
 
     for source, target in pairs:
         if models_dir is not None and not overwrite and done_before(target, format_name):
-            note(f"{target} is there already")
+            note(f"{target} exists already")
         else:
             quantize(source, target, format_name, overwrite)
         write(f"{target}\n")
@@ -57,7 +57,7 @@ def quantize_command(
 def jobs(
     model: str | None, out: Path | None, models_dir: Path | None, sizes: Sequence[str], format_name: str
 ) -> list[tuple[str | Path, Path]]:
-    """Source and target of each checkpoint to write. Raises UsageError for options that do not go together."""
+    """Source and target of each checkpoint to write. Raises UsageError for options that exclude each other."""
     if (model is None) == (models_dir is None):
         raise click.UsageError("give either --model-dir or --models-dir.")
     if model is not None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from gemma4_core.devices.process import process
+
 OPEN_SECONDS = 60.0
 """A driver that does not answer by then is taken for hanging."""
 
@@ -22,8 +24,6 @@ except BaseException as error:
     print(" ".join(f"{type(error).__name__}: {error}".split())[:300]); sys.exit(3)
 """
 
-_opened: set[str] = set()
-
 
 def open_device(target: str, interface: str = "", isolated: bool = False) -> str | None:
     """Open a tinygrad device and make its renderer; None where both work, else why not, on one line.
@@ -32,14 +32,14 @@ def open_device(target: str, interface: str = "", isolated: bool = False) -> str
     others, some of which take a PCI device away from its kernel driver. ``isolated`` tries it in another process
     first, for drivers that may crash. Neither is given more than a minute.
     """
-    if target in _opened:
+    if target in process.opened:
         return None
     spec = _device_spec(target, interface)
     if isolated and (reason := _open_in_child(target, spec)) is not None:
         return reason
     reason = _within(OPEN_SECONDS, lambda: _open(target, spec))
     if reason is None:
-        _opened.add(target)
+        process.opened.add(target)
     return reason
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tinygrad import Tensor, dtypes
 from tinygrad.uop.ops import Ops
 
-from gemma4_core.ops.towers import Bounds, Rotation, TowerOperations
+from gemma4_core.ops.tower_table import Bounds, Rotation, TowerOperations
 
 Given = Mapping[str, Tensor]
 """A kernel's inputs by the names of its parameters."""

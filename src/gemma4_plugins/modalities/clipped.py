@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from tinygrad import Tensor
 from tinygrad.dtype import DType
 
-from gemma4_core.config.tensors import CLIP_BOUNDS
 from gemma4_core.contracts import WeightSource
-from gemma4_core.ops.towers import Bounds, TowerOperations, clamp
+from gemma4_core.ops.tower_table import Bounds, TowerOperations
+from gemma4_core.ops.towers import clamp
 from gemma4_core.weights import DenseMatrix, Matrix, Weight
+from gemma4_plugins.modalities.clipped_tensors import BOUNDS
 
 
 class TowerWeights:
@@ -56,7 +57,7 @@ class Names:
 
     def clipped(self, name: str) -> Linear:
         """The layer ``name.linear.weight`` with the four bounds beside it, where the tower is clipped."""
-        bounds = [self.weights.tensors.get(f"{self.prefix}{name}.{bound}") for bound in CLIP_BOUNDS]
+        bounds = [self.weights.tensors.get(f"{self.prefix}{name}.{bound}") for bound in BOUNDS]
         found = [bound for bound in bounds if bound is not None]
         return Linear(self.weights.places[f"{self.prefix}{name}.linear.weight"], found or None)
 

@@ -1,4 +1,4 @@
-"""How much longer a tokenizer's own rules can make a text, told from the rules: a file of a hundred bytes can ask for
+"""How much longer a tokenizer's rules can make a text, computed from the rules: a file of a hundred bytes can demand
 gigabytes."""
 
 from __future__ import annotations

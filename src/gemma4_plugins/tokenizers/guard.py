@@ -12,8 +12,10 @@ from gemma4_core.silence import silent_stderr
 
 @contextmanager
 def guarded(what: str, silent: bool = True) -> Iterator[None]:
-    """Faults of the library as TokenizerError. Its panics are no Exceptions, and write a backtrace to file descriptor
-    2 before they can be caught; real interrupts pass."""
+    """Turn the library's exceptions into TokenizerError, its Rust panics included.
+
+    A panic is not an ``Exception``, and writes a backtrace to file descriptor 2 before it can be caught.
+    """
     try:
         with silent_stderr() if silent else nullcontext():
             yield

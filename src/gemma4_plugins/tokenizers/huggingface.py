@@ -200,7 +200,8 @@ def load(context: Context) -> JsonTokenizer | OtherTokenizer:
     path = context.file(FILE)
     if path is None:
         where = f"{shown_path(context.path)}: no {FILE}" if context.path else f"without a folder there is no {FILE}"
-        raise TokenizerError(f"{where}; choose --tokenizer raw and give token ids with --prompt-tokens")
+        raise TokenizerError(f"{where}; choose --tokenizer raw and give token ids with --prompt-tokens (in Python "
+                             "prompt_tokens=)")
     settings = TokenizerSettings.load(context)
     backend, silent = _open(path)
     with guarded(f"{shown_path(path)} does not take the tokens of {shown_path(settings.path)}"):

@@ -10,7 +10,7 @@ from gemma4_core.hookspecs import hookimpl
 
 
 class RawTokenizer:
-    """Stands where a folder has no tokenizer; every use of text is an error. ``has_text`` tells before."""
+    """For folders without a tokenizer: every use of text is an error. ``has_text`` is False."""
 
     has_text = False
     vocab_size = 0
@@ -18,15 +18,16 @@ class RawTokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Raises TokenizerError."""
-        raise TokenizerError(f"there is no tokenizer for the text {text[:40]!r}: give token ids with --prompt-tokens")
+        raise TokenizerError(f"there is no tokenizer for the text {text[:40]!r}: give token ids with --prompt-tokens "
+                             "(in Python prompt_tokens=)")
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Raises TokenizerError."""
-        raise TokenizerError("there is no tokenizer to make text of token ids; use the ids themselves")
+        raise TokenizerError("there is no tokenizer to decode token ids; use the ids themselves")
 
     def stream(self, skip_special: bool = False) -> StreamDecoder:
         """Raises TokenizerError."""
-        raise TokenizerError("there is no tokenizer to make text of token ids; use the ids themselves")
+        raise TokenizerError("there is no tokenizer to decode token ids; use the ids themselves")
 
 
 def load(context: Context) -> RawTokenizer:
@@ -37,4 +38,5 @@ def load(context: Context) -> RawTokenizer:
 @hookimpl
 def gemma4_tokenizers() -> list[TokenizerBackend]:
     """Raw ids, for folders without a tokenizer."""
-    return [TokenizerBackend(name="raw", summary="token ids only, no text: --prompt-tokens 2,106,1234", load=load)]
+    summary = "token ids without text: --prompt-tokens 2,106,1234, in Python prompt_tokens="
+    return [TokenizerBackend(name="raw", summary=summary, load=load)]

@@ -47,15 +47,16 @@ class Commands:
     """The ``gemma4`` group over files of its own: ``model``, ``towers``, ``adapter``, and small media."""
 
     def __init__(self) -> None:
+        from tiny_model import tiny_config
+
         from gemma4_core import loading
         from gemma4_core.cli import failures
-        from gemma4_plugins.commands.demo import demo_config
 
         self._kept = tempfile.TemporaryDirectory()
         self.root = Path(self._kept.name)
         small = small_checkpoint()
         write_sample(small, self.root / "model")
-        write_sample({**small, "config.json": plain(demo_config())}, self.root / "towers")
+        write_sample({**small, "config.json": plain(tiny_config())}, self.root / "towers")
         write_sample({"config.json": plain(small_config())}, self.root / "bare")
         picture, sound = media()
         (self.root / "a.png").write_bytes(picture)

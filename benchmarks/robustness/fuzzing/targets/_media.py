@@ -20,12 +20,13 @@ class MediaTarget:
     keyword = ""
 
     def __init__(self) -> None:
+        from tiny_model import tiny_config
+
         from gemma4_core import GemmaMultimodalProcessor
-        from gemma4_plugins.commands.demo import demo_config
 
         self.place = tempfile.TemporaryDirectory()
         files = {name: content for name, content in small_checkpoint().items() if name != "model.safetensors"}
-        files["config.json"] = plain(demo_config())
+        files["config.json"] = plain(tiny_config())
         files["processor_config.json"] = plain({"image_processor": {"max_soft_tokens": 70}})
         write_sample(files, Path(self.place.name))
         self.processor = GemmaMultimodalProcessor.from_pretrained(Path(self.place.name))

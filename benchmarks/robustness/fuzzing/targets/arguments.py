@@ -34,13 +34,14 @@ class Target:
     reads_anything = True
 
     def __init__(self) -> None:
+        from tiny_model import tiny_config
+
         from gemma4_core import GemmaMultimodalProcessor
-        from gemma4_plugins.commands.demo import demo_config
 
         self.place = tempfile.TemporaryDirectory()
         self.root = Path(self.place.name)
         write_sample(small_checkpoint(), self.root / "model")
-        write_sample({**small_checkpoint(), "config.json": plain(demo_config())}, self.root / "towers")
+        write_sample({**small_checkpoint(), "config.json": plain(tiny_config())}, self.root / "towers")
         self.processor = GemmaMultimodalProcessor.from_pretrained(self.root / "towers")
 
     def seeds(self) -> Sequence[Sample]:

@@ -30,6 +30,8 @@ BEGINNINGS = (
     ["perplexity", "-m", "@model", "--text", "One two three"], ["demo"], ["generate", "--help"],
     ["train", "-m", "@towers", "--data", "@train.jsonl", "--lora", "--dry-run"],
     ["fuse", "-m", "@model", "--adapter", "@adapter", "--out", "out"],
+    ["generate", "-m", "@model", "One two"], ["generate", "-m", "@towers", "--image", "@a.png", "What is this?"],
+    ["models"], ["models", "--json"], ["models", "show", "@model"], ["models", "rm", "e2b", "--yes"],
 )  # fmt: skip
 
 

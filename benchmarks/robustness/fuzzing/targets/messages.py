@@ -30,12 +30,13 @@ class Target:
     reads_anything = True
 
     def __init__(self) -> None:
+        from tiny_model import tiny_config
+
         from gemma4_core import GemmaMultimodalProcessor
-        from gemma4_plugins.commands.demo import demo_config
 
         self.place = tempfile.TemporaryDirectory()
         files = {name: content for name, content in small_checkpoint().items() if name != "model.safetensors"}
-        write_sample({**files, "config.json": plain(demo_config())}, Path(self.place.name))
+        write_sample({**files, "config.json": plain(tiny_config())}, Path(self.place.name))
         self.processor = GemmaMultimodalProcessor.from_pretrained(Path(self.place.name))
 
     def seeds(self) -> Sequence[Sample]:

@@ -44,10 +44,10 @@ class Target:
     reads_anything = False
 
     def seeds(self) -> Sequence[Sample]:
-        from gemma4_plugins.commands.demo import demo_config
+        from tiny_model import tiny_config
 
         files = {name: content for name, content in small_checkpoint().items() if name != "model.safetensors"}
-        files["config.json"] = plain(demo_config())
+        files["config.json"] = plain(tiny_config())
         whole = {"processor_class": "Gemma4Processor", "image_processor": IMAGE, "feature_extractor": SOUND,
                  "video_processor": {**IMAGE, "num_frames": 4}, "audio_seq_length": 750, "audio_ms_per_token": 40}
         return [{**files, NAMES[0]: plain(whole)}, {**files, NAMES[1]: plain({**IMAGE, **SOUND})},

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import click
 
-from gemma4_core.cli.base import GemmaCommand, ManyOption
-from gemma4_core.cli.options import Number, model_option, overwrite_option
-from gemma4_core.cli.output import note, on_terminal, write
+from gemma4_core.cli import GemmaCommand, ManyOption, Number, model_option, note, on_terminal, overwrite_option, write
 
 
 @click.command("fuse", cls=GemmaCommand)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_core import CheckpointError
-from gemma4_core.config.files import CONFIG_LIMIT, read_json
+from gemma4_core.config import CONFIG_LIMIT, read_json
 from gemma4_core.formatting import is_number, shown, shown_path
 
 CONFIG_FILE = "adapter_config.json"

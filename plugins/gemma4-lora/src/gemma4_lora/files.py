@@ -17,14 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from gemma4_core import CheckpointError, InputError
-from gemma4_core.checkpoint import Planned, atomic_folder
-from gemma4_core.checkpoint.contents import replaceable_adapter
-from gemma4_core.checkpoint.convert import STORED, float32_values
-from gemma4_core.checkpoint.header import Entry
-from gemma4_core.checkpoint.hub import LAST
-from gemma4_core.checkpoint.progress import Silent
-from gemma4_core.checkpoint.shard import Shard
-from gemma4_core.checkpoint.writer import write_file
+from gemma4_core.checkpoint import (
+    LAST,
+    STORED,
+    Entry,
+    Planned,
+    Shard,
+    Silent,
+    atomic_folder,
+    cached_snapshot,
+    float32_values,
+    replaceable_adapter,
+    write_file,
+)
 from gemma4_core.config import GemmaConfig, ignorable
 from gemma4_core.formatting import shown, shown_path
 from gemma4_lora.config import CONFIG_FILE, LoraConfig, config_json, read_config
@@ -103,18 +108,22 @@ def open_adapter(folder: Path, config: GemmaConfig) -> tuple[Shard, LoraConfig, 
 
 
 def newest(folder: Path) -> Path:
-    """The folder itself, or that of the last checkpoint where it is a training run's. Raises CheckpointError."""
+    """The folder itself, that of the last checkpoint where it is a training run's, or where there is no such folder
+    the snapshot of that hub name in the Hugging Face cache. Raises CheckpointError."""
     where = shown_path(folder)
     try:
         for found in (folder, folder / LAST):
             if (found / CONFIG_FILE).exists():
                 return found
         there = folder.is_dir()
+        if not there and not folder.exists() and (cached := cached_snapshot(str(folder), CONFIG_FILE)) is not None:
+            return cached
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise CheckpointError(f"adapter {where} cannot be opened: {reason}; check path and permissions") from fault
     if not there:
-        raise CheckpointError(f"adapter {where} is no folder; give one with {CONFIG_FILE} and {MODEL_FILE}")
+        raise CheckpointError(f"adapter {where} is not a folder, nor in the Hugging Face cache; give a folder with "
+                              f"{CONFIG_FILE} and {MODEL_FILE}, or a hub name after: hf download OWNER/NAME")
     raise CheckpointError(f"adapter {where} has no {CONFIG_FILE}; give a folder as peft or gemma4 train writes it")
 
 

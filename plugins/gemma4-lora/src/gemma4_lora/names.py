@@ -6,14 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from gemma4_core import InputError
-from gemma4_core.config import (
-    GemmaConfig,
-    below_wrappers,
-    expected_audio_tensors,
-    expected_text_tensors,
-    expected_vision_tensors,
-)
+from gemma4_core import InputError, registry
+from gemma4_core.config import GemmaConfig, below_wrappers
 from gemma4_core.formatting import shown
 
 KEY_PREFIX = "base_model.model."
@@ -29,7 +23,7 @@ def adaptable(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
 
     Embedding tables are none of them: what peft makes of those is not the same for lookup and head.
     """
-    expected = expected_text_tensors(config) | expected_vision_tensors(config) | expected_audio_tensors(config)
+    expected = registry.expected_tensors(config)
     return {
         name: shape for name, shape in expected.items()
         if not name.endswith(TABLES) and ((name.endswith(WEIGHT) and len(shape) == 2) or is_stack(name))

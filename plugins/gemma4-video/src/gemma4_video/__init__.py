@@ -9,16 +9,16 @@ from gemma4_core import Context, MediaProcessor, ModalityTower, Option, Tower, W
 from gemma4_video.sampling import BEGIN, BUDGETS, END, PLACEHOLDER
 
 if TYPE_CHECKING:
+    from gemma4_core import GemmaModel
     from gemma4_core.config import GemmaConfig
-    from gemma4_core.model import GemmaModel
 
-VISION = "vision"
-"""The modality whose preprocessing and tower the frames go through."""
+VISION, VISION_PART = "vision", "vision_config"
+"""The modality whose preprocessing and tower the frames go through, and its part of config.json."""
 
 
 def _matches(context: Context) -> bool:
     config = context.config
-    return config is not None and config.vision_config is not None and config.video_token_id is not None
+    return config is not None and VISION_PART in config.media and config.video_token_id is not None
 
 
 def _processor(context: Context, options: Mapping[str, Any]) -> MediaProcessor:

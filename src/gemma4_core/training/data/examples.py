@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gemma4_core.processing.inputs import PreparedInputs
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
-OVERLONG = ("truncate", "drop")
 USUAL_MEDIA = ("images", "audio", "videos")
 """Keys that datasets have media under, whether a plugin reads them or not."""
 LONGEST_TOKEN = 64

@@ -1,4 +1,4 @@
-"""The rate at which a device reads its memory: what speeds of decoding are compared with."""
+"""The rate at which a device reads its memory, which decoding speeds are compared with."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from gemma4_core.contracts import DeviceBackend
 from gemma4_core.devices import free_memory_bytes
 
 LARGEST, SMALLEST = 1 << 30, 1 << 26
-"""Bytes that the portable sweep reads."""
+"""Most and least bytes that the sum in tinygrad reads."""
 ROWS, PASSES = 2048, 5
 EMULATED = ("PYTHON", "NULL")
 
 
 def read_bandwidth(backend: DeviceBackend) -> float | None:
-    """Bytes per second of a plain read, by the device's own sweep or else by a sum of tinygrad's.
+    """Bytes per second of a plain read, measured by the device plugin, else by a sum in tinygrad.
 
-    Takes a second and up to a few gigabytes of the device's memory while it runs. None where it cannot be told.
+    Takes a second, and up to a few gigabytes of the device's memory while it runs. None where it cannot be measured.
     """
     try:
         own = backend.read_bandwidth

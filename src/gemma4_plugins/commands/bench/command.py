@@ -11,8 +11,9 @@ import click
 from gemma4_core.checkpoint.hub import shown_name
 from gemma4_core.cli.base import GemmaCommand, ManyOption
 from gemma4_core.cli.options import Whole, long_running
-from gemma4_core.cli.output import human_bytes, human_count, tell
+from gemma4_core.cli.output import tell
 from gemma4_core.cli.tables import markdown, number
+from gemma4_core.formatting import human_bytes, human_count
 from gemma4_plugins.commands.bench.operations_command import ops_command
 from gemma4_plugins.commands.bench.report import about, bench_options, load, print_report, same_for_all
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class BenchGroup(GemmaCommand, click.Group):
-    """A command with options of its own that also has a sub-command."""
+    """A command that takes options and also has a sub-command."""
 
 
 @click.group("bench", cls=BenchGroup, invoke_without_command=True)
@@ -33,7 +34,7 @@ class BenchGroup(GemmaCommand, click.Group):
 @click.option("--depth", "-d", "depths", cls=ManyOption, separator=",", type=Whole(0), default=["0"],
               metavar="N…", help="Tokens of context before each test.  [default: 0]")
 @click.option("--repetitions", "-r", type=Whole(1, 1000), default=3, show_default=True, metavar="N",
-              help="Times that each test is run.")
+              help="Runs of each test.")
 @bench_options
 @click.pass_context
 @long_running
@@ -49,7 +50,7 @@ def bench_command(
     gemma4 bench -m ./checkpoint -p 512 -n 128 -r 3 --json
     gemma4 bench ops -m e2b-it
 
-    Answers are greedy and go on past stop tokens. What is compiled and captured comes before the first sample.
+    Answers are greedy and continue past stop tokens. Compiling and capturing happens before the first sample.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -58,9 +59,9 @@ def bench_command(
     positive = [tuple(n for n in lengths if n) for lengths in (prompts, answers)]
     if not any(positive):
         raise click.UsageError("-p 0 -n 0: there is nothing to measure.")
-    asked = speed.Asked(positive[0], positive[1], tuple(depths), repetitions)
-    model = load(values, asked.positions)
-    found = speed.measure(model, asked, tell)
+    workload = speed.Workload(positive[0], positive[1], tuple(depths), repetitions)
+    model = load(values, workload.positions)
+    found = speed.measure(model, workload, tell)
     print_report(values, bench_report(model, found), table, flat)
 
 
@@ -68,7 +69,7 @@ bench_command.add_command(ops_command)
 
 
 def bench_report(model: LoadedModel, found: Speed) -> dict[str, Any]:
-    """The whole report as JSON has it; ``score`` is the first answer's speed, else the first prompt's."""
+    """The report that ``--json`` prints; ``score`` is the speed of the first answer, else of the first prompt."""
     same, layers = about(model), model.config.text_config.num_hidden_layers
     read = same["read_bytes_per_second"]
     best = next((result for result in found.results if result.new_tokens), found.results[0])
@@ -78,7 +79,7 @@ def bench_report(model: LoadedModel, found: Speed) -> dict[str, Any]:
             ("decode", "decode" in found.taken_over or found.layer_kernels > 0),
         )},
         "kernels_per_token": found.step_kernels or None,
-        # where layers are the device's own their kernels are known, else all that a token launches is shared out
+        # kernels of the layers alone where the device runs them itself, else all kernels of a token
         "kernels_per_layer": (found.layer_kernels or found.step_kernels) / layers or None,
         "load_seconds": model.load_seconds,
         "first_token_seconds": found.first_token_seconds,
@@ -90,7 +91,7 @@ def bench_report(model: LoadedModel, found: Speed) -> dict[str, Any]:
 
 
 def result_row(result: Result, read: float | None) -> dict[str, Any]:
-    """One test; rates and times are of one token."""
+    """One test as JSON; rates are per token."""
     rate = result.bytes_per_second
     return {
         "test": result.test,
@@ -107,13 +108,13 @@ def result_row(result: Result, read: float | None) -> dict[str, Any]:
 
 
 def flat(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per test with what is the same in all of them."""
+    """A row per test, each with the values that all tests share."""
     same = same_for_all(report) | {f"{part}_kernels": name for part, name in report["kernels_for"].items()}
     return [same | {name: value for name, value in row.items() if name != "samples"} for row in report["results"]]
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as a Markdown table, with what is the same in all rows below it."""
+    """The report as a Markdown table, followed by the values that all tests share."""
     name = f"{Path(shown_name(Path(report['model']))).name} {report['format']}"
     size = human_bytes(report["weight_bytes"])
     rows = []
@@ -127,11 +128,11 @@ def table(report: dict[str, Any]) -> str:
 
 
 def times_line(report: dict[str, Any]) -> str:
-    """Load, first token, launches and memory in words."""
+    """Load time, first token, kernel launches and memory on one line."""
     kernels = report["kernels_per_token"] or 0
     launched = f"{kernels:,} kernels a token ({report['kernels_per_layer']:.1f} a layer), " if kernels > 1 else ""
     return (
         f"loaded in {report['load_seconds']:.2f} s, first token {report['first_token_seconds']:.2f} s later (prompt of "
-        f"{report['first_prompt_tokens']}, with all that is compiled and captured for it), "
+        f"{report['first_prompt_tokens']} tokens, compiling and capturing included), "
         f"{launched}peak memory {human_bytes(report['peak_memory_bytes'])}"
     )

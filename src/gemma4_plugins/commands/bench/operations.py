@@ -1,7 +1,7 @@
-"""Every operation of the seam by itself, in the shapes of a loaded model and with its weights.
+"""The speed of each operation of ``gemma4_core.ops``, in the shapes and with the weights of a loaded model.
 
-An operation runs over all layers that have the same shape, so that no weight is still in a cache when it comes again;
-the time of a line is that of one application.
+An operation runs over all layers of one shape, so that no weight is still in a processor's cache when its turn comes
+again. Times are of one call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 SETTINGS = ("name", "prefill_chunk", "graph_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for", "towers")
 NAMES = tuple(field.name for field in dataclasses.fields(Operations) if field.name not in SETTINGS)
-"""The operations of the text model, whole steps and chunks among them; benchmarks/towers.py measures towers."""
+"""The operations of the text model, including whole decode steps and chunks of a prompt; benchmarks/towers.py measures
+towers."""
 TRAINED_ROWS = 128
 PORTABLE_CHUNK = portable().prefill_chunk
 
@@ -47,20 +48,20 @@ class Case:
     operation: str
     shape: str
     nbytes: int
-    """Bytes that one application reads."""
+    """Bytes that one call reads."""
     count: int
-    """Applications in a run."""
+    """Calls in a run."""
     own: Callable[[], Any] | None
-    """Runs the device's form; None where it brings none."""
+    """Runs the device plugin's form; None where there is none."""
     plain: Callable[[], Any]
     """Runs the portable form."""
     plain_count: int = 0
-    """Applications in a portable run, where they differ."""
+    """Calls in a run of the portable form, where that differs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """What was measured of a case; seconds are of one application."""
+    """What was measured of a case; seconds are of one call."""
 
     operation: str
     shape: str
@@ -70,7 +71,7 @@ class Line:
 
     @property
     def bytes_per_second(self) -> float:
-        """Of the form in use."""
+        """Bytes per second of the form in use."""
         return self.nbytes / (self.seconds or self.portable_seconds)
 
 
@@ -78,7 +79,7 @@ def measure(
     model: LoadedModel, names: Sequence[str] = NAMES, rows: int = 1, depth: int = 512,
     tell: Callable[[str], Any] = lambda text: None,
 ) -> Iterator[Line]:
-    """Lines as they are measured. ``rows`` positions go through an operation at once, after ``depth`` of context."""
+    """Yield lines as they are measured, of ``rows`` positions at once after ``depth`` tokens of context."""
     for case in Cases(model, rows, depth).all(names):
         tell(f"{case.operation} {case.shape}")
         own = None if case.own is None else median_seconds(case.own, model.device) / case.count
@@ -160,7 +161,7 @@ class Cases:
             yield self.case("gated_mlp", shape, nbytes, [(x, *triple) for triple in triples])
 
     def of_experts(self) -> Iterator[Case]:
-        """The mixtures, where the model has them."""
+        """Mixtures of experts, where the model has them."""
         layers = [x.feed_forward for x in self.model.text.layers if isinstance(x.feed_forward, ExpertFeedForward)]
         if not layers:
             return
@@ -174,7 +175,7 @@ class Cases:
         yield self.case("experts", shape, nbytes, [(x, ids, share, *pair) for pair in pairs])
 
     def of_matmul(self) -> Iterator[Case]:
-        """What training makes of a matrix: the product, and the gradients of its operands."""
+        """The three products of training: forward, and the gradients of both operands."""
         out, inner = matrix(self.model.text.layers[0].feed_forward.gate).shape
         x, slope, weight = self.normal(TRAINED_ROWS, inner), self.normal(TRAINED_ROWS, out), self.normal(out, inner)
         own = self.model.operations.matmul
@@ -194,7 +195,7 @@ class Cases:
     # ------------------------------------------------------------------------------------------- the rest
 
     def of_rms_norm(self) -> Iterator[Case]:
-        """The norm of the stream."""
+        """Normalisation of the residual stream."""
         streams = [self.normal(1, self.rows, self.text.hidden_size) for _ in self.text.layers]
         weight, eps = self.model.text.norm, self.text.rms_norm_eps
         shape, nbytes = f"{self.rows} x {self.text.hidden_size}", int(streams[0].nbytes() + weight.nbytes())
@@ -235,7 +236,7 @@ class Cases:
                 yield kind, layers
 
     def of_sample(self) -> Iterator[Case]:
-        """Greedy, and with cuts."""
+        """Greedy, and with top-k and top-p."""
         logits = Tensor(self.random.standard_normal((1, self.text.vocab_size), np.float32), device=self.model.device)
         logits = logits.contiguous().realize()
         state = Sampling(1.0, 64, 0.95, seed=0).state(self.text.vocab_size, [], self.model.device)
@@ -245,8 +246,8 @@ class Cases:
 
     # ------------------------------------------------------------------------------------------- whole steps
 
-    def twin(self) -> Engine:
-        """An engine over the same weights with portable operations, and buffers of its own."""
+    def portable_engine(self) -> Engine:
+        """An engine over the same weights that runs portable operations in buffers of its own."""
         m = self.model
         return Engine(GemmaModel(
             m.context, m.device, m.dtype, portable(), m.places, m.tensors, suppressed_ids=m.suppressed_ids,
@@ -254,7 +255,7 @@ class Cases:
         ))
 
     def of_decode_step(self) -> Iterator[Case]:
-        """One token, greedy, with everything from its embedding to the next token."""
+        """A whole greedy decode step, from embedding to next token."""
         token = self.ids(np.array(prompt_ids(self.model, 1)).reshape(1, 1))
 
         def stepping(engine: Engine) -> Callable[[], Any]:
@@ -263,11 +264,11 @@ class Cases:
             return lambda: step(token, self.depth, None)[0].item()
 
         nbytes = weight_bytes(self.model) + cache_bytes(self.model, self.depth)
-        own = stepping(self.model.engine) if self.taken("decode") else None
-        yield Case("decode_step", f"1 token after {self.depth}", nbytes, 1, own, stepping(self.twin()))
+        own = stepping(self.model.engine) if self.has_own("decode") else None
+        yield Case("decode_step", f"1 token after {self.depth}", nbytes, 1, own, stepping(self.portable_engine()))
 
     def of_layers(self) -> Iterator[Case]:
-        """All layers of a token, and the final norm."""
+        """All layers of one token and the final norm."""
         text, layers = self.model.text, self.model.operations.layers
         storage = self.model.make_cache().reserve(self.model, 1, self.depth + 1)
         table = text.rotation_table(storage.capacity + self.model.chunk)
@@ -293,7 +294,7 @@ class Cases:
         yield Case("layers", f"1 token after {self.depth}", nbytes, 1, runs[0] if served else None, runs[1])
 
     def of_prefill(self) -> Iterator[Case]:
-        """A chunk of a prompt, as long as suits each form; the time of one position."""
+        """A chunk of a prompt, each form at the length that suits it; times are per position."""
         own_length, length = self.model.chunk, min(PORTABLE_CHUNK, self.model.chunk)
 
         def chunking(engine: Engine, length: int) -> Callable[[], Any]:
@@ -308,11 +309,11 @@ class Cases:
 
             return run
 
-        own = chunking(self.model.engine, own_length) if self.taken("prefill") else None
+        own = chunking(self.model.engine, own_length) if self.has_own("prefill") else None
         nbytes, shape = weight_bytes(self.model) // own_length, f"1 of {own_length} positions (portable: of {length})"
-        yield Case("prefill", shape, nbytes, own_length, own, chunking(self.twin(), length), length)
+        yield Case("prefill", shape, nbytes, own_length, own, chunking(self.portable_engine(), length), length)
 
-    def taken(self, what: str) -> bool:
-        """Whether the device runs whole steps or chunks its own way."""
+    def has_own(self, what: str) -> bool:
+        """Whether the device plugin runs whole steps (``decode``) or chunks (``prefill``) itself."""
         storage = self.model.make_cache().reserve(self.model, 1, self.depth + 1)
         return what in self.model.engine.device_steps(storage)

@@ -1,4 +1,4 @@
-"""``gemma4 bench ops``: how fast the operations that a model is made of run here, next to their portable form."""
+"""``gemma4 bench ops``: the speed of each operation of a model, beside its portable form."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ops_command(only: Sequence[str], rows: int, depth: int, **values: Any) -> No
 
 
 def row(line: Line, read: float | None) -> dict[str, Any]:
-    """One line; rates are of the form in use."""
+    """One line as JSON; rates are of the form in use."""
     rate = line.bytes_per_second
     return {
         "operation": line.operation,

@@ -1,4 +1,4 @@
-"""What ``gemma4 bench`` and its sub-command share: options, loading, what stands in every report."""
+"""What ``gemma4 bench`` and ``gemma4 bench ops`` share: options, loading, the common part of reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gemma4_core.cli.options import apply, device_options, format_option, model_
 from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.cli.tables import comma_separated
-from gemma4_plugins.commands.loaded_request import Loading
+from gemma4_plugins.commands.model_loading import Loading
 
 if TYPE_CHECKING:
     from gemma4_core.generation.loaded_model import LoadedModel
@@ -21,7 +21,7 @@ OUTPUTS = ("md", "csv", "json")
 
 
 def bench_options(function: Any) -> Any:
-    """What both commands take."""
+    """Options of both commands."""
     return apply(function, [
         model_option(required=False, help="Checkpoint folder, hub name or alias."),
         device_options,
@@ -37,8 +37,10 @@ def bench_options(function: Any) -> Any:
 
 
 def load(values: dict[str, Any], positions: int = 1) -> LoadedModel:
-    """The text model that the options name. Raises UsageError without one, and a Gemma4Error before weights are read
-    where it cannot hold so many positions."""
+    """Load the text model that the options name.
+
+    Raises UsageError where none is named, and a Gemma4Error before weights are read where its context is too short.
+    """
     if values["model"] is None:
         raise click.UsageError("Missing option '--model-dir' / '--model' / '-m'.")
     from gemma4_core.checkpoint.context import read_context
@@ -49,15 +51,15 @@ def load(values: dict[str, Any], positions: int = 1) -> LoadedModel:
     assert context.config is not None
     longest = context.config.text_config.max_position_embeddings
     if positions > longest:
-        raise InputError(f"the longest test needs {positions} positions, {values['model']} has {longest}: "
+        raise InputError(f"the longest test needs a context of {positions}, {values['model']} has {longest}: "
                          "give a smaller --depth, --prompt-tokens or --new-tokens")
     if on_terminal():
         note(f"loading {values['model']}")
-    return Loading.taken_from({**values, "modality": ("text",)}).load(PluginValues())
+    return Loading.from_options({**values, "modality": ("text",)}).load(PluginValues())
 
 
 def about(model: LoadedModel) -> dict[str, Any]:
-    """What was measured and on what, the same in all reports. Times the device's plain read."""
+    """The common part of reports: model, device and settings. Measures the device's read rate."""
     from gemma4_core.plugins import registry
     from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
 
@@ -81,7 +83,7 @@ def print_report(
     table: Callable[[dict[str, Any]], str],
     flat: Callable[[dict[str, Any]], list[dict[str, Any]]],
 ) -> None:
-    """Write a report in the form that the options name; a table is followed by lines on the machine."""
+    """Print a report in the form that the options name; a table is followed by a line about the device."""
     output = "json" if values["as_json"] else values["output"]
     if output == "json":
         write(json_text(report, indent=2) + "\n")
@@ -92,12 +94,12 @@ def print_report(
 
 
 def same_for_all(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The single values of a report, which stand in every row of a CSV."""
+    """The single values of a report, for every row of a CSV."""
     return {name: value for name, value in report.items() if not isinstance(value, dict | list) and name != "score"}
 
 
 def machine_line(report: Mapping[str, Any]) -> str:
-    """The rate of a plain read and the device in words."""
+    """The device and its read rate on one line."""
     read = report["read_bytes_per_second"]
     device = "".join(f", {name} {text}" for name, text in report["device_details"].items())
     return f"{report['device']} reads {f'{read / 1e9:.1f} GB/s' if read else 'at an unknown rate'}{device}"

@@ -1,7 +1,7 @@
-"""Speed of a loaded model as its user meets it: prompts and answers through the ordinary generation loop.
+"""The speed of a loaded model: prompts and answers through the ordinary generation loop.
 
-A test is a prompt of so many tokens (``pp512``) or an answer of so many (``tg128``), after ``depth`` tokens of context.
-Everything is captured and compiled before the first sample is taken.
+A test is a prompt (``pp512``: 512 tokens) or an answer (``tg128``: 128 tokens) after ``depth`` tokens of context.
+Everything is compiled and captured before the first sample.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from gemma4_core.model import GemmaCache
 
 WARM_TOKENS = 3
-"""Tokens of the answer that captures the decode step."""
+"""Tokens of the warm-up answer, which captures the decode step."""
 FIRST_PROMPT = 16
-"""Tokens of the first prompt where no prompt is to be measured."""
+"""Tokens of the warm-up prompt where no prompt is measured."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Workload:
     """What to measure: each prompt length and each answer length at each depth, ``repetitions`` times."""
 
     prompts: Sequence[int] = (512,)
@@ -52,7 +52,7 @@ class Result:
     depth: int
     samples: tuple[float, ...]
     bytes_per_token: int | None = None
-    """Of weights and cache that each token of an answer reads; None for prompts, whose weights serve many tokens."""
+    """Weights and cache that each token of an answer reads; None for prompts, where one read serves many tokens."""
 
     @property
     def test(self) -> str:
@@ -79,27 +79,27 @@ class Speed:
 
     results: list[Result] = field(default_factory=list)
     first_token_seconds: float = 0.0
-    """Of the first prompt in this process, with all that is compiled and captured for it."""
+    """Seconds from the first prompt of this process to its first token, compiling and capturing included."""
     first_prompt_tokens: int = 0
     taken_over: tuple[str, ...] = ()
-    """Which of ``decode`` and ``prefill`` the device did its own way."""
+    """Which of ``decode`` and ``prefill`` the device plugin ran with kernels of its own."""
     step_kernels: int = 0
-    """Kernels that a token of an answer launches; 0 where no answer was asked for."""
+    """Kernels that a token of an answer launches; 0 where no answer was measured."""
     layer_kernels: int = 0
-    """Those of them that the device's form of the layers launches; 0 where it has none."""
+    """Those of them that the device plugin launches for the layers; 0 where it leaves them to tinygrad."""
     peak_memory_bytes: int = 0
 
 
-def measure(model: LoadedModel, asked: Asked, tell: Callable[[str], Any] = lambda text: None) -> Speed:
-    """Run all tests; ``tell`` gets a line before each.
+def measure(model: LoadedModel, workload: Workload, tell: Callable[[str], Any] = lambda text: None) -> Speed:
+    """Run all tests; ``tell`` is called with a line before each.
 
     Raises InputError where a test does not fit the context, before anything runs.
     """
-    ids = prompt_ids(model, asked.positions)
+    ids = prompt_ids(model, workload.positions)
     check_prompt(model, ids, 0, model.make_cache(), {})
     found = Speed()
-    for depth in asked.depths:
-        bench = Bench(model, ids, depth, asked)
+    for depth in workload.depths:
+        bench = Bench(model, ids, depth, workload)
         tell(f"warming up at depth {depth}")
         seconds, length = bench.warm_up()
         if not found.first_prompt_tokens:
@@ -107,7 +107,7 @@ def measure(model: LoadedModel, asked: Asked, tell: Callable[[str], Any] = lambd
         storage = bench.cache.reserve(model, 1, bench.cache.length)
         found.taken_over = model.engine.device_steps(storage)
         found.results += bench.results(tell)
-        if asked.answers:
+        if workload.answers:
             found.step_kernels = model.engine.step_kernels(storage)
             found.layer_kernels = model.engine.layer_kernels(storage)
         found.peak_memory_bytes = max(found.peak_memory_bytes, peak_memory_bytes(model.device))
@@ -115,7 +115,7 @@ def measure(model: LoadedModel, asked: Asked, tell: Callable[[str], Any] = lambd
 
 
 def prompt_ids(model: LoadedModel, count: int) -> list[int]:
-    """Random ids of the vocabulary, always the same, none of which stands for a medium."""
+    """Random ids of the vocabulary, the same in every run; none is a media placeholder."""
     ids = np.random.default_rng(0).integers(0, model.config.text_config.usable_ids, count)
     media = [spec.soft_token_id(model.config) for spec in model.known_specs]
     ids[np.isin(ids, media)] = model.config.pad_token_id
@@ -125,13 +125,13 @@ def prompt_ids(model: LoadedModel, count: int) -> list[int]:
 class Bench:
     """The tests of one depth, on one cache that is large enough for all of them."""
 
-    def __init__(self, model: LoadedModel, ids: Sequence[int], depth: int, asked: Asked) -> None:
-        self.model, self.ids, self.depth, self.asked = model, ids, depth, asked
+    def __init__(self, model: LoadedModel, ids: Sequence[int], depth: int, workload: Workload) -> None:
+        self.model, self.ids, self.depth, self.workload = model, ids, depth, workload
         self.cache: GemmaCache = model.make_cache()
         self.cache.reserve(model, 1, min(len(ids) + WARM_TOKENS, model.max_context))
 
     def run(self, length: int, limit: int) -> Generation:
-        """Let a prompt of the first ``length`` ids be answered by ``limit`` tokens; what the cache holds is reused."""
+        """Generate ``limit`` tokens after the first ``length`` ids; what the cache holds of them is reused."""
         progress = Generation()
         prompt = check_prompt(self.model, self.ids[:length], limit, self.cache, {})
         for _ in run(self.model.engine, prompt, Sampling(), (), progress):
@@ -139,30 +139,30 @@ class Bench:
         return progress
 
     def warm_up(self) -> tuple[float, int]:
-        """Compile and capture all that the tests need; seconds and length of the prompt."""
-        length = min(self.depth + (self.asked.prompts[0] if self.asked.prompts else FIRST_PROMPT), len(self.ids))
+        """Compile and capture what the tests need; returns seconds to the first token and the prompt's length."""
+        length = min(self.depth + (self.workload.prompts[0] if self.workload.prompts else FIRST_PROMPT), len(self.ids))
         first = self.run(length, WARM_TOKENS)
         return first.prompt_seconds, length
 
     def results(self, tell: Callable[[str], Any]) -> Iterator[Result]:
-        """The tests one after the other."""
-        for count in self.asked.prompts:
+        """Run the tests one after the other."""
+        for count in self.workload.prompts:
             tell(f"prompt of {count} tokens at depth {self.depth}")
-            yield Result(count, 0, self.depth, tuple(self.prompt(count) for _ in range(self.asked.repetitions)))
-        for count in self.asked.answers:
+            yield Result(count, 0, self.depth, tuple(self.prompt(count) for _ in range(self.workload.repetitions)))
+        for count in self.workload.answers:
             tell(f"answer of {count} tokens at depth {self.depth}")
-            samples = tuple(self.answer(count) for _ in range(self.asked.repetitions))
+            samples = tuple(self.answer(count) for _ in range(self.workload.repetitions))
             middle = max(self.depth, 1) + count / 2
             read = weight_bytes(self.model) + cache_bytes(self.model, middle)
             yield Result(0, count, self.depth, samples, read)
 
     def prompt(self, count: int) -> float:
-        """Tokens per second of a prompt after ``depth`` tokens, its first token chosen."""
+        """Tokens per second of a prompt after ``depth`` tokens, up to and with the choice of the first token."""
         self.cache.truncate(self.depth, 0)
         if self.cache.length < self.depth:
             self.run(self.depth, 1)
         return count / self.run(self.depth + count, 1).prompt_seconds
 
     def answer(self, count: int) -> float:
-        """Tokens per second of the tokens after the first one."""
+        """Tokens per second of an answer, its first token left out."""
         return count / self.run(max(self.depth, 1), count + 1).generation_seconds

@@ -1,4 +1,4 @@
-"""Time of something that runs on a device."""
+"""Timing calls on a device."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 SAMPLES, BUDGET_SECONDS = 10, 2.0
-"""As many samples as come within the budget, at least one."""
+"""The most samples of a case, and the seconds after which no further one is taken."""
 
 
 def median_seconds(run: Callable[[], Any], device: str) -> float:
-    """Median seconds of a call with everything that it queues, after a first one that compiles and captures."""
+    """Median seconds of a call, queued work included, after a first call that compiles and captures."""
     from tinygrad import Device
 
     run()

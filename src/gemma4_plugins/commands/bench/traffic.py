@@ -1,4 +1,4 @@
-"""Bytes that a decode step must read: what its speed is bound by."""
+"""Bytes that a decode step must read, which bound its speed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ EXPERTS = ".experts."
 
 
 def stored_bytes(matrix: Matrix | ExpertStack) -> int:
-    """Bytes of a weight as it is held on the device, scales included."""
+    """Bytes of a weight on the device, scales included."""
     return sum(int(part.nbytes()) for part in matrix.parts().values())
 
 
 def weight_bytes(model: LoadedModel) -> int:
-    """Bytes of weights that one token reads: all layers, of experts the chosen ones, the head, rows of the tables."""
+    """Bytes of weights that one token reads: all layers, the chosen experts, the head, one row of each table."""
     text = model.config.text_config
     total = sum(int(tensor.nbytes()) for tensor in model.tensors.values())
     for name, place in model.places.items():
@@ -31,7 +31,7 @@ def weight_bytes(model: LoadedModel) -> int:
 
 
 def cache_bytes(model: LoadedModel, positions: float) -> int:
-    """Bytes of keys and values that one token at this position reads. Layers that share them read their donor's."""
+    """Bytes of keys and values that one token at this position reads. Layers that share them count as well."""
     total = 0.0
     for layer in model.config.text_config.layers:
         seen = positions if layer.window is None else min(positions, layer.window)

@@ -17,7 +17,8 @@ from gemma4_core.cli.options import (
 from gemma4_core.cli.output import note
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
 from gemma4_core.errors import InputError
-from gemma4_plugins.commands.loaded_request import Loading, checked_text, model_name, read_tools, sampling
+from gemma4_plugins.commands.model_loading import Loading, model_name, sampling
+from gemma4_plugins.commands.text_input import checked_text, read_tools
 
 if TYPE_CHECKING:
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
@@ -29,7 +30,7 @@ def check_talks(processor: GemmaMultimodalProcessor) -> None:
 
     where = model_name(processor.context)
     if not has_text(processor.tokenizer.inner):
-        raise InputError(f"{where} is opened without a tokenizer to talk through: use gemma4 generate --prompt-tokens")
+        raise InputError(f"{where} has no tokenizer: use gemma4 generate --prompt-tokens")
     if processor.template is None:
         raise InputError(f"{where} has no chat template (a base model?): use gemma4 generate, or an -it model")
 
@@ -44,7 +45,7 @@ def check_talks(processor: GemmaMultimodalProcessor) -> None:
 @sampling_options
 @device_options
 @loading_options
-@click.option("--stats", is_flag=True, help="Counts and speeds after each answer.")
+@click.option("--stats", is_flag=True, help="Print token counts and speeds after each answer.")
 @click.option("--history/--no-history", default=True, show_default=True,
               help="Keep what was typed, in $XDG_STATE_HOME/gemma4/chat_history.")
 def chat_command(
@@ -57,22 +58,22 @@ def chat_command(
     gemma4 chat -m e2b-it
     gemma4 chat -m ./checkpoint --system "Answer like a pirate." --temperature 0
 
-    /help lists the commands inside. Ctrl-C stops an answer, Ctrl-D leaves. Lines of a pipe are answered one by one.
+    /help lists the commands inside. Ctrl-C stops an answer, Ctrl-D leaves. From a pipe, each line is a message.
     """
     from gemma4_plugins.commands.chat.conversation import Conversation
-    from gemma4_plugins.commands.chat.line_editor import Lines
+    from gemma4_plugins.commands.chat.line_editor import LineReader
     from gemma4_plugins.commands.chat.repl import Repl
 
     declared = read_tools(tools) if tools else None
     system = checked_text("--system", system) if system else None
-    model = Loading.taken_from(values).load(plugin_values, check_talks)
+    model = Loading.from_options(values).load(plugin_values, check_talks)
     wanted = sampling(model.generation_config, values)
     wanted |= {"max_new_tokens": values["max_new_tokens"], "stop": values["stop"], "literal": values["literal"]}
     conversation = Conversation(model, wanted, system, thinking, declared)
     for keyword, files in plugin_values.media.items():
         for file in files:
             conversation.attach(plugin_values.flags[keyword].lstrip("-"), file)
-    with Lines(history) as lines:
+    with LineReader(history) as lines:
         if lines.interactive:
             note(f"{model_name(model.context)} on {model.device_name}. /help lists commands, Ctrl-D leaves.")
         Repl(conversation, lines, stats).run()

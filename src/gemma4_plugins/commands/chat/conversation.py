@@ -1,4 +1,4 @@
-"""A conversation with a model: messages, media and the cache that is reused from turn to turn."""
+"""A conversation in the terminal: messages, the files that go with them, saving and loading."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma4_core.errors import InputError
 from gemma4_core.generation.chat import Answer, Chat
-from gemma4_plugins.commands.loaded_request import model_name
+from gemma4_plugins.commands.model_loading import model_name
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 CONVERSATION_LIMIT = 64 << 20
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class Conversation(Chat):
-    """A chat at a terminal: files wait for the next message, what was said goes to a file and comes back."""
+    """A chat whose files wait for the next message, and which can be saved and loaded."""
 
     def __init__(
         self, model: LoadedModel, options: Mapping[str, Any], system: str | None = None, thinking: bool = False,
         tools: Any = None,
     ) -> None:
-        """``options`` are further ones of ``stream_generate``, such as sampling."""
+        """``options`` are keyword options of ``stream_generate``, such as sampling."""
         super().__init__(model, system, thinking=thinking, tools=tools, **options)
         self.waiting: list[tuple[str, str]] = []
         """Files that go with the next message: kind, such as ``image``, and path."""
@@ -40,7 +40,7 @@ class Conversation(Chat):
         return {spec.media_option.flag.lstrip("-"): spec for spec in self.model.tower_specs}
 
     def attach(self, kind: str, path: str) -> None:
-        """Put a medium with the next message. Raises InputError for a tower that is not there, or a missing file."""
+        """Attach a file to the next message. Raises InputError where the file or a tower for it is missing."""
         tower = self.towers().get(kind)
         if tower is None:
             raise InputError(f"/{kind} {path}: this model is loaded without a tower for it")
@@ -58,14 +58,14 @@ class Conversation(Chat):
         return self.parts(answer)
 
     def ask_again(self, answer: Answer) -> Generator[Part, None, None]:
-        """Yield another answer to the last message, as ``ask`` does; the one before is forgotten."""
+        """Yield another answer to the last message in place of the one before; see ``ask``."""
         del self.turns[self.last_question("/regenerate") + 1 :]
         return self.parts(answer)
 
     def _content(self, text: str) -> str | list[dict[str, Any]]:
-        """A message with its files: in place of the placeholders that it holds, else before or after the text.
+        """A message with its files: in place of its placeholders, else before or after the text.
 
-        Raises InputError where a message holds another number of placeholders than files.
+        Raises InputError where the numbers of placeholders and files differ.
         """
         if not self.waiting:
             return text
@@ -74,7 +74,7 @@ class Conversation(Chat):
             files = [{"type": kind, "path": path} for of, path in self.waiting if of == kind]
             holders = text.count(tower.placeholder)
             if holders and holders != len(files):
-                raise InputError(f"the message holds {holders} {tower.placeholder}, and {len(files)} files go with it")
+                raise InputError(f"the message has {holders} {tower.placeholder}, but {len(files)} files are attached")
             if holders:
                 parts = [piece for part in parts for piece in _filled(part, tower.placeholder, files)]
             else:
@@ -82,23 +82,23 @@ class Conversation(Chat):
         return parts
 
     def keep(self, answer: Answer) -> None:
-        """Add what the model said, whole or not, to the conversation."""
+        """Add the answer to the conversation, also one that was cut off."""
         self.stats, self.finish_reason = answer.stats or self.stats, answer.finish_reason
         super().keep(answer)
 
     def drop(self) -> None:
-        """Take back a message that could not be answered. Files that came with it, perhaps at fault, are let go."""
+        """Remove a message that could not be answered. Its files, which may be the reason, are detached."""
         if self.turns and self.turns[-1]["role"] == "user":
             self.turns.pop()
         self.waiting = []
 
     def clear(self) -> None:
-        """Start anew; the system prompt stays."""
+        """Start over with the same system prompt."""
         super().clear()
         self.waiting = []
 
     def save(self, path: str) -> None:
-        """Write the messages as JSON. Raises a Gemma4Error naming the file; it appears whole or not at all."""
+        """Write the messages as JSON, whole or not at all. Raises a Gemma4Error naming the file."""
         from gemma4_core.checkpoint.atomic import atomic_file
 
         content = {"model": model_name(self.model.context), "messages": self.messages}
@@ -106,7 +106,7 @@ class Conversation(Chat):
             file.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
     def load(self, path: str) -> None:
-        """Go on with a conversation that ``save`` wrote. Raises InputError naming the file; then nothing changes."""
+        """Continue a conversation that ``save`` wrote. Raises InputError naming the file; then nothing changes."""
         messages = read_messages(Path(path).expanduser())
         first = messages[0] if messages else {}
         system = first["content"] if first.get("role") == "system" and isinstance(first["content"], str) else None
@@ -130,7 +130,7 @@ def read_messages(path: Path) -> list[dict[str, Any]]:
         parts = content if isinstance(content, list) else []
         if not isinstance(content, str | list) or message.get("role") not in ROLES \
                 or not all(isinstance(part, dict) for part in parts):
-            raise InputError(f"{path}: messages[{number}] is no message with role and content")
+            raise InputError(f"{path}: messages[{number}] is not a message with role and content")
     return messages
 
 

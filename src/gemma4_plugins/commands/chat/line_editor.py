@@ -1,4 +1,4 @@
-"""Reading what a user types: history, line editing, several lines between triple quotes; or lines of a pipe."""
+"""Reading messages: typed, with history, line editing and blocks between triple quotes, or lines of a pipe."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def file_names(word: str) -> list[str]:
     return [path + "/" if os.path.isdir(path) else path for path in found]
 
 
-class Lines:
-    """Messages typed by a user, one by one."""
+class LineReader:
+    """Reads messages one by one."""
 
     def __init__(self, keep_history: bool = True) -> None:
         self.interactive = sys.stdin.isatty()
-        """Whether a person types."""
+        """Whether stdin is a terminal."""
         self.keep_history = keep_history and self.interactive
         self._readline: ModuleType | None = None
         self.complete: Callable[[str, str], list[str] | None] = lambda before, word: []
-        """What Tab offers for a word, with the text before it; None leaves it to file names."""
+        """What Tab offers, given the text before the word and the word; None offers file names."""
         reconfigure = getattr(sys.stdin, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> LineReader:
         if self.interactive and sys.stdout.isatty():
             with contextlib.suppress(ImportError):
                 import readline

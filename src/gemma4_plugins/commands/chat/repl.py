@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
+from gemma4_core.cli.answers import Printer, stats_line
 from gemma4_core.cli.failures import report
 from gemma4_core.cli.interrupt import Interrupt
-from gemma4_core.cli.output import Printer, note, stats_line
+from gemma4_core.cli.output import note
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.generation.chat import Answer
 from gemma4_plugins.commands.chat.conversation import Conversation
-from gemma4_plugins.commands.chat.line_editor import QUOTES, Lines
+from gemma4_plugins.commands.chat.line_editor import QUOTES, LineReader
 from gemma4_plugins.commands.chat.settings import SAMPLING_OPTIONS, option_name, setting, shown_setting
 
 if TYPE_CHECKING:
@@ -21,25 +22,25 @@ if TYPE_CHECKING:
 STOPPING = "stopping after this step; Ctrl-C again stops at once"
 HELP = [
     ("/help", "show this"),
-    ("/regenerate", "answer the last message anew"),
-    ("/undo", "take back the last message and its answer"),
+    ("/regenerate", "answer the last message again"),
+    ("/undo", "remove the last message and its answer"),
     ("/clear", "forget the conversation; the system prompt stays"),
     ("/system [TEXT]", "set the system prompt, or show it"),
     ("/thinking on|off", "let the model think before it answers"),
-    ("/set [NAME VALUE]", "change a sampling option, or show them all"),
+    ("/set [NAME VALUE]", "change a sampling option, or show all"),
     ("/stats", "counts and speeds of the last answer"),
     ("/save FILE", "write the conversation as JSON"),
-    ("/load FILE", "go on with a saved conversation"),
+    ("/load FILE", "continue a saved conversation"),
     ("/exit", "leave (as Ctrl-D does)"),
 ]
 WITH_FILES = ("save", "load")
-"""Commands that take a path; those that attach a medium do too."""
+"""Commands that take a path, besides those that attach a file."""
 
 
 class Repl:
-    """Reads, answers and obeys until the user leaves."""
+    """Reads messages and commands until the user leaves."""
 
-    def __init__(self, conversation: Conversation, lines: Lines, show_stats: bool = False) -> None:
+    def __init__(self, conversation: Conversation, lines: LineReader, show_stats: bool = False) -> None:
         self.conversation = conversation
         self.lines = lines
         self.show_stats = show_stats
@@ -52,7 +53,7 @@ class Repl:
         lines.complete = self.complete
 
     def run(self) -> None:
-        """Loop. A person sees failures and goes on; a pipe ends at the first one."""
+        """Run the loop. At a terminal failures are shown and the loop continues; a pipe ends at the first one."""
         while not self.leaving:
             try:
                 text = self.lines.next()
@@ -62,7 +63,7 @@ class Repl:
             if text is None:
                 break
             try:
-                self.take(text)
+                self.handle(text)
             except Exception as error:
                 if not self.lines.interactive or isinstance(error, BrokenPipeError):
                     raise
@@ -72,14 +73,14 @@ class Repl:
         if self.lines.interactive and not self.leaving:
             print(file=sys.stderr)
 
-    def take(self, text: str) -> None:
-        """Answer one message or obey one command. Raises a Gemma4Error where that fails."""
+    def handle(self, text: str) -> None:
+        """Answer one message or run one command. Raises a Gemma4Error where that fails."""
         if text.startswith("/"):
-            self.obey(text)
+            self.run_command(text)
         elif text.strip():
             self.answer(text)
 
-    def obey(self, text: str) -> None:
+    def run_command(self, text: str) -> None:
         """Run a command. Raises InputError for an unknown one."""
         name, _, rest = text[1:].partition(" ")
         rest = rest.strip()
@@ -87,14 +88,15 @@ class Repl:
             self.commands[name](rest)
         elif name in self.conversation.towers():
             self.conversation.attach(name, _unquoted(rest))
-            note(f"{rest} goes with your next message")
+            note(f"{rest} will be sent with your next message")
         elif name in ("image", "audio", "video"):
-            self.conversation.attach(name, rest)  # says that there is no tower
+            self.conversation.attach(name, rest)  # raises, saying that no tower is loaded for it
         else:
-            raise InputError(f"/{name[:60]}: no such command; /help lists them (a space in front says it to the model)")
+            raise InputError(f"/{name[:60]}: no such command; /help lists them (start with a space to send it to the "
+                             "model)")
 
     def complete(self, before: str, word: str) -> list[str] | None:
-        """What Tab offers for a word with the line's text before it; None leaves it to file names."""
+        """What Tab offers, given the text before the word and the word; None offers file names."""
         name = before.strip().removeprefix("/")
         kinds = [kind for kind in self.conversation.towers()]
         if not before.strip():
@@ -108,11 +110,11 @@ class Repl:
         return [item for item in offered if item.startswith(word)]
 
     def answer(self, text: str) -> None:
-        """Show the answer to a message."""
+        """Generate and show the answer to a message."""
         self._show(self.conversation.ask, text)
 
     def _show(self, ask: Callable[..., Generator[Part, None, None]], *args: str) -> None:
-        """Show an answer. Ctrl-C ends it, and it stays in the conversation as far as it came."""
+        """Show an answer. Ctrl-C stops it; what came until then stays in the conversation."""
         talk, printer, answer = self.conversation, Printer(), Answer()
         try:
             with Interrupt(STOPPING) as interrupt:
@@ -141,7 +143,7 @@ class Repl:
 
     def help(self, rest: str) -> None:
         """``/help``"""
-        attachments = [(f"/{kind} PATH", f"put a file ({spec.name}) with your next message")
+        attachments = [(f"/{kind} PATH", f"attach a file ({spec.name}) to your next message")
                        for kind, spec in self.conversation.towers().items()]
         for usage, meaning in [*HELP[:-1], *attachments, HELP[-1]]:
             note(f"{usage:<18}{meaning}")
@@ -149,7 +151,7 @@ class Repl:
 
     def regenerate(self, rest: str) -> None:
         """``/regenerate``"""
-        self.conversation.last_question("/regenerate")  # raises where there is none
+        self.conversation.last_question("/regenerate")  # raises InputError where there is no message
         before = list(self.conversation.turns)
         try:
             self._show(self.conversation.ask_again)
@@ -161,7 +163,7 @@ class Repl:
         """``/undo``"""
         self.conversation.last_question("/undo")
         taken = self.conversation.undo()
-        note(f"(taken back: {' '.join(taken.split())[:60]})")
+        note(f"(removed: {' '.join(taken.split())[:60]})")
 
     def set(self, rest: str) -> None:
         """``/set [NAME VALUE]``"""
@@ -193,7 +195,7 @@ class Repl:
     def thinking(self, rest: str) -> None:
         """``/thinking on|off``"""
         if rest.lower() not in ("on", "off", ""):
-            raise InputError(f"/thinking {rest[:60]}: say on or off")
+            raise InputError(f"/thinking {rest[:60]}: give on or off")
         if rest:
             self.conversation.thinking = rest.lower() == "on"
         note(f"thinking is {'on' if self.conversation.thinking else 'off'}")
@@ -216,5 +218,5 @@ class Repl:
 
 
 def _unquoted(text: str) -> str:
-    """A path without the quotes that a terminal puts around a dropped file."""
+    """A path without the quotes that terminals put around a dropped file."""
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text

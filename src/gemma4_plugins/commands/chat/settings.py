@@ -14,18 +14,18 @@ from gemma4_core.plugins.origin import nearest
 @click.command()
 @sampling_options
 def _options(**values: Any) -> None:
-    """Carries the options; never run."""
+    """Holds the sampling options; it never runs."""
 
 
 SAMPLING_OPTIONS = {str(param.name): param for param in _options.params}
-"""The options of ``generate`` that say how tokens are chosen, by parameter name."""
+"""The sampling options of ``generate`` by parameter name."""
 UNSET = {"temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS, "stop": ()}
-"""Values of the options that have one even when they are off."""
+"""Values of options that cannot be unset: what ``off`` means for them."""
 OFF = ("off", "none", "default")
 
 
 def option_name(name: str) -> str:
-    """The parameter that a user means: ``top-k``, ``--top_k``, ``temp``. Raises InputError for an unknown one."""
+    """The parameter of an option as users spell it: ``top-k``, ``--top_k``, ``temp``. Raises InputError."""
     flag = "--" + name.lower().lstrip("-").replace("_", "-")
     for parameter, option in SAMPLING_OPTIONS.items():
         if flag in option.opts or name == option.opts[-1].lstrip("-"):
@@ -34,7 +34,7 @@ def option_name(name: str) -> str:
 
 
 def setting(name: str, value: str) -> dict[str, Any]:
-    """An option with its value, as the command line takes it; ``off`` unsets it. Raises InputError."""
+    """Parameter and value of ``/set NAME VALUE``, checked as on the command line; ``off`` unsets. Raises InputError."""
     parameter = option_name(name)
     option = SAMPLING_OPTIONS[parameter]
     if not value:
@@ -48,7 +48,7 @@ def setting(name: str, value: str) -> dict[str, Any]:
 
 
 def shown_setting(value: Any) -> str:
-    """A value for a person to read."""
+    """A value as ``/set`` shows it."""
     if value is None or value == ():
         return "off"
     return ", ".join(repr(text) for text in value) if isinstance(value, tuple) else str(value)

@@ -24,9 +24,9 @@ NEXT = """What to try next:
 @click.option("--max-new-tokens", "--max-tokens", "-n", type=Whole(2, 900), default=48, show_default=True, metavar="N",
               help="Length of the answer that is timed.")
 @click.option("--seed", type=Whole(0), default=None, metavar="N",
-              help="Of picture, sound and sum; without it they differ each time.")
+              help="Seed of the picture, the sound and the sum; without it they differ each time.")
 @click.option("--keep", type=click.Path(path_type=Path), default=None, metavar="FOLDER",
-              help="Write the model there and keep it, picture and sound beside it.")
+              help="Write the model, the picture and the sound to this folder.")
 @overwrite_option("--keep")
 def demo_command(
     device: str, beam: int, beam_seconds: float | None, max_new_tokens: int, seed: int | None, keep: Path | None,

@@ -33,7 +33,7 @@ HELD_OUT = (
     ("small", "red", "square"), ("large", "green", "star"), ("small", "white", "triangle"), ("large", "black", "cross"),
     ("small", "orange", "star"),
 )
-"""Things that no training picture shows."""
+"""Combinations of size, colour and shape that no training picture shows."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Choices:
-    """What scenes are made of; fewer choices make an easier task."""
+    """The words that scenes are made of; fewer of them make an easier task."""
 
     colours: tuple[str, ...] = tuple(COLOURS)
     shapes: tuple[str, ...] = SHAPES
@@ -104,13 +104,13 @@ class Look:
     """How a shape of a scene is drawn."""
 
     radius: float
-    """Share of the picture's shorter side."""
+    """Radius as a share of the picture's shorter side."""
     colour: tuple[int, ...]
     outline: Outline
 
 
 def random_look(shape: Shape, rng: np.random.Generator) -> Look:
-    """One that its three words describe."""
+    """A look that fits the three words of a shape."""
     tint = rng.integers(-14, 15, 3)
     colour = tuple(int(c) for c in np.clip(np.array(COLOURS[shape.colour]) + tint, 0, 255))
     return Look(rng.uniform(*SIZES[shape.size]), colour, OUTLINES[shape.shape])

@@ -1,4 +1,4 @@
-"""What ``gemma4 demo`` shows of the trained model: a text, a sum, a picture, a sound, and how fast it is."""
+"""What ``gemma4 demo`` shows: a text, a sum, a picture, a sound, and the model's speed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma4_core.cli.answers import show_all
 from gemma4_core.cli.failures import escaped
-from gemma4_core.cli.output import human_bytes, human_count, show_all
+from gemma4_core.formatting import human_bytes, human_count
 from gemma4_plugins.commands.demo import PICTURE, SOUND, copy_demo, draw_picture, record_sound
 
 if TYPE_CHECKING:
     from gemma4_core.generation.loaded_model import LoadedModel
 
 GREETING = (
-    "A tiny Gemma 4, trained from nothing by this project. It knows short sentences, sums, two shapes in a picture,\n"
+    "A tiny Gemma 4 that this project trained. It knows short sentences, sums, two shapes in a picture,\n"
     "and dialled keys; nothing else."
 )
 BEGINNING = "The hungry cat"
@@ -30,17 +31,17 @@ LONGEST_ANSWER = 40
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to show."""
+    """One question to the demo model."""
 
     name: str
     asked: str
     truth: str | None
-    """The right answer, None where there are many."""
+    """The right answer; None where many are right."""
     media: dict[str, list[Path]]
 
 
 def tasks(folder: Path, seed: int | None) -> list[Task]:
-    """A beginning to go on with, a sum, a picture and a sound; the files are written into the folder.
+    """The questions: a text to continue, a sum, a picture and a sound. Files are written into the folder.
 
     Raises CheckpointError where they cannot be written.
     """
@@ -57,8 +58,8 @@ def tasks(folder: Path, seed: int | None) -> list[Task]:
 
 
 def answered(model: LoadedModel, task: Task) -> list[str]:
-    """A task's greedy answer, in lines; what the media showed stands below."""
-    # a text is a raw prompt, which the model goes on with; everything else is a turn of a conversation
+    """The lines about a task: question and greedy answer, and for a wrong one what is right."""
+    # a text is a raw prompt that the model continues; everything else is a turn of a conversation
     prompt: Any = task.asked if task.name == "text" else [{"role": "user", "content": task.asked}]
     media: dict[str, Any] = dict(task.media)
     found = show_all(model.stream_generate(prompt, LONGEST_ANSWER, temperature=0.0, **media), None)
@@ -72,7 +73,7 @@ def answered(model: LoadedModel, task: Task) -> list[str]:
 
 
 def speed(model: LoadedModel, tokens: int) -> str:
-    """Tokens per second of a text of so many tokens, after everything was compiled."""
+    """The line about tokens per second of a text, measured after everything is compiled."""
     options: dict[str, Any] = {"temperature": 0.0, "stop_ids": ()}
     stats = show_all(model.stream_generate(BEGINNING, tokens, **options), None).stats
     assert stats is not None
@@ -81,7 +82,7 @@ def speed(model: LoadedModel, tokens: int) -> str:
 
 
 def about(model: LoadedModel, folder: Path) -> list[str]:
-    """What the model is, in lines."""
+    """The lines about the model."""
     nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     parameters = sum(int(t.numel()) for t in model.named_tensors().values())
     return [
@@ -91,7 +92,7 @@ def about(model: LoadedModel, folder: Path) -> list[str]:
 
 
 def on_the_path() -> list[str]:
-    """How to make ``gemma4`` a command of this shell, where it is not one."""
+    """How to put ``gemma4`` on the PATH, where it is not."""
     activate = Path(sys.prefix) / "bin" / "activate"
     if shutil.which("gemma4") is not None or not activate.is_file():
         return []
@@ -101,7 +102,7 @@ def on_the_path() -> list[str]:
 def show(
     packaged: Path, options: dict[str, Any], tokens: int, seed: int | None, keep: Path | None, overwrite: bool = False
 ) -> list[str]:
-    """Let the trained model show what it can; in lines. Picture and sound stay where the user can open them."""
+    """Ask the trained model each question; yields lines. The picture and the sound are kept for the user to open."""
     from gemma4_core import loading
 
     folder = copy_demo(packaged, keep, overwrite) if keep is not None else Path(tempfile.mkdtemp(prefix="gemma4-demo-"))

@@ -33,7 +33,7 @@ class Manner:
     pitch: float
     """Factor of all frequencies."""
     level: float
-    """Of a key, full scale 1."""
+    """Amplitude of a key; full scale is 1."""
     twist: float
     """Share of the low tone in a key."""
     noise: float
@@ -46,7 +46,7 @@ def random_number(rng: np.random.Generator, shortest: int = SHORTEST, longest: i
 
 
 def random_manner(rng: np.random.Generator, count: int) -> Manner:
-    """A manner of dialling in which ``count`` keys fit into ``SECONDS``."""
+    """Random timing, pitch and noise with which ``count`` keys fit into ``SECONDS``."""
     lead = rng.uniform(0.04, 0.12)
     period = rng.uniform(0.11, min(0.21, (SECONDS - 2 * lead) / count))
     tone = period * rng.uniform(0.45, 0.6)

@@ -1,4 +1,4 @@
-"""The trained demo model inside the package, and files to show it."""
+"""A copy of the packaged demo model, and a picture and a sound to show it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 PICTURE, SOUND = "picture.png", "sound.wav"
-"""Files that the demo draws and records beside the model."""
+"""Files that the demo writes beside the model."""
 SIDE = 448
 """Pixels of a picture's sides."""
 
 
 def copy_demo(packaged: Path, folder: Path, overwrite: bool = False) -> Path:
-    """Write the model to a folder of the user's; ``overwrite`` replaces a checkpoint there, with the picture and sound
-    of an earlier demo. Raises CheckpointError where it cannot be written, or holds other things."""
+    """Copy the model to a folder. ``overwrite`` replaces a checkpoint there, with the files of an earlier demo.
+
+    Raises CheckpointError where the folder cannot be written, or holds anything else.
+    """
 
     def replaceable(there: Path) -> bool:
         return is_checkpoint(there) and not foreign_files(there, (PICTURE, SOUND))
@@ -35,7 +37,7 @@ def copy_demo(packaged: Path, folder: Path, overwrite: bool = False) -> Path:
 
 
 def draw_picture(path: Path, rng: np.random.Generator) -> tuple[Path, str]:
-    """A picture as a PNG file, and what it shows. Raises CheckpointError where it cannot be written."""
+    """Write a random picture as PNG; returns path and description. Raises CheckpointError where that fails."""
     from gemma4_plugins.commands.demo.pictures import draw, random_scene
 
     scene, data = random_scene(rng), io.BytesIO()
@@ -46,7 +48,7 @@ def draw_picture(path: Path, rng: np.random.Generator) -> tuple[Path, str]:
 
 
 def record_sound(path: Path, rng: np.random.Generator) -> tuple[Path, str]:
-    """A dialled number as a WAV file, and its keys. Raises CheckpointError where it cannot be written."""
+    """Write a random dialled number as WAV; returns path and keys. Raises CheckpointError where that fails."""
     from gemma4_plugins.commands.demo.sounds import dial, random_manner, random_number, wav_bytes
 
     number = random_number(rng)

@@ -9,8 +9,9 @@ import click
 
 from gemma4_core.cli.base import GemmaCommand
 from gemma4_core.cli.options import model_option
-from gemma4_core.cli.output import human_bytes, on_terminal, write
+from gemma4_core.cli.output import on_terminal, write
 from gemma4_core.cli.tables import fitted
+from gemma4_core.formatting import human_bytes
 
 if TYPE_CHECKING:
     from gemma4_plugins.commands.doctor.machine import Report
@@ -30,8 +31,8 @@ def doctor_command(model: str | None, device: str, as_json: bool) -> None:
     gemma4 doctor
     gemma4 doctor --model-dir google/gemma-4-E2B-it
 
-    With a checkpoint it is compared with what is published of its size (config, tensors, values, tokenizer, chat
-    template) and runs a short prompt. The exit code is 1 if one of these checks fails.
+    A checkpoint is compared with what is published of its size (config, tensors, values, tokenizer, chat template),
+    and runs a short prompt. The exit code is 1 if one of these checks fails.
     """
     from gemma4_plugins.commands.doctor.machine import examine, relevant_environment
 
@@ -52,7 +53,7 @@ def doctor_command(model: str | None, device: str, as_json: bool) -> None:
 
 
 def _verified(model: str, device: str) -> list[Check]:
-    """All checks of a checkpoint, each shown on a terminal as it comes."""
+    """All checks of a checkpoint; on a terminal each is shown when it is done."""
     from gemma4_plugins.commands.doctor.verification import verify
 
     checks = []
@@ -64,7 +65,7 @@ def _verified(model: str, device: str) -> list[Check]:
 
 
 def report_lines(report: Report) -> list[str]:
-    """The report for people."""
+    """The report as lines of text."""
     own, *others = report.versions.items()
     lines = [
         f"{own[0]} {own[1]}, Python {report.python}",
@@ -87,7 +88,7 @@ def report_lines(report: Report) -> list[str]:
 
 
 def check_lines(model: str | None, checks: list[Check]) -> list[str]:
-    """The verification for people."""
+    """The checks as lines of text."""
     if model is None:
         return []
     return ["", f"checkpoint {model}", *(f"  {MARKS[c.status]} {c.name}: {c.text}" for c in checks)]

@@ -1,4 +1,4 @@
-"""What ``gemma4 doctor`` tells of this machine and installation."""
+"""What ``gemma4 doctor`` reports about this machine and installation."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gemma4_core.devices import machine
 
 DISTRIBUTION = "tinygrad-gemma4"
 TINYGRAD = "0.14."
-"""The tinygrad that this is made for."""
+"""The tinygrad version that this package needs."""
 VARIABLES = ("DEV", "CC", "BEAM", "PARALLEL", "NUM_CPU_THREADS", "GEMMA4_", "TINYGRAD_GEMMA_", "HF_HOME",
              "HF_HUB_CACHE", "HF_HUB_OFFLINE", "CACHEDB", "XDG_CACHE_HOME", "CUDA_VISIBLE_DEVICES")  # fmt: skip
-"""Environment variables that change what happens; those that end in ``_`` are beginnings."""
+"""Environment variables that matter; those that end in ``_`` are prefixes."""
 SECRET = re.compile("token|key|secret|password", re.IGNORECASE)
 
 
@@ -45,7 +45,7 @@ class Report:
     system: str
     cores: int
     threads: int | str
-    """Threads for kernels, or why their number cannot be told."""
+    """Threads for kernels, or why their number is unknown."""
     total_bytes: int | None
     free_bytes: int | None
     devices: tuple[DeviceReport, ...]
@@ -55,7 +55,7 @@ class Report:
     """Plugins that loaded, ``name (kind)``."""
     blocked: tuple[str, ...]
     problems: tuple[str, ...]
-    """What is wrong, one line each."""
+    """Problems, one line each."""
     folders: Mapping[str, str]
     environment: Mapping[str, str]
 
@@ -65,9 +65,9 @@ class Report:
 
 
 def examine(environment: Mapping[str, str] | None = None) -> Report:
-    """Look at everything; opens every device, one after the other. What a library prints goes to stderr.
+    """Make the report. Opens every device, one after the other; what libraries print goes to stderr.
 
-    ``environment`` is that of ``relevant_environment`` at an earlier time: opening a device sets variables.
+    ``environment`` is what ``relevant_environment`` gave beforehand, because opening a device sets variables.
     """
     environment = relevant_environment() if environment is None else environment
     with contextlib.redirect_stdout(sys.stderr):
@@ -101,7 +101,7 @@ def examine(environment: Mapping[str, str] | None = None) -> Report:
 
 
 def _versions() -> dict[str, str]:
-    """Our own version and those of the dependencies that our metadata names, optional ones where installed."""
+    """Versions of this package and of its dependencies, optional ones where installed."""
     found = {DISTRIBUTION: _version(DISTRIBUTION)}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for line in importlib.metadata.requires(DISTRIBUTION) or []:
@@ -146,7 +146,7 @@ def _devices() -> tuple[list[DeviceReport], str | None]:
 
 
 def _plugins() -> tuple[list[str], list[str], list[str]]:
-    """Loaded and blocked plugins, and what went wrong."""
+    """Loaded plugins, blocked plugins and problems."""
     from gemma4_core.plugins import registry
 
     rows = registry.rows()
@@ -155,7 +155,7 @@ def _plugins() -> tuple[list[str], list[str], list[str]]:
 
 
 def _folders() -> dict[str, str]:
-    """Where things are kept."""
+    """Folders of caches and state."""
     try:
         found = {"gemma4 cache": str(machine.cache_dir())}
     except Exception as error:

@@ -19,13 +19,12 @@ from gemma4_core.errors import Gemma4Error
 
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
+    from gemma4_core.config.models import Published
     from gemma4_core.contracts import Context, TensorInfo, Tokenizer, WeightSource
     from gemma4_core.generation.loaded_model import LoadedModel
 
 OK, NOTE, FAILED = "ok", "note", "failed"
 
-RELEASED_COUNTS = {"E2B": (2011, 5_123_178_979), "E4B": (2130, None)}
-"""Tensors and parameters of the released files, where known."""
 OFFICIAL_VOCABULARY = 262_144
 SPECIAL_IDS = {
     "<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<|tool>": 46, "<tool|>": 47, "<|tool_call>": 48,
@@ -44,15 +43,6 @@ ENCODINGS = {
     "3333": [236800, 236800, 236800, 236800],
 }  # fmt: skip
 ROUND_TRIPS = ("Hello, world!", "  two  spaces\n", "na\u00efve \U0001f999")
-E2B_IT_SCALARS = {
-    "layers.12.layer_scalar": 0.3242, "layers.13.layer_scalar": 0.08838, "layers.14.layer_scalar": 0.02856,
-    "layers.15.layer_scalar": 0.2539, "layers.11.self_attn.q_norm.weight": 1.0,
-    "layers.11.self_attn.k_norm.weight": 0.125, "layers.14.self_attn.k_norm.weight": 0.06104,
-}  # fmt: skip
-"""Below the text model; every element of a norm weight."""
-E2B_IT_BOUNDS = {"input_min": -12.88, "input_max": 12.81, "output_min": -40.0, "output_max": 39.75}
-E2B_IT_BOUND_PLACES = tuple(f"model.audio_tower.layers.0.feed_forward{n}.ffw_layer_1." for n in (1, 2))
-"""The dump does not say which of the two has them."""
 VALUE_TOLERANCE = 1e-3
 """Relative: the values were printed with four digits."""
 
@@ -62,13 +52,13 @@ PROMPT_IDS = (2, 7, 11, 5, 3)
 NEW_TOKENS = 12
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
 SURE = 0.75
-"""A trained model's uncertainty about the next word, at most, as a share of knowing nothing at all."""
+"""Highest entropy of the next token that a trained model has, as a share of the uniform distribution's."""
 SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: ``ok``, ``note`` (worth knowing, not wrong) or ``failed``."""
+    """The outcome of one check: ``ok``, ``note`` (worth knowing, not wrong) or ``failed``."""
 
     name: str
     status: str
@@ -80,9 +70,9 @@ class Check:
 
 
 def verify(folder: str | Path, device: str = "auto", **options: Any) -> Iterator[Check]:
-    """Check after check of a checkpoint folder, hub name or alias; ``options`` go to ``load_pretrained``.
+    """Yield the checks of a checkpoint folder, hub name or alias; ``options`` go to ``load_pretrained``.
 
-    A check that cannot be made fails; the rest goes on as far as it can. Raises a Gemma4Error where there is no
+    A check that cannot run counts as failed, and the others follow. Raises a Gemma4Error where there is no
     folder or its config cannot be read.
     """
     from gemma4_core.checkpoint.context import read_context
@@ -110,21 +100,16 @@ def _guarded(name: str, checks: Callable[[], Iterator[Check]]) -> Iterator[Check
 
 def official_size(config: GemmaConfig) -> str | None:
     """The official size of this shape, None for any other."""
-    from gemma4_core.config import PRESETS
+    from gemma4_core.config import MODELS, preset_of
 
-    text = config.text_config
-    shape = (text.num_hidden_layers, text.hidden_size, text.vocab_size, text.enable_moe_block)
-    for name, make in PRESETS.items():
-        other = make().text_config
-        official = other.vocab_size == OFFICIAL_VOCABULARY
-        if official and shape == (other.num_hidden_layers, other.hidden_size, other.vocab_size, other.enable_moe_block):
-            return name
-    return None
+    name = preset_of(config)
+    return name if name is not None and MODELS[name].hub_name is not None else None
 
 
 def check_config(config: GemmaConfig | None, size: str | None) -> Iterator[Check]:
     """The config against the built-in one of its size, key by key."""
     from gemma4_core.config import preset_config
+    from gemma4_core.plugins import registry
 
     assert config is not None
     if size is None:
@@ -135,8 +120,11 @@ def check_config(config: GemmaConfig | None, size: str | None) -> Iterator[Check
     published = preset_config(size)
     wrong: list[str] = []
     minor: list[str] = []
-    for part in ("text_config", "vision_config", "audio_config"):
-        ours, theirs = getattr(config, part), getattr(published, part)
+    pairs: dict[str, tuple[Any, Any]] = {"text_config": (config.text_config, published.text_config)}
+    for tower in registry.modalities.values():
+        if tower.part is not None and tower.config is not None:
+            pairs[tower.part] = tower.config(config), tower.config(published)
+    for part, (ours, theirs) in pairs.items():
         if ours is None or theirs is None:
             if ours is not theirs:
                 minor.append(f"{part} is {'absent' if ours is None else 'present'}")
@@ -149,7 +137,7 @@ def check_config(config: GemmaConfig | None, size: str | None) -> Iterator[Check
     if wrong:
         yield Check("config", FAILED, f"differs from the published {size}: {_some(wrong)}")
     else:
-        yield Check("config", OK, f"that of {size}")
+        yield Check("config", OK, f"equals the published {size}")
     if minor:
         yield Check("config", NOTE, f"differs from the published {size}: {_some(minor)}")
 
@@ -188,40 +176,56 @@ def check_files(context: Context, size: str | None, format: str) -> Iterator[Che
         held = f"{len(infos)} tensors in format {checkpoint.format.name} ({types})"
         yield Check("tensors", OK, f"{held}, {parameters:,} parameters")
         yield from _counts(infos, parameters, size)
-        if size == "E2B":
-            yield from check_values(context.config, checkpoint.weights)
+        if size is not None:
+            yield from check_values(context.config, checkpoint.weights, size)
 
 
 def _counts(infos: Mapping[str, TensorInfo], parameters: int, size: str | None) -> Iterator[Check]:
-    tensors, published = RELEASED_COUNTS.get(size or "", (None, None))
-    if tensors is None:
+    from gemma4_core.config import MODELS
+
+    published = MODELS[size].published if size is not None else None
+    if published is None:
         return
-    if len(infos) == tensors and published in (None, parameters):
+    if len(infos) == published.tensors and published.parameters in (None, parameters):
         yield Check("tensors", OK, f"as many as in the release of {size}")
     else:
-        known = f" and {published:,} parameters" if published else ""
-        yield Check("tensors", NOTE, f"the release of {size} has {tensors} tensors{known}; this is another export")
+        known = f" and {published.parameters:,} parameters" if published.parameters else ""
+        told = f"the release of {size} has {published.tensors} tensors{known}; this is another export"
+        yield Check("tensors", NOTE, told)
 
 
-def check_values(config: GemmaConfig, source: WeightSource) -> Iterator[Check]:
-    """Published values of google/gemma-4-E2B-it. All of them: that checkpoint. None: another one of its shape."""
-    expected = {config.text_prefix + name: value for name, value in E2B_IT_SCALARS.items()}
-    wrong = [name for name, value in expected.items() if not _close(source, name, value)]
-    for place in E2B_IT_BOUND_PLACES:
-        bounds = {place + name: value for name, value in E2B_IT_BOUNDS.items()}
-        expected |= bounds
-        wrong += [name for name, value in bounds.items() if name in source.infos and not _close(source, name, value)]
-    places = [p for p in E2B_IT_BOUND_PLACES if p + "input_min" in source.infos]
-    if places and any(not any(name.startswith(p) for name in wrong) for p in places):
-        wrong = [name for name in wrong if not name.startswith(E2B_IT_BOUND_PLACES)]
-    text_wrong = [name for name in wrong if not name.startswith(E2B_IT_BOUND_PLACES)]
+def check_values(config: GemmaConfig, source: WeightSource, size: str) -> Iterator[Check]:
+    """Published values of a size's tuned release. All of them: that checkpoint. None: another one of its shape."""
+    from gemma4_core.config import MODELS
+    from gemma4_core.config.models import TUNED
+
+    model = MODELS[size]
+    published, name = model.published, f"{model.hub_name}{TUNED}"
+    if published is None or not published.tuned_values:
+        return
+    expected = {config.text_prefix + tensor: value for tensor, value in published.tuned_values.items()}
+    text_wrong = [tensor for tensor, value in expected.items() if not _close(source, tensor, value)]
+    wrong = text_wrong + _wrong_bounds(published, source)
     if not wrong:
-        yield Check("values", OK, "layer scalars, norms and clip bounds are those published of google/gemma-4-E2B-it")
-    elif len(text_wrong) == len(E2B_IT_SCALARS):
-        yield Check("values", NOTE, "not those published of google/gemma-4-E2B-it: a base model, a fine-tune or random")
+        yield Check("values", OK, f"layer scalars, norms and clip bounds are those published of {name}")
+    elif len(text_wrong) == len(expected):
+        yield Check("values", NOTE, f"not those published of {name}: a base model, a fine-tune or random")
     else:
-        yield Check("values", FAILED, f"some are those published of google/gemma-4-E2B-it, others not: {_some(wrong)}; "
+        yield Check("values", FAILED, f"some are those published of {name}, others not: {_some(wrong)}; "
                                       "the files may be damaged, compare their checksums on the hub")  # fmt: skip
+
+
+def _wrong_bounds(published: Published, source: WeightSource) -> list[str]:
+    """Bounds that differ in every module that may have the published ones; none where one module has them all."""
+    found = []
+    for place in published.tuned_places:
+        bounds = {place + name: value for name, value in published.tuned_bounds.items()}
+        stored = {name: value for name, value in bounds.items() if name in source.infos}
+        wrong = [name for name, value in stored.items() if not _close(source, name, value)]
+        if stored and not wrong:
+            return []
+        found += wrong
+    return found
 
 
 def _close(source: WeightSource, name: str, value: float) -> bool:
@@ -235,7 +239,7 @@ def _close(source: WeightSource, name: str, value: float) -> bool:
 
 
 def check_tokenizer(context: Context, name: str) -> Iterator[Check]:
-    """Special ids and encodings of the released tokenizer; for another vocabulary, that text comes back as it was."""
+    """Special ids and encodings of the released tokenizer; other vocabularies must decode what they encoded."""
     from gemma4_core.plugins import registry
     from gemma4_core.plugins.options import plugin_name
     from gemma4_core.text import has_text
@@ -247,15 +251,15 @@ def check_tokenizer(context: Context, name: str) -> Iterator[Check]:
         yield Check("tokenizer", NOTE, f"{backend.name}: token ids only, the folder has no tokenizer for text")
         return
     if tokenizer.vocab_size > context.config.text_config.vocab_size:
-        yield Check("tokenizer", FAILED, f"it knows {tokenizer.vocab_size} tokens, the model "
+        yield Check("tokenizer", FAILED, f"it has {tokenizer.vocab_size} tokens, the model "
                                          f"{context.config.text_config.vocab_size}")  # fmt: skip
     if context.config.text_config.vocab_size == OFFICIAL_VOCABULARY:
         wrong = _not_as_published(tokenizer)
         done = f"{len(SPECIAL_IDS)} special ids and {len(ENCODINGS)} encodings as published"
     else:
         backs = {text: tokenizer.decode(tokenizer.encode(text)) for text in ROUND_TRIPS}
-        wrong = [f"{text!r} comes back as {back!r}" for text, back in backs.items() if back != text]
-        done = f"{tokenizer.vocab_size} tokens; text comes back as it was"
+        wrong = [f"{text!r} decodes to {back!r} after encoding" for text, back in backs.items() if back != text]
+        done = f"{tokenizer.vocab_size} tokens; decoding gives back the text"
     yield Check("tokenizer", FAILED, _some(wrong)) if wrong else Check("tokenizer", OK, f"{backend.name}: {done}")
 
 
@@ -275,7 +279,7 @@ def check_template(context: Context) -> Iterator[Check]:
 
     template = ChatTemplate.load(context)
     if template is None:
-        yield Check("template", NOTE, "the folder has none: a base model")
+        yield Check("template", NOTE, "there is none, as in base models")
         return
     text = template.render(MESSAGES)
     if "Be brief." not in text or "Hi" not in text:
@@ -284,7 +288,7 @@ def check_template(context: Context) -> Iterator[Check]:
     yield Check("template", OK, f"{template.path.name} renders {len(text)} characters")
     expected = "<bos><|turn>system\nBe brief.<turn|>\n<|turn>user\nHi<turn|>\n<|turn>model\n"
     if text.removesuffix("<|channel>thought\n<channel|>") != expected:
-        yield Check("template", NOTE, "it is not one of the released ones")
+        yield Check("template", NOTE, "it differs from the released ones")
 
 
 # ------------------------------------------------------------------------------------------------ run
@@ -314,13 +318,13 @@ def check_run(folder: Path | None, official: bool, device: str, options: Mapping
     if tokens != again:
         yield Check("generate", FAILED, f"the same greedy prompt gave {tokens} and then {again}")
     elif official and len(tokens) == NEW_TOKENS and len(set(tokens)) == 1:
-        yield Check("generate", FAILED, f"one token again and again{text}")
+        yield Check("generate", FAILED, f"the same token again and again{text}")
     else:
         yield Check("generate", OK, f"{len(tokens)} tokens{text}")
 
 
 def check_logits(model: LoadedModel, ids: list[int], official: bool) -> Iterator[Check]:
-    """Finite, not constant, and for an official size as sure as a trained model is."""
+    """Logits are finite, not constant, and for an official size as certain as a trained model's."""
     logits = model.forward_ids(ids)[0].numpy()[0].astype(np.float64)  # [T, vocab]
     bad = int((~np.isfinite(logits)).sum())
     if bad:
@@ -333,8 +337,8 @@ def check_logits(model: LoadedModel, ids: list[int], official: bool) -> Iterator
     most = math.log(logits.shape[-1])
     told = f"entropy of the next token {entropy:.2f} of at most {most:.2f}, spread {spread:.2f}"
     if spread < 1e-4:
-        yield Check("logits", FAILED, f"all the same: {told}")
+        yield Check("logits", FAILED, f"all logits are the same: {told}")
     elif official and entropy > SURE * most:
-        yield Check("logits", FAILED, f"as unsure as a model with random weights: {told}")
+        yield Check("logits", FAILED, f"as uncertain as random weights: {told}")
     else:
         yield Check("logits", OK, told)

@@ -13,7 +13,7 @@ from gemma4_core.cli.options import Whole, device_options, format_option, long_r
 from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.errors import InputError
-from gemma4_plugins.commands.loaded_request import Loading
+from gemma4_plugins.commands.model_loading import Loading
 
 if TYPE_CHECKING:
     from gemma4_core.generation.loaded_model import LoadedModel
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TEXT_LIMIT = 256 << 20
 """Bytes of a text."""
 CONTEXT = 2048
-"""Default window."""
+"""Default length of a window."""
 
 
 @click.command("perplexity", cls=GemmaCommand)
@@ -33,7 +33,7 @@ CONTEXT = 2048
 @click.option("--stride", type=Whole(1), default=None, metavar="TOKENS",
               help="Tokens that each window scores anew. Default: half a window.")
 @click.option("--against", default=None, metavar="MODEL",
-              help="Another model with the same tokens, such as the one before quantising: tells how far they differ.")
+              help="Compare with another model of the same vocabulary, such as the one before quantising.")
 @device_options
 @format_option()
 @tokenizer_option
@@ -44,14 +44,14 @@ CONTEXT = 2048
 def perplexity_command(
     model: str, text: str, context: int | None, stride: int | None, against: str | None, as_json: bool, **values: Any
 ) -> None:
-    """Measure how well a model predicts a text: perplexity, and with --against how far it is from another model.
+    """Measure how well a model predicts a text: perplexity, and with --against the difference from another model.
 
     \b
     gemma4 perplexity -m e2b --text book.txt
     gemma4 perplexity -m models/e2b-int8 --against models/e2b --text book.txt --json
 
-    The text is cut into overlapping windows; every token is scored once, after BOS and at least context minus stride
-    tokens (fewer at the beginning of the text).
+    The text is cut into overlapping windows. Every token is scored once, with BOS and at least context minus stride
+    tokens before it (fewer at the beginning of the text).
     """
     content = read_text(text)
     context = checked_context(context, model, against)
@@ -63,7 +63,7 @@ def perplexity_command(
     other = None if against is None else load(against, values | {"format": "auto"}, lambda processor: None)
     report = measured(loaded, other, ids, context, stride)
     report = {"model": model, "against": against, "text": text, "tokens": len(ids), **report}
-    write(json_text(report, indent=2) + "\n" if as_json else lines(report))
+    write(json_text(report, indent=2) + "\n" if as_json else report_text(report))
 
 
 def read_text(path: str) -> str:
@@ -79,7 +79,7 @@ def read_text(path: str) -> str:
     if len(data) > TEXT_LIMIT:
         raise InputError(f"--text {path}: longer than {TEXT_LIMIT >> 20} MiB; give a part of it")
     if not data.strip():
-        raise InputError(f"--text {path}: there is no text in it; two tokens at least are needed")
+        raise InputError(f"--text {path}: the file has no text; at least two tokens are needed")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -87,14 +87,16 @@ def read_text(path: str) -> str:
 
 
 def checked_context(context: int | None, model: str, against: str | None) -> int:
-    """The window's length. Raises InputError where a model does not hold it, or the vocabularies differ; both from the
-    configs alone."""
+    """The window's length, from the configs alone.
+
+    Raises InputError where a model's context is shorter, or the vocabularies differ.
+    """
     longest, size = limits(model)
     if against is not None:
         other_longest, other_size = limits(against)
         if size != other_size:
             raise InputError(f"--against {against}: its vocabulary has {other_size} tokens, that of {model} {size}; "
-                             "only models with the same tokens can be compared")
+                             "only models of one vocabulary can be compared")
         longest = min(longest, other_longest)
     if context is not None and context > longest:
         raise InputError(f"--context {context}: the model's context is {longest}; give that or less")
@@ -122,21 +124,21 @@ def text_ids(processor: GemmaMultimodalProcessor, text: str, path: str) -> list[
     ids = prompt_ids(tokenizer, text, bos)
     count = len(ids) - (bos is not None)
     if count < 2:
-        raise InputError(f"--text {path}: {count} token of text; two at least are needed")
+        raise InputError(f"--text {path}: {count} token of text; at least two are needed")
     return ids
 
 
 def load(model: str, values: dict[str, Any], check: Callable[[GemmaMultimodalProcessor], None]) -> LoadedModel:
-    """A text model; ``check`` runs before its weights are read."""
+    """Load a text model; ``check`` runs before its weights are read."""
     if on_terminal():
         note(f"loading {model}")
-    return Loading.taken_from({**values, "model": model, "modality": ("text",)}).load(PluginValues(), check)
+    return Loading.from_options({**values, "model": model, "modality": ("text",)}).load(PluginValues(), check)
 
 
 def measured(
     model: LoadedModel, other: LoadedModel | None, ids: list[int], context: int, stride: int
 ) -> dict[str, Any]:
-    """Figures and what they hold for, with a progress bar on the way."""
+    """The measured figures with the settings that they hold for. Shows a progress bar."""
     from gemma4_core.checkpoint.progress import progress
     from gemma4_plugins.commands.perplexity.scoring import figures, score
 
@@ -145,8 +147,8 @@ def measured(
     return {"context": context, "stride": stride, "device": model.device_name, **figures(scores)}
 
 
-def lines(report: dict[str, Any]) -> str:
-    """The report in words."""
+def report_text(report: dict[str, Any]) -> str:
+    """The report as text."""
     r = report
     kl = {name: f"{r['kl_divergence' + name]:.6f}" for name in ("", "_error", "_median", "_99", "_max")
           if r["against"] is not None}

@@ -1,8 +1,8 @@
-"""How well a model predicts a text, and how far it is from another one.
+"""Scoring a text: negative log-likelihood of each token, and the divergence from another model.
 
-The text is cut into windows of ``context`` positions. A window scores the tokens that no earlier one has scored, so
-that every token is scored once, and all but those of the first window after at least ``context - stride`` tokens. The
-model's BOS stands at the beginning of each window, without which Gemma predicts nothing well (as llama.cpp's
+The text is cut into windows of ``context`` positions. A window scores the tokens that no earlier one scored: every
+token is scored once, and outside of the first window with at least ``context - stride`` tokens before it. The
+model's BOS begins each window, without which Gemma predicts nothing well (as llama.cpp's
 perplexity tool does it).
 """
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 LOGITS = 1 << 24
 """Logits that are in memory at once, per model: 64 MB."""
 ROWS = 64
-"""Positions whose logits are made at once, at most."""
+"""Most positions whose logits are computed at once."""
 SUMMANDS = 512
-"""Numbers that are added one after the other in fp32; sums of such sums follow."""
+"""Length of the blocks of a sum in fp32; the sums of blocks are added afterwards."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens that run together, of which the last ``scored`` are predicted."""
+    """Tokens of one forward pass, of which the last ``scored`` are scored."""
 
     ids: Sequence[int]
     scored: int
@@ -58,16 +58,16 @@ class Scores:
     """Values of the scored positions in order."""
 
     nll: list[np.ndarray] = field(default_factory=list)
-    """Negative log-probability of the token that stands there, in nats."""
+    """Negative log-probability of the token at each position, in nats."""
     other_nll: list[np.ndarray] = field(default_factory=list)
     """The same under the other model."""
     divergence: list[np.ndarray] = field(default_factory=list)
     """KL divergence of the model from the other one: sum of p_other * (log p_other - log p)."""
     agreement: list[np.ndarray] = field(default_factory=list)
-    """Whether both find the same token likeliest."""
+    """1 where both models have the same most likely token."""
 
     def add(self, values: Sequence[np.ndarray]) -> None:
-        """Take in the values of some positions; raises InputError where they are no numbers."""
+        """Add the values of some positions. Raises InputError where one is not finite."""
         for held, found in zip((self.nll, self.other_nll, self.divergence, self.agreement), values, strict=False):
             if not np.isfinite(found).all():
                 raise InputError(f"the logits after {sum(map(len, self.nll))} tokens are not finite: the weights are "
@@ -81,7 +81,7 @@ def score(
 ) -> Scores:
     """Score every id but the first, under two models of one vocabulary if another is given.
 
-    Logits are made for some positions at a time. Raises InputError where they are not finite.
+    Logits are computed for some positions at a time. Raises InputError where they are not finite.
     """
     vocab = model.config.text_config.vocab_size
     models = [model] if against is None else [model, against]

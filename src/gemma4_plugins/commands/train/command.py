@@ -45,15 +45,15 @@ SETTINGS = [
     click.option("--data", type=FilePath(), required=True, metavar="FILE",
                  help="JSON Lines: an object with messages, with prompt and completion, or with text on each line."),
     click.option("--validation", type=Validation(), default=None, metavar="FILE|SHARE",
-                 help="Examples that are not learnt from: a file like --data, or a share of it such as 0.1."),
+                 help="Examples for the validation loss: a file like --data, or a share of it such as 0.1."),
     click.option("--output-dir", "-o", type=FilePath(), default=None, metavar="FOLDER",
                  help="Where checkpoints and the log go."),
     click.option("--config", type=FilePath(), allow_from_autoenv=False, default=None, metavar="FILE",
                  help="TOML, YAML or JSON file with these options; those typed here win."),
     click.option("--resume", is_flag=True, allow_from_autoenv=False,
-                 help="Go on from the newest checkpoint in --output-dir; other options are those of that run."),
+                 help="Continue from the newest checkpoint in --output-dir; other options are those of that run."),
     click.option("--dry-run", is_flag=True, allow_from_autoenv=False,
-                 help="Check everything and show what would be learnt; write nothing."),
+                 help="Check everything and show what would be learnt, between » and «; write nothing."),
 ]
 STEPS = [
     click.option("--optimizer", default="adamw", show_default=True, metavar="NAME", help="Optimizer plugin.",
@@ -61,48 +61,51 @@ STEPS = [
     click.option("--optimizer-option", multiple=True, metavar="NAME=VALUE",
                  help="An option of the optimizer, such as momentum=0.9; may be given more than once."),
     click.option("--lr", type=Number(0), default=1e-5, show_default=True, help="Learning rate."),
-    click.option("--weight-decay", type=Number(0), default=0.0, show_default=True, help="Decay of matrices."),
+    click.option("--weight-decay", type=Number(0), default=0.0, show_default=True, help="Weight decay of matrices."),
     click.option("--schedule", type=click.Choice(["constant", "linear", "cosine"]), default="constant",
-                 show_default=True, help="The learning rate after the warm-up: as it is, or down to 0 or a tenth."),
+                 show_default=True, help="The learning rate after the warm-up: constant, or falling to 0 or a tenth."),
     click.option("--warmup", type=Whole(0), default=0, show_default=True, metavar="STEPS",
                  help="Steps in which the learning rate grows to --lr."),
-    click.option("--epochs", type=Whole(), default=None, help="Times that all examples are used.  [default: 1]"),
-    click.option("--steps", type=Whole(), default=None, help="Updates of the weights, in place of --epochs."),
-    click.option("--batch-size", type=Whole(1, 1 << 16), default=1, show_default=True, help="Rows run at a time."),
+    click.option("--epochs", type=Whole(), default=None, help="Passes over the examples.  [default: 1]"),
+    click.option("--steps", type=Whole(), default=None, help="Optimizer steps, in place of --epochs."),
+    click.option("--batch-size", type=Whole(1, 1 << 16), default=1, show_default=True, help="Rows of a batch."),
     click.option("--accumulate", type=Whole(1, 1 << 16), default=1, show_default=True, metavar="BATCHES",
-                 help="Batches whose gradients make one update."),
+                 help="Batches whose gradients are added up for one step."),
     click.option("--clip", type=Number(0), default=1.0, show_default=True,
-                 help="Largest global norm of the gradients; 0 is off."),
+                 help="Limit of the global gradient norm; 0 is off."),
     click.option("--trainable", cls=ManyOption, metavar="PATTERN…",
                  help="Names of tensors that train, such as '*.mlp.*'. Default: all of the model or of its adapter."),
-    click.option("--frozen", cls=ManyOption, metavar="PATTERN…", help="Names of tensors that stay as they are."),
-    click.option("--gradient-checkpointing", is_flag=True, help="Less memory, more time: compute layers twice."),
-    click.option("--seed", type=Whole(0, (1 << 32) - 1), default=0, show_default=True, help="Of order and split."),
+    click.option("--frozen", cls=ManyOption, metavar="PATTERN…", help="Names of tensors that do not train."),
+    click.option("--gradient-checkpointing", is_flag=True,
+                 help="Gradient checkpointing: less memory, more time; layers are computed twice."),
+    click.option("--seed", type=Whole(0, (1 << 32) - 1), default=0, show_default=True,
+                 help="Seed of the order and the split."),
 ]
 EXAMPLES = [
     click.option("--max-length", type=Whole(2), default=None, metavar="TOKENS",
-                 help="Longest example.  [default: 2048, or the model's context]"),
+                 help="Tokens of the longest example.  [default: 2048, or the model's context]"),
     click.option("--overlong", type=click.Choice(["truncate", "drop"]), default="truncate", show_default=True,
-                 help="What becomes of longer ones; those with media are always dropped."),
-    click.option("--pack", is_flag=True, help="Fill rows with several texts, which do not see each other."),
+                 help="What to do with longer examples; those with media are always dropped."),
+    click.option("--pack", is_flag=True, help="Pack several examples into a row; they do not attend to each other."),
     click.option("--mask-prompt/--no-mask-prompt", default=True, show_default=True,
-                 help="Learn only what the assistant says and where it stops."),
-    click.option("--raw", is_flag=True, help="Leave the chat template out for prompt and completion."),
+                 help="Compute the loss on the assistant's turns alone."),
+    click.option("--raw", is_flag=True, help="Do not apply the chat template to prompt and completion."),
     click.option("--thinking/--no-thinking", default=False, help="Render the template with thinking on."),
     click.option("--allow-urls", is_flag=True, help="Fetch media given as URLs."),
 ]
 ON_THE_WAY = [
     click.option("--save-every", type=Whole(0), default=0, show_default=True, metavar="STEPS",
-                 help="Write a checkpoint; 0 is only at the end."),
+                 help="Steps between checkpoints; 0 writes one at the end alone."),
     click.option("--keep-last", type=Whole(), default=2, show_default=True, metavar="N",
-                 help="Checkpoints that are kept."),
+                 help="How many of the newest checkpoints are kept."),
     click.option("--eval-every", type=Whole(0), default=0, show_default=True, metavar="STEPS",
-                 help="Measure the validation loss; 0 is only at the end."),
+                 help="Steps between measurements of the validation loss; 0 measures at the end alone."),
     click.option("--sample-every", type=Whole(0), default=0, show_default=True, metavar="STEPS",
-                 help="Answer each --sample-prompt; 0 is only at the end."),
+                 help="Steps between answers to each --sample-prompt; 0 answers at the end alone."),
     click.option("--sample-prompt", multiple=True, metavar="TEXT",
-                 help="What to answer on the way; may be given more than once."),
-    click.option("--sample-tokens", type=Whole(), default=64, show_default=True, help="Longest such answer."),
+                 help="Prompt to answer during the run; may be given more than once."),
+    click.option("--sample-tokens", type=Whole(), default=64, show_default=True,
+                 help="Tokens of the longest such answer."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the run at its end."),
 ]
 
@@ -139,7 +142,7 @@ def train_command(ctx: click.Context, plugin_values: PluginValues, **values: Any
     values["optimizer_options"] = {}
     for name, value in map(pair, values.pop("optimizer_option")):
         if name in values["optimizer_options"]:
-            raise click.UsageError(f"--optimizer-option {clipped(name)}: is given twice.")
+            raise click.UsageError(f"--optimizer-option {clipped(name)} is given twice.")
         values["optimizer_options"][name] = value
     from gemma4_plugins.commands.train.run import run
 
@@ -147,7 +150,7 @@ def train_command(ctx: click.Context, plugin_values: PluginValues, **values: Any
 
 
 def pair(text: str) -> tuple[str, Any]:
-    """``momentum=0.9`` as a name and a value. Raises UsageError."""
+    """``momentum=0.9`` as name and value. Raises UsageError."""
     name, given, value = text.partition("=")
     if not given or not name.strip().isidentifier():
         raise click.UsageError(f"--optimizer-option {clipped(text)}: give NAME=VALUE, such as momentum=0.9.")

@@ -19,15 +19,16 @@ from gemma4_core.plugins.origin import nearest
 from gemma4_plugins.commands.train.config_files import read_config
 
 RECORDED = "gemma4_core.train_config"
-"""Where a command finds what was asked for (see ``recorded``)."""
+"""Where a command finds the options that were given (see ``recorded``)."""
 NOT_IN_FILES = ("config", "help", "resume", "dry_run", "as_json", "quiet")
 RIVALS = {"steps": "epochs", "epochs": "steps"}
-"""Options of which the one on the command line also replaces the other one in a file."""
+"""Pairs of options that exclude each other: one on the command line also replaces the other one in a file."""
 
 
 class TrainCommand(PluginOptionsCommand):
-    """A command whose options may also stand in a config file or in the folder of the run that goes on; what is typed
-    wins, then the config file. Options that take media are left out: media stand in the data."""
+    """A command whose options also come from a config file, or from the folder of a run that is resumed.
+
+    The command line wins, then the config file. Options that take media are left out: the data names the media."""
 
     trains = True
 
@@ -35,7 +36,7 @@ class TrainCommand(PluginOptionsCommand):
         return {name: known for name, known in super().plugin_params(ctx).items() if known.media_keyword is None}
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The options; those that a file or the run to resume gives are not read from the environment."""
+        """The options. Those that a file or the resumed run gives are not read from the environment."""
         params = super().get_params(ctx)
         for param in params:
             if param.name in (ctx.default_map or {}):
@@ -49,7 +50,7 @@ class TrainCommand(PluginOptionsCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        ctx.meta[RECORDED] = recorded(ctx)  # values of plugins' options are taken out of the parameters below
+        ctx.meta[RECORDED] = recorded(ctx)  # plugins' options are removed from the parameters below
         return super().invoke(ctx)
 
     def defaults(self, ctx: click.Context, typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,15 +97,15 @@ def from_run(command: click.Command, ctx: click.Context, found: Mapping[str, Any
     for name, value in found.items():
         if name not in params:
             option = "--" + name.removeprefix("plugin_").replace("_", "-")
-            raise InputError(f"{where}: the run was started with {clipped(option)}, which is no option now; its plugin "
-                             f"may be missing or blocked (gemma4 plugins says)")
+            raise InputError(f"{where}: the run was started with {clipped(option)}, which is not an option now; its "
+                             f"plugin may be missing or blocked (gemma4 plugins says)")
         if value is not None:
             values[name] = fitting(params[name], ctx, value, f"{where}: {name}")
     return values
 
 
 def fitting(param: click.Parameter, ctx: click.Context, value: Any, where: str) -> Any:
-    """A value that an option takes. Raises InputError."""
+    """A value from a file, converted as the option does it. Raises InputError."""
     several = isinstance(param, ManyOption) or param.multiple
     items = value if isinstance(value, list) and several else [value]
     for item in items:
@@ -122,13 +123,13 @@ def fitting(param: click.Parameter, ctx: click.Context, value: Any, where: str) 
 
 
 def misfit(param: click.Parameter, value: str | bool | int | float) -> str | None:
-    """What is wrong with the type of a value from a file, None where the option can judge it."""
+    """What is wrong with the type of a value from a file; None where the option itself checks it."""
     flag = isinstance(param, click.Option) and param.is_flag
     number = isinstance(param.type, Whole | Number)
     if flag and not isinstance(value, bool) and value not in ("true", "false"):
         return "is neither true nor false"
     if isinstance(value, bool) and not flag:
-        return "is not a number" if number else "is not text; true and false are for switches"
+        return "is not a number" if number else "is true or false, which only switches take"
     if isinstance(value, int) and value.bit_length() > 64:
         return "is out of range"
     if isinstance(value, int | float) and isinstance(param.type, FilePath | click.types.StringParamType):
@@ -151,7 +152,7 @@ def plain(value: Any) -> str:
 
 
 def recorded(ctx: click.Context) -> dict[str, Any]:
-    """What was asked for, by parameter name, as a later ``--resume`` takes it; paths are made absolute."""
+    """The options that were given, by parameter name, for a later ``--resume``; paths are absolute."""
     default = click.core.ParameterSource.DEFAULT
     values: dict[str, Any] = {}
     for param in ctx.command.get_params(ctx):

@@ -1,4 +1,4 @@
-"""Config files of commands: TOML, YAML and JSON, as plain values within bounds."""
+"""Reading config files in TOML, YAML and JSON, with limits on size and depth."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gemma4_core.formatting import shown_path
 CONFIG_LIMIT = 128 << 10
 """Bytes of a config file."""
 DEEPEST = 16
-"""Levels of lists and mappings; options are flat."""
+"""Most levels of lists and mappings; options are flat."""
 LONG_NUMBER = re.compile(r"(?<![\w-])([\w-]++)[\"']?\s*+[:=]\s*+(?:\[\s*+)?[+-]?[\d_]{4000}")
-"""A number that Python does not read, with its key."""
+"""A number with more digits than Python reads, with its key."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -28,11 +28,11 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{where}: a config file ends in {', '.join(READERS)}")
     data = read_bytes(path, 2 * CONFIG_LIMIT + (1 << 20), InputError)
     if len(data) > CONFIG_LIMIT:
-        raise InputError(f"{where}: larger than {CONFIG_LIMIT >> 10} KiB, which no file of options is")
+        raise InputError(f"{where}: larger than {CONFIG_LIMIT >> 10} KiB, too large for a file of options")
     try:
         text = data.decode("utf-8-sig")
         if long := LONG_NUMBER.search(text):
-            raise InputError(f"{where}: {long[1][:80]}: a number of thousands of digits")
+            raise InputError(f"{where}: {long[1][:80]}: the number has thousands of digits")
         found = READERS[suffix](text)
     except Gemma4Error:
         raise
@@ -41,16 +41,16 @@ def read_config(path: Path) -> dict[str, Any]:
     except Exception as fault:
         raise InputError(f"{where}: not valid: {' '.join(str(fault).split())[:200]}") from fault
     if not isinstance(found, dict):
-        raise InputError(f"{where}: must hold options such as 'lr: 1e-4', one a line")
+        raise InputError(f"{where}: must hold options such as 'lr: 1e-4', one on each line")
     return found
 
 
 def unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A mapping of these pairs. Raises ValueError for a key that stands twice."""
+    """A mapping of these pairs. Raises ValueError for a duplicate key."""
     found: dict[Any, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {str(key)[:80]!r} stands twice")
+            raise ValueError(f"the key {str(key)[:80]!r} is given twice")
         found[key] = value
     return found
 
@@ -68,8 +68,10 @@ def toml(text: str) -> Any:
 
 
 def yaml(text: str) -> Any:
-    """YAML without aliases, which let a few bytes stand for gigabytes. Raises InputError where its library is not
-    installed."""
+    """Parse YAML without aliases, with which a few bytes can stand for gigabytes.
+
+    Raises InputError where PyYAML is not installed.
+    """
     try:
         from yaml import AliasEvent, MappingNode, SafeLoader
         from yaml.composer import ComposerError
@@ -78,14 +80,14 @@ def yaml(text: str) -> Any:
             from fault
 
     class PlainLoader(SafeLoader):
-        """Plain values of bounded depth, no key twice."""
+        """Builds plain values of bounded depth, without duplicate keys."""
 
         depth = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             mark = self.peek_event().start_mark
             if self.check_event(AliasEvent):
-                raise ComposerError(None, None, "aliases such as *name are not taken, write the value out", mark)
+                raise ComposerError(None, None, "aliases such as *name are not supported: write the value", mark)
             if self.depth >= DEEPEST:
                 raise ComposerError(None, None, "lists or mappings are nested too deeply", mark)
             self.depth += 1

@@ -1,4 +1,4 @@
-"""What ``gemma4 train`` tells: a progress line, the log, samples, the loss curve, the summary."""
+"""What ``gemma4 train`` reports: progress, the log, samples, the loss curve, the summary."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from gemma4_core.checkpoint.atomic import append_line
 from gemma4_core.cli.failures import escaped
-from gemma4_core.cli.output import human_bytes, note, on_terminal, plain, tell
+from gemma4_core.cli.output import note, on_terminal, tell
 from gemma4_core.devices.memory import peak_memory_bytes
+from gemma4_core.formatting import human_bytes, three_digits
 from gemma4_core.training.evaluate import perplexity
 from gemma4_core.training.log import CsvLog, draw_curve
 
@@ -29,7 +30,7 @@ SHOWN = 400
 
 
 class Reporter:
-    """Takes note of steps while a run goes on."""
+    """Logs steps and shows progress during a run."""
 
     def __init__(self, trainer: Trainer, folder: RunFolder) -> None:
         self.trainer, self.folder = trainer, folder
@@ -59,7 +60,7 @@ class Reporter:
             self.log.__exit__(kind, fault, trace)
 
     def step(self, report: StepReport, validation: float | None) -> None:
-        """Log a step and move the progress line. Raises CheckpointError where the log cannot be written."""
+        """Log a step and advance the progress bar. Raises CheckpointError where the log cannot be written."""
         self.first = report.loss if self.first is None else self.first
         self.last, self.validation = report, self.validation if validation is None else validation
         self.tokens, self.targets = self.tokens + report.tokens, self.targets + report.targets
@@ -78,17 +79,17 @@ class Reporter:
                                      f"{human_bytes(memory)}", refresh=False)
             self.bar.update(1)
         else:
-            tell(f"step {report.step} of {self.trainer.total}: loss {plain(report.loss)}, {rate:.0f} tokens/s")
+            tell(f"step {report.step} of {self.trainer.total}: loss {three_digits(report.loss)}, {rate:.0f} tokens/s")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        """Keep an answer, and show it to a person. Raises CheckpointError where it cannot be written."""
+        """Write an answer to the samples file and show it on a terminal. Raises CheckpointError where that fails."""
         append_line(self.folder.samples, json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False))
         if on_terminal():
             shown = f"step {step}: {escaped(prompt)[:SHOWN]} -> {escaped(text)[:SHOWN]}"
             note(shown) if self.bar is None else self.bar.write(shown, file=self.bar.fp)
 
     def draw(self) -> None:
-        """The loss curve, where matplotlib is installed."""
+        """Draw the loss curve, where matplotlib is installed."""
         if draw_curve(self.folder.log, self.folder.curve):
             self.plot = self.folder.curve
         elif on_terminal():
@@ -96,7 +97,7 @@ class Reporter:
                  f"{self.folder.log}")
 
     def summary(self, optimizer: TrainingOptimizer, began: int, newest: Path) -> dict[str, Any]:
-        """The object that ``--json`` prints; numbers of this call alone, not of the run before it was resumed."""
+        """The object that ``--json`` prints. Its numbers are of this call, not of the run before it was resumed."""
         batches, last = self.trainer.batches, self.last
         return {
             "checkpoint": str(newest),
@@ -125,12 +126,12 @@ class Reporter:
 
 
 def finite(value: float) -> float | None:
-    """A number that JSON can say."""
+    """A number as JSON takes it: None for NaN and infinities."""
     return value if math.isfinite(value) else None
 
 
 def progress_bar(done: int, total: int) -> Any:
-    """tqdm's bar with its estimate of the time left; None where tqdm (a dependency of huggingface_hub) is absent."""
+    """tqdm's progress bar; None where tqdm (a dependency of huggingface_hub) is absent."""
     import sys
 
     try:
@@ -141,7 +142,7 @@ def progress_bar(done: int, total: int) -> Any:
 
 
 def dry_report(values: Mapping[str, Any], batches: Batches | None, validation: Batches | None, steps: int) -> str:
-    """What a run would do: counts, shapes, and the first example with what is learnt of it."""
+    """The report of ``--dry-run``: counts, shapes, and the first example with the learnt parts marked."""
     assert batches is not None
     examples = batches.examples
     facts = {
@@ -157,7 +158,7 @@ def dry_report(values: Mapping[str, Any], batches: Batches | None, validation: B
 
 
 def first_example(item: Example, batches: Batches) -> list[str]:
-    """An example as text, what is learnt of it in marks."""
+    """The lines of an example, with the learnt parts between » and «."""
     tokenizer = batches.processor.tokenizer
     learnt = item.labels >= 0
     text, start = "", 0

@@ -1,4 +1,4 @@
-"""A run of ``gemma4 train``: everything is checked, then the model is loaded, then it learns."""
+"""A run of ``gemma4 train``: check everything, load the model, train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gemma4_core.formatting import shown
 from gemma4_core.training.data.examples import LONGEST, Encoding, Examples, modalities_of, read_examples
 from gemma4_core.training.data.records import Record, read_records
 from gemma4_core.training.run_folder import RunFolder
-from gemma4_plugins.commands.loaded_request import Loading
+from gemma4_plugins.commands.model_loading import Loading
 from gemma4_plugins.commands.train.report import Reporter, dry_report
 
 if TYPE_CHECKING:
@@ -29,34 +29,34 @@ if TYPE_CHECKING:
     from gemma4_core.training.trainer import Plan, StepReport, Trainer
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""A job that is told to end by its scheduler, or loses its terminal, is saved as well."""
-HINT = "finishing this step and saving it; Ctrl-C again stops at once without saving"
+"""Signals that stop a run and save it: Ctrl-C, the scheduler's SIGTERM, and the loss of the terminal."""
+HINT = "finishing this step, then saving; press Ctrl-C again to stop at once without saving"
 
 
 class DryRun(Exception):
-    """Ends the loading of a dry run, where everything has been looked at."""
+    """Ends the loading of a dry run once everything is checked."""
 
 
 @dataclass
 class Data:
-    """What is learnt and what is measured."""
+    """The training and validation data of a run."""
 
     records: list[Record]
     held_out: list[Record]
-    """Lines of a file of their own; empty for a share of the data, or none."""
+    """Validation lines from a file of their own; empty where validation is a share of the data, or absent."""
     share: float | None
     batches: Batches | None = None
     validation: Batches | None = None
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Data:
-        """The lines of the files. Raises InputError naming file and line."""
+        """Read the files. Raises InputError naming file and line."""
         given = values["validation"]
         return cls(read_records(values["data"]), read_records(given) if isinstance(given, Path) else [],
                    given if isinstance(given, float) else None)
 
     def encode(self, values: Mapping[str, Any], processor: GemmaMultimodalProcessor) -> None:
-        """Make batches of the lines. Raises InputError naming file and line."""
+        """Encode the lines and make batches. Raises InputError naming file and line."""
         from gemma4_core.training.data.batches import Batches
 
         encoding = encoding_of(values, processor)
@@ -73,29 +73,29 @@ class Data:
 
 
 def note_ignored(read: Sequence[Examples]) -> None:
-    """One warning of all keys in the data that nothing reads."""
+    """Print one warning about keys in the data that nothing reads."""
     ignored: Counter[str] = Counter()
     for examples in read:
         ignored.update(examples.ignored)
     if ignored:
         named = [f"{shown(key)} ({count} {'line' if count == 1 else 'lines'})" for key, count in ignored.items()]
         more = f" and {len(named) - 8} more" if len(named) > 8 else ""
-        note(f"warning: keys of the data that nothing reads: {', '.join(named[:8])}{more}")
+        note(f"warning: unknown keys in the data are ignored: {', '.join(named[:8])}{more}")
 
 
 def encoding_of(values: Mapping[str, Any], processor: GemmaMultimodalProcessor) -> Encoding:
-    """How lines become ids. Raises InputError for a length limit beyond ``--context``."""
+    """The settings of encoding. Raises InputError for a length limit beyond ``--context``."""
     assert processor.context.config is not None
     longest = processor.context.config.text_config.max_position_embeddings
     asked, context = values["max_length"], min(values["context"] or longest, longest)
     if asked is not None and asked > context:
-        raise InputError(f"--max-length {asked}: the context is {context}")
+        raise InputError(f"--max-length {asked} is longer than the context of {context}")
     names = ("overlong", "mask_prompt", "raw", "thinking")
     return Encoding(asked or min(LONGEST, context), **{name: values[name] for name in names})
 
 
 def run(values: dict[str, Any], plugins: PluginValues, settings: dict[str, Any]) -> None:
-    """Train as asked. Raises a Gemma4Error, before weights are read where it can be known by then."""
+    """Train. Raises a Gemma4Error, where possible before weights are read."""
     data = Data.read(values)
     folder = None if values["dry_run"] else RunFolder(values["output_dir"])
     start = folder.newest() if folder is not None and values["resume"] else None
@@ -112,7 +112,7 @@ def run(values: dict[str, Any], plugins: PluginValues, settings: dict[str, Any])
 
     from tinygrad import Tensor
 
-    # what a transform draws, such as fresh adapters, is then the same each time
+    # random initial values, such as those of adapters, are then the same in every run
     Tensor.manual_seed(values["seed"])
     try:
         model = loading.load(plugins, check)
@@ -124,14 +124,14 @@ def run(values: dict[str, Any], plugins: PluginValues, settings: dict[str, Any])
 
 
 def used_modalities(data: Data) -> list[str]:
-    """Modalities whose media stand in the data: towers that nothing goes through need no memory."""
+    """Modalities whose media the data names; other towers are not loaded."""
     from gemma4_core.plugins import registry
 
     return modalities_of([*data.records, *data.held_out], list(registry.modalities.values()))
 
 
 def plan_of(values: Mapping[str, Any], data: Data) -> tuple[Plan, int]:
-    """How the run goes, and its steps. Raises InputError for a warm-up that is longer."""
+    """The plan of the run and its number of steps. Raises InputError for a warm-up that is longer."""
     from gemma4_core.training.trainer import Plan
 
     assert data.batches is not None
@@ -144,9 +144,9 @@ def plan_of(values: Mapping[str, Any], data: Data) -> tuple[Plan, int]:
 
 
 def check_choices(values: Mapping[str, Any], plugins: PluginValues, processor: GemmaMultimodalProcessor) -> None:
-    """Look at the optimizer's name, its options and the patterns. Raises PluginError and InputError.
+    """Check the optimizer's name, its options and the patterns of tensors. Raises PluginError and InputError.
 
-    Where a transform says what trains, its names are known only once it is applied.
+    Patterns are not checked where a transform decides what trains: its tensors exist only once it is applied.
     """
     import math
 
@@ -168,7 +168,7 @@ def check_choices(values: Mapping[str, Any], plugins: PluginValues, processor: G
 
 
 class Session:
-    """A loaded model that learns, and what is written down of it."""
+    """The training of a loaded model, with its log and checkpoints."""
 
     def __init__(
         self, values: Mapping[str, Any], data: Data, folder: RunFolder, model: LoadedModel, start: Path | None
@@ -190,7 +190,7 @@ class Session:
         self.evaluator = Evaluator(model)
 
     def run(self) -> None:
-        """Learn to the end, or until Ctrl-C or another of ``SIGNALS``, which is saved too and then ends the program."""
+        """Train to the end, or until one of ``SIGNALS``: the run is then saved and the program ends."""
         reporter = Reporter(self.trainer, self.folder)
         with Interrupt(HINT, SIGNALS) as interrupt, reporter:
             for report in self.trainer:
@@ -202,7 +202,7 @@ class Session:
         if interrupt.asked:
             command = f"gemma4 train --output-dir {shlex.quote(str(self.folder.path))} --resume"
             note(f"stopped after step {self.trainer.step} of {self.trainer.total}, saved in "
-                 f"{self.folder.step(self.saved)}; go on with: {command}")
+                 f"{self.folder.step(self.saved)}; continue with: {command}")
             raise interrupt.ending(interrupt.number)
         newest = self.folder.newest()
         reporter.draw()
@@ -212,15 +212,17 @@ class Session:
             write(f"{newest}\n")
 
     def save(self) -> None:
-        """A checkpoint of the run as it is; older ones make room."""
+        """Write a checkpoint and remove those that are too old to keep."""
         step = self.trainer.step
         self.trainer.save(self.folder.step(step))
         self.folder.saved(step, self.values["keep_last"])
         self.saved = step
 
     def after(self, report: StepReport, reporter: Reporter, interrupt: Interrupt) -> None:
-        """What is due after a step: measuring, logging, samples, a checkpoint. One that shall stop does not wait for
-        measures and samples."""
+        """Do what is due after a step: validation loss, log, samples, checkpoint.
+
+        A run that was interrupted skips validation and samples.
+        """
         end = report.step == self.trainer.total
         due = lambda name: end or bool(self.values[name] and report.step % self.values[name] == 0)  # noqa: E731
         loss = None
@@ -234,7 +236,7 @@ class Session:
             self.save()
 
     def validation_loss(self, held: Batches, interrupt: Interrupt) -> float | None:
-        """The mean loss, None where it shall stop before that is known."""
+        """The mean loss; None where the run is interrupted meanwhile."""
 
         def batches() -> Iterator[GemmaTrainingBatch]:
             for rows in held.order():
@@ -246,7 +248,7 @@ class Session:
         return None if interrupt.asked else loss
 
     def answer(self, prompt: str) -> str:
-        """The model's greedy answer as it is now."""
+        """The model's greedy answer at this step."""
         raw = self.model.template is None or self.values["raw"]
         asked: Any = prompt if raw else [{"role": "user", "content": prompt}]
         parts = self.model.stream_generate(asked, max_new_tokens=self.values["sample_tokens"])

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma4_core.devices import kernel_cache
+from gemma4_core.devices import kernel_cache, machine
 from gemma4_core.devices.machine import cache_dir
 from gemma4_core.errors import CheckpointError, Gemma4Error
 
@@ -175,8 +175,8 @@ def what_to_install(choice: CompilerChoice) -> str:
 
 def clang_arguments() -> list[str]:
     """The arguments with which tinygrad 0.14 runs ``CC`` here (``runtime/support/compiler_cpu.py``)."""
-    machine = platform.machine().lower()
-    arch = ARCHITECTURES.get(machine, machine)
+    name = platform.machine().lower()
+    arch = ARCHITECTURES.get(name, name)
     native = {"x86_64": ["-march=native"], "arm64": ["-ffixed-x18", "-mcpu=native"]}.get(arch, [])
     flags = ["-c", "-x", "c", "-O2", "-fPIC", "-ffreestanding", "-fno-math-errno", "-nostdlib", "-fno-ident"]
     return [*flags, f"--target={arch}-none-unknown-elf", *native, "-", "-o", "-"]
@@ -226,7 +226,7 @@ def _read_verdicts() -> dict[str, Verdict]:
 
 def _identity(candidate: Candidate) -> str:
     """Changes when the compiler, the trial or the processor does."""
-    facts: list[object] = [clang_arguments(), PROBE, processor()]
+    facts: list[object] = [clang_arguments(), PROBE, machine.processor()]
     for path in (candidate.path or "", *candidate.parts):
         real = os.path.realpath(path)
         try:
@@ -235,15 +235,6 @@ def _identity(candidate: Candidate) -> str:
         except OSError:
             facts.append((path, real))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-
-
-def processor() -> str:
-    """Model and features of this machine's processor: code compiled for it may not run on another."""
-    with contextlib.suppress(OSError):
-        wanted = ("model name", "flags", "Features", "CPU part")
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
-        return "; ".join(line for line in lines if line.startswith(wanted))
-    return f"{platform.machine()} {platform.processor()} {platform.release()}"
 
 
 # ------------------------------------------------------------------------------------------------ telling tinygrad
@@ -282,4 +273,4 @@ def separate_cache(choice: CompilerChoice) -> None:
     tinygrad compiles for "native" and keeps objects by their source alone: a home folder shared by different
     machines would hand one's instructions to another.
     """
-    kernel_cache.install(hashlib.sha256(f"{processor()} {choice.version}".encode()).hexdigest()[:12])
+    kernel_cache.install(hashlib.sha256(f"{machine.processor()} {choice.version}".encode()).hexdigest()[:12])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import mmap
 import os
 import platform
 import struct
@@ -20,6 +19,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
+
+from gemma4_core.devices.process import process
+from gemma4_plugins.devices.native import loader
 
 MODE_RUN, MODE_WORK, MODE_STOP, MODE_CLOCK = range(4)
 SPIN_SECONDS = 200e-6
@@ -50,7 +52,7 @@ class NativePool:
     def __init__(self, threads: int) -> None:
         self._call = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)(_code())
         # Neither code nor state is ever unmapped: a worker may still be on its way when the interpreter ends.
-        self._state = _map(POOL_BYTES, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._state = loader.map_memory(POOL_BYTES)
         first = 1
         self._word(0).value = first << 32
         self._word(SPIN_OFFSET).value = int(SPIN_SECONDS * self._ticks_per_second())
@@ -156,8 +158,6 @@ class Runner:
 runner = Runner()
 """The one of this process."""
 
-_original: Callable[..., float | None] | None = None
-
 
 def native_possible() -> bool:
     """Whether ``thread_pool.c`` is for this machine."""
@@ -182,63 +182,42 @@ def make_pool(threads: int) -> Pool:
 
 def install(threads: int) -> None:
     """Run tinygrad's CPU kernels on so many threads from now on, and let it split them accordingly."""
-    global _original
     from tinygrad.helpers import NUM_CPU_THREADS
     from tinygrad.runtime.ops_cpu import CPUProgram
 
     NUM_CPU_THREADS.value = threads
     runner.resize(threads)
-    if _original is None:
-        _original = CPUProgram.__call__
-        CPUProgram.__call__ = _call
-        atexit.register(runner.close)
-        os.register_at_fork(after_in_child=runner.forget)
+    process.replace(CPUProgram, "__call__", on_all_threads)
 
 
-def _call(
-    self: Any,
-    *bufs: Any,
-    global_size: tuple[int, int, int] = (1, 1, 1),
-    local_size: tuple[int, int, int] = (1, 1, 1),
-    vals: tuple[int | None, ...] = (),
-    wait: bool = False,
-    timeout: int | None = None,
-) -> float | None:
-    """In place of ``CPUProgram.__call__``: seconds if ``wait``."""
-    assert _original is not None
-    slot = self.runtimevars.get("core_id")
-    if slot is not None and global_size[0] > 1 and not self.lvp:
-        began = time.perf_counter()
-        args = [buf.va_addr for buf in bufs]
-        args += [0 if value is None else value for value in vals]
-        if runner.run(self, args, slot, global_size[0]):
-            return time.perf_counter() - began if wait else None
-    return _original(
-        self, *bufs, global_size=global_size, local_size=local_size, vals=vals, wait=wait, timeout=timeout
-    )
+def on_all_threads(original: Callable[..., float | None]) -> Callable[..., float | None]:
+    """``CPUProgram.__call__`` with the parts of a kernel at once; seconds if ``wait``."""
+
+    def call(
+        self: Any,
+        *bufs: Any,
+        global_size: tuple[int, int, int] = (1, 1, 1),
+        local_size: tuple[int, int, int] = (1, 1, 1),
+        vals: tuple[int | None, ...] = (),
+        wait: bool = False,
+        timeout: int | None = None,
+    ) -> float | None:
+        slot = self.runtimevars.get("core_id")
+        if slot is not None and global_size[0] > 1 and not self.lvp:
+            began = time.perf_counter()
+            args = [buf.va_addr for buf in bufs]
+            args += [0 if value is None else value for value in vals]
+            if runner.run(self, args, slot, global_size[0]):
+                return time.perf_counter() - began if wait else None
+        return original(
+            self, *bufs, global_size=global_size, local_size=local_size, vals=vals, wait=wait, timeout=timeout
+        )
+
+    atexit.register(runner.close)
+    os.register_at_fork(after_in_child=runner.forget)
+    return call
 
 
 def _code() -> int:
-    """Compile ``thread_pool.c`` with tinygrad's compiler and map it; the address of its entry point."""
-    from tinygrad.runtime.support.compiler_cpu import ClangCompiler
-    from tinygrad.runtime.support.elf import jit_loader
-
-    source = Path(__file__).with_name("thread_pool.c").read_text(encoding="utf-8")
-    image = bytes(jit_loader(ClangCompiler(["x86_64", "native"]).compile_cached(source)))
-    address = _map(len(image), mmap.PROT_READ | mmap.PROT_WRITE)
-    ctypes.memmove(address, image, len(image))
-    runnable = mmap.PROT_READ | mmap.PROT_EXEC
-    if ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), ctypes.c_size_t(len(image)), runnable):
-        raise OSError("memory cannot be made executable")
-    return address
-
-
-def _map(size: int, protection: int) -> int:
-    """Private memory that stays for the life of the process."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    address = libc.mmap(None, ctypes.c_size_t(size), protection, flags, -1, ctypes.c_long(0))
-    if address in (None, ctypes.c_void_p(-1).value):
-        raise OSError(ctypes.get_errno(), "mmap failed")
-    return int(address)
+    """The address of ``thread_pool.c``'s entry point."""
+    return loader.load(Path(__file__).with_name("thread_pool.c").read_text(encoding="utf-8"))

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma4_core.config import expected_audio_tensors
 from gemma4_core.contracts import Context, MediaProcessor, ModalityTower, Option, Tower, WeightSource
 from gemma4_core.hookspecs import hookimpl
 from gemma4_core.processing.arrays import as_array
+from gemma4_plugins.modalities.audio.config import PART, audio_config
 from gemma4_plugins.modalities.audio.features import MelSettings
 from gemma4_plugins.modalities.audio.processor import BEGIN, END, KEYWORDS, PLACEHOLDER, AudioProcessor
+from gemma4_plugins.modalities.audio.tensors import EMBEDDER, TOWER, audio_tensors, random_values
 
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
@@ -31,7 +32,7 @@ def _amount(features: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def _matches(context: Context) -> bool:
-    return context.config is not None and context.config.audio_config is not None
+    return context.config is not None and PART in context.config.media
 
 
 def _processor(context: Context, options: Mapping[str, Any]) -> MediaProcessor:
@@ -62,7 +63,7 @@ def gemma4_modality_towers() -> list[ModalityTower]:
             summary="sound, through the checkpoint's audio tower",
             processor=_processor,
             build=_build,
-            tensors=expected_audio_tensors,
+            tensors=audio_tensors,
             placeholder=PLACEHOLDER,
             soft_token_id=_soft_token_id,
             media_option=Option("--audio", "A sound file (- is standard input); may be repeated.", multiple=True,
@@ -75,6 +76,10 @@ def gemma4_modality_towers() -> list[ModalityTower]:
             keywords=KEYWORDS,
             placed="after",
             amount=_amount,
+            config=audio_config,
+            part=PART,
+            prefixes=(TOWER, EMBEDDER),
+            random_values=random_values,
             matches=_matches,
         )
     ]

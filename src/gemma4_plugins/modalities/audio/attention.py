@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.config import AudioConfig
 from gemma4_core.errors import ConfigError
-from gemma4_core.ops.towers import TowerOperations
+from gemma4_core.ops.tower_table import TowerOperations
+from gemma4_plugins.modalities.audio.config import AudioConfig
 from gemma4_plugins.modalities.clipped import Names
 
 KEYS_BELOW_CONTEXT = 1

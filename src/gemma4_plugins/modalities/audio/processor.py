@@ -12,6 +12,7 @@ from gemma4_core.contracts import Context, PreparedMedia
 from gemma4_core.errors import ConfigError, InputError
 from gemma4_core.formatting import is_number, shown
 from gemma4_core.processing.settings import file_values, processor_values
+from gemma4_plugins.modalities.audio.config import audio_config
 from gemma4_plugins.modalities.audio.decode import HIGHEST_RATE, LOWEST_RATE, Limits, read_sound
 from gemma4_plugins.modalities.audio.features import MelSettings, log_mel, token_count
 
@@ -61,7 +62,7 @@ def read_settings(context: Context) -> tuple[MelSettings, float]:
             found = shown(values[key], 60)
             raise ConfigError(f"{where}: {SECTION}.{key} {found} is not supported; expected {allowed[0]}")
     rate = int(_number(values, "sampling_rate", 16_000, LOWEST_RATE, HIGHEST_RATE, where))
-    audio = context.config.audio_config if context.config is not None else None
+    audio = audio_config(context.config) if context.config is not None else None
     # two convolutions of stride 2 leave a quarter of the bins, and the projection expects a quarter of its channels
     bins = audio.subsampling_conv_channels[0] if audio is not None else 128
     settings = MelSettings(

@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.config import AudioConfig, expected_audio_tensors
 from gemma4_core.contracts import WeightSource
 from gemma4_core.contracts.arranged_media import ArrangedMedia
 from gemma4_core.errors import InputError
 from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.portable import rms_norm
-from gemma4_core.ops.towers import Bounds, TowerOperations, clamp, portable_towers, tower_operations
+from gemma4_core.ops.tower_table import Bounds, TowerOperations
+from gemma4_core.ops.towers import clamp, portable_towers, tower_operations
 from gemma4_core.processing.arrays import as_array
 from gemma4_core.processing.tower_graphs import Captured
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.modalities.audio.attention import LocalAttention, sinusoids
+from gemma4_plugins.modalities.audio.config import AudioConfig, audio_config
 from gemma4_plugins.modalities.audio.processor import KEYWORDS
+from gemma4_plugins.modalities.audio.tensors import EMBEDDER, TOWER, audio_tensors
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower, rows_of
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
 
-TOWER, EMBEDDER = "model.audio_tower.", "model.embed_audio."
 LAYER_EPS = 1e-6
 """The norms around attention and feed-forward keep this eps, whatever rms_norm_eps says."""
 SIZES = (16, 64, 128, 256, 384, 512, 768)
@@ -155,12 +156,12 @@ class AudioTower(EncodingTower):
     keywords = KEYWORDS
 
     def __init__(self, model: GemmaModel, source: WeightSource) -> None:
-        config = model.config.audio_config
+        config = audio_config(model.config)
         assert config is not None
         self.config, self.device, self.dtype = config, model.device, model.dtype
         self.portable = portable_towers(model.operations)
         self.fast = tower_operations(model.operations, model.device)
-        self.weights = TowerWeights(source, expected_audio_tensors(model.config), model.device, model.dtype)
+        self.weights = TowerWeights(source, audio_tensors(model.config), model.device, model.dtype)
         tower = self.weights.below(TOWER)
         self.subsampling = Subsampling(config, tower.below("subsample_conv_projection."))
         self.layers = [ConformerLayer(config, tower.below(f"layers.{i}.")) for i in range(config.num_hidden_layers)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gemma4_core.config import expected_vision_tensors
 from gemma4_core.contracts import Context, MediaProcessor, ModalityTower, Option, Tower, WeightSource
 from gemma4_core.hookspecs import hookimpl
+from gemma4_plugins.modalities.vision.config import PART, vision_config
 from gemma4_plugins.modalities.vision.preprocess import BEGIN, BUDGETS, END, PLACEHOLDER, ImageProcessor
+from gemma4_plugins.modalities.vision.tensors import EMBEDDER, TOWER, random_values, vision_tensors
 
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _matches(context: Context) -> bool:
-    return context.config is not None and context.config.vision_config is not None
+    return context.config is not None and PART in context.config.media
 
 
 def _processor(context: Context, options: Mapping[str, Any]) -> MediaProcessor:
@@ -47,7 +48,7 @@ def gemma4_modality_towers() -> list[ModalityTower]:
             summary="images, through the checkpoint's vision tower",
             processor=_processor,
             build=_build,
-            tensors=expected_vision_tensors,
+            tensors=vision_tensors,
             placeholder=PLACEHOLDER,
             soft_token_id=_soft_token_id,
             media_option=Option("--image", "An image file (- is standard input); may be repeated.", multiple=True,
@@ -61,6 +62,10 @@ def gemma4_modality_towers() -> list[ModalityTower]:
             bidirectional=True,
             placed="before",
             amount=lambda features: (len(features["pixel_values"]), "image"),
+            config=vision_config,
+            part=PART,
+            prefixes=(TOWER, EMBEDDER),
+            random_values=random_values,
             matches=_matches,
         )
     ]

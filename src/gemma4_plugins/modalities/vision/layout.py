@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gemma4_core.config import VisionConfig
 from gemma4_core.contracts.arranged_media import ArrangedMedia
 from gemma4_core.errors import InputError
 from gemma4_core.processing.arrays import as_array
+from gemma4_plugins.modalities.vision.config import VisionConfig
 
 KEYWORDS = ("pixel_values", "image_position_ids")
 SIZES = (16, 70, 140, 280, 560, 1120)

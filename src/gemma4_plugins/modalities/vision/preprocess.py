@@ -17,6 +17,7 @@ from gemma4_core.contracts import Context, PreparedMedia
 from gemma4_core.errors import ConfigError, InputError
 from gemma4_core.formatting import shown
 from gemma4_core.processing.settings import processor_values
+from gemma4_plugins.modalities.vision.config import vision_config
 from gemma4_plugins.modalities.vision.decode import Picture, check_memory, open_picture
 
 BUDGETS = (70, 140, 280, 560, 1120)
@@ -154,7 +155,7 @@ def read_grid(
         for key, neutral in (("image_mean", [0, 0, 0]), ("image_std", [1, 1, 1])):
             if values.get(key) not in (None, neutral):
                 raise ConfigError(f"{where}: {section}.{key} {shown(values[key])} is not supported; expected {neutral}")
-    vision = context.config.vision_config if context.config is not None else None
+    vision = vision_config(context.config) if context.config is not None else None
     sizes = {}
     for key, default in (("patch_size", 16), ("pooling_kernel_size", 3)):
         ours = getattr(vision, key) if vision is not None else default

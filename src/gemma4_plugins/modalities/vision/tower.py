@@ -13,21 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.config import VisionConfig, expected_vision_tensors
 from gemma4_core.contracts import WeightSource
 from gemma4_core.contracts.arranged_media import ArrangedMedia
 from gemma4_core.ops.portable import rms_norm
-from gemma4_core.ops.towers import Rotation, TowerOperations, portable_towers, tower_operations
+from gemma4_core.ops.tower_table import Rotation, TowerOperations
+from gemma4_core.ops.towers import portable_towers, tower_operations
 from gemma4_core.processing.tower_graphs import Captured
 from gemma4_plugins.modalities.clipped import Linear, Names, TowerWeights
 from gemma4_plugins.modalities.encoding import EncodingTower
+from gemma4_plugins.modalities.vision.config import VisionConfig, vision_config
 from gemma4_plugins.modalities.vision.layout import KEYWORDS, arrange, arrange_together, read_features
+from gemma4_plugins.modalities.vision.tensors import EMBEDDER, NORMS, TOWER, vision_tensors
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
-
-TOWER, EMBEDDER = "model.vision_tower.", "model.embed_vision."
-NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
 class EncoderLayer:
@@ -68,12 +67,12 @@ class VisionTower(EncodingTower):
     keywords = KEYWORDS
 
     def __init__(self, model: GemmaModel, source: WeightSource) -> None:
-        config = model.config.vision_config
+        config = vision_config(model.config)
         assert config is not None
         self.config, self.device, self.dtype = config, model.device, model.dtype
         self.portable = portable_towers(model.operations)
         self.fast = tower_operations(model.operations, model.device)
-        self.weights = TowerWeights(source, expected_vision_tensors(model.config), model.device, model.dtype)
+        self.weights = TowerWeights(source, vision_tensors(model.config), model.device, model.dtype)
         tower = self.weights.below(TOWER)
         self.input_proj: Linear = tower.linear("patch_embedder.input_proj")
         self.position_table = tower["patch_embedder.position_embedding_table"]

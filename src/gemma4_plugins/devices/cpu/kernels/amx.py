@@ -7,7 +7,7 @@ import functools
 import platform
 import sys
 
-from gemma4_plugins.devices.native.compiler import processor
+from gemma4_core.devices import machine
 
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
 """A system call on x86-64, its request and the state asked for (Linux, Documentation/arch/x86/xstate.rst)."""
@@ -16,7 +16,7 @@ ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
 def present() -> bool:
     """Whether the processor multiplies tiles of bf16, and the system is one that can be asked for them."""
     known = sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
-    return known and {"amx_tile", "amx_bf16"} <= set(processor().split())
+    return known and {"amx_tile", "amx_bf16"} <= set(machine.processor().split())
 
 
 @functools.cache

@@ -18,7 +18,8 @@ from tinygrad.uop.ops import Ops
 
 from gemma4_core.devices import machine
 from gemma4_core.ops import Operations
-from gemma4_core.ops.towers import Bounds, TowerOperations, portable_towers
+from gemma4_core.ops.tower_table import Bounds, TowerOperations
+from gemma4_core.ops.towers import portable_towers
 from gemma4_core.weights import DenseMatrix, Matrix
 from gemma4_plugins.devices.cpu.kernels import build
 from gemma4_plugins.devices.source_kernels import beneath, launch

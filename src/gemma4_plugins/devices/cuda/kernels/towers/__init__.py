@@ -18,7 +18,8 @@ from typing import Any
 from tinygrad import Device, Tensor, dtypes
 
 from gemma4_core.ops import Operations
-from gemma4_core.ops.towers import TowerOperations, portable_towers
+from gemma4_core.ops.tower_table import TowerOperations
+from gemma4_core.ops.towers import portable_towers
 from gemma4_core.weights import DenseMatrix, Matrix
 from gemma4_plugins.devices.cuda.kernels.matmul import matmul, usable
 from gemma4_plugins.devices.cuda.kernels.sources import device_source

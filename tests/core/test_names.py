@@ -1,0 +1,115 @@
+"""Names are the field's own words, the core names no plugin, and no module is long."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src"
+MODULES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
+CORE = {name: path for name, path in MODULES.items() if name.startswith("gemma4_core/")}
+LONGEST = 400
+
+MODULE_RIDDLES = {"kept", "kept_graphs", "captured", "arranged", "finished", "stored", "band", "pieces", "lines"}
+RIDDLES = {"Fed", "feed", "Laid", "Asked", "untaught", "remembered", "enough_of_stdio", "taken_over"}
+PARTS_OF_NAMES = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.", "gemma4_plugins")
+"""What belongs to built-in plugins wherever it stands in a string: prefixes of tensors, and the plugins' package."""
+SUFFIXES = {"_scale"}
+"""What a built-in format adds to a tensor's name."""
+SHARED_WORDS = {"cpu", "raw", "huggingface", "vision", "audio", "tinygrad"}
+"""Entry points whose names mean other things as well, such as a library or a kind of media."""
+
+PROMISED = {"gemma4_core/training/optimizer.py": {"adamw"}}
+"""A default that the documentation promises by name: ``build_optimizer(model)`` takes adamw."""
+TODO: dict[str, set[str]] = {
+    "gemma4_core/checkpoint/unserved.py": {"vision_tower.", "embed_audio.", "audio_tower.", "embed_vision."},
+    "gemma4_core/config/tensors.py": {"vision_tower.", "embed_audio.", "audio_tower.", "embed_vision."},
+    "gemma4_core/engine/engine.py": {"taken_over"},
+    "gemma4_core/engine/graph_cache.py": {"gemma4_plugins"},
+    "gemma4_core/loading.py": {"bf16"},
+    "gemma4_core/model/media.py": {"Laid"},
+    "gemma4_core/quantize.py": {"int8"},
+    "gemma4_core/training/checkpoint.py": {"bf16"},
+    "gemma4_core/training/evaluate.py": {"feed"},
+    "gemma4_core/training/forward.py": {"feed", "remembered", "untaught", "Fed"},
+    "gemma4_core/training/gradients.py": {"feed"},
+    "gemma4_core/training/loss.py": {"feed", "Fed"},
+    "gemma4_core/training/step.py": {"feed"},
+    "gemma4_core/training/step_graphs.py": {"Laid", "Fed"},
+    "gemma4_plugins/commands/bench/command.py": {"taken_over"},
+    "gemma4_plugins/commands/bench/operations.py": {"taken_over"},
+    "gemma4_plugins/commands/bench/speed.py": {"taken_over"},
+}
+"""By module what it may still have, until the rooms are merged; empty then."""
+
+
+def plugin_names() -> set[str]:
+    """The names of the built-in plugins that mean nothing else."""
+    found = {ep.name for ep in distribution("tinygrad-gemma4").entry_points if ep.group == "gemma4"}
+    assert {"bf16", "int8", "cuda", "muon"} <= found
+    return found - SHARED_WORDS
+
+
+def identifiers(tree: ast.AST) -> Iterator[str]:
+    """Names that a module gives or uses: variables, attributes, arguments, functions, classes. Types such as
+    ``dtypes.int8`` are numpy's and tinygrad's."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("dtypes", "np"):
+            continue
+        for field in ("id", "attr", "arg", "name", "asname"):
+            value = getattr(node, field, None)
+            if isinstance(value, str):
+                yield value
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    """Lines of texts that stand as statements: they speak about plugins and do nothing."""
+    return {node.value.lineno for node in ast.walk(tree) if isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)}
+
+
+def strings(tree: ast.AST) -> Iterator[str]:
+    skipped = docstrings(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.lineno not in skipped:
+            yield node.value
+
+
+def names_of_plugins(tree: ast.AST, names: set[str]) -> set[str]:
+    """Which plugins a module names: as a whole string, as a word of an identifier, or by a part of a tensor's name.
+
+    ``BF16`` is no plugin but a type of safetensors, and ``CUDA`` a backend of tinygrad: capitals count.
+    """
+    words = {word for name in identifiers(tree) for word in re.split(r"[_\W]+", name)}
+    texts = set(strings(tree))
+    parts = {part for part in PARTS_OF_NAMES for text in texts if part in text}
+    return ((words | texts) & names) | (texts & SUFFIXES) | parts
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_name_is_a_riddle(module: str) -> None:
+    path = MODULES[module]
+    parts = set(Path(module).with_suffix("").parts)
+    found = (parts & MODULE_RIDDLES) | (set(identifiers(ast.parse(path.read_text()))) & RIDDLES)
+    assert found <= TODO.get(module, set())
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_names_no_built_in_plugin(module: str) -> None:
+    found = names_of_plugins(ast.parse(CORE[module].read_text()), plugin_names())
+    assert found <= TODO.get(module, set()) | PROMISED.get(module, set())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_long(module: str) -> None:
+    assert len(MODULES[module].read_text().splitlines()) <= LONGEST
+
+
+def test_what_names_a_plugin_is_found() -> None:
+    code = "x = registry.formats['bf16']\ndef save_int8(): ...\ny = f'{name}_scale'\n'''about bf16'''"
+    assert names_of_plugins(ast.parse(code), plugin_names()) == {"bf16", "int8", "_scale"}

@@ -160,7 +160,7 @@ def test_folders_beside_downloaded_ones(tmp_path: Path) -> None:
     size = lambda name: sum(f.stat().st_size for f in (tmp_path / name).glob("*.safetensors"))  # noqa: E731
     assert size("gemma-4-E2B-int8") < 0.6 * size("gemma-4-E2B")
     shutil.rmtree(tmp_path / "gemma-4-E2B")
-    assert "is there already" in gemma4("quantize", "--models-dir", tmp_path, "--sizes", "E2B").err
+    assert "exists already" in gemma4("quantize", "--models-dir", tmp_path, "--sizes", "E2B").err
     assert "E3B" in failure("quantize", "--models-dir", tmp_path, "--sizes", "E3B")
 
 

@@ -104,7 +104,7 @@ _stdin: tuple[Any, bytes] | None = None
 
 
 def _standard_input() -> bytes:
-    """All of standard input, which can be read only once: a prompt may be prepared again after its model is loaded."""
+    """All of standard input. It can be read only once, so it is held for whoever asks again in this process."""
     global _stdin
     if _stdin is None or _stdin[0] is not sys.stdin:
         _stdin = (sys.stdin, read_stream(getattr(sys.stdin, "buffer", sys.stdin), STDIN))

@@ -9,23 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
 from gemma4_core.checkpoint.adapted import adapted
 from gemma4_core.checkpoint.context import read_context
-from gemma4_core.checkpoint.dtypes import choose_dtype
 from gemma4_core.checkpoint.hub import resolve_folder
-from gemma4_core.checkpoint.opening import loaded_bytes, open_checkpoint
+from gemma4_core.checkpoint.opening import Checkpoint, loaded_bytes, open_checkpoint, run_dtype
 from gemma4_core.checkpoint.progress import progress
 from gemma4_core.checkpoint.unserved import unserved_warning
-from gemma4_core.config import GemmaConfig, expected_text_tensors, load_generation_config
-from gemma4_core.contracts import (
-    DeviceSettings,
-    ModelTransform,
-    Option,
-    WeightSource,
-)
+from gemma4_core.config import GemmaConfig, GenerationConfig, expected_text_tensors, load_generation_config
+from gemma4_core.contracts import Context, DeviceBackend, DeviceSettings, ModelTransform, Option, WeightSource
 from gemma4_core.devices import activate, free_memory_bytes
 from gemma4_core.errors import CheckpointError, Gemma4Warning, InputError
 from gemma4_core.formatting import shown, shown_path
@@ -41,6 +35,7 @@ from gemma4_core.text import render_process
 from gemma4_core.text.template import ChatTemplate
 from gemma4_core.weights import Weight
 
+RUN_DTYPES: dict[str, DType] = {"bfloat16": dtypes.bfloat16, "float32": dtypes.float32}
 PLE_PLACES = ("auto", "device", "host", "disk")
 
 
@@ -72,54 +67,71 @@ def load_pretrained(
     began = time.perf_counter()
     options = {} if options is None else options
     check_options(options, declared_options())
+    check_values(ple, max_context)
     folder, options = with_base(folder_or_name, options)
     context = read_context(folder, plugin_name(format))
+    template = ChatTemplate.load(context)
+    if template is not None:
+        render_process.start()  # it gets ready while plugins are imported
+    backend_tokenizer = registry.select("tokenizer", context, plugin_name(tokenizer))
     assert context.config is not None
+    generation = load_generation_config(context, context.config)
+    with open_checkpoint(context, plugin_name(format)) as checkpoint:
+        towers = select_modalities(checkpoint.towers, context, modalities)
+        unserved = checkpoint.check(towers, modalities is not None)
+        run = RUN_DTYPES[run_dtype(checkpoint.config, checkpoint.infos, dtype)]
+        processor = GemmaMultimodalProcessor(context, towers, backend_tokenizer.load(context), template, options)
+        transforms = wanted_transforms(context, options)
+        if check is not None:
+            check(processor)
+        settings = DeviceSettings(beam) if beam_seconds is None else DeviceSettings(beam, beam_seconds)
+        backend, target = activate(device, settings)
+        model = assembled(checkpoint, processor, generation, unserved, backend, target, run, max_context, ple, options)
+        for transform in transforms:
+            apply_transform(model, transform, options)
+    model.load_seconds = time.perf_counter() - began
+    if unserved and modalities is None:
+        warnings.warn(unserved_warning(unserved, context), Gemma4Warning, stacklevel=2)
+    return model
+
+
+def check_values(ple: str, max_context: int | None) -> None:
+    """Raise InputError for an unknown ``ple``, and for a ``max_context`` below 1."""
     if ple not in PLE_PLACES:
         raise InputError(f"ple {shown(ple)}: choose one of {', '.join(PLE_PLACES)}")
     if max_context is not None and (
         isinstance(max_context, bool) or not isinstance(max_context, int) or max_context < 1
     ):
         raise InputError(f"max_context {shown(max_context)}: must be a whole number from 1")
-    template = ChatTemplate.load(context)
-    if template is not None:
-        render_process.start()  # it gets ready while plugins are imported
-    backend_tokenizer = registry.select("tokenizer", context, plugin_name(tokenizer))
-    generation_config = load_generation_config(context, context.config)
-    checkpoint = open_checkpoint(context, plugin_name(format))
-    source = checkpoint.weights
-    try:
-        wanted = select_modalities(source.towers, context, modalities)
-        unserved = checkpoint.check(wanted, modalities is not None)
-        run_dtype = choose_dtype(dtype, source.infos, context.config)
-        loaded_tokenizer = backend_tokenizer.load(context)
-        processor = GemmaMultimodalProcessor(context, wanted, loaded_tokenizer, template, options)
-        transforms = [t for t in registry.matching("transform", context, options) if t.wanted(options, context)]
-        for transform in transforms:
-            if transform.check is not None:
-                transform.check(context, options)
-        if check is not None:
-            check(processor)
-        settings = DeviceSettings(beam) if beam_seconds is None else DeviceSettings(beam, beam_seconds)
-        backend, target = activate(device, settings)
-        operations = backend.operations() if backend.operations else portable()
-        host = _host_table(source, context.config, target, run_dtype, ple)
-        places, tensors = read_text(source, context.config, target, run_dtype, skip_ple=host is not None)
-        model = LoadedModel(
-            context, target, run_dtype, operations, places, tensors, max_context=max_context, ple_host=host,
-            known_specs=source.towers, stored_names=source.renamed, unserved=unserved, tokenizer=loaded_tokenizer,
-            template=template, processor=processor, generation_config=generation_config, options=options,
-            format_name=checkpoint.format.name, device_name=backend.name,
-        )
-        for spec in order_towers(wanted):
-            model.add_tower(spec, spec.build(model, source))
-        for transform in transforms:
-            apply_transform(model, transform, options)
-    finally:
-        checkpoint.close()
-    model.load_seconds = time.perf_counter() - began
-    if unserved and modalities is None:
-        warnings.warn(unserved_warning(unserved, context), Gemma4Warning, stacklevel=2)
+
+
+def wanted_transforms(context: Context, options: Mapping[str, Any]) -> list[ModelTransform]:
+    """The transforms that these options ask for, checked against the checkpoint."""
+    wanted = [t for t in registry.matching("transform", context, options) if t.wanted(options, context)]
+    for transform in wanted:
+        if transform.check is not None:
+            transform.check(context, options)
+    return wanted
+
+
+def assembled(
+    checkpoint: Checkpoint, processor: GemmaMultimodalProcessor, generation_config: GenerationConfig,
+    unserved: Sequence[str], backend: DeviceBackend, target: str, dtype: DType, max_context: int | None, ple: str,
+    options: Mapping[str, Any],
+) -> LoadedModel:
+    """A model with its weights on the device ``target``, and the towers of its processor."""
+    source, config, context = checkpoint.weights, checkpoint.config, checkpoint.context
+    host = _host_table(source, config, target, dtype, ple)
+    places, tensors = read_text(source, config, target, dtype, skip_ple=host is not None)
+    operations = backend.operations() if backend.operations else portable()
+    model = LoadedModel(
+        context, target, dtype, operations, places, tensors, max_context=max_context, ple_host=host,
+        known_specs=source.towers, stored_names=source.renamed, unserved=unserved, tokenizer=processor.tokenizer.inner,
+        template=processor.template, processor=processor, generation_config=generation_config,
+        options=options, format_name=checkpoint.format.name, device_name=backend.name,
+    )
+    for spec in order_towers(processor.specs):
+        model.add_tower(spec, spec.build(model, source))
     return model
 
 
@@ -173,7 +185,7 @@ def read_text(
 
 
 def _host_table(source: WeightSource, config: GemmaConfig, device: str, dtype: DType, ple: str) -> HostTable | None:
-    """The per-layer embedding table off the device where that was asked for, or where it would not fit."""
+    """The per-layer embedding table off the device where ``ple`` says so, or where it would not fit."""
     name = config.text_prefix + "embed_tokens_per_layer.weight"
     if not config.text_config.hidden_size_per_layer_input or ple == "device":
         return None

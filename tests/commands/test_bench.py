@@ -215,7 +215,7 @@ def test_ops_command() -> None:
     assert ran.err == "" and "| rms_norm  | 1 x 40 | portable |" in ran.out and "cpu reads 20.0 GB/s" in ran.out
 
 
-def test_rows_of_taken_over_steps() -> None:
+def test_rows_of_a_devices_own_steps() -> None:
     step = ops_row(operations.Line("decode_step", "1 token", 6000, 2e-6, 8e-6), 1e10)
     assert (step["form"], step["times_portable"], step["microseconds"]) == ("own", 4.0, 2.0)
     assert (step["gigabytes_per_second"], step["percent_of_read"]) == (3.0, 30.0)

@@ -30,7 +30,7 @@ from gemma4_core import (
     registry,
 )
 from gemma4_core.processing.inputs import PreparedInputs
-from gemma4_core.processing.media_cache import Kept
+from gemma4_core.processing.media_cache import BoundedCache
 from gemma4_core.text.tiny import TINY_MEDIA_IDS, copy_tiny_tokenizer
 
 BOI, IMAGE, EOI = (TINY_MEDIA_IDS[f"{name}_token_id"] for name in ("boi", "image", "eoi"))
@@ -248,7 +248,7 @@ def test_media_are_read_once_for_several_turns(
 
 
 def test_kept_media_are_bounded() -> None:
-    kept: Kept[bytes] = Kept(3, 100, len)
+    kept: BoundedCache[bytes] = BoundedCache(3, 100, len)
     made = [kept.get(key, lambda key=key: bytes(40)) for key in "abab"]
     assert made[0] is made[2] and len(kept) == 2
     kept.get("c", lambda: bytes(40))

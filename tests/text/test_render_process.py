@@ -225,7 +225,7 @@ def test_starting_ahead_is_not_waited_for_and_used():
 @pytest.mark.parametrize(
     ("program", "says"),
     [
-        (None, "sys.executable is no Python interpreter that runs sandbox.py; name one with multiprocessing.set_exec"),
+        (None, "sys.executable is not a Python interpreter that runs sandbox.py; name one with multiprocessing.set"),
         ("/nowhere/python", "cannot be rendered: No such file or directory"),
         ("/bin/false", "/bin/false did not start for it: it said nothing"),
         ("/bin/cat", "/bin/cat did not start for it: "),
@@ -243,6 +243,6 @@ def test_no_interpreter_is_said(monkeypatch: pytest.MonkeyPatch, program: str | 
 
 def test_a_frozen_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    with pytest.raises(RenderFault, match="no Python interpreter") as caught:
+    with pytest.raises(RenderFault, match="not a Python interpreter") as caught:
         render("x", {})
     assert caught.value.kind == "process"

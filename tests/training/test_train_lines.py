@@ -166,7 +166,7 @@ def test_empty_thought_stands_in_prompts_and_in_rows(processors: Any, tmp_path: 
         ('{"text": "a", "x": [' + "[]," * (1 << 20) + "[]]}", "values"),
         ('{"text": "\\ud800"}', "U+D800, a lone surrogate"),
         ('{"prompt": "a", "completion": "\\udfff"}', "U+DFFF, a lone surrogate"),
-        ('{"text": "a", "n": NaN}', "NaN is no number of JSON"),
+        ('{"text": "a", "n": NaN}', "NaN is not a JSON number"),
         ('{"text": "a", "n": ' + "1" * 5000 + "}", "not valid JSON"),
         ('{"text": "a"', "not valid JSON"),
         ('"text"', "expected an object"),

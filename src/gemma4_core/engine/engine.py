@@ -1,6 +1,6 @@
 """Captured graphs over one model: prefill chunks and decode steps.
 
-Graphs are captured against a cache's buffers and kept with them, so that a later call with buffers of the same
+Graphs are captured against a cache's buffers and stay with them, so that a later call with buffers of the same
 capacity captures and compiles nothing. Tokens stay on the device between steps.
 """
 
@@ -186,7 +186,7 @@ class Engine:
         key = ("chunk", length, media, blocked, every)
         if key not in storage.graphs:
             function = self._chunk_function(storage, length, every)
-            storage.graphs[key] = CapturedGraph(function, self._kept(storage, length), key)
+            storage.graphs[key] = CapturedGraph(function, self._graph_store(storage, length), key)
         return storage.graphs[key]  # type: ignore[return-value]
 
     def _chunk_function(self, storage: Storage, length: int, every: bool) -> Callable[..., Tensor]:
@@ -212,8 +212,8 @@ class Engine:
     def hidden_step(self, storage: Storage, at: int, ids: np.ndarray) -> Tensor:
         """Append one position ``ids [B, 1]`` and return its final hidden state ``[B, 1, H]``."""
         if "hidden" not in storage.graphs:
-            kept = self._kept(storage, self.model.chunk)
-            storage.graphs["hidden"] = CapturedGraph(self._token_function(storage, head=False), kept, "hidden")
+            store = self._graph_store(storage, self.model.chunk)
+            storage.graphs["hidden"] = CapturedGraph(self._token_function(storage, head=False), store, "hidden")
         start = first_position(storage, at)
         inputs = TokenInputs(self._upload(ids), self._host_rows(ids))
         return storage.graphs["hidden"](tensors(inputs), start)  # type: ignore[operator]
@@ -241,7 +241,7 @@ class Engine:
         return graph.kernels if isinstance(graph, CapturedGraph) else int("decode" in self.device_steps(storage))
 
     def layer_kernels(self, storage: Storage) -> int:
-        """Those of a greedy step's kernels that ``Operations.layers`` brought; 0 where it was not asked, or served
+        """Those of a greedy step's kernels that ``Operations.layers`` brought; 0 where it was not used, or served
         nothing."""
         graph = storage.graphs.get(("decode graph", False))
         return sum(name.startswith(LAYER_KERNELS) for name in graph.names) if isinstance(graph, CapturedGraph) else 0
@@ -250,7 +250,7 @@ class Engine:
         """The portable form of ``decode_step``."""
         key = ("decode graph", sampled)
         function = self._token_function(storage, head=True)
-        storage.graphs[key] = graph = CapturedGraph(function, self._kept(storage, self.model.chunk), key)
+        storage.graphs[key] = graph = CapturedGraph(function, self._graph_store(storage, self.model.chunk), key)
 
         def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
             start = first_position(storage, position)
@@ -280,9 +280,9 @@ class Engine:
 
         return run
 
-    def _kept(self, storage: Storage | None, length: int = 0) -> GraphCache | None:
-        """Where graphs against these buffers are kept, None where they may not be; ``length`` is what their rotation
-        table holds beyond the cache's capacity."""
+    def _graph_store(self, storage: Storage | None, length: int = 0) -> GraphCache | None:
+        """Where graphs against these buffers outlive the process, None where they may not; ``length`` is what their
+        rotation table holds beyond the cache's capacity."""
         if not can_be_stored(self.model):
             return None
         table = self.model.text.rotation_table(storage.capacity + length) if storage is not None else None
@@ -315,7 +315,7 @@ class Engine:
             def logits(rows: Tensor) -> Tensor:
                 return text.logits(rows, ops).contiguous().realize()
 
-            self.model.graphs[key] = CapturedGraph(logits, self._kept(None), key)
+            self.model.graphs[key] = CapturedGraph(logits, self._graph_store(None), key)
         return self.model.graphs[key]  # type: ignore[return-value]
 
     # ------------------------------------------------------------------------------------------- choosing
@@ -330,7 +330,7 @@ class Engine:
         if key not in self.model.graphs:
             text, ops = self.model.text, self.model.operations
             function = self._choosing(lambda hidden: text.logits(hidden[:, 0], ops), state is not None)
-            self.model.graphs[key] = CapturedGraph(function, self._kept(None), key)
+            self.model.graphs[key] = CapturedGraph(function, self._graph_store(None), key)
         extra = [state.params, state.seed, state.seen] if state is not None else []
         place = UOp.variable("place", 0, POSITION_LIMIT).bind(position)
         return self.model.graphs[key](hidden, *extra, place)  # type: ignore[operator]

@@ -125,7 +125,7 @@ class Chat:
         return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
 
     def clear(self) -> None:
-        """Start anew; the system prompt stays."""
+        """Start over; the system prompt stays."""
         self.turns = []
         self.cache.reset()
 

@@ -10,6 +10,7 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.dtype import DType
 
+from gemma4_core.checkpoint.model_weights import save_weights
 from gemma4_core.config import GenerationConfig
 from gemma4_core.contracts import Context, ModalityTower, Tokenizer
 from gemma4_core.engine.engine import Engine
@@ -129,7 +130,7 @@ class LoadedModel(GemmaModel):
         With ``return_hidden`` or ``return_attention`` a third value comes back, whose ``hidden`` is ``[layers + 1, B,
         T, H]`` (the scaled embeddings, then every layer's output, the last one after the final norm) and whose
         ``attention`` has ``[B, heads, T, S]`` for each layer. They are made by the portable operations; without a cache
-        gradients flow from them too.
+        gradients flow from them too, before they are realized.
         """
         if return_hidden or return_attention:
             return forward_inside(self.engine, ids, cache, media, return_hidden, return_attention)
@@ -303,8 +304,6 @@ class LoadedModel(GemmaModel):
             PluginError: no such format.
             CheckpointError: the folder cannot be written or holds other files; nothing has changed there.
         """
-        from gemma4_core.training.checkpoint import save_weights
-
         return save_weights(self, folder, format)
 
     def _repr_html_(self) -> str:

@@ -103,7 +103,7 @@ def common_prefix(model: GemmaModel, cache: GemmaCache, placed: PlacedPrompt) ->
 def run(
     engine: Engine, prompt: CheckedPrompt, sampling: Sampling, stops: Sequence[int], progress: Generation
 ) -> Iterator[Token]:
-    """Prefill, then yield tokens; ``progress`` is kept up to date. Stops before yielding a stop id."""
+    """Prefill, then yield tokens; ``progress`` is updated on the way. Stops before yielding a stop id."""
     model, placed, cache, limit = engine.model, prompt.placed, prompt.cache, prompt.limit
     progress.prompt_tokens, progress.media = placed.ids.shape[1], dict(placed.times)
     progress.reused_tokens = common_prefix(model, cache, placed)
@@ -163,6 +163,6 @@ def _decode(
 
 
 def _read(issued: tuple[Tensor, Tensor]) -> Token:
-    """What a step chose; waits for it. A device that runs ahead has its own way, which waits for no later step."""
-    own = getattr(issued, "read", None)
-    return Token(*own()) if own is not None else Token(int(issued[0].item()), float(issued[1].item()))
+    """What a step chose; waits for it. A device that runs ahead brings ``read``, which waits for no later step."""
+    read = getattr(issued, "read", None)
+    return Token(*read()) if read is not None else Token(int(issued[0].item()), float(issued[1].item()))

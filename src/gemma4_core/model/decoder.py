@@ -5,9 +5,10 @@ Formulas follow transformers 5.23.0, ``models/gemma4/modeling_gemma4.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
@@ -19,6 +20,7 @@ from gemma4_core.model.rope import rope_table
 from gemma4_core.model.spans import Span
 from gemma4_core.ops import Operations
 from gemma4_core.ops.attention import KeyValues
+from gemma4_core.ops.graphs import upload
 from gemma4_core.weights import Weight
 
 Recompute = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
@@ -47,6 +49,14 @@ def rounded(value: float, dtype: DType) -> float:
     return float(np.uint32(bits).view(np.float32))
 
 
+Found = TypeVar("Found")
+
+
+def below(start: str, named: Mapping[str, Found]) -> dict[str, Found]:
+    """What has a name that starts so, by the rest of its name."""
+    return {name.removeprefix(start): value for name, value in named.items() if name.startswith(start)}
+
+
 class TextDecoder:
     """Weights and forward pass of the text model. Tensors are found by name below ``prefix``."""
 
@@ -62,30 +72,24 @@ class TextDecoder:
         if self.per_layer:
             self.ple_projection = places[prefix + "per_layer_model_projection.weight"]
             self.ple_norm = tensors[prefix + "per_layer_projection_norm.weight"]
-        below = lambda index, found: {  # noqa: E731
-            name.removeprefix(start): value
-            for start in (f"{prefix}layers.{index}.",)
-            for name, value in found.items()
-            if name.startswith(start)
-        }
-        self.layers = [
-            DecoderLayer(layer, text, below(layer.index, places), below(layer.index, tensors)) for layer in text.layers
-        ]
+        self.layers = []
+        for layer in text.layers:
+            start = f"{prefix}layers.{layer.index}."
+            self.layers.append(DecoderLayer(layer, text, below(start, places), below(start, tensors)))
         self.device = self.norm.device
         self._tables: dict[int, Rotation] = {}
 
     @cached_property
     def layer_numbers(self) -> list[Tensor]:
         """int32 ``[1]`` on the device for each layer: kernels that are the same in all layers read which one it is."""
-        make = lambda i: Tensor(np.array([i], np.int32), device=self.device).contiguous().realize()  # noqa: E731
-        return [make(layer.config.index) for layer in self.layers]
+        return [upload(np.array([layer.config.index], np.int32), str(self.device)) for layer in self.layers]
 
     def rotation_table(self, positions: int) -> Rotation:
         """Rotary tables for positions below ``positions``; made once per size, so ask with few sizes."""
         if positions not in self._tables:
             kinds = [next((x for x in self.config.layers if x.is_full is full), None) for full in (False, True)]
-            make = lambda layer: rope_table(layer, positions, str(self.device), self.dtype)  # noqa: E731
-            pairs = [make(layer) if layer is not None else None for layer in kinds]
+            device, dtype = str(self.device), self.dtype
+            pairs = [rope_table(x, positions, device, dtype) if x is not None else None for x in kinds]
             known = next(pair for pair in pairs if pair is not None)
             self._tables[positions] = Rotation(pairs[0] or known, pairs[1] or known)
         return self._tables[positions]
@@ -93,8 +97,7 @@ class TextDecoder:
     @staticmethod
     def rotation(table: Rotation, start: int | UOp, length: int) -> Rotation:
         """The rows ``start … start + length - 1`` of a table."""
-        pick = lambda pair: (pair[0][start : start + length], pair[1][start : start + length])  # noqa: E731
-        return Rotation(pick(table.sliding), pick(table.full))
+        return table.rows(start, length)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Scaled rows of the embedding table: ids ``[B, T]`` to ``[B, T, H]``."""

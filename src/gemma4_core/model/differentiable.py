@@ -133,7 +133,7 @@ def without_pad_gradient(padding: Tensor, rows: Tensor) -> Tensor:
 
 
 def in_memory(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A layer whose output is kept: else every reader repeats the additions before it."""
+    """A layer whose output is in memory: else every reader repeats the additions before it."""
     return lambda *inputs: kept(layer(*inputs))
 
 

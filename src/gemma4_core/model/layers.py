@@ -60,8 +60,13 @@ class Rotation:
         return self.full if layer.is_full else self.sliding
 
     def last_row(self, row: int | UOp) -> Rotation:
-        pick = lambda pair: (pair[0][row : row + 1], pair[1][row : row + 1])  # noqa: E731
-        return Rotation(pick(self.sliding), pick(self.full))
+        return self.rows(row, 1)
+
+    def rows(self, start: int | UOp, length: int) -> Rotation:
+        """The rows ``start … start + length - 1``."""
+        stop = start + length
+        (a, b), (c, d) = self.sliding, self.full
+        return Rotation((a[start:stop], b[start:stop]), (c[start:stop], d[start:stop]))
 
 
 class Attention:

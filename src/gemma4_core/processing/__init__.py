@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gemma4_core.processing.media_cache import Kept, digest
+from gemma4_core.processing.media_cache import BoundedCache, digest
 from gemma4_core.processing.settings import file_values, processor_values
 from gemma4_core.processing.sources import MediaSource, resolve
 
-__all__ = ["Kept", "MediaSource", "digest", "file_values", "processor_values", "resolve"]
+__all__ = ["BoundedCache", "MediaSource", "digest", "file_values", "processor_values", "resolve"]

@@ -114,4 +114,4 @@ def check_soft_tokens(spec: ModalityTower, found: int, wanted: int) -> None:
     """Raise TokenizerError where the ids do not hold the soft tokens that the media take."""
     if found != wanted:
         raise TokenizerError(f"the prompt's ids hold {found} tokens for {spec.placeholder} where the media take "
-                             f"{wanted}; the folder's tokenizer does not go with its config")
+                             f"{wanted}; the folder's tokenizer does not match its config")

@@ -39,7 +39,7 @@ def digest(*parts: Any) -> bytes:
     return state.digest()
 
 
-class Kept(Generic[Value]):
+class BoundedCache(Generic[Value]):
     """Values by key; ``size`` tells what a value weighs in bytes."""
 
     def __init__(self, entries: int, limit_bytes: int, size: Callable[[Value], int]) -> None:

@@ -47,7 +47,7 @@ def read_messages(
     """Copy messages and take their media out. Content parts of a modality become ``{"type": kind}``.
 
     Placeholders in texts count as places of media. With ``filled`` only those of its modalities do, and only in users'
-    messages. Raises InputError for what is no list of messages and for parts that cannot be understood.
+    messages. Raises InputError for anything but a list of messages, and for unknown parts.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise InputError(f"messages: expected a list of {{'role': …, 'content': …}}, got {shown(repr(messages))}")
@@ -174,9 +174,10 @@ def as_text(messages: Sequence[Mapping[str, Any]], specs: Sequence[ModalityTower
     """Messages whose parts of these modalities are text parts with the placeholder, for templates that do not know
     the modality."""
     by_kind = {kind(spec): spec.placeholder for spec in specs}
-    swap = lambda part: (  # noqa: E731
-        {"type": "text", "text": by_kind[part["type"]]} if part.get("type") in by_kind else part
-    )
+
+    def swap(part: Any) -> Any:
+        return {"type": "text", "text": by_kind[part["type"]]} if part.get("type") in by_kind else part
+
     return [
         {**message, "content": [swap(part) for part in message["content"]]}
         if isinstance(message.get("content"), list)

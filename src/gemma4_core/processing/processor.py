@@ -31,7 +31,7 @@ from gemma4_core.processing.expand import (
 )
 from gemma4_core.processing.inputs import Medium, PreparedInputs, Rendered
 from gemma4_core.processing.media_arguments import as_list, fingerprint, is_ids, weight
-from gemma4_core.processing.media_cache import Kept
+from gemma4_core.processing.media_cache import BoundedCache
 from gemma4_core.processing.messages import OPEN, as_text, kind, place_parts, place_tag_parts, read_messages
 from gemma4_core.processing.modalities import select_modalities
 from gemma4_core.processing.sources import MediaSource, resolve, shown
@@ -43,8 +43,8 @@ from gemma4_core.text.tools import tool_declarations
 if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
 
-KEPT_MEDIA, KEPT_BYTES = 64, 512 << 20
-"""Bounds of the loaded media that a processor keeps for later turns of a chat."""
+CACHED_MEDIA, CACHED_BYTES = 64, 512 << 20
+"""Bounds of the loaded media that a processor caches for later turns of a chat."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class GemmaMultimodalProcessor:
         self.options = {key: value for key, value in (options or {}).items() if value is not None}
         self.tokenizer = MediaTokenizer(tokenizer, context.config, self.specs)
         self._processors: dict[object, MediaProcessor] = {}
-        self._kept: Kept[Any] = Kept(KEPT_MEDIA, KEPT_BYTES, weight)
+        self._media_cache: BoundedCache[Any] = BoundedCache(CACHED_MEDIA, CACHED_BYTES, weight)
 
     @classmethod
     def from_pretrained(
@@ -177,7 +177,7 @@ class GemmaMultimodalProcessor:
         return {keyword: array for prepared in made for keyword, array in prepared.features.items()}
 
     def load(self, modality: str, source: Any, **options: Any) -> Any:
-        """Read one medium, or find it among those kept. Raises InputError. Useful to check a file before a model is
+        """Read one medium, or take it from the cache. Raises InputError. Useful to check a file before a model is
         loaded."""
         spec = next((spec for spec in self.specs if spec.name == modality), None)
         if spec is None:
@@ -286,7 +286,7 @@ class GemmaMultimodalProcessor:
                 raise InputError("messages or tools are nested too deeply for a chat template") from None
         return self._rendered(Rendered("", media, request.options, hidden, said), variables)
 
-    def _rendered(self, asked: Rendered, variables: Mapping[str, Any]) -> Rendered:
+    def _rendered(self, prompt: Rendered, variables: Mapping[str, Any]) -> Rendered:
         """The prompt with its text. Parts of modalities that the template does not know go in as text."""
         template = self.template
         assert template is not None
@@ -294,18 +294,18 @@ class GemmaMultimodalProcessor:
         def again(messages: Sequence[Mapping[str, Any]], opening: bool) -> str:
             return template.render(messages, **{**variables, "add_generation_prompt": opening})
 
-        said = asked.messages
+        said = prompt.messages
         text = template.render(said, **variables)
-        unknown = [spec for spec in self.specs if text.count(spec.placeholder) != len(asked.media[spec.name])]
+        unknown = [spec for spec in self.specs if text.count(spec.placeholder) != len(prompt.media[spec.name])]
         if unknown:
             said = as_text(said, unknown)
             text = template.render(said, **variables)
         for spec in unknown:
-            if text.count(spec.placeholder) != len(asked.media[spec.name]):
+            if text.count(spec.placeholder) != len(prompt.media[spec.name]):
                 raise InputError(f"the chat template of {self.context.path} leaves {text.count(spec.placeholder)} of "
-                                 f"{len(asked.media[spec.name])} {kind(spec)} parts; put them into user messages")
+                                 f"{len(prompt.media[spec.name])} {kind(spec)} parts; put them into user messages")
         self._refuse_absent(text)
-        return replace(asked, text=text, messages=said, again=again)
+        return replace(prompt, text=text, messages=said, again=again)
 
     def _from_ids(self, ids: list[int], request: _Request) -> PreparedInputs:
         """Ids with one placeholder per medium, or expanded already."""
@@ -355,7 +355,7 @@ class GemmaMultimodalProcessor:
                 raise InputError(f"{name}: modality {spec.name} failed to read it: {type(error).__name__}: {reason}") \
                     from error
 
-        return self._kept.get(key, load)
+        return self._media_cache.get(key, load)
 
     def _result(
         self, ids: list[int], prepared: Mapping[str, PreparedMedia], sources: Mapping[str, Sequence[Any]]

@@ -26,7 +26,7 @@ SHOWN_CHARACTERS = 160
 
 
 def shown(name: str) -> str:
-    """A name short enough for a one-line message, its beginning and end kept."""
+    """A name short enough for a one-line message, cut in the middle."""
     flat = name if name.isprintable() else name.encode("unicode_escape", "surrogateescape").decode()
     half = SHOWN_CHARACTERS // 2
     return flat if len(flat) <= SHOWN_CHARACTERS else f"{flat[:half]}…{flat[-half:]}"
@@ -104,7 +104,7 @@ _stdin: tuple[Any, bytes] | None = None
 
 
 def _standard_input() -> bytes:
-    """All of standard input, which can be read only once: a prompt may be prepared again after its model is loaded."""
+    """All of standard input. It can be read only once, so it is held for whoever asks again in this process."""
     global _stdin
     if _stdin is None or _stdin[0] is not sys.stdin:
         _stdin = (sys.stdin, read_stream(getattr(sys.stdin, "buffer", sys.stdin), STDIN))

@@ -1,4 +1,4 @@
-"""Running a tower fast: one captured graph per input shape, and soft tokens kept by content."""
+"""Running a tower fast: one captured graph per input shape, and soft tokens cached by content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinygrad import Tensor
 
 from gemma4_core.checkpoint.upload import copy_in, offsets_work
 from gemma4_core.ops.graphs import CapturedGraph, upload
-from gemma4_core.processing.media_cache import Kept, digest
+from gemma4_core.processing.media_cache import BoundedCache, digest
 
 GRAPHS = 8
 """Captured graphs held per tower; each holds its scratch memory."""
@@ -53,16 +53,16 @@ class Captured:
 
     ``weights`` gives the tensors that the function reads besides its arguments; where one of them has another buffer
     than at capture (an adapter, a trained matrix put in its place), everything captured is dropped. Values written
-    into the same buffer are seen without that, but tokens kept by content are not: call ``forget``.
+    into the same buffer are seen without that, but tokens cached by content are not: call ``forget``.
     """
 
     def __init__(
         self, function: Callable[..., Tensor], weights: Callable[[], Mapping[str, Tensor]], device: str
     ) -> None:
         self.function, self.weights, self.device = function, weights, device
-        self.graphs: Kept[tuple[CapturedGraph, list[Tensor]]] = Kept(GRAPHS, 1 << 62, lambda graph: 0)
+        self.graphs: BoundedCache[tuple[CapturedGraph, list[Tensor]]] = BoundedCache(GRAPHS, 1 << 62, lambda graph: 0)
         """With the buffers of their inputs."""
-        self.tokens: Kept[Tensor] = Kept(TOKEN_ENTRIES, TOKEN_BYTES, lambda tokens: int(tokens.nbytes()))
+        self.tokens: BoundedCache[Tensor] = BoundedCache(TOKEN_ENTRIES, TOKEN_BYTES, lambda t: int(t.nbytes()))
         self._buffers: tuple[Any, ...] = ()
         self._hashed: tuple[tuple[Any, ...], list[bytes]] = ((), [])
 
@@ -87,8 +87,8 @@ class Captured:
         self._hashed = (tuple(given), hashes)
         return hashes
 
-    def kept(self, key: bytes, make: Callable[[], Tensor]) -> Tensor:
-        """Soft tokens by content hash."""
+    def cached(self, key: bytes, make: Callable[[], Tensor]) -> Tensor:
+        """Soft tokens by content hash, made where they are not held."""
         self._check_weights()
         return self.tokens.get(key, make)
 

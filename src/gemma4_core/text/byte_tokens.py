@@ -42,7 +42,7 @@ class PieceTokenizer(ABC):
         """The bytes of an id, or None where no token has it."""
 
     def piece(self, token: int) -> bytes | None:
-        """The bytes of an id, kept; None where no token has it."""
+        """The bytes of an id, from the cache; None where no token has it."""
         if token not in self._known:
             self._known[token] = self._find(token) if 0 <= token < self.vocab_size else None
         return self._known[token]

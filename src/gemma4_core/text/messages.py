@@ -17,7 +17,7 @@ ROLES = ("system", "developer", "user", "assistant", "model", "tool")
 PART_TYPES = ("text", "image", "audio", "video")
 RESERVED_VARIABLES = {
     "messages": "it is the conversation itself", "tools": "give tools beside it",
-    "add_generation_prompt": "it is set by what is asked", "thinking": "the variable is enable_thinking",
+    "add_generation_prompt": "it is set by the call", "thinking": "the variable is enable_thinking",
 }
 """Names that chat_template_kwargs may not hold, and why."""
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
@@ -54,7 +54,7 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 
 
 def template_variables(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``chat_template_kwargs`` as arguments of ``ChatTemplate.render``. Raises InputError for what is no object of
+    """``chat_template_kwargs`` as arguments of ``ChatTemplate.render``. Raises InputError for anything but an object of
     names, and for names that are taken."""
     if given is None:
         return {}

@@ -240,7 +240,7 @@ def _command() -> list[str]:
     if not program or (getattr(sys, "frozen", False) and program == sys.executable) or not script.is_file():
         raise RenderFault(
             "process",
-            f"{program or 'sys.executable'} is no Python interpreter that runs {script.name}; name one with "
+            f"{program or 'sys.executable'} is not a Python interpreter that runs {script.name}; name one with "
             "multiprocessing.set_executable",
         )
     found = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]

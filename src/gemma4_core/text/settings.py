@@ -121,7 +121,7 @@ def _added(raw: Mapping[str, Any], path: Path | SideFile) -> dict[int, AddedToke
     added = {}
     for number, token in value.items():
         if not (number.isascii() and number.isdecimal() and len(number) < 10):
-            raise TokenizerError(f"{shown_path(path)}: {key} has {shown(number)}, which is no token id")
+            raise TokenizerError(f"{shown_path(path)}: {key} has {shown(number)}, which is not a token id")
         special = isinstance(token, dict) and token.get("special") is True
         added[int(number)] = AddedToken(_content(token, path, f"{key}.{number}"), special)
     return dict(sorted(added.items()))

@@ -15,7 +15,7 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
-        """Raises InputError for an empty stop string and for what is no string."""
+        """Raises InputError for an empty stop string and for anything but a string."""
         if isinstance(stops, str):
             stops = (stops,)
         for stop in stops:

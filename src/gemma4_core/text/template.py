@@ -108,8 +108,8 @@ class ChatTemplate:
         """Whether the template writes the text of a system message's parts, tried out once."""
         if name not in self._system_parts:
             parts = [{"type": "text", "text": "Quartz"}]
-            asked = [{"role": "system", "content": parts}, {"role": "user", "content": "Basalt"}]
-            values = {**self.named_tokens, "messages": asked, "tools": None, "add_generation_prompt": True}
+            probe = [{"role": "system", "content": parts}, {"role": "user", "content": "Basalt"}]
+            values = {**self.named_tokens, "messages": probe, "tools": None, "add_generation_prompt": True}
             try:
                 text = render_process.render(self.texts[name], values)
             except render_process.RenderFault:

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
 
 IGNORED = -100
-"""A label that is no target."""
+"""The label of positions that are not trained on."""
 MEDIA_FIELDS = ("pixel_values", "image_position_ids", "input_features", "input_features_mask")
 
 
 @dataclass(frozen=True, eq=False)
 class GemmaTrainingBatch:
-    """Rows of token ids with what is to be learnt from them. Lists, numpy arrays and Tensors are accepted.
+    """Rows of token ids with their targets. Lists, numpy arrays and Tensors are accepted.
 
     Media fields take what ``prepare_inputs`` returned, in placeholder order, row by row.
     """
@@ -77,7 +77,7 @@ def check_segments(segments: Any, ids: np.ndarray) -> np.ndarray | None:
 
 
 def own_labels(config: GemmaConfig, ids: np.ndarray) -> np.ndarray:
-    """The ids as their own labels; padding and soft tokens are not learnt."""
+    """The ids as their own labels; padding and soft tokens are not trained on."""
     special = (config.pad_token_id, config.image_token_id, config.audio_token_id, config.video_token_id)
     return np.where(np.isin(ids, [token for token in special if token is not None]), IGNORED, ids).astype(np.int32)
 

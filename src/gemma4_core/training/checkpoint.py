@@ -12,35 +12,29 @@ from tinygrad import Tensor
 from tinygrad.nn.state import inverse_safe_dtypes, safe_dtypes
 
 from gemma4_core.checkpoint import Planned, atomic_folder
-from gemma4_core.checkpoint.blocks import RowBlocks, SavedWeights, blocks_of
-from gemma4_core.checkpoint.contents import other_names, replaceable_checkpoint, replaceable_save
+from gemma4_core.checkpoint.contents import other_names, replaceable_save
 from gemma4_core.checkpoint.context import read_context
-from gemma4_core.checkpoint.convert import RUN_NAMES
-from gemma4_core.checkpoint.opening import format_for, open_checkpoint
+from gemma4_core.checkpoint.model_weights import writable_format, write_model
+from gemma4_core.checkpoint.opening import open_checkpoint
 from gemma4_core.checkpoint.progress import Silent
-from gemma4_core.checkpoint.roles import Roles
-from gemma4_core.checkpoint.saving import write_checkpoint
 from gemma4_core.checkpoint.shard import Shard
-from gemma4_core.checkpoint.upload import NAMES, copy_in
+from gemma4_core.checkpoint.upload import copy_in
 from gemma4_core.checkpoint.writer import check_room, write_file
 from gemma4_core.config.files import JSON_LIMIT, parse_object, read_json
 from gemma4_core.errors import CheckpointError, InputError
 from gemma4_core.formatting import human_bytes, shown, shown_path
 from gemma4_core.training.optimizer import TrainingOptimizer, check_state
 from gemma4_core.training.step import adopted
-from gemma4_core.training.weights import all_weights, check_weights, take_weights
+from gemma4_core.training.weights import check_weights, take_weights
 
 if TYPE_CHECKING:
-    from gemma4_core.contracts import CheckpointFormat
     from gemma4_core.model.model import GemmaModel
 
 STATE_FILE, RUN_FILE = "training_state.safetensors", "training_state.json"
 VERSION = 1
 """Of ``training_state.json``."""
 EXPONENTS = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "BF16": 0xFF << 7, "F16": 0x1F << 10}
-"""Bits that are all set in infinities and in what is no number."""
-DTYPES = {stored: name for name, stored in RUN_NAMES.items()}
-"""The config's name of a dtype by the file format's."""
+"""Bits that are all set in infinities and NaN."""
 
 
 def save_training_checkpoint(
@@ -82,23 +76,6 @@ def save_training_checkpoint(
         run = run_text(training_metadata, optimizer, other_names(temporary))
         (temporary / RUN_FILE).write_text(run, encoding="utf-8")
     return Path(folder)
-
-
-def save_weights(model: GemmaModel, folder: Path | str, format: str | None = None) -> Path:
-    """Write a model without any state of training; see ``GemmaModel.save_pretrained``."""
-    with atomic_folder(folder, replaceable_checkpoint) as temporary:
-        write_model(model, temporary, writable_format(format))
-    return Path(folder)
-
-
-def write_model(model: GemmaModel, folder: Path, chosen: CheckpointFormat) -> None:
-    """Every weight with config and tokenizer files into an empty folder."""
-    roles = Roles(model.config)
-    with all_weights(model) as weights:
-        named = {model.stored_names.get(name, name): value for name, value in weights.items()}
-        saved = [value if isinstance(value, RowBlocks) else blocks_of(name, value, roles.of(name, value.shape))
-                 for name, value in named.items()]
-        write_checkpoint(folder, model.context, chosen, SavedWeights(saved), DTYPES[NAMES[model.dtype]])
 
 
 def load_training_checkpoint(folder: Path | str, model: GemmaModel, optimizer: Any = None) -> Any:
@@ -171,13 +148,6 @@ def run_text(metadata: Any, optimizer: Any, files: Sequence[str] = ()) -> str:
         raise InputError(f"training_metadata has {human_bytes(len(text))}; at most {JSON_LIMIT >> 20} MiB can be kept")
     parse_object(text.encode(), "training_metadata", InputError)
     return text
-
-
-def writable_format(quantize: str | None) -> CheckpointFormat:
-    """The format to write; None is the one for ordinary weights. Raises InputError for one that only reads."""
-    if quantize is not None and not isinstance(quantize, str):
-        raise InputError(f"quantize {quantize!r}: give the name of a format, or None")
-    return format_for("save", quantize)
 
 
 def write_state(optimizer: TrainingOptimizer, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Loss on examples that are not learnt from."""
+"""Validation loss: on examples that are not trained on."""
 
 from __future__ import annotations
 

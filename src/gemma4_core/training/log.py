@@ -27,11 +27,11 @@ class CsvLog:
     goes on from, are left out when it is opened again."""
 
     def __init__(self, path: Path, after: int = 0) -> None:
-        """``after``: the step to go on from, 0 to start anew. Raises CheckpointError."""
+        """``after``: the step to go on from, 0 to start over. Raises CheckpointError."""
         self.path = path
-        kept = [row for row in read_log(path) if int(row["step"]) <= after] if after else []
+        rows = [row for row in read_log(path) if int(row["step"]) <= after] if after else []
         with atomic_file(path, "w") as file:
-            file.write(line(COLUMNS) + "".join(line([row.get(name, "") for name in COLUMNS]) for row in kept))
+            file.write(line(COLUMNS) + "".join(line([row.get(name, "") for name in COLUMNS]) for row in rows))
         self._file: IO[bytes] = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def add(self, row: Mapping[str, Any]) -> None:

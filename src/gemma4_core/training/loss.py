@@ -1,4 +1,4 @@
-"""Cross entropy over a large vocabulary, in pieces whose logits are computed anew for the backward pass."""
+"""Cross entropy over a large vocabulary, in pieces whose logits are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compute_loss(model: GemmaModel, batch: GemmaTrainingBatch, *, checkpointing:
 
     Take gradients with ``loss.gradient(*tensors)``; with ``checkpointing``, which recomputes layers in the backward
     pass for less memory, realize ``gradient.contiguous()``: tinygrad 0.14 keeps no result that is a function's own
-    output, and would compute it anew at each look. Raises InputError for a batch that does not fit the model.
+    output, and would recompute it at each look. Raises InputError for a batch that does not fit the model.
     """
     ids, targets = checked(model, batch)
     inputs = device_inputs(model, ids, batch.media, check_segments(batch.segments, ids))
@@ -62,7 +62,7 @@ def in_pieces(
     """As ``summed``, with the logits of one piece at a time in memory, forward and backward.
 
     Each piece is a compiled function of its own, so that its buffers are free when it ends; the gradient of the head
-    is carried from piece to piece instead of being kept once for each.
+    is carried from piece to piece instead of being held once for each.
     """
     count = int(rows.shape[0])
     step = -(-count // pieces)

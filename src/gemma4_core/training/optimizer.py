@@ -99,14 +99,14 @@ class TrainingOptimizer:
         return float(rate.numpy().reshape(-1)[0]) if isinstance(rate, Tensor) else float(rate)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the optimizer keeps, by flat name; the parameters themselves are not in it."""
+        """The optimizer's state, by flat name; the parameters themselves are not in it."""
         if hasattr(self.inner, "state_dict"):
             return dict(self.inner.state_dict())
         own = {id(p) for p in self.params}
         return {name: t for name, t in get_state_dict(self.inner, tensor_type=Tensor).items() if id(t) not in own}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state, in place. Raises InputError where it is another optimizer's."""
+        """Restore a state, in place. Raises InputError where it is another optimizer's."""
         own = self.state_dict()
         check_state(own, {name: tuple(t.shape) for name, t in state.items()}, self.name)
         if hasattr(self.inner, "load_state_dict"):
@@ -249,7 +249,7 @@ def patterns(given: Sequence[str] | str | None, what: str) -> list[str] | None:
     found = [given] if isinstance(given, str) else list(given)
     for pattern in found:
         if not isinstance(pattern, str):
-            raise InputError(f"{what}: {pattern!r} is no pattern such as '*.mlp.*'")
+            raise InputError(f"{what}: {pattern!r} is not a pattern such as '*.mlp.*'")
     return found
 
 
@@ -260,7 +260,10 @@ def choose(names: Mapping[str, int], trainable: list[str] | None, frozen: list[s
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise InputError(f"{what} {shown(pattern)} matches no tensor of the model; names look like "
                                  f"{next(iter(names))}")
-    matches = lambda name, given: any(fnmatchcase(name, pattern) for pattern in given)  # noqa: E731
+
+    def matches(name: str, given: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in given)
+
     wanted = [n for n in names if trainable is None or matches(n, trainable)]
     chosen = [n for n in wanted if not matches(n, NEVER_TRAINED) and not matches(n, frozen or [])]
     if not chosen:

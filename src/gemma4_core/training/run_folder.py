@@ -1,4 +1,4 @@
-"""The folder of a training run: a checkpoint for each saved step, of which the newest are kept, and a log."""
+"""The folder of a training run: a checkpoint for each saved step, of which the newest stay, and a log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEP = re.compile(r"step-(\d{1,12})")
 
 
 class RunFolder:
-    """Where a run is kept."""
+    """The folder of a run, with its files by name."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -35,7 +35,7 @@ class RunFolder:
 
     @property
     def settings(self) -> Path:
-        """What the run was asked to do."""
+        """The run's settings."""
         return self.path / SETTINGS
 
     @property
@@ -75,7 +75,7 @@ class RunFolder:
         return found[-1][1]
 
     def start(self, settings: Mapping[str, Any], resume: bool) -> None:
-        """Make the folder and note what is asked.
+        """Make the folder and write the settings.
 
         Raises CheckpointError where it cannot be written, holds a run already, or holds other things.
         """
@@ -110,5 +110,5 @@ class RunFolder:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What a run was asked to do; empty where nothing is noted. Raises CheckpointError for a damaged file."""
+    """The settings of a run; empty where there are none. Raises CheckpointError for a damaged file."""
     return read_json(path, error=CheckpointError) if path.exists() else {}

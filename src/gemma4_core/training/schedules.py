@@ -15,7 +15,7 @@ def warm(step: int, warmup: int) -> float:
 def progress_of(step: int, steps: int, warmup: int) -> float:
     """How much of the run after the warm-up is done, 0 to 1. Raises InputError for a run that cannot be."""
     if not 0 <= warmup <= steps or steps < 1 or step < 0:
-        raise InputError(f"schedule: step {step}, {warmup} warm-up steps and {steps} steps do not go together")
+        raise InputError(f"schedule: step {step}, {warmup} warm-up steps and {steps} steps do not fit together")
     return min(1.0, max(0, step - warmup) / max(1, steps - warmup))
 
 

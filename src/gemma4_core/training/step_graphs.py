@@ -1,4 +1,4 @@
-"""Training steps as captured graphs: kept with the optimizer, one for each shape that comes up."""
+"""Training steps as captured graphs: one for each shape that comes up, held by the optimizer."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def graph_for(
     """The graph of a key, made where there is none; one that runs the model's layers is made for a batch."""
     if key not in graphs:
         if model is not None and batch is not None:
-            # a capture would take a table that is kept for a result of its own
+            # a capture would take a table that the model holds for a result of its own
             rotation_table(model, batch.ids.shape[1])
         graphs[key] = CapturedGraph(function)
     return graphs[key]

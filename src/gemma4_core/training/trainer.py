@@ -70,7 +70,7 @@ class StepReport:
     tokens: int
     """Ids of examples, padding left out."""
     targets: int
-    """Ids that were learnt."""
+    """Ids that were trained on."""
     seconds: float
 
 
@@ -106,7 +106,7 @@ class Trainer:
         return SCHEDULES[self.plan.schedule](self.plan.lr, step, self.total, self.plan.warmup)
 
     def __iter__(self) -> Iterator[StepReport]:
-        """Do what is left to do, a step each time. Raises InputError where the loss is no number any more."""
+        """Do what is left to do, a step each time. Raises InputError where the loss is NaN or infinite."""
         while self.step < self.total:
             steps = self.batches.epoch(self.epoch)
             while self.index < len(steps) and self.step < self.total:
@@ -151,12 +151,12 @@ class Trainer:
         }
 
     def save(self, folder: Path | str, settings: Mapping[str, Any] | None = None) -> Path:
-        """A training checkpoint of the run as it is; ``settings`` are kept with it. Raises CheckpointError."""
+        """A training checkpoint of the run as it is; ``settings`` are saved with it. Raises CheckpointError."""
         metadata = self.state() | ({} if settings is None else {"settings": dict(settings)})
         return save_training_checkpoint(self.model, folder, self.optimizer, metadata)
 
     def resume(self, folder: Path | str) -> None:
-        """Take over weights, optimizer state and position.
+        """Restore weights, optimizer state and position.
 
         Raises CheckpointError for a folder that no run was saved in or whose files are damaged, InputError where data,
         seed, batches or optimizer are others. Both name the file and what is wrong in it.
@@ -171,13 +171,13 @@ class Trainer:
         """Step, epoch and steps of that epoch from what ``state`` gave. Raises CheckpointError, InputError."""
         own = self.state()
         if not isinstance(held, dict) or not own.keys() <= held.keys():
-            raise CheckpointError(f"{where}: does not say where a run stands; start anew in another folder")
+            raise CheckpointError(f"{where}: does not say where a run stands; start over in another folder")
         begun = {"seed": part(held, "random", "seed", where), **part(held, "data", None, where)}
         for name, ours in {"seed": own["random"]["seed"], **own["data"]}.items():
             if name not in begun:
-                raise CheckpointError(f"{where}: {name} is missing; start anew in another folder")
+                raise CheckpointError(f"{where}: {name} is missing; start over in another folder")
             if begun[name] != ours or type(begun[name]) is not type(ours):
-                raise InputError(f"{where}: {changed(name, ours, begun[name])}, or start anew in another folder")
+                raise InputError(f"{where}: {changed(name, ours, begun[name])}, or start over in another folder")
         step, epoch = whole(held["step"], "step", where), whole(part(held, "position", "epoch", where), "epoch", where)
         index = whole(part(held, "position", "index", where), "index", where)
         if step > self.total:

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinygrad import Tensor
 
 from gemma4_core.checkpoint import check_tensors
-from gemma4_core.checkpoint.blocks import RowBlocks
 from gemma4_core.checkpoint.names import NamedSource
-from gemma4_core.checkpoint.opening import open_checkpoint
-from gemma4_core.checkpoint.roles import TABLE
-from gemma4_core.checkpoint.upload import NAMES
-from gemma4_core.config import expected_text_tensors
 from gemma4_core.contracts import WeightSource
-from gemma4_core.errors import CheckpointError, Gemma4Error
 from gemma4_core.formatting import shown_path
 from gemma4_core.weights import DenseMatrix, DenseStack, ExpertStack
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
-
-
-@contextmanager
-def all_weights(model: GemmaModel) -> Iterator[dict[str, Any]]:
-    """Every weight of the model's checkpoint by full name, as a format's ``save`` takes them.
-
-    Towers that were not loaded come from the model's own folder. Raises CheckpointError where that is gone.
-    """
-    found: dict[str, Any] = {name: place.matrix for name, place in model.places.items()} | model.tensors
-    if model.ple_host is not None:
-        table = model.config.text_prefix + "embed_tokens_per_layer.weight"
-        shape = expected_text_tensors(model.config)[table]
-        stored = model.stored_names.get(table, table)
-        found[table] = RowBlocks(stored, shape, TABLE, NAMES[model.dtype], model.ple_host.read)
-    for tower in model.towers.values():
-        places = getattr(tower, "places", {})
-        inner = {name + suffix for name, place in places.items() for suffix in place.matrix.parts()}
-        found |= {name: tensor for name, tensor in tower.parameters().items() if name not in inner}
-        found |= {name: place.matrix for name, place in places.items()}
-    absent = [n for spec in model.known_specs if spec.name not in model.towers for n in spec.tensors(model.config)]
-    absent = [name for name in dict.fromkeys([*absent, *model.unserved]) if name not in found]
-    if not absent:
-        yield found
-        return
-    path = model.context.path
-    try:
-        with open_checkpoint(model.context, model.format_name) as checkpoint:
-            source = checkpoint.weights
-            # on tinygrad's CPU device these lie on the mapped file
-            found |= {n: source.tensor(n, model.device, model.dtype) for n in absent if n in source.infos}
-            yield found
-    except Gemma4Error as fault:
-        if path is not None and path.exists():
-            raise
-        raise CheckpointError(f"the towers that were not loaded cannot be saved: {shown_path(path)} is gone; "
-                              f"load the model with all its modalities") from fault
 
 
 def check_weights(model: GemmaModel, source: NamedSource, folder: Path) -> None:

@@ -50,7 +50,7 @@ class EncodingTower(ABC):
             return self._differentiable(self.arrange(features))
         media = list(zip(*self._read(features), strict=True))
         keys = self.digests(features)
-        return [self.captured.kept(key, partial(self._run, *medium)) for key, medium in zip(keys, media, strict=True)]
+        return [self.captured.cached(key, partial(self._run, *medium)) for key, medium in zip(keys, media, strict=True)]
 
     def digests(self, features: Mapping[str, Any]) -> list[bytes]:
         """A content hash of each medium."""

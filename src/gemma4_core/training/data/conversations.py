@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 READS_REASONING = re.compile(rf"[.'\"]({'|'.join(REASONING_KEYS)})\b")
 """A template's use of a message's reasoning, such as ``message.reasoning``."""
 MOST_MESSAGES = 512
-"""Of a conversation through a template without marks, which is rendered anew for each answer."""
+"""Of a conversation through a template without marks, which is rendered again for each answer."""
 Encoded = tuple[np.ndarray, np.ndarray, "PreparedInputs"]
 
 
@@ -51,16 +51,16 @@ class Conversations:
         self, messages: Sequence[Mapping[str, Any]], tools: Any, variables: Mapping[str, Any] | None,
         media: Mapping[str, Any],
     ) -> Encoded:
-        """Ids int32 ``[T]``, whether each is learnt bool ``[T]``, and what the processor made. Raises a Gemma4Error.
+        """Ids int32 ``[T]``, which of them are trained on, bool ``[T]``, and what the processor made.
 
-        Learnt is what assistant messages say whose ``weight`` is not 0; without masks everything but what those of
+        Trained on is what assistant messages say whose ``weight`` is not 0; without masks everything but what those of
         weight 0 say.
         """
         given = {"thinking": self.thinking, **template_variables(variables)}
         weights = [message.get("weight", 1) for message in messages]
         plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
-        asked = {"enable_thinking": given["thinking"], **(variables or {})}
-        rendered = self.processor.render(plain, tools=tools, chat_template_kwargs=asked, **media)
+        options = {"enable_thinking": given["thinking"], **(variables or {})}
+        rendered = self.processor.render(plain, tools=tools, chat_template_kwargs=options, **media)
         turns = self._turns_of(given)
         spans = turns.spoken(rendered.text) if turns is not None else self._answers(rendered, weights)
         thoughts = self._lost_thoughts(rendered, turns is not None)
@@ -69,9 +69,9 @@ class Conversations:
             spans = owned(rendered, spans, self.special)
         if not spans and self.mask_prompt:
             raise InputError("the assistant's turns were not found in what the chat template writes; without masks "
-                             "(--no-mask-prompt) it can be learnt")
-        learnt = [0 not in told if span.message is None else weights[span.message] == 1 for span in spans]
-        pieces = pieces_of(rendered.text, spans, learnt, thoughts, not self.mask_prompt)
+                             "(--no-mask-prompt) they can be trained on")
+        trained = [0 not in told if span.message is None else weights[span.message] == 1 for span in spans]
+        pieces = pieces_of(rendered.text, spans, trained, thoughts, not self.mask_prompt)
         prepared, counts = self.processor.tokenized(rendered, [text for text, _ in pieces])
         mask = np.repeat([own for _, own in pieces], counts)
         return np.array(prepared.input_ids, np.int32), mask, prepared

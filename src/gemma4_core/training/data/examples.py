@@ -1,4 +1,4 @@
-"""Lines as examples: token ids, what of them is learnt, and the media that belong to them."""
+"""Lines as examples: token ids, which of them are trained on, and the media that belong to them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Encoding:
     """What becomes of longer ones: ``truncate`` keeps the beginning, ``drop`` leaves them out. Those with media are
     always left out: a medium cannot be cut."""
     mask_prompt: bool = True
-    """Whether only the model's own turns and completions are learnt."""
+    """Whether only the model's own turns and completions are trained on."""
     raw: bool = False
     """Whether prompts and completions go without the chat template."""
     thinking: bool = False
@@ -58,7 +58,7 @@ class Example:
     ids: np.ndarray
     """int32 ``[T]``."""
     labels: np.ndarray
-    """int32 ``[T]``: the ids, -100 where nothing is learnt; never the first one."""
+    """int32 ``[T]``: the ids, -100 where nothing is trained on; never the first one."""
     sources: Mapping[str, Sequence[Any]]
     """Its media by modality, in the order of their placeholders."""
     where: str
@@ -84,7 +84,7 @@ class Examples:
 
     @cached_property
     def targets(self) -> int:
-        """Ids that are learnt."""
+        """Ids that are trained on."""
         return sum(int((item.labels != IGNORED).sum()) for item in self.items)
 
     @cached_property
@@ -176,7 +176,7 @@ class Encoder:
         config = processor.context.config
         assert config is not None
         if not has_text(processor.tokenizer.inner):
-            raise InputError(f"{processor.context.path} is opened without a tokenizer, so text cannot be learnt")
+            raise InputError(f"{processor.context.path} is opened without a tokenizer, so text cannot be trained on")
         longest = config.text_config.max_position_embeddings
         if encoding.max_length is not None and encoding.max_length > longest:
             raise InputError(f"--max-length {encoding.max_length}: the model's context is {longest}")
@@ -189,14 +189,14 @@ class Encoder:
         self.truncated = self.dropped = 0
 
     def example(self, record: Record) -> Example | None:
-        """A line's example; None where it is too long or nothing of it is learnt. Raises a Gemma4Error."""
+        """A line's example; None where it is too long or nothing of it is trained on. Raises a Gemma4Error."""
         media = self._media(record)
         self._count_ignored(record)
         if sum(map(len, media.values())) > self.limit:  # not even a token for each
             self.dropped += 1
             return None
-        ids, learnt, prepared = self._encoded(record, media)
-        labels = np.where(learnt & ~np.isin(ids, self.soft), ids, IGNORED).astype(np.int32)
+        ids, trained, prepared = self._encoded(record, media)
+        labels = np.where(trained & ~np.isin(ids, self.soft), ids, IGNORED).astype(np.int32)
         labels[0] = IGNORED
         if len(ids) > self.limit:
             if prepared.sources or self.encoding.overlong == "drop":
@@ -224,7 +224,7 @@ class Encoder:
         self.conversations.ignored.update(unknown_keys(record.data, known, self.conversations.template_text))
 
     def _encoded(self, record: Record, media: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, PreparedInputs]:
-        """Ids int32 ``[T]``, whether each is learnt, and what the processor made."""
+        """Ids int32 ``[T]``, whether each is trained on, and what the processor made."""
         data, templated = record.data, self.processor.template is not None and not self.encoding.raw
         if record.kind == "messages" or (record.kind == "prompt" and templated):
             variables = data.get("chat_template_kwargs")
@@ -243,10 +243,10 @@ class Encoder:
         ends = self.config.eos_token_ids
         if ends and ids[-1] not in ends:
             ids.append(ends[0])
-        learnt = np.ones(len(ids), np.bool_)
+        trained = np.ones(len(ids), np.bool_)
         if record.kind == "prompt" and self.encoding.mask_prompt:
-            learnt[: len(prepared.input_ids)] = False
-        return np.array(ids, np.int32), learnt, prepared
+            trained[: len(prepared.input_ids)] = False
+        return np.array(ids, np.int32), trained, prepared
 
 
 def conversation(record: Record) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Lines as datasets and other tools write them, made into the three kinds that are learnt."""
+"""Lines as datasets and other tools write them, made into the three kinds that training reads."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ MESSAGE_KEYS = (
     "weight", "train",
 )
 REFUSED = {
-    "chosen": "preference pairs (chosen, rejected) are not learnt here; give prompt and completion",
-    "rejected": "preference pairs (chosen, rejected) are not learnt here; give prompt and completion",
+    "chosen": "preference pairs (chosen, rejected) are not supported; give prompt and completion",
+    "rejected": "preference pairs (chosen, rejected) are not supported; give prompt and completion",
     "weight": "a weight stands in a message, not beside messages",
     "train": "train stands in a message, not beside messages",
 }
-"""Keys of a line that would change what is learnt and are not served."""
+"""Keys of a line that would change what is trained on, and are not supported."""
 CLOSELY = 32
 """Keys of an object that are compared with those that are known."""
 ANSWERS = ("assistant", "model")
@@ -71,7 +71,7 @@ def plain_line(data: Mapping[str, Any]) -> Line:
 
 
 def check_messages(messages: Any) -> None:
-    """Raise InputError for what is no conversation with an answer; the processor looks closer."""
+    """Raise InputError for anything but a conversation with an answer; the processor looks closer."""
     if not isinstance(messages, list) or not messages:
         raise InputError(f"messages must be a list of objects with role and content, got {shown(messages)}")
     for index, message in enumerate(messages):
@@ -149,7 +149,7 @@ def _weight(message: Line, index: int) -> int | None:
     key, value = next(iter(found.items()))
     if value and message["role"] not in ANSWERS:
         raise InputError(f"messages[{index}] ({message['role']}): {key} {shown(value)}, but only an assistant's "
-                         "messages are learnt")
+                         "messages are trained on")
     return int(value)
 
 
@@ -185,22 +185,22 @@ def from_alpaca(line: Line) -> Line:
     for key in ("instruction", "input", "output"):
         if not isinstance(line.get(key, "" if key == "input" else None), str):
             raise InputError(f"{key} must be text, got {shown(line.get(key))}")
-    asked = "\n".join(part for part in (line["instruction"], line.get("input", "")) if part)
+    question = "\n".join(part for part in (line["instruction"], line.get("input", "")) if part)
     history = line.get("history") or []
     if not isinstance(history, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
     ):
         raise InputError(f"history must be a list of pairs of texts, got {shown(history)}")
     if not history:
-        return {**rest, "prompt": asked, "completion": line["output"]}
-    pairs = [*history, [asked, line["output"]]]
+        return {**rest, "prompt": question, "completion": line["output"]}
+    pairs = [*history, [question, line["output"]]]
     roles = ("user", "assistant")
     messages = [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
     return {**rest, "messages": messages}
 
 
 def from_prompt_messages(prompt: Any, completion: Any) -> list[Line]:
-    """``prompt`` and ``completion`` that are messages as one conversation; of it the completion is learnt. Raises
+    """``prompt`` and ``completion`` that are messages as one conversation; of it the completion is trained on. Raises
     InputError."""
     sides = []
     for key, value in (("prompt", prompt), ("completion", completion)):
@@ -209,8 +209,8 @@ def from_prompt_messages(prompt: Any, completion: Any) -> list[Line]:
         if not isinstance(held, list) or not all(isinstance(message, dict) for message in held):
             raise InputError(f"{key} must be text or a list of messages, got {shown(value)}")
         sides.append(held)
-    asked = [{**message, "weight": 0} if message.get("role") in ANSWERS else message for message in sides[0]]
-    return [*asked, *sides[1]]
+    prompt = [{**message, "weight": 0} if message.get("role") in ANSWERS else message for message in sides[0]]
+    return [*prompt, *sides[1]]
 
 
 def unknown_keys(data: Mapping[str, Any], media: Collection[str], template: str) -> list[str]:

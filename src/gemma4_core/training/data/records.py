@@ -14,7 +14,7 @@ from gemma4_core.formatting import shown, shown_path
 from gemma4_core.training.data.forms import KINDS, plain_line
 
 LINE_LIMIT = 16 << 20
-"""Bytes of a line: more is no example that any context holds, unless media are written into it."""
+"""Bytes of a line: no example that fits a context is longer, unless media are written into it."""
 DEEPEST = 64
 """Objects and lists inside each other; messages need seven, arguments of tools some more."""
 VALUES = 1 << 20
@@ -120,7 +120,7 @@ def too_deep() -> InputError:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def checked(data: Any) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ RESULT_BEGIN, RESULT_END = "<|tool_response>", "<tool_response|>"
 THOUGHT_BEGIN, THOUGHT_END, CALL_BEGIN = "<|channel>", "<channel|>", "<|tool_call>"
 NEAR = 32
 """Characters between the mark of a thought or a call and its first word, the mark included."""
-ASKED, ANSWERED, AGAIN = "Quartz", "Basalt", "Flint"
+QUESTION, ANSWER, AGAIN = "Quartz", "Basalt", "Flint"
 """Contents of a conversation that shows what the template writes around them."""
 SIGNS = [chr(plane << 16 | 0xFFFE) for plane in range(1, 17)]
 """Noncharacters that messages are signed with."""
@@ -85,42 +85,46 @@ def common(one: str, two: str) -> str:
     return one[:size]
 
 
+def user(text: str) -> dict[str, str]:
+    """A user's message."""
+    return {"role": "user", "content": text}
+
+
 def turns_of(template: ChatTemplate, special: Collection[str], **variables: Any) -> Turns | None:
     """What the template writes around the model's turns; None where that is not always the same, or holds no special
     token and so could be spelt by anybody."""
-    user = lambda text: {"role": "user", "content": text}  # noqa: E731
-    asked = [user(ASKED)]
-    answered = [*asked, {"role": "assistant", "content": ANSWERED}]
+    question = [user(QUESTION)]
+    answered = [*question, {"role": "assistant", "content": ANSWER}]
 
     def render(messages: Sequence[Mapping[str, Any]], opened: bool = False) -> str:
         return template.render(messages, add_generation_prompt=opened, **variables)
 
     try:
         whole = render([*answered, user(AGAIN)])
-        asked_alone, prompt = render(asked), render(asked, True)
-        answer = render(answered).rpartition(ANSWERED)[2]
+        question_alone, prompt = render(question), render(question, True)
+        answer = render(answered).rpartition(ANSWER)[2]
     except TokenizerError:
         return None
-    if any(word not in whole for word in (ASKED, ANSWERED, AGAIN)):
+    if any(word not in whole for word in (QUESTION, ANSWER, AGAIN)):
         return None
-    before = whole.split(ASKED, 1)[1].split(ANSWERED, 1)[0]
-    after = whole.split(ANSWERED, 1)[1].split(AGAIN, 1)[0]
-    opening = before[len(common(before, asked_alone.rpartition(ASKED)[2])) :]
+    before = whole.split(QUESTION, 1)[1].split(ANSWER, 1)[0]
+    after = whole.split(ANSWER, 1)[1].split(AGAIN, 1)[0]
+    opening = before[len(common(before, question_alone.rpartition(QUESTION)[2])) :]
     closing = common(after, answer).rstrip()
-    if any(word in opening + closing for word in (ASKED, ANSWERED, AGAIN)):
+    if any(word in opening + closing for word in (QUESTION, ANSWER, AGAIN)):
         return None
     if not all(any(token in mark for token in special) for mark in (opening, closing)):
         return None
-    opened = asked_alone + opening
+    opened = question_alone + opening
     prefix = prompt[len(opened) :] if prompt.startswith(opened) else ""
-    return Turns(opening, closing, prefix, _after_result(render, asked, opening))
+    return Turns(opening, closing, prefix, _after_result(render, question, opening))
 
 
-def _after_result(render: Any, asked: list[dict[str, Any]], opening: str) -> str:
+def _after_result(render: Any, question: list[dict[str, Any]], opening: str) -> str:
     """What a generation prompt adds to a model's turn that stands behind a tool's result."""
-    call = {"type": "function", "function": {"name": ANSWERED, "arguments": {}}}
-    result = {"name": ANSWERED, "response": {"value": AGAIN}}
-    called = [*asked, {"role": "assistant", "content": "", "tool_calls": [call], "tool_responses": [result]}]
+    call = {"type": "function", "function": {"name": ANSWER, "arguments": {}}}
+    result = {"name": ANSWER, "response": {"value": AGAIN}}
+    called = [*question, {"role": "assistant", "content": "", "tool_calls": [call], "tool_responses": [result]}]
     try:
         text, prompt = render(called), render(called, True)
     except TokenizerError:
@@ -130,22 +134,22 @@ def _after_result(render: Any, asked: list[dict[str, Any]], opening: str) -> str
 
 
 def pieces_of(
-    text: str, spans: Sequence[Span], learnt: Sequence[bool], thoughts: Mapping[int, str], everything: bool
+    text: str, spans: Sequence[Span], trained: Sequence[bool], thoughts: Mapping[int, str], everything: bool
 ) -> list[tuple[str, bool]]:
-    """A rendered conversation in pieces, each with whether it is learnt.
+    """A rendered conversation in pieces, each with whether it is trained on.
 
-    Where the model begins, what its generation prompt ends in stands before what it says, not learnt: a closed
+    Where the model begins, what its generation prompt ends in stands before what it says, not trained on: a closed
     thought is put there, anything else is where the template wrote it.
 
     Args:
         spans: what the model says.
-        learnt: for each span, whether it is learnt.
-        thoughts: text to be learnt before a message's first span, by message.
-        everything: whether what nobody says is learnt as well.
+        trained: for each span, whether it is trained on.
+        thoughts: text to be trained on before a message's first span, by message.
+        everything: whether what nobody says is trained on as well.
     """
     pieces: list[tuple[str, bool]] = []
     at, left = 0, dict(thoughts)
-    for span, own in zip(spans, learnt, strict=True):
+    for span, own in zip(spans, trained, strict=True):
         pieces.append((text[at : span.start], everything))
         start, opens = span.start, span.opens or ""
         thought = left.pop(span.message, "") if span.message is not None else ""

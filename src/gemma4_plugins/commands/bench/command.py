@@ -75,8 +75,8 @@ def bench_report(model: LoadedModel, found: Speed) -> dict[str, Any]:
     best = next((result for result in found.results if result.new_tokens), found.results[0])
     return same | {
         "kernels_for": {part: model.operations.name if own else "portable" for part, own in (
-            ("prefill", "prefill" in found.taken_over),
-            ("decode", "decode" in found.taken_over or found.layer_kernels > 0),
+            ("prefill", "prefill" in found.device_steps),
+            ("decode", "decode" in found.device_steps or found.layer_kernels > 0),
         )},
         "kernels_per_token": found.step_kernels or None,
         # kernels of the layers alone where the device runs them itself, else all kernels of a token

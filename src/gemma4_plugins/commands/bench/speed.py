@@ -81,7 +81,7 @@ class Speed:
     first_token_seconds: float = 0.0
     """Seconds from the first prompt of this process to its first token, compiling and capturing included."""
     first_prompt_tokens: int = 0
-    taken_over: tuple[str, ...] = ()
+    device_steps: tuple[str, ...] = ()
     """Which of ``decode`` and ``prefill`` the device plugin ran with kernels of its own."""
     step_kernels: int = 0
     """Kernels that a token of an answer launches; 0 where no answer was measured."""
@@ -105,7 +105,7 @@ def measure(model: LoadedModel, workload: Workload, tell: Callable[[str], Any] =
         if not found.first_prompt_tokens:
             found.first_token_seconds, found.first_prompt_tokens = seconds, length
         storage = bench.cache.reserve(model, 1, bench.cache.length)
-        found.taken_over = model.engine.device_steps(storage)
+        found.device_steps = model.engine.device_steps(storage)
         found.results += bench.results(tell)
         if workload.answers:
             found.step_kernels = model.engine.step_kernels(storage)

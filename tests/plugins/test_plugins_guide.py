@@ -75,7 +75,7 @@ def test_every_hook_has_a_heading_with_an_example(hook: str) -> None:
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_a_test_that_names_it(hook: str) -> None:
-    others = [path for path in (ROOT / "tests").glob("test_*.py") if path != Path(__file__)]
+    others = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
     assert any(hook in path.read_text() for path in others)
 
 

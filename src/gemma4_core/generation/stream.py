@@ -101,7 +101,7 @@ def stream_generate(
     textless = not has_text(model.tokenizer)
     if textless and (prompt_tokens is None or stop):
         what = "a prompt of text" if prompt_tokens is None else f"the stop string {stop[0]!r}"
-        raise InputError(f"{what} needs a tokenizer, {model.context.folder} has none: give token ids (prompt_tokens=, "
+        raise InputError(f"{what} needs a tokenizer, {model.context.path} has none: give token ids (prompt_tokens=, "
                          f"--prompt-tokens)")
     if prompt_or_messages is not None and is_ids(prompt_or_messages):
         raise InputError("prompt_or_messages is a list of token ids: give them as prompt_tokens=")

@@ -14,7 +14,7 @@ def html_table(model: GemmaModel) -> str:
     text, tensors = model.config.text_config, model.named_tensors().values()
     dtype = "float32" if model.dtype.itemsize == 4 else "bfloat16"
     rows = {
-        "model": model.context.folder, "format": model.format_name, "device": model.device_name,
+        "model": model.context.path, "format": model.format_name, "device": model.device_name,
         "computes in": dtype, "layers": text.num_hidden_layers, "hidden size": text.hidden_size,
         "context": model.max_context, "towers": ", ".join(spec.name for spec in model.tower_specs) or "none",
         "parameters": f"{sum(int(tensor.numel()) for tensor in tensors):,}",

@@ -30,6 +30,6 @@ def processor_values(
         if found is None:
             continue
         if not isinstance(found, dict):
-            raise ConfigError(f"{context.folder}: {section} must be an object, found {type(found).__name__}")
+            raise ConfigError(f"{context.path}: {section} must be an object, found {type(found).__name__}")
         values |= found
     return values

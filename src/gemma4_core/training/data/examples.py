@@ -177,7 +177,7 @@ class Encoder:
         config = processor.context.config
         assert config is not None
         if not has_text(processor.tokenizer.inner):
-            raise InputError(f"{processor.context.folder} is opened without a tokenizer, so text cannot be learnt")
+            raise InputError(f"{processor.context.path} is opened without a tokenizer, so text cannot be learnt")
         longest = config.text_config.max_position_embeddings
         if encoding.max_length is not None and encoding.max_length > longest:
             raise InputError(f"--max-length {encoding.max_length}: the model's context is {longest}")

@@ -11,7 +11,7 @@ from gemma4_core.checkpoint.convert import STORED
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.opening import Checkpoint, format_for, open_checkpoint, run_dtype
 from gemma4_core.checkpoint.rewrite import check_out, rewrite
-from gemma4_core.checkpoint.stored import stored_weights
+from gemma4_core.checkpoint.streaming import stream_weights
 from gemma4_core.errors import CheckpointError
 from gemma4_core.formatting import shown, shown_path
 from gemma4_core.plugins import registry
@@ -46,7 +46,7 @@ def quantize(
         refuse_quantised(checkpoint, chosen)
         checkpoint.check_all()
         dtype = run_dtype(checkpoint.config, checkpoint.infos)
-        weights = stored_weights(checkpoint, dtype)
+        weights = stream_weights(checkpoint, dtype)
         rewrite(context, weights, target, chosen, dtype, chosen.name, overwrite=overwrite)
     return Path(target)
 

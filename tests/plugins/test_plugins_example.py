@@ -22,6 +22,7 @@ from gemma4_core import (
     TokenizerError,
     registry,
 )
+from gemma4_core.checkpoint.blocks import blocks_of
 from gemma4_core.devices import activate
 
 sys.path.append(str(EXAMPLE / "src"))
@@ -108,15 +109,16 @@ def test_npz_reads_what_it_writes(tmp_path: Path, cpu: None) -> None:
 
     rng = np.random.default_rng(0)
     matrix, vector = rng.standard_normal((3, 4), np.float32), rng.standard_normal(5, np.float32)
-    npz.save_npz([("a.weight", DenseMatrix(Tensor(matrix))), ("b", Tensor(vector))], tmp_path, Context(tmp_path))
+    weights = [blocks_of("a.weight", DenseMatrix(Tensor(matrix)), "matrix"), blocks_of("b", Tensor(vector), "vector")]
     [description] = npz.gemma4_checkpoint_formats()
+    assert description.save is not None and description.save(weights, tmp_path, Context(tmp_path)) is None
     assert description.matches(Context(tmp_path)) and not description.matches(Context(tmp_path.parent))
     source = description.open(Context(tmp_path))
     assert {name: info.shape for name, info in source.infos.items()} == {"a.weight": (3, 4), "b": (5,)}
     assert np.array_equal(source.matrix("a.weight", "CPU", dtypes.float32).dense().numpy(), matrix)
     assert np.array_equal(source.tensor("b", "CPU", dtypes.float32).numpy(), vector)
     assert np.array_equal(source.row_reader("a.weight", True)(np.array([[2, 0]])), matrix[[[2, 0]]])
-    with pytest.raises(CheckpointError, match="no tensor c"):
+    with pytest.raises(CheckpointError, match="no tensor \"c\""):
         source.tensor("c", "CPU", dtypes.float32)
     source.close()
 
@@ -133,7 +135,7 @@ def test_npz_refuses_damaged_archives(tmp_path: Path, damage: str) -> None:
         whole = path.read_bytes()
         path.write_bytes({"empty": b"", "garbage": b"garbage" * 99, "cut": whole[: len(whole) // 2]}[damage])
     with pytest.raises(CheckpointError) as caught:
-        npz.open_npz(Context(tmp_path))
+        npz.gemma4_checkpoint_formats()[0].open(Context(tmp_path))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from cli_tools import failure, gemma4
 from click.testing import CliRunner
 from gemma4_lora import Adapters, fuse
 from gemma4_lora.command import fuse_command
-from gemma4_lora.files import read_adapter, save_adapter
+from gemma4_lora.files import Pair, read_adapter, save_adapter
 from lora_tools import HERE, base_folder, logits, stored, stored_logits, tiny
 from reference_data import read_header, relative_error
 from safetensors.numpy import load_file
@@ -160,19 +160,20 @@ def test_what_cannot_be_fused_is_said_and_nothing_is_written(tmp_path: Path) -> 
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemma4_core.quantize.PART_BYTES", 100_000)
-    real, calls = __import__("gemma4_lora.fusing", fromlist=["fused"]).fused, []
+    monkeypatch.setattr("gemma4_core.checkpoint.rewrite.SHARD_BYTES", 100_000)
+    with monkeypatch.context() as patch:
+        real, calls = Pair.rows, []
 
-    def fail_late(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args)
+        def fail_late(pair: Pair, index: np.ndarray) -> np.ndarray:
+            calls.append(pair)
+            if len(calls) == 12:
+                raise KeyboardInterrupt
+            return real(pair, index)
 
-    monkeypatch.setattr("gemma4_lora.fusing.fused", fail_late)
-    with pytest.raises(KeyboardInterrupt):
-        fuse(base_folder("dense"), [HERE / "dense"], tmp_path / "out", dtype="float32")
-    assert not (tmp_path / "out").exists() and (tmp_path / ".out.fusing" / "part-00002").is_dir()
+        patch.setattr(Pair, "rows", fail_late)
+        with pytest.raises(KeyboardInterrupt):
+            fuse(base_folder("dense"), [HERE / "dense"], tmp_path / "out", dtype="float32")
+    assert not (tmp_path / "out").exists() and list((tmp_path / ".out.fusing/finished").glob("model-00002-of-*"))
     fuse(base_folder("dense"), [HERE / "dense"], tmp_path / "out", dtype="float32")
     parts = len(json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"])
     assert parts > 50 and relative_error(logits(tiny(folder=tmp_path / "out")), stored_logits("dense")) < 1e-4

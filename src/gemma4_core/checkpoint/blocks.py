@@ -100,7 +100,7 @@ class SavedWeights(Sequence[WeightBlocks]):
     weights: Sequence[WeightBlocks]
     shard_bytes: int = MAX_SHARD_BYTES
     """Bytes of data in one safetensors file, exceeded only by a single larger tensor."""
-    finished: Path | None = None
+    resume: Path | None = None
     """Folder in which finished safetensors files wait for the others, so that an interrupted run goes on."""
 
     @overload

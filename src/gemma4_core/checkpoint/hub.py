@@ -52,8 +52,8 @@ def packaged_demo() -> Path:
 
 
 def resolve_folder(name: str | Path) -> Path:
-    """The folder of a checkpoint: a path, or a hub name or alias found in the Hugging Face cache. The folder of a
-    training run stands for its last checkpoint.
+    """Where a checkpoint lies: a folder or a single file by its path, or a hub name or alias found in the Hugging Face
+    cache. The folder of a training run stands for its last checkpoint.
 
     Nothing is fetched. Raises CheckpointError naming the value and how to get the checkpoint, or for an adapter what to
     give with it.

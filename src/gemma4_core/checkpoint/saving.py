@@ -40,7 +40,7 @@ def save_safetensors(
     """
     writer = PartWriter(weights, encode or (lambda weight: None))
     saved = weights if isinstance(weights, SavedWeights) else SavedWeights(weights)
-    write_shards(folder, writer.plan, writer.data, saved.shard_bytes, finished=saved.finished)
+    write_shards(folder, writer.plan, writer.data, saved.shard_bytes, resume=saved.resume)
 
 
 class PartWriter:

@@ -11,6 +11,8 @@ import numpy as np
 from gemma4_core.checkpoint.blocks import runs
 from gemma4_core.checkpoint.files import CheckpointFiles
 from gemma4_core.contracts import TensorInfo
+from gemma4_core.errors import CheckpointError
+from gemma4_core.formatting import shown
 
 if TYPE_CHECKING:
     from tinygrad import Tensor
@@ -35,6 +37,8 @@ class RowSource(ABC):
         from gemma4_core.checkpoint.convert import convert
         from gemma4_core.checkpoint.upload import NAMES, copy_in, offsets_work
 
+        if name not in self.infos:
+            raise CheckpointError(f"the checkpoint has no tensor {shown(name)}")
         shape, stored = self.infos[name].shape, NAMES[dtype]
         tensor = Tensor.empty(*shape, dtype=dtype, device=device)
         if 0 in shape:

@@ -46,7 +46,7 @@ def write_shards(
     data: Data,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
-    finished: Path | None = None,
+    resume: Path | None = None,
 ) -> int:
     """Write ``model.safetensors``, or numbered shards with an index where one file would exceed ``max_shard_bytes``.
 
@@ -56,7 +56,7 @@ def write_shards(
         data: the bytes of a planned tensor in pieces; called once for each, in the order of the file.
         max_shard_bytes: bytes of data in one file, exceeded only by a single larger tensor.
         metadata: the header's free text.
-        finished: a folder on the same disk where each file waits for the others. Those that an earlier run with the
+        resume: a folder on the same disk where each file waits for the others. Those that an earlier run with the
             same plan has left there are not written again.
 
     Returns:
@@ -72,21 +72,21 @@ def write_shards(
     if len(shards) > 1:
         names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     missing = {name: shard for name, shard in zip(names, shards, strict=True)
-               if finished is None or not (finished / name).exists()}
+               if resume is None or not (resume / name).exists()}
     needed = sum(tensor.nbytes for shard in missing.values() for tensor in shard)
     check_room(folder, needed)
     with progress(needed, "writing", "B") as bar:
         for name, shard in missing.items():
-            place = folder / name if finished is None else finished / f"{name}.partial"
-            with open(place, "xb" if finished is None else "wb") as file:
+            place = folder / name if resume is None else resume / f"{name}.partial"
+            with open(place, "xb" if resume is None else "wb") as file:
                 write_file(file, shard, data, metadata or {"format": "pt"}, bar)
-            if finished is not None:
+            if resume is not None:
                 sync_path(place)
-                os.replace(place, finished / name)
-                sync_folder(finished)
-    if finished is not None:
+                os.replace(place, resume / name)
+                sync_folder(resume)
+    if resume is not None:
         for name in names:
-            link(finished / name, folder / name)  # it stays for another attempt
+            link(resume / name, folder / name)  # it stays for another attempt
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

@@ -90,7 +90,7 @@ class Registry:
                 raise PluginError(self._conflict(kind, entry))
         if len(best) > 1:
             who = " and ".join(f"'{entry.name}' ({entry.origin})" for entry in best)
-            where = f" for {context.folder}" if context is not None and context.folder else ""
+            where = f" for {context.path}" if context is not None and context.path else ""
             raise PluginError(_clip(f"{who} match equally well{where}; choose one with {OPTIONS[kind]}"))
         return best[0].description
 
@@ -294,7 +294,7 @@ class Registry:
 
     def _no_match(self, kind: str, context: Context) -> str:
         names = [entry.name for entry in self._of(kind)]
-        where = f"{context.folder}: " if context.folder is not None else ""
+        where = f"{context.path}: " if context.path is not None else ""
         if not names:
             return _clip(f"{where}no {kind} plugin is installed{self._trouble()}")
         raised = [error for (of, _), error in self.match_errors.items() if of == kind]

@@ -53,7 +53,7 @@ def save_training_checkpoint(
         folder: an absent or empty folder, or one that holds a checkpoint and nothing else, which is replaced whole.
         optimizer: its state is written too, for ``load_training_checkpoint``.
         training_metadata: anything that JSON can say, such as ``{"step": 1}``; returned when loading.
-        quantize: a format to store weights in, such as ``int8``; None is ordinary weights.
+        quantize: name of a format to store weights in; None is ordinary weights.
 
     Returns:
         the folder.

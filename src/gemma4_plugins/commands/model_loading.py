@@ -85,7 +85,7 @@ def model_name(context: Context) -> str:
     """A checkpoint's name in messages: its hub name, ``demo``, or its folder."""
     from gemma4_core.checkpoint.hub import shown_name
 
-    return shown_name(context.folder) if context.folder is not None else "the checkpoint"
+    return shown_name(context.path) if context.path is not None else "the checkpoint"
 
 
 def model_line(model: LoadedModel) -> str:

@@ -3,103 +3,58 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma4_core import CheckpointError, CheckpointFormat, Context, TensorInfo, hookimpl
-
-if TYPE_CHECKING:
-    from tinygrad import Tensor
-
-    from gemma4_core import DenseMatrix, DenseStack, ExpertStack, Matrix
+from gemma4_core import CheckpointError, CheckpointFormat, Context, RowSource, TensorInfo, WeightBlocks, hookimpl
 
 FILE = "model.npz"
 DTYPES = {"float32": "F32", "float16": "F16"}
 
 
-class NpzSource:
+class NpzSource(RowSource):
     """An open archive: the headers of its members are read, their data is not."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.last = path, ("", np.empty(0))
         try:
-            self.archive = zipfile.ZipFile(path)
-            members = [name for name in self.archive.namelist() if name.endswith(".npy")]
-            self.infos: dict[str, TensorInfo] = {name[: -len(".npy")]: self._info(name) for name in members}
+            self.archive = zipfile.ZipFile(str(path))
+            names = [name.removesuffix(".npy") for name in self.archive.namelist() if name.endswith(".npy")]
+            self.infos = {name: self.info(name) for name in names}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path}: is no NumPy archive of plain arrays: {str(error)[:200]}") from error
 
-    def _info(self, member: str) -> TensorInfo:
-        with self.archive.open(member) as file:
+    def info(self, name: str) -> TensorInfo:
+        with self.archive.open(f"{name}.npy") as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
         if str(dtype) not in DTYPES or fortran:
-            raise CheckpointError(f"{self.path}: {member} is {dtype}; float32 or float16 in C order is expected")
-        return TensorInfo(DTYPES[str(dtype)], shape, self.archive.getinfo(member).file_size)
+            raise CheckpointError(f"{self.path}: {name} is {dtype}; float32 or float16 in C order is expected")
+        return TensorInfo(DTYPES[str(dtype)], shape, self.archive.getinfo(f"{name}.npy").file_size)
 
-    def array(self, name: str) -> np.ndarray:
-        if name not in self.infos:
-            raise CheckpointError(f"{self.path}: holds no tensor {name}")
-        try:
-            with self.archive.open(f"{name}.npy") as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{self.path}: {name} cannot be read: {str(error)[:200]}") from error
-
-    def tensor(self, name: str, device: str, dtype: Any) -> Tensor:
-        from tinygrad import Tensor
-
-        return Tensor(self.array(name), device=device).cast(dtype).contiguous().realize()
-
-    def matrix(self, name: str, device: str, dtype: Any) -> DenseMatrix:
-        from gemma4_core import DenseMatrix
-
-        return DenseMatrix(self.tensor(name, device, dtype))
-
-    def stack(self, name: str, device: str, dtype: Any) -> DenseStack:
-        from gemma4_core import DenseStack
-
-        return DenseStack(self.tensor(name, device, dtype))
-
-    def row_reader(self, name: str, in_memory: bool) -> Callable[[np.ndarray], np.ndarray]:
-        # a zip member cannot be read in pieces, so the table is held either way
-        table = self.array(name)
-        return lambda ids: table[ids].astype(np.float32)
-
-    def close(self) -> None:
-        self.archive.close()
+    def read(self, name: str, rows: np.ndarray | None) -> np.ndarray:
+        if self.last[0] != name:  # a member of a zip cannot be read in pieces
+            try:
+                with self.archive.open(f"{name}.npy") as file:
+                    self.last = (name, np.lib.format.read_array(file, allow_pickle=False))
+            except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                raise CheckpointError(f"{self.path}: {name} cannot be read: {str(error)[:200]}") from error
+        return (self.last[1] if rows is None else self.last[1][rows]).astype(np.float32)
 
 
-def open_npz(context: Context) -> NpzSource:
-    path = context.file(FILE)
-    if path is None:
-        raise CheckpointError(f"{context.folder}: has no {FILE}")
-    return NpzSource(path)
-
-
-def save_npz(tensors: Iterable[tuple[str, Matrix | ExpertStack | Tensor]], folder: Path, context: Context) -> None:
-    """Write tensors as float32, one at a time."""
-    from tinygrad import Tensor
-
+def save(weights: Sequence[WeightBlocks], folder: Path, context: Context) -> None:
     with zipfile.ZipFile(folder / FILE, "w", allowZip64=True) as archive:
-        for name, value in tensors:
-            tensor = value if isinstance(value, Tensor) else value.dense()
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, tensor.float().numpy(), allow_pickle=False)
+        for weight in weights:
+            with archive.open(f"{weight.name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": weight.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.writelines(rows.astype("<f4").tobytes() for rows in weight.blocks())
 
 
 @hookimpl
 def gemma4_checkpoint_formats() -> list[CheckpointFormat]:
-    return [
-        CheckpointFormat(
-            name="npz",
-            summary="weights in one NumPy archive, model.npz",
-            open=open_npz,
-            save=save_npz,
-            matches=lambda context: context.file(FILE) is not None,
-        )
-    ]
+    summary, there = "weights in one NumPy archive, model.npz", lambda context: context.file(FILE) is not None
+    return [CheckpointFormat("npz", summary, lambda context: NpzSource(context.file(FILE)), save, there)]

@@ -15,7 +15,7 @@ from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.opening import open_checkpoint, run_dtype
 from gemma4_core.checkpoint.rewrite import check_out, rewrite
-from gemma4_core.checkpoint.stored import stored_weights
+from gemma4_core.checkpoint.streaming import stream_weights
 from gemma4_core.formatting import is_number, shown
 from gemma4_lora.files import AdapterFiles, Pair, read_adapter
 
@@ -66,7 +66,7 @@ def fuse(
         if chosen.save is None:
             raise InputError(f"--format {shown(format or chosen.name)} can be read, not written")
         run = run_dtype(checkpoint.config, checkpoint.infos, dtype)
-        weights = stored_weights(checkpoint, run, keep=chosen.name == checkpoint.format.name)
+        weights = stream_weights(checkpoint, run, keep=chosen.name == checkpoint.format.name)
         fused = [plus(weight, added.get(weight.name, ())) for weight in weights]
         plan = plan_of(changes, strength, chosen.name, run)
         rewrite(context, fused, target, chosen, run, plan, "fusing", overwrite)

@@ -69,9 +69,9 @@ def described(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def new_adapter(model: GemmaModel, places: Iterable[str], values: Mapping[str, Any]) -> AdapterFiles:
     """The new adapter that options describe, over matrices that are there."""
-    there, folder = set(places), model.context.folder
+    there, path = set(places), model.context.path
     shapes = {name: shape for name, shape in adaptable(model.config).items() if name in there}
-    base = None if folder is None else str(folder)
+    base = None if path is None else str(path)
     return fresh_adapter(shapes, model.config.text_prefix, base_model=base, **described(values))
 
 

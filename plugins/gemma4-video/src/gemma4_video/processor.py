@@ -52,7 +52,7 @@ class VideoProcessor:
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MOST_FRAMES:
             if given is not None:
                 raise InputError(f"--video-frames {given}: must be a whole number from 1 to {MOST_FRAMES}")
-            raise ConfigError(f"{context.folder}: {SECTION}.{key} {str(number)[:60]!r} must be a whole number from 1 "
+            raise ConfigError(f"{context.path}: {SECTION}.{key} {str(number)[:60]!r} must be a whole number from 1 "
                               f"to {MOST_FRAMES}")
         return number
 

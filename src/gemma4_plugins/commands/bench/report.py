@@ -65,7 +65,7 @@ def about(model: LoadedModel) -> dict[str, Any]:
 
     backend = registry.devices[model.device_name]
     return {
-        "model": str(model.context.folder),
+        "model": str(model.context.path),
         "format": model.format_name,
         "dtype": "float32" if model.dtype.itemsize == 4 else "bfloat16",
         "parameters": sum(math.prod(place.matrix.shape) for place in model.places.values()),

@@ -119,7 +119,7 @@ def text_ids(processor: GemmaMultimodalProcessor, text: str, path: str) -> list[
 
     tokenizer, bos = processor.tokenizer, processor.context.config.bos_token_id  # type: ignore[union-attr]
     if tokenizer is None or not has_text(tokenizer):
-        raise InputError(f"--text {path}: {processor.context.folder} has no tokenizer; put the model's tokenizer.json "
+        raise InputError(f"--text {path}: {processor.context.path} has no tokenizer; put the model's tokenizer.json "
                          "into it")
     ids = prompt_ids(tokenizer, text, bos)
     count = len(ids) - (bos is not None)

@@ -56,7 +56,7 @@ def _number(values: Mapping[str, Any], key: str, default: float, low: float, hig
 def read_settings(context: Context) -> tuple[MelSettings, float]:
     """Mel settings and the longest clip in seconds, from the folder's files or built in. Raises ConfigError."""
     values = processor_values(context, SECTION)
-    where = context.folder or "processor settings"
+    where = context.path or "processor settings"
     for key, allowed in UNSUPPORTED.items():
         if values.get(key) not in allowed:
             found = shown(values[key], 60)

@@ -146,7 +146,7 @@ def read_grid(
     Raises ConfigError for settings that are not supported, InputError for another ``budget``.
     """
     values = processor_values(context, section, flat=FLAT_FILES.get(section))
-    where = context.folder or "processor settings"
+    where = context.path or "processor settings"
     for key, allowed in FIXED.items():
         if key in values and values[key] not in allowed:
             found = shown(values[key])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gemma4_core.weights import ExpertStack, Matrix
 
 
-def stored_weights(checkpoint: Checkpoint, dtype: str, keep: bool = False) -> list[RowBlocks | TensorBlocks]:
+def stream_weights(checkpoint: Checkpoint, dtype: str, keep: bool = False) -> list[RowBlocks | TensorBlocks]:
     """All weights that a model uses as a format's ``save`` takes them, none of them read yet.
 
     Args:
@@ -27,10 +27,10 @@ def stored_weights(checkpoint: Checkpoint, dtype: str, keep: bool = False) -> li
     """
     roles = Roles(checkpoint.config)
     names = [name for name in checkpoint.infos if not ignorable(checkpoint.config, name)]
-    return [stored_weight(checkpoint, name, roles, RUN_NAMES[dtype], keep) for name in names]
+    return [stream_weight(checkpoint, name, roles, RUN_NAMES[dtype], keep) for name in names]
 
 
-def stored_weight(
+def stream_weight(
     checkpoint: Checkpoint, name: str, roles: Roles, stored: str, keep: bool
 ) -> RowBlocks | TensorBlocks:
     """One weight; ``stored`` is the file format's name of the type that the result computes in."""

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from cli_tools import failure, gemma4, usage
 from reference_data import load
+from short_models import short_folder
 from tinygrad import UOp
 from tinygrad.uop import Ops
 from training_tools import quick
@@ -92,10 +93,10 @@ def test_whose_kernels_run_is_told(moe: GemmaModel, monkeypatch: pytest.MonkeyPa
     assert found["kernels_for"] == {"prefill": "portable", "decode": "portable"} and found["score"] == 4.0
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("plain_loops")
 def test_portable_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMA4_KERNELS", "portable")
-    plain = load_pretrained(E2B, device="cpu")
+    plain = load_pretrained(short_folder("e2b"), device="cpu")
     found = bench_report(plain, speed.measure(plain, speed.Workload((), (2,), (0,), 1)))
     layers = plain.config.text_config.num_hidden_layers
     assert layers < found["kernels_per_token"] < 60 * layers

@@ -151,7 +151,7 @@ def test_two_distributions_with_one_command_are_both_named(tmp_path: Path, monke
 def test_a_plugin_cannot_take_a_command_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution(tmp_path, "thief", "info = thief_module:tea", TEA)
     monkeypatch.syspath_prepend(tmp_path)
-    assert gemma4("--help").out.count("\n  info ") == 1 and "Sizes, parameters" in gemma4("info", "--help").out
+    assert gemma4("--help").out.count("\n  info ") == 1 and "Show sizes, parameters" in gemma4("info", "--help").out
 
 
 def test_ctrl_c_is_130_and_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ def offered(shell: str, *words: str) -> list[str]:
     return [line for line in ran.stdout.splitlines() if line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 def test_commands_models_plugins_and_files_are_offered(shell: str) -> None:
     assert {"models", "demo", "generate"} <= set(offered(shell, ""))

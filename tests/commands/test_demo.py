@@ -36,6 +36,7 @@ def packaged(standin: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield standin
 
 
+@pytest.mark.slow
 def test_the_trained_model_is_shown(packaged: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     ran = gemma4("demo", "--seed", 3, "--max-new-tokens", 5, "--keep", kept)

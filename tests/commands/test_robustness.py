@@ -26,6 +26,7 @@ def told(figures: Figures) -> str:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", target_names())
 def test_mutated_inputs_succeed_or_are_refused_in_one_line(target: str, tmp_path: Path) -> None:
     figures = Campaign(target, Limits(seconds=60, waiting=200), tmp_path).run(CASES)

@@ -96,6 +96,6 @@ def test_optimizer_options_that_fit(place: Place, tmp_path: Path, model: GemmaMo
     asked += ["--optimizer-option", "momentum=0.5", "--optimizer-option", "ns_steps=2"]
     assert gemma4(*place.args(tmp_path / "run", *asked)).code == 0
     twice = gemma4(*place.args(tmp_path / "run", *asked, "--optimizer-option", "momentum=0.7"))
-    assert twice.code == 2 and "'momentum': is given twice" in twice.err
+    assert twice.code == 2 and "'momentum' is given twice" in twice.err
     with pytest.raises(InputError, match="unknown option momentun, did you mean 'momentum'"):
         build_optimizer(model, "sgd", momentun=1)

@@ -55,6 +55,7 @@ def compiled(source: str, defines: tuple[str, ...], architecture: str, *flags: s
     return assembly(given + source, "x86_64", f"-march={architecture}", *flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["text", "linear.c", "attention.c"])
 def test_instructions(cpu: str, machine: SimpleNamespace, unit: str) -> None:
     if unit == "text":

@@ -48,6 +48,7 @@ def registers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         in_tiles(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_loops", "registers")
 @pytest.mark.parametrize("pieces", [(331,), (3, 301, 27)])
 def test_chunks_are_as_near_to_the_truth_as_the_portable_form(
@@ -81,6 +82,7 @@ def hidden_with_blocks(folder: Path, dtype: str) -> np.ndarray:
     return np.concatenate(found)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_loops", "registers")
 def test_blocks_that_see_both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GemmaModel, "bidirectional", True)

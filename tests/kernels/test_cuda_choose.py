@@ -23,6 +23,7 @@ PARAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_loops")
 @pytest.mark.parametrize("name", PARAMS)
 def test_draws_what_the_portable_operation_draws(name: str, cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,8 +158,8 @@ def test_a_wrong_result_is_refused_whole(dists: Dists, result: str, expected: st
         ({"flag": "dots"}, "--some-word"),
         ({"flag": "--2 dots"}, "--some-word"),
         ({"placed": "inside"}, "'before' or 'after'"),
-        ({"keywords": [1]}, "keywords is not a tuple of texts"),
-        ({"placeholder": ""}, "placeholder is not a text"),
+        ({"keywords": [1]}, "keywords is not a tuple of strings"),
+        ({"placeholder": ""}, "placeholder is not a non-empty string"),
         ({"token_ids": {}}, "token_ids is neither"),
     ],
 )

@@ -22,6 +22,7 @@ def adapter(target: Path, base: object) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_adapter_as_model_opens_its_base_with_the_adapter(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "adapter", str(base_folder("dense")))
     given = tiny("dense", options={"adapter": [folder]}).forward_ids(**asked("dense"))[0].numpy()

@@ -65,6 +65,7 @@ def test_several_adapters_and_a_strength_add_up(tmp_path: Path) -> None:
     assert all(np.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
+@pytest.mark.slow
 def test_an_int8_base_is_quantised_again_or_made_ordinary(tmp_path: Path) -> None:
     packed = quantize(base_folder("dense"), tmp_path / "packed")
     fuse(packed, [HERE / "dense"], tmp_path / "again")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from cli_tools import failure, gemma4
 from gemma4_lora import fuse
 from lora_tools import tiny
@@ -37,6 +38,7 @@ def numbers(folder: Path, **options: Any) -> np.ndarray:
     return np.array(tiny(folder=folder, options=options).forward_ids([2, 30, 41])[0].numpy())
 
 
+@pytest.mark.slow
 def test_a_run_trains_an_adapter_resumes_it_and_gives_it_to_generate_and_fuse(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model")
     summary = trained(model, tmp_path / "once", "--steps", 6)

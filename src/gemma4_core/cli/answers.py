@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gemma4_core.generation.stream import Part, Stats
 
 UNSAFE = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
-"""Control characters, with which a model could command the terminal; files and pipes get them as they are."""
+"""Control characters, with which a model could control the terminal. Files and pipes get them unchanged."""
 
 
 def stats_line(stats: Stats, finish_reason: str | None) -> str:
@@ -34,7 +34,7 @@ def stats_line(stats: Stats, finish_reason: str | None) -> str:
 
 
 def rate(per_second: float) -> str:
-    """``(12.3 tok/s)``, nothing where it is not known."""
+    """``(12.3 tok/s)``; empty where the speed is unknown."""
     return f" ({three_digits(per_second)} tok/s)" if per_second else ""
 
 
@@ -56,13 +56,13 @@ def answer_json(answer: Answer, textless: bool) -> dict[str, Any]:
 
 
 class Printer:
-    """Writes an answer to stdout as it comes: text, tool calls a line of JSON each, or ids where there is no text.
+    """Writes an answer to stdout as it comes: text, a line of JSON for each tool call, or ids without a tokenizer.
 
-    Thinking goes to a person's stderr, dim, and nowhere else.
+    Thinking is shown on stderr, dim, where that is a terminal.
     """
 
     def __init__(self, textless: bool = False, stream: bool = True) -> None:
-        """``stream`` False holds the answer back until ``end``."""
+        """``stream`` False writes the answer only in ``end``."""
         self.textless = textless
         self.held: list[str] | None = None if stream else []
         self.thinking = False

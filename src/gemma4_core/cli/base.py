@@ -1,4 +1,4 @@
-"""The commands' base: every failure becomes one line, and options take several values the way argparse does."""
+"""Base classes of commands: every failure is one line, and options take several values as with argparse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gemma4_core.cli.output import write
 
 
 class Text(click.types.StringParamType):
-    """A text. Where an option takes several, an environment variable holds one on each line."""
+    """Text. An environment variable holds several values one on each line."""
 
     envvar_list_splitter = "\n"
 
@@ -22,7 +22,7 @@ class Text(click.types.StringParamType):
 class ManyOption(click.Option):
     """An option with several values: ``--sizes E2B E4B``, ``--sizes E2B --sizes E4B``, with ``separator`` ``E2B,E4B``.
 
-    Values after the first are taken until something that starts with a dash (a lone ``-`` is a value).
+    It takes all values up to the next argument that starts with a dash (a lone ``-`` is a value).
     """
 
     def __init__(self, param_decls: Sequence[str], *, separator: str | None = None, **kwargs: Any) -> None:
@@ -55,7 +55,7 @@ def spread(args: Sequence[str], flags: set[str], takes_value: set[str]) -> list[
             return result + queue
         if flag in flags:
             if "=" not in arg and queue:
-                result.append(queue.pop(0))  # whatever it looks like
+                result.append(queue.pop(0))  # also where it starts with a dash
             while queue and (queue[0] == "-" or not queue[0].startswith("-")):
                 result += [flag, queue.pop(0)]
         elif arg in takes_value and queue:
@@ -66,8 +66,8 @@ def spread(args: Sequence[str], flags: set[str], takes_value: set[str]) -> list[
 def read_environment(params: Sequence[click.Parameter]) -> None:
     """Let every option read ``GEMMA4_<OPTION>``: ``--max-new-tokens`` is ``GEMMA4_MAX_NEW_TOKENS``.
 
-    Each long spelling counts, the first one that is set wins. Left out are options that already name a variable, and
-    those with ``allow_from_autoenv=False``: what a command is to do only when it is typed.
+    Of several long spellings the first that is set wins. Options that already name a variable are left out, and those
+    with ``allow_from_autoenv=False``, which must be typed.
     """
     for param in params:
         if isinstance(param, click.Option) and param.allow_from_autoenv and not param.envvar and not param.is_eager:
@@ -76,7 +76,7 @@ def read_environment(params: Sequence[click.Parameter]) -> None:
 
 
 class Robust(click.Command):
-    """A command that, run on its own, reports every failure as one line and exits with the code that belongs to it."""
+    """A command that reports every failure as one line, and exits with the failure's code."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         params = super().get_params(ctx)
@@ -89,7 +89,7 @@ class Robust(click.Command):
         except click.BadParameter as error:
             option = error.param
             if isinstance(option, click.Option) and option.name is not None and from_environment(ctx, option.name):
-                option.show_envvar = True  # the message then says where the value is from
+                option.show_envvar = True  # the message then names the environment variable
             raise
         except click.NoSuchOption as error:
             from gemma4_core.cli.packages import missing, owner_of_option
@@ -105,17 +105,17 @@ class Robust(click.Command):
         leave(lambda: super(Robust, self).main(args, prog_name, complete_var, standalone_mode=False, **extra))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it. What it returns is dropped: only ``ctx.exit`` and failures set the exit code."""
+        """Run the command. Its return value is ignored: only ``ctx.exit`` and failures set the exit code."""
         try:
             super().invoke(ctx)
         except EOFError as error:
-            # click would take it for an end of input at a question; here it is a file that ends too early
+            # click takes it for the end of input at a prompt; here a file ended too early
             detail = f": {error}" if str(error) else ""
             raise click.ClickException(f"a file or stream ended too early{detail}") from error
 
 
 def from_environment(ctx: click.Context, name: str) -> bool:
-    """Whether a parameter's value is from an environment variable."""
+    """Whether a parameter's value comes from an environment variable."""
     return ctx.get_parameter_source(name) is click.core.ParameterSource.ENVIRONMENT
 
 
@@ -140,7 +140,7 @@ def leave(run: Callable[[], Any]) -> NoReturn:
 
 
 def _flushed(code: int) -> int:
-    """Flush what is left; where that fails (closed pipe, full disk) nothing more is said at exit."""
+    """Flush stdout; where that fails (closed pipe, full disk) Python prints nothing more at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -166,7 +166,7 @@ class GemmaCommand(Robust):
         return super().parse_args(ctx, self.spread_args(ctx, args))
 
     def spread_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Arguments as click takes them: one value after each flag."""
+        """The arguments in click's form, with one value after each flag."""
         options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
         many = {flag for option in options if isinstance(option, ManyOption) for flag in option.opts}
         single = {flag for option in options if not option.is_flag for flag in option.opts} - many

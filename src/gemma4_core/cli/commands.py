@@ -1,4 +1,4 @@
-"""Which commands there are: entry points of the group ``gemma4.commands``, none imported until it runs."""
+"""The commands: entry points of the group ``gemma4.commands``, imported only when they run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HEAD_BYTES = 4096
 
 
 def commands() -> dict[str, CommandEntry]:
-    """Commands by name, none imported: this distribution's first, then others', each in alphabetical order. Those that
-    are blocked are left out."""
+    """Commands by name, without importing any: this distribution's first, each group in alphabetical order. Blocked
+    commands are left out."""
     entries = [entry for entry in command_entries() if entry.status != "blocked" and entry.entry_point]
     found: dict[str, CommandEntry] = {}
     for entry in sorted(entries, key=lambda entry: (not is_ours(entry), entry.name)):
@@ -35,7 +35,7 @@ def is_ours(entry: CommandEntry) -> bool:
 
 
 def origin(entry: CommandEntry) -> str:
-    """Where a command comes from, as ``distribution 1.0``."""
+    """The distribution of a command and its version, as ``name 1.0``."""
     return f"{entry.origin.distribution} {entry.origin.version or ''}".strip()
 
 
@@ -76,8 +76,8 @@ def load_command(entry: CommandEntry) -> click.Command:
             command = entry.entry_point.load()
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit too: a plugin's exit is not ours
+    except BaseException as error:  # SystemExit too: a plugin must not end the program
         raise PluginError(f"{who} failed to load: {describe(error)}; update or uninstall it") from error
     if not isinstance(command, click.Command):
-        raise PluginError(f"{who} is {type(command).__name__}, a click command is expected; update or uninstall it")
+        raise PluginError(f"{who} is {type(command).__name__}, not a click command; update or uninstall it")
     return command

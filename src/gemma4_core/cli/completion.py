@@ -1,4 +1,4 @@
-"""What the shell offers when Tab is pressed: models, plugins, files."""
+"""Shell completion of models, plugins and files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Files, which the shell looks for itself."""
+    """File names, which the shell completes itself."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type="file")]

@@ -16,14 +16,14 @@ from gemma4_core.errors import CheckpointError, Gemma4Error
 
 OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 LINE_LIMIT = 490
-"""Longest line that reports a failure."""
+"""Characters of the longest error line."""
 TAIL = 150
-"""Characters kept of the end of a longer one: the next step usually stands there."""
+"""Characters that are kept of the end of a longer line, which usually names the next step."""
 DEBUG = "GEMMA4_DEBUG"
 
 
 def debugging() -> bool:
-    """Whether tracebacks and all faults are wanted."""
+    """Whether GEMMA4_DEBUG asks for tracebacks and all faults."""
     return os.environ.get(DEBUG, "") not in ("", "0")
 
 
@@ -40,7 +40,7 @@ def shortened(text: str, limit: int = LINE_LIMIT) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """What to tell a user of any exception, on one line without ``Error:`` before it."""
+    """The one-line message for any exception, without ``Error:`` in front."""
     if isinstance(error, click.ClickException):
         return escaped(error.format_message())
     if isinstance(error, Gemma4Error):
@@ -79,7 +79,7 @@ def _compiler_failure(error: subprocess.CalledProcessError) -> str:
 
 
 def faults(error: BaseException) -> tuple[str, ...]:
-    """Every fault that an error knows of."""
+    """All faults that an error lists."""
     return error.faults if isinstance(error, CheckpointError) else ()
 
 
@@ -107,12 +107,12 @@ def report_usage(error: click.UsageError) -> None:
 
 
 def _line(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody reads stderr
+    with contextlib.suppress(OSError, ValueError):  # stderr is closed
         print(text, file=sys.stderr, flush=True)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what led to it."""
+    """An exception and the chain of its causes."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -138,7 +138,7 @@ def handle(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return _exit_code(error)
     if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
-        return FAILURE  # the reader has seen enough
+        return FAILURE  # the reader closed the pipe
     report(error)
     return error.exit_code if isinstance(error, click.ClickException) else FAILURE
 

@@ -30,7 +30,7 @@ GEMMA4_DEBUG=1 shows tracebacks and all faults. GEMMA4_DISABLE_PLUGINS=a,b leave
 
 
 class LazyGroup(Robust, click.Group):
-    """Sub-commands by name, imported when asked for."""
+    """A group that imports a sub-command when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(commands())
@@ -40,7 +40,7 @@ class LazyGroup(Robust, click.Group):
         if entry is None:
             return None
         command = load_command(entry)
-        read_environment(command.params)  # also where it is not a class of ours
+        read_environment(command.params)  # also for plain click commands
         return command
 
     def resolve_command(
@@ -95,7 +95,7 @@ def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> Non
 
 
 def loadable(name: str) -> click.Command | None:
-    """A command to be run under another program name; None where it is absent or does not load."""
+    """A command by name, for another program name; None where it is absent or fails to load."""
     try:
         return cli.get_command(click.Context(cli), name)
     except PluginError:
@@ -103,7 +103,7 @@ def loadable(name: str) -> click.Command | None:
 
 
 def ensure_standard_streams() -> None:
-    """Streams to write to in every case: closed ones go nowhere, and text that the encoding lacks is shown as ``?``."""
+    """Replace closed standard streams by the null device, and write ``?`` for characters that stdout cannot encode."""
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115
     if sys.stdout is None:
@@ -117,7 +117,7 @@ def ensure_standard_streams() -> None:
 
 
 def quiet_libraries() -> None:
-    """Warnings and progress bars of libraries only on a terminal: elsewhere stderr is for our own line."""
+    """Silence warnings and progress bars of libraries where stderr is no terminal: failures print one line there."""
     from gemma4_core.cli.failures import debugging
 
     if debugging() or sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""Ctrl-C that stops an answer and not the program."""
+"""Ctrl-C that stops an answer or a run instead of the program."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 
 
 class Interrupt:
-    """Within its ``with`` block the first Ctrl-C sets ``asked`` and a second one raises KeyboardInterrupt (for another
+    """Within its ``with`` block the first Ctrl-C sets ``asked``, and a second one raises KeyboardInterrupt (another
     signal SystemExit).
 
-    A running step is thus not cut in two, unless the user insists. Outside the main thread, where Python gives no
-    signals, it does nothing.
+    So a running step ends before the program stops, unless the user presses Ctrl-C twice. Outside of the main thread,
+    where Python delivers no signals, it does nothing.
     """
 
     def __init__(self, hint: str | None = None, numbers: tuple[int, ...] = (signal.SIGINT,)) -> None:
-        """``hint`` is what to say on stderr at the first one; ``numbers`` are the signals that count as Ctrl-C."""
+        """``hint`` is printed on stderr at the first signal; ``numbers`` are the signals that it handles."""
         self.asked = False
         self.number: int = signal.SIGINT
-        """The signal that asked."""
+        """The signal that came."""
         self.hint, self.numbers = hint, numbers
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            # one that is ignored, as under nohup, stays so
+            # a signal that is ignored, as under nohup, stays ignored
             wanted = [number for number in self.numbers if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._on_signal) for number in wanted}
         return self
@@ -39,7 +39,7 @@ class Interrupt:
 
     @staticmethod
     def ending(number: int) -> BaseException:
-        """What ends a program after a signal, with the exit code that shells give: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The exception that ends the program after a signal: exit code 130 for Ctrl-C, 143 for SIGTERM."""
         return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 LARGEST_COUNT = 1 << 27
-"""No context is longer (see ``gemma4_core.config``)."""
+"""The largest number of tokens; no context is longer (see ``gemma4_core.config``)."""
 MAX_NEW_TOKENS = 1024
 """Default length of an answer."""
 
@@ -67,7 +67,7 @@ class Number(click.ParamType):
 
 
 class FilePath(click.ParamType):
-    """A path, as ``Path``; whether anything is there the command says."""
+    """A path as ``Path``. The command checks whether it exists."""
 
     name = "path"
 
@@ -88,7 +88,7 @@ class FilePath(click.ParamType):
 
 
 class TokenIds(click.ParamType):
-    """Token ids separated by commas or spaces: ``2,106,1234``. Whether the vocabulary has them the model says."""
+    """Token ids separated by commas or spaces: ``2,106,1234``. The model checks them against its vocabulary."""
 
     name = "ids"
 
@@ -144,7 +144,7 @@ def model_option(
 def overwrite_option(what: str = "that folder") -> Callable[[F], F]:
     """``--overwrite``, which must be typed: no environment variable sets it."""
     return click.option("--overwrite", is_flag=True, allow_from_autoenv=False,
-                        help=f"Replace a checkpoint in {what}; a folder with other files never is.")
+                        help=f"Replace a checkpoint in {what}; a folder with other files is never replaced.")
 
 
 def tools_option(function: F) -> F:
@@ -167,7 +167,7 @@ def format_option(default: str = "auto", help: str = "Checkpoint format plugin."
 
 literal_option = click.option(
     "--literal", is_flag=True,
-    help="Take special tokens that are spelt in the prompt, the system prompt and tools for text.",
+    help="Read special tokens spelt in the prompt, the system prompt and tools as plain text.",
 )
 
 
@@ -180,40 +180,41 @@ def device_options(function: F) -> F:
         click.option("--beam", type=Beam(), default=0, show_default=True,
                      help="Width of tinygrad's kernel search; max is TINYGRAD_GEMMA_MAX_BEAM (4 by default)."),
         click.option("--beam-seconds", type=Number(0), default=None,
-                     help="Time budget of the kernel search; the rest takes default kernels."),
+                     help="Seconds for the kernel search; kernels that it does not reach keep their default form."),
     ])
 
 
 def loading_options(function: F) -> F:
-    """What ``load_pretrained`` takes besides model and device."""
+    """Arguments of ``load_pretrained`` besides model and device."""
     return apply(function, [
         format_option(),
         click.option("--modality", cls=ManyOption, separator=",", default=None, metavar="NAME,…",
                      shell_complete=completion.plugins("modalities", "text"),
-                     help="Towers to load, such as text,vision; text alone skips all. Default: all there are."),
+                     help="Towers to load, such as text,vision; text alone loads none. Default: all."),
         tokenizer_option,
         click.option("--context", "-c", type=Whole(), default=None, metavar="TOKENS",
-                     help="Longest context. Default: the config's."),
+                     help="Tokens of the longest context. Default: the config's."),
         click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,
                      help="Type to compute in; auto is that of config.json."),
         click.option("--ple", type=click.Choice(["auto", "device", "host", "disk"]), default="auto", show_default=True,
-                     help="Where the per-layer embedding table stays."),
+                     help="Where the per-layer embedding table is kept."),
     ])
 
 
 def sampling_options(function: F) -> F:
-    """How tokens are chosen and when to stop."""
+    """Sampling options and stop strings."""
     return apply(function, [
         click.option("--max-new-tokens", "--max-tokens", "-n", type=Whole(), default=MAX_NEW_TOKENS, show_default=True,
-                     metavar="N", help="Longest answer."),
+                     metavar="N", help="Tokens of the longest answer."),
         click.option("--temperature", "--temp", type=Number(0, 1000), default=None, help="0 is greedy. " + FROM_FOLDER),
-        click.option("--top-k", type=Whole(0, 1 << 30), default=None, help="Keep the K likeliest tokens; 0 is off."),
+        click.option("--top-k", type=Whole(0, 1 << 30), default=None,
+                     help="Sample among the K most likely tokens; 0 is off."),
         click.option("--top-p", type=Number(0, 1), default=None,
-                     help="Keep the likeliest tokens of this total probability."),
+                     help="Sample among the most likely tokens of this total probability."),
         click.option("--min-p", type=Number(0, 1), default=None,
-                     help="Keep tokens at least this likely, relative to the likeliest."),
+                     help="Sample among tokens at least this likely, relative to the most likely one."),
         click.option("--repetition-penalty", type=Number(0, 1000, above=True), default=None,
-                     help="Above 1: tokens seen before become less likely."),
+                     help="Above 1, tokens that were seen before become less likely."),
         click.option("--seed", type=Whole(0, (1 << 32) - 1), default=None, help="Make sampling repeatable."),
         click.option("--stop", multiple=True, type=Text(), metavar="TEXT",
                      help="End the answer before this text; may be given more than once."),
@@ -224,9 +225,9 @@ FROM_FOLDER = "Default: generation_config.json."
 
 
 def long_running(function: F) -> F:
-    """``--quiet``, and a line of progress every few seconds where stderr is no terminal."""
+    """``--quiet``, and a log line every few seconds where stderr is no terminal."""
 
-    @click.option("--quiet", "-q", is_flag=True, help="Nothing on stderr but errors, also no log lines.")
+    @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors on stderr, log lines included.")
     @functools.wraps(function)
     def run(*args: Any, quiet: bool, **values: Any) -> Any:
         with console.configured(quiet, log=True):
@@ -238,6 +239,7 @@ def long_running(function: F) -> F:
 def verbosity_options(function: F) -> F:
     """``--quiet`` and ``--verbose``."""
     return apply(function, [
-        click.option("--quiet", "-q", is_flag=True, help="Nothing on stderr but errors."),
-        click.option("--verbose", "-v", is_flag=True, help="Say what was loaded and how fast it ran, also in a log."),
+        click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors on stderr."),
+        click.option("--verbose", "-v", is_flag=True,
+                     help="Print what was loaded and how fast it ran, also where stderr is no terminal."),
     ])

@@ -1,4 +1,4 @@
-"""What goes where: the answer to stdout, everything else to stderr, and that only for a person or when asked for."""
+"""Output of commands: the answer to stdout, everything else to stderr and only at a terminal or on request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DIM, PLAIN = "\033[2m", "\033[0m"
 
 
 def on_terminal() -> bool:
-    """Whether a person reads stderr and did not ask for ``--quiet``."""
+    """Whether stderr is a terminal and ``--quiet`` is off."""
     return console.on_terminal()
 
 
@@ -22,18 +22,18 @@ def colour() -> bool:
 
 
 def note(text: str) -> None:
-    """A line on stderr, dim where there are colours."""
+    """Print a line on stderr, dim where colours are allowed."""
     print(f"{DIM}{text}{PLAIN}" if colour() else text, file=sys.stderr, flush=True)
 
 
 def tell(text: str) -> None:
-    """A line about a long run: to a person at once, to a log every few seconds, else nowhere."""
+    """Print a line of progress: at a terminal always, in the log of a long run every few seconds, else never."""
     if on_terminal() or console.log_due():
         note(text)
 
 
 def write(text: str) -> None:
-    """Text to stdout, at once. Raises OSError that names it."""
+    """Write text to stdout and flush it. Raises OSError that names standard output."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -43,7 +43,7 @@ def write(text: str) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON in the characters that stdout can write."""
+    """JSON text, escaped where stdout cannot encode UTF-8."""
     import json  # help does without it
 
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")

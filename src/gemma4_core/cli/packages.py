@@ -1,4 +1,4 @@
-"""Packages of this repository that are installed on their own: which options and commands are theirs."""
+"""The options and commands of this repository's separate packages, to name the package where it is missing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ OPTIONS = {
     "gemma4-lora": ("--adapter", "--lora"),
     "gemma4-video": ("--video",),
 }
-"""What a package's options begin with."""
+"""Prefixes of a package's options."""
 COMMANDS = {"fuse": "gemma4-lora"}
-"""The package of a command."""
+"""Package by command."""
 
 
 def owner_of_option(flag: str) -> str | None:
@@ -27,7 +27,7 @@ def owner_of_command(name: str) -> str | None:
 
 
 def missing(what: str, package: str) -> str:
-    """What to tell about an option or a command of a package that is not installed."""
+    """The message about an option or command whose package is not installed."""
     return (f"{what} belongs to the package {package}, which is not installed; in a clone of this project run: "
             f"pip install -e plugins/{package}")
 

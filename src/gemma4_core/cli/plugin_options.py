@@ -1,11 +1,13 @@
-"""Options that plugins bring to ``generate`` and ``chat``: media, tower settings, model transforms.
+"""Options that plugins add to commands: media, settings of towers, model transforms.
 
 They come from the registry, which is asked only when such a command is parsed or its help is shown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from gemma4_core.contracts import ModalityTower, Option
 
 KEY = "gemma4_core.plugin_options"
-USUAL_MEDIA = {"--image": "images", "--audio": "audio"}
-"""Media options that are listed even where no plugin serves them, with what such a plugin is for."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PluginParam:
 
     param: click.Option
     owners: tuple[str, ...]
-    """Plugins, as ``modality 'vision' of tinygrad-gemma4``; none for a medium without plugin, several for a clash."""
+    """Plugins, as ``modality 'dots' of gemma4-example``; none where no plugin serves it, several in a conflict."""
     keyword: str
     default: Any = None
     media_keyword: str | None = None
@@ -40,7 +40,7 @@ class PluginParam:
 
 @dataclass
 class PluginValues:
-    """What a user gave for the options of plugins."""
+    """The values that a user gave for options of plugins."""
 
     options: dict[str, Any] = field(default_factory=dict)
     """Every option's value by keyword, defaults included; media options left out."""
@@ -50,11 +50,12 @@ class PluginValues:
     """The flag of each such argument."""
 
 
-def collect(taken: set[str]) -> dict[str, PluginParam]:
+def collect(own: set[str], expected: Mapping[str, str]) -> dict[str, PluginParam]:
     """Options of all plugins by parameter name.
 
     Args:
-        taken: flags of the command itself. A plugin's option of the same flag is left out.
+        own: flags of the command itself. A plugin's option of the same flag is left out.
+        expected: media options, with their argument of ``stream_generate``, that are listed even without a plugin.
     """
     from gemma4_core.plugins import registry
 
@@ -69,9 +70,9 @@ def collect(taken: set[str]) -> dict[str, PluginParam]:
         who = f"transform '{transform.name}' of {transform.origin.distribution or 'this process'}"
         for option in transform.description.options:
             found.setdefault(option.flag, []).append((who, option, None))
-    params = [absent(flag) for flag in USUAL_MEDIA if flag not in found]
-    params += [_joined(claims) for flag, claims in found.items() if flag not in taken]
-    order = list(USUAL_MEDIA)
+    params = [unserved(flag, keyword) for flag, keyword in expected.items() if flag not in found]
+    params += [_joined(claims) for flag, claims in found.items() if flag not in own]
+    order = list(expected)
     params.sort(key=lambda p: (p.media_keyword is None, *_rank(p.param.opts[0], order)))
     return {str(p.param.name): p for p in params}
 
@@ -80,11 +81,11 @@ def _rank(flag: str, order: list[str]) -> tuple[int, str]:
     return (order.index(flag) if flag in order else len(order), flag)
 
 
-def absent(flag: str) -> PluginParam:
-    """A medium's option where no plugin serves the medium: listed, refused when used."""
-    help = f"No plugin for {USUAL_MEDIA[flag]} is loaded (see gemma4 plugins)."
+def unserved(flag: str, keyword: str) -> PluginParam:
+    """The option of a medium that no plugin serves: it is listed, and refused when used."""
+    help = f"No plugin for {keyword} is loaded (see gemma4 plugins)."
     param = ManyOption([flag, f"plugin_{flag[2:]}"], metavar="PATH", help=help)
-    return PluginParam(param, (), flag[2:], media_keyword=USUAL_MEDIA[flag])
+    return PluginParam(param, (), flag[2:], media_keyword=keyword)
 
 
 def _joined(claims: list[tuple[str, Option, ModalityTower | None]]) -> PluginParam:
@@ -98,9 +99,9 @@ def _joined(claims: list[tuple[str, Option, ModalityTower | None]]) -> PluginPar
 
 
 def make_param(option: Option, media: bool = False) -> click.Option:
-    """A plugin's ``Option`` as click's; its name carries a prefix so that it cannot shadow ours.
+    """A plugin's ``Option`` as a click option; a prefix keeps its name from shadowing ours.
 
-    Its default is left to ``gather``: whatever it is, it is the plugin's, and click is not to judge it.
+    The default is set in ``gather``, so that click does not convert or refuse it.
     """
     declaration = [option.flag, f"plugin_{option.keyword}"]
     if option.type is bool:
@@ -121,12 +122,14 @@ class PluginOptionsCommand(GemmaCommand):
 
     trains = False
     """Whether it takes the options that are for training."""
+    expected_media: Mapping[str, str] = MappingProxyType({})
+    """Media options that it lists even where no plugin serves them, with their argument of ``stream_generate``."""
 
     def plugin_params(self, ctx: click.Context) -> dict[str, PluginParam]:
         """The options of plugins by parameter name, asked for once per run."""
         if KEY not in ctx.meta:
-            taken = {flag for param in self.params for flag in param.opts + param.secondary_opts}
-            known = collect(taken).items()
+            own = {flag for param in self.params for flag in param.opts + param.secondary_opts}
+            known = collect(own, self.expected_media).items()
             read_environment([param.param for _, param in known])
             ctx.meta[KEY] = {name: param for name, param in known if self.trains or not param.training}
         return ctx.meta[KEY]
@@ -152,7 +155,7 @@ class PluginOptionsCommand(GemmaCommand):
         return super().invoke(ctx)
 
     def gather(self, ctx: click.Context) -> PluginValues:
-        """Values of the plugins' options. Raises PluginError for one that was given and has no owner, or several."""
+        """Values of the plugins' options. Raises PluginError for one that no plugin serves, or that several claim."""
         values = PluginValues()
         for name, known in self.plugin_params(ctx).items():
             value = ctx.params.pop(name, None)
@@ -175,6 +178,6 @@ def refuse_unowned(known: PluginParam, value: Any) -> None:
     flag = known.param.opts[0]
     first = value[0] if isinstance(value, list | tuple) and value else value
     if not known.owners:
-        raise PluginError(f"{flag} {first}: no plugin for {USUAL_MEDIA[flag]} is loaded; gemma4 plugins says why")
+        raise PluginError(f"{flag} {first}: no plugin for {known.media_keyword} is loaded; gemma4 plugins says why")
     if len(known.owners) > 1:
         raise PluginError(f"{flag} {first}: claimed by {' and by '.join(known.owners)}; uninstall or block one of them")

@@ -1,4 +1,4 @@
-"""Reports as tables: columns that fit a terminal, Markdown, CSV."""
+"""Reports as tables: columns for a terminal, Markdown, CSV."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 GAP = "  "
-"""Between two columns."""
+"""Space between two columns."""
 INDENT = "    "
-"""Before what does not fit on a row's first line."""
+"""Indentation of a row's further lines."""
 LEAST = 24
-"""Characters that the last column needs to stay a column."""
+"""Least width of the last column; in narrower terminals rows are stacked."""
 
 
 def terminal_width() -> int | None:
@@ -25,7 +25,7 @@ def terminal_width() -> int | None:
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows as lines of aligned columns, wrapped at words where a terminal is narrower.
+    """Rows as lines of aligned columns, wrapped at words to the terminal's width.
 
     Args:
         head: the columns' titles.
@@ -46,7 +46,7 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
 
 
 def _stacked(row: Sequence[str], limit: int) -> list[str]:
-    """A row on several lines: its first cells, and below them, indented, the others."""
+    """A row on several lines: as many cells as fit on the first, the others indented below."""
     lines = [""]
     for cell in row:
         joined = f"{lines[-1]}{GAP}{cell}" if lines[-1].strip() else lines[-1] + cell
@@ -93,7 +93,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: int = 0)
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
-    """CSV with a line of names, without ``names`` those of the first row; what is not known is empty."""
+    """CSV with a header line; ``names`` default to the keys of the first row. Unknown values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names or list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -102,5 +102,5 @@ def comma_separated(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | No
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number with so many decimals, ``-`` where it is not known."""
+    """A number with ``digits`` decimals; ``-`` where it is unknown."""
     return "-" if value is None else f"{value:.{digits}f}"

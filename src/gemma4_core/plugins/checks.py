@@ -1,4 +1,4 @@
-"""Checks of what a hook returned: a description is a stranger's, and its fields may hold anything."""
+"""Validation of what hooks return: descriptions come from other packages, and their fields may hold anything."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _check(kind: str, item: Any) -> None:
             raise TypeError(f"'{name}': {field} is neither None nor callable")
     for field in TEXTS.get(kind, ()):
         if not isinstance(getattr(item, field), str) or not getattr(item, field):
-            raise TypeError(f"'{name}': {field} is not a text")
+            raise TypeError(f"'{name}': {field} is not a non-empty string")
     if kind in ("modality", "transform"):
         _check_options(name, item)
 
@@ -72,6 +72,6 @@ def _check_options(name: str, item: Any) -> None:
     for field in ("keywords", "requires", "files"):
         values = getattr(item, field, ())
         if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
-            raise TypeError(f"'{name}': {field} is not a tuple of texts")
+            raise TypeError(f"'{name}': {field} is not a tuple of strings")
     if getattr(item, "placed", "before") not in ("before", "after"):
         raise ValueError(f"'{name}': placed is {one_line(repr(item.placed), 60)}, 'before' or 'after' is expected")

@@ -42,7 +42,7 @@ class CommandEntry:
 
 
 def disabled() -> dict[str, str]:
-    """Entry-point names in ``GEMMA4_DISABLE_PLUGINS``: case-folded, to the name as typed."""
+    """Entry-point names in ``GEMMA4_DISABLE_PLUGINS``: from the case-folded name to the one that was typed."""
     names = (name.strip() for name in os.environ.get(DISABLE, "").split(","))
     return {name.casefold(): name for name in names if name}
 
@@ -62,8 +62,8 @@ def discover(group: str) -> list[Found]:
 
 
 def command_entries() -> list[CommandEntry]:
-    """Commands of all distributions, none imported. A name that two of them claim is ``failed``; a command of this
-    distribution cannot be taken by another."""
+    """Commands of all distributions, without importing any. A name that two others claim is ``failed``; a command of
+    this distribution always wins."""
     blocked = disabled()
     by_name: dict[str, list[tuple[Found, EntryPoint]]] = defaultdict(list)
     for found in discover(COMMAND_GROUP):
@@ -90,7 +90,7 @@ def _of_distribution(
     try:
         entry_points = [ep for ep in distribution.entry_points if ep.group == group]
     except Exception as error:
-        # A file that cannot be parsed is a plugin's failure only if it speaks of our groups.
+        # a file that cannot be parsed counts as a plugin's failure only where it mentions our groups
         if _mentions(distribution):
             yield Found(Origin(name, name, version), None, None, f"entry_points.txt cannot be read: {describe(error)}")
         return

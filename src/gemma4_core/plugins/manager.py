@@ -1,4 +1,4 @@
-"""Loading plugins one by one, so that a broken one is recorded and harms nothing else."""
+"""Loading plugins one by one, so that a broken one is recorded and breaks nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOOKS = {hook: kind for kind, (hook, _) in KINDS.items()}
 
 @dataclass
 class LoadedPlugin:
-    """What became of one entry point."""
+    """The outcome of loading one entry point."""
 
     origin: Origin
     status: str = "loaded"
@@ -34,7 +34,7 @@ class LoadedPlugin:
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     descriptions: list[tuple[str, Description]] = field(default_factory=list)
-    """Kind and description of everything that it yields."""
+    """Kind and description of everything that its hooks returned."""
     package: str | None = None
     """The top-level package that its entry point names; None for a plugin put in by hand."""
 
@@ -46,8 +46,10 @@ class LoadedPlugin:
 
 
 class PluginManager:
-    """Loads plugins when first asked, once. ``plugins`` are objects by name beside or (``entry_points=False``) instead
-    of the installed ones."""
+    """Loads plugins once, when they are first needed.
+
+    ``plugins`` are objects by name, in addition to the installed ones or (``entry_points=False``) instead of them.
+    """
 
     def __init__(self, plugins: Mapping[str, object] | None = None, entry_points: bool = True) -> None:
         self._by_hand: dict[str, object] = dict(plugins or {})
@@ -57,12 +59,12 @@ class PluginManager:
         self._pluggy = self._fresh()
         self._loaded: list[LoadedPlugin] | None = None
         self.warnings: list[str] = []
-        """What is odd about no plugin in particular."""
+        """Warnings that concern no single plugin."""
 
     def plugins(self) -> list[LoadedPlugin]:
-        """What became of every plugin, loading them if that has not happened.
+        """The outcome for every plugin; loads them first where that has not happened.
 
-        Raises PluginError where a plugin asks while it is being loaded itself.
+        Raises PluginError where a plugin uses the registry while it is being loaded.
         """
         with self._lock:
             if self._loading:
@@ -76,7 +78,7 @@ class PluginManager:
             return self._loaded
 
     def register(self, plugin: object, name: str) -> LoadedPlugin:
-        """Add a plugin by hand. Raises PluginError where it fails, after which nothing of it is left."""
+        """Add a plugin by hand. Raises PluginError where it fails; nothing of it stays registered then."""
         with self._lock:
             loaded = self.plugins()
             if name in self._by_hand:
@@ -150,13 +152,13 @@ class PluginManager:
                 plugin = found.entry_point.load()
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # SystemExit too: a plugin's exit is not ours
+        except BaseException as error:  # SystemExit too: a plugin must not end the program
             record.fail(error)
             return
         self._collect(record, plugin)
 
     def _collect(self, record: LoadedPlugin, plugin: object) -> None:
-        """Register a plugin with pluggy, look for misspelt hooks, and ask its hooks."""
+        """Register a plugin with pluggy, warn of misspelt hooks, and call its hooks."""
         if plugin is None or self._pluggy.is_registered(plugin):
             why = "None, a module or object is expected" if plugin is None else "already loaded under another name"
             record.fail(TypeError(f"the plugin is {why}"))
@@ -179,14 +181,14 @@ class PluginManager:
                         close = nearest(caller.name, HOOKS)
                         record.warnings.append(f"unknown hook '{one_line(caller.name, 80)}'{close}")
                     continue
-                self._ask(record, caller.name, implementation)
+                self._call(record, caller.name, implementation)
         record.warnings += _unmarked(plugin)
 
     @staticmethod
-    def _ask(record: LoadedPlugin, hook: str, implementation: pluggy.HookImpl) -> None:
+    def _call(record: LoadedPlugin, hook: str, implementation: pluggy.HookImpl) -> None:
         try:
             if implementation.wrapper or implementation.hookwrapper:
-                raise TypeError(f"{hook} cannot be wrapped: every plugin is asked on its own")
+                raise TypeError(f"{hook} cannot be wrapped: hooks of plugins are called one by one")
             with _stdout_to_stderr():
                 result = implementation.function()
             kind = HOOKS[hook]
@@ -215,6 +217,6 @@ def _unmarked(plugin: object) -> list[str]:
 
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """stdout carries the answer and nothing else, whatever a plugin prints while it loads."""
+    """Send to stderr what plugins print while they load: stdout is for the answer."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

@@ -1,4 +1,4 @@
-"""Options that plugins declare, given in Python: names that nobody declares and values of another type are refused."""
+"""Options of plugins given in Python: unknown names and values of the wrong type are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
-    """The sentence about a name that is not known, with the nearest one that is."""
+    """The message about an unknown name, with the nearest known one."""
     names = sorted(known)
     return one_line(f"unknown {what} '{one_line(name, 120)}'{nearest(str(name), names)} "
                     f"({'known: ' + ', '.join(names) if names else 'there are none'})", 480)
@@ -37,7 +37,7 @@ def refuse_unknown(what: str, given: Iterable[object], known: Iterable[str]) -> 
 
 
 def check_options(given: Any, declared: Iterable[Option]) -> None:
-    """Compare options by keyword with those that plugins declare, and ``allow_urls``. Raises InputError."""
+    """Check options by keyword against those that plugins declare, and ``allow_urls``. Raises InputError."""
     if not isinstance(given, Mapping):
         raise InputError(f"options {one_line(repr(given), 120)}: give a mapping such as {{'adapter': 'folder'}}")
     options: dict[str, Option] = {}
@@ -52,7 +52,7 @@ def check_options(given: Any, declared: Iterable[Option]) -> None:
 
 
 def check_value(option: Option, value: Any) -> None:
-    """Raise InputError for a value that is not of the option's type, or none of its choices."""
+    """Raise InputError for a value that is not of the option's type or not among its choices."""
     types, what = TYPES.get(option.type, ((object,), ""))
     fits = isinstance(value, types) and (option.type is bool or not isinstance(value, bool))
     if fits and option.type is float:

@@ -1,4 +1,4 @@
-"""Where a plugin comes from, and how plugins' own words are made fit to show: one line, bounded, no control codes."""
+"""Where a plugin comes from, and text of plugins made safe to print: one line, bounded, no control codes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 SHOWN = 300
-"""Longest text of a plugin, such as an error, that is repeated."""
+"""Characters of the longest text of a plugin, such as an error, that is printed."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """An entry point and the distribution that declares it; both of the latter are None for a plugin put in by hand."""
+    """An entry point and the distribution that declares it; those are None for a plugin registered by hand."""
 
     entry_point: str
     distribution: str | None = None
@@ -41,7 +41,7 @@ def describe(error: BaseException) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``", did you mean 'x'?"`` for the known word that is spelt most like this one, or nothing."""
+    """``", did you mean 'x'?"`` for the known word of the most similar spelling, else an empty string."""
     spelt = {name.casefold(): name for name in known}
     close = difflib.get_close_matches(word.casefold()[:100], list(spelt), n=1)
     return f", did you mean '{spelt[close[0]]}'?" if close else ""

@@ -27,7 +27,7 @@ from gemma4_core.plugins.origin import describe, nearest, one_line
 from gemma4_core.plugins.views import Chooser, Entry, UnknownPluginError, View
 
 OPTIONS = {kind: f"--{kind}" if kind != "transform" else kind for kind in KINDS}
-"""How a user names a plugin of each kind."""
+"""The option that chooses a plugin of each kind, as messages name it."""
 TITLES = {
     "format": "checkpoint formats",
     "modality": "modalities",
@@ -54,7 +54,7 @@ class Row:
 
 
 class Registry:
-    """Everything that plugins offer. Loads them at the first look; ``reload()`` starts over."""
+    """Everything that plugins offer. It loads them on first use; ``reload()`` starts over."""
 
     def __init__(self, manager: PluginManager) -> None:
         self.manager = manager
@@ -148,7 +148,7 @@ class Registry:
             reasons.append((entry.name, reason))
         if not reasons:
             raise DeviceError(self._no_match("device", context or Context()))
-        # the last one, which asks for the least, is the one that people can mend
+        # the last device needs the least, so its reason is the one that users can act on
         shown = [f"{name}: {one_line(reason, 40 if i else 300)}" for i, (name, reason) in enumerate(reasons[::-1])]
         raise DeviceError(_clip(f"--device auto: no usable device (gemma4 doctor says more): {'; '.join(shown)}"))
 
@@ -168,7 +168,7 @@ class Registry:
     # ------------------------------------------------------------------------------------------------ looking
 
     def rows(self) -> list[Row]:
-        """A row per description, per command of another distribution, and per entry point without any of these."""
+        """A row per description, per command, and per entry point without any of these."""
         plugins = self._loaded()
         warnings = {p.origin: "; ".join(p.warnings) for p in plugins}
         rows = []
@@ -188,7 +188,7 @@ class Registry:
         return rows
 
     def problems(self) -> list[str]:
-        """Everything that went wrong with plugins, a line each. A blocked plugin is no problem."""
+        """Problems of plugins, one line each. A blocked plugin is not a problem."""
         problems = []
         for plugin in self._loaded():
             if plugin.errors:
@@ -201,12 +201,12 @@ class Registry:
         return problems + list(self.manager.warnings)
 
     def unavailable(self) -> dict[str, str]:
-        """Entry points of which nothing can be used, with why: ``blocked by …`` or ``failed``."""
+        """Entry points that cannot be used, with the reason: ``blocked by …`` or ``failed``."""
         words = {"blocked": f"blocked by {DISABLE}", "failed": "failed, see gemma4 plugins"}
         return {p.origin.entry_point: words[p.status] for p in self._loaded() if p.status in words}
 
     def register(self, plugin: object, name: str | None = None) -> None:
-        """Add a plugin by hand, as in a notebook. Raises PluginError where it fails; then nothing of it is left."""
+        """Add a plugin by hand, as in a notebook. Raises PluginError where it fails; nothing of it stays then."""
         self.manager.register(plugin, name or str(getattr(plugin, "__name__", type(plugin).__name__)))
         self._source = None
 
@@ -216,7 +216,7 @@ class Registry:
         self._source = None
 
     def reload(self) -> None:
-        """Read entry points again at the next look. Modules that are already imported stay so."""
+        """Read entry points again on the next use. Modules stay imported."""
         self.manager.reload()
         self._source = None
         self.match_errors.clear()
@@ -302,7 +302,7 @@ class Registry:
         return _clip(text + (f"; {'; '.join(raised)}" if raised else "") + self._trouble())
 
     def _trouble(self) -> str:
-        """Which entry points are blocked or failed, for a message about something that is missing."""
+        """The blocked and failed entry points, for a message about something that is missing."""
         plugins = self._loaded()
         parts = []
         for status in ("blocked", "failed"):
@@ -342,7 +342,7 @@ def check_part(tower: ModalityTower, config: GemmaConfig) -> None:
 
 
 def _wanted(kind: str, name: str | None) -> str | None:
-    """The name given, None for ``auto``. Raises PluginError for what is no name."""
+    """The given name, None for ``auto``. Raises PluginError where it is not a string."""
     if name is not None and not isinstance(name, str):
         raise PluginError(_clip(f"{OPTIONS[kind]} {one_line(name, VALUE_LIMIT)}: give the name of a plugin, or auto"))
     return None if name is None or name.casefold() == "auto" else name

@@ -1,4 +1,4 @@
-"""Plugins of one kind as a mapping by name, pleasant in a notebook."""
+"""Plugins of one kind as a mapping by name, with a readable form in notebooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A description with its origin; ``conflict`` says who else claims its name."""
+    """A description with its origin; ``conflict`` names the others that claim its name."""
 
     kind: str
     description: T
@@ -48,7 +48,7 @@ class UnknownPluginError(PluginError, KeyError):
 
 
 class Chooser:
-    """What a view asks of the registry it belongs to, bound to the view's kind."""
+    """The registry's functions for one kind, which a view calls."""
 
     def __init__(
         self,
@@ -64,8 +64,8 @@ class Chooser:
 class View(Mapping[str, T]):
     """Descriptions of one kind by name, in alphabetical order; looking up ignores case.
 
-    ``view["bf16"]`` and ``view.bf16`` are the same. A name that two plugins claim is left out, and looking it up says
-    so. Nothing is loaded before the first look.
+    ``view["bf16"]`` and ``view.bf16`` are the same. A name that two plugins claim is left out; looking it up raises an
+    error that names both. Nothing is loaded before the first use.
     """
 
     def __init__(self, title: str, entries: Callable[[], list[Entry[T]]], chooser: Chooser) -> None:

@@ -19,8 +19,9 @@ from gemma4_core.cli.options import (
     verbosity_options,
 )
 from gemma4_core.cli.output import json_text, note, on_terminal, write
-from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
+from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.console import console
+from gemma4_plugins.commands.media_options import MediaCommand
 from gemma4_plugins.commands.model_loading import Loading, model_line, sampling
 from gemma4_plugins.commands.prompt import prompt_from_options
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from gemma4_core.processing.inputs import PreparedInputs
 
 
-@click.command("generate", cls=PluginOptionsCommand)
+@click.command("generate", cls=MediaCommand)
 @click.argument("words", nargs=-1, metavar="[PROMPT]")
 @model_option()
 @click.option("--prompt", "-p", metavar="TEXT", help="The prompt as an option; - reads standard input.")

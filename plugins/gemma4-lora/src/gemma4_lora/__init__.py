@@ -72,16 +72,16 @@ OPTIONS = (
     Option("--adapter-strength", "Factor on the adapters' scale (1).", type=float),
     Option("--adapter-mode", "merged: copies of the changed matrices, as fast as the base; beside: no copies, slower. "
            "Default: merged where there is room.", choices=("merged", "beside")),
-    Option("--lora", "Train an adapter in place of the model; a given --adapter is trained on.", type=bool,
+    Option("--lora", "Train an adapter instead of the model; with --adapter, train that one further.", type=bool,
            default=False, training=True),
     Option("--lora-rank", "Rank of a new adapter (16).", type=int, training=True),
-    Option("--lora-alpha", "Its alpha: changes are scaled by alpha / rank (twice the rank).", type=float,
+    Option("--lora-alpha", "Alpha of a new adapter: changes are scaled by alpha / rank (twice the rank).", type=float,
            training=True),
-    Option("--lora-targets", "What it adapts: globs over tensor names, or module names such as q_proj "
-           "(attention and MLP of the text layers).", multiple=True, metavar="NAME", training=True),
-    Option("--lora-init", "How its A is drawn (kaiming); B is zero.", choices=("kaiming", "gaussian"),
+    Option("--lora-targets", "Matrices that a new adapter changes: globs over tensor names, or module names such as "
+           "q_proj (attention and MLP of the text layers).", multiple=True, metavar="NAME", training=True),
+    Option("--lora-init", "Distribution of A's random values (kaiming); B is zero.", choices=("kaiming", "gaussian"),
            training=True),
-    Option("--lora-seed", "Seed of that (0).", type=int, training=True),
+    Option("--lora-seed", "Seed of those random values (0).", type=int, training=True),
     Option("--lora-rslora", "Scale by alpha / sqrt(rank).", type=bool, default=False, training=True),
 )  # fmt: skip
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MODES = ("auto", "merged", "beside")
 SLACK = 1.2
-"""Free memory that a merged copy must leave, as a factor."""
+"""Free memory that merged copies need, as a multiple of their size."""
 _known: WeakKeyDictionary[GemmaModel, Adapters] = WeakKeyDictionary()
 
 
@@ -41,7 +41,7 @@ class Adapter:
 
     @property
     def files(self) -> AdapterFiles:
-        """It in host memory, as it is now."""
+        """A copy of the adapter in host memory."""
         pairs = {name: Pair(c.a.numpy(), c.b.numpy(), c.scale) for name, c in self.changes.items()}
         return AdapterFiles(self.config, pairs)
 
@@ -68,11 +68,11 @@ class Adapters:
         self.places, self.device, self.config = places_of(model), model.device, model.config
         self.loaded: dict[str, Adapter] = {}
         self.active: dict[str, float] = {}
-        """Names of the active ones, with their strength."""
+        """Names of the active adapters, with their strength."""
         self._bases: dict[str, Matrix | ExpertStack] = {}
-        """What those places held that hold something of ours now."""
+        """The base's matrices, by the names of the places that hold a changed one now."""
         self._copies: dict[str, Tensor] = {}
-        """The memory of merged matrices."""
+        """Memory of the merged matrices, which is reused."""
 
     @classmethod
     def of(cls, model: GemmaModel) -> Adapters:
@@ -87,7 +87,7 @@ class Adapters:
 
     @property
     def merged(self) -> bool:
-        """Whether the active ones are merged."""
+        """Whether the active adapters are merged."""
         return bool(self._copies)
 
     # ------------------------------------------------------------------------------------------------ loading
@@ -95,14 +95,14 @@ class Adapters:
     def load(self, name: str, folder: Path | str) -> Adapter:
         """Read an adapter folder under a name; it is not active yet.
 
-        What it changes in towers that were not loaded is left out. Raises InputError for a name that is taken,
+        What it changes in towers that were not loaded is left out. Raises InputError for a name that is in use,
         CheckpointError for a folder that cannot be read or does not fit the model.
         """
         self._check_free(name)
         return self.add(name, read_adapter(folder, self.config))
 
     def add(self, name: str, files: AdapterFiles) -> Adapter:
-        """Take over an adapter from host memory. Raises InputError for a name that is taken."""
+        """Upload an adapter from host memory. Raises InputError for a name that is in use."""
         self._check_free(name)
         changes = {
             tensor: LowRank(self._upload(pair.a), self._upload(pair.b), pair.scale)
@@ -114,7 +114,7 @@ class Adapters:
         return self.loaded[name]
 
     def remove(self, name: str) -> None:
-        """Forget an adapter; an active one is switched off first. Raises InputError for an unknown name."""
+        """Remove an adapter, after switching it off where it is active. Raises InputError for an unknown name."""
         self._get(name)
         if name in self.active:
             self.activate(*(other for other in self.active if other != name))
@@ -127,7 +127,7 @@ class Adapters:
     # ------------------------------------------------------------------------------------------------ switching
 
     def activate(self, *names: str, strength: float = 1.0, mode: str = "auto") -> None:
-        """Make these the active ones, their changes added up; none is as ``deactivate``.
+        """Activate these adapters, with their changes added up; without names as ``deactivate``.
 
         Args:
             names: loaded adapters.
@@ -156,7 +156,7 @@ class Adapters:
         self._invalidate(exchanged)
 
     def deactivate(self) -> None:
-        """Switch all off: the model is the base again, at no cost. The adapters stay loaded."""
+        """Switch all adapters off, which leaves the base at its own speed. They stay loaded."""
         exchanged = bool(self._bases)
         self._restore()
         self.active = {}
@@ -164,7 +164,7 @@ class Adapters:
             self._invalidate(True)
 
     def _merge(self, wanted: Mapping[str, Sequence[LowRank]]) -> bool:
-        """Write base plus changes into copies; whether a place holds another matrix now."""
+        """Write base plus changes into copies. Returns whether a place got another matrix object."""
         exchanged = bool(self._bases) and not self._copies
         if exchanged:
             self._restore()
@@ -186,7 +186,7 @@ class Adapters:
         return True
 
     def _base(self, name: str) -> Matrix | ExpertStack:
-        """The base's matrix, noted where it is about to be covered."""
+        """The base's matrix of a place, remembered before it is replaced."""
         return self._bases.setdefault(name, self.places[name].matrix)
 
     def _restore(self) -> None:
@@ -195,7 +195,7 @@ class Adapters:
         self._bases, self._copies = {}, {}
 
     def _has_room(self, wanted: Mapping[str, Sequence[LowRank]]) -> bool:
-        """Whether copies fit into what the device has free; a device that does not tell is trusted."""
+        """Whether copies fit into the device's free memory; where that is unknown they are assumed to."""
         free = free_memory_bytes(self.device)
         bases = [self._bases.get(name, self.places[name].matrix) for name in wanted if name not in self._copies]
         need = sum(math.prod(base.shape) * base.dtype.itemsize for base in bases)

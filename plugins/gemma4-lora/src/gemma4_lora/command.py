@@ -1,4 +1,4 @@
-"""Work adapters into a checkpoint."""
+"""Merge adapters into a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gemma4_core.cli import GemmaCommand, ManyOption, Number, model_option, note
               help="Folder to write.")
 @overwrite_option()
 @click.option("--format", "format_name", default="auto", show_default=True, metavar="NAME",
-              help="What to write: bf16 (ordinary weights), int8, …; auto is the base's format.")
+              help="Format to write: bf16 (ordinary weights), int8, …; auto is the base's format.")
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,
               help="Type of weights that are not quantised; auto is the base's.")
 @click.option("--strength", type=Number(-1e9, 1e9), default=1.0, show_default=True,
@@ -26,13 +26,13 @@ from gemma4_core.cli import GemmaCommand, ManyOption, Number, model_option, note
 def fuse_command(
     model: str, adapters: Sequence[str], out: Path, overwrite: bool, format_name: str, dtype: str, strength: float
 ) -> None:
-    """Write a checkpoint with adapters worked into its weights.
+    """Write a checkpoint with adapters merged into its weights.
 
     \b
     gemma4 fuse --model-dir e2b-it --adapter adapters/poet --out models/poet
     gemma4 fuse --model-dir models/e2b-int8 --adapter adapters/poet --out models/poet --format bf16
 
-    Memory stays small whatever the model's size. An interrupted run goes on when it is started again.
+    Memory use stays small whatever the model's size. An interrupted run continues when it is started again.
     """
     from gemma4_lora.fusing import fuse
 

@@ -1,7 +1,7 @@
-"""``adapter_config.json`` in the layout of peft 0.21.2, read as something that comes from a stranger.
+"""``adapter_config.json`` in the layout of peft 0.21.2, which is not trusted.
 
-What is understood is what decides a LoRA's numbers: rank, alpha, and both by pattern. Every option that would make an
-adapter compute anything else is refused by its name.
+It reads what decides a LoRA's numbers: rank, alpha, and both by pattern. Options that would make an adapter compute
+anything else are refused by name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OFF: tuple[Any, ...] = (None, False, "none", [], {})
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of ``init_lora_weights`` that change the base model's weights, on which the adapter then depends."""
 PATTERN_LENGTH, PATTERN_LIMIT, QUANTIFIERS, BUSY_LIMIT = 256, 1024, 2, 16
-"""Bounds on regular expressions from outside: within them none takes long to match."""
+"""Limits on regular expressions from outside, so that none takes long to match."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str | None = None
-    """``base_model_name_or_path``: what it was trained on, as its maker knew it."""
+    """``base_model_name_or_path``: the base model's name where it was trained."""
 
     def of(self, module: str) -> tuple[int, float]:
         """Rank of a module's matrices and the factor on their product: alpha / r, with rslora alpha / sqrt(r)."""
@@ -123,16 +123,16 @@ def pattern(raw: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
         count = len(re.findall(r"(?<!\\)[*+?{]", text))
         busy += count > 0
         if len(text) > PATTERN_LENGTH or count > QUANTIFIERS or busy > BUSY_LIMIT or re.search(r"\)[*+?{]", text):
-            raise CheckpointError(f"{where}: {key} {shown(text)} is too intricate; write module names out")
+            raise CheckpointError(f"{where}: {key} {shown(text)} is too complex; write module names out")
         try:
             compiled(text)
         except (re.error, OverflowError, RecursionError) as fault:
-            raise CheckpointError(f"{where}: {key} {shown(text)} is no regular expression: {fault}") from fault
+            raise CheckpointError(f"{where}: {key} {shown(text)} is not a regular expression: {fault}") from fault
     return found
 
 
 def config_json(config: LoraConfig, modules: list[str], parameters: list[str]) -> dict[str, Any]:
-    """What is written: ``modules`` are adapted linear layers, ``parameters`` stacks of experts."""
+    """The config to write: ``modules`` are adapted linear layers, ``parameters`` stacks of experts."""
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": config.base_model,
         "r": config.r, "lora_alpha": config.lora_alpha, "use_rslora": config.use_rslora, "lora_dropout": 0.0,

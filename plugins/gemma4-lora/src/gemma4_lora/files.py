@@ -38,7 +38,7 @@ from gemma4_lora.names import KEY_PREFIX, WEIGHT, adaptable, bare, is_stack, key
 MODEL_FILE = "adapter_model.safetensors"
 HALVES = ("lora_A", "lora_B")
 ROOM = 150
-"""Characters of a fault beside which a second one has room in a message."""
+"""A message lists a second fault where the first is shorter than this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Found:
 
 
 def read_adapter(folder: Path | str, config: GemmaConfig) -> AdapterFiles:
-    """Read a folder for a base model. Raises CheckpointError, before any weight is read where headers tell."""
+    """Read a folder for a base model. Raises CheckpointError, where possible from the header alone."""
     folder = Path(folder)
     shard, lora, found = open_adapter(folder, config)
     try:
@@ -92,7 +92,7 @@ def check_adapter(folder: Path | str, config: GemmaConfig) -> None:
 
 
 def open_adapter(folder: Path, config: GemmaConfig) -> tuple[Shard, LoraConfig, dict[str, Found]]:
-    """The open file, the config, and where each matrix's pair lies."""
+    """Open a folder: its file, its config, and where each matrix's pair lies."""
     folder, where = newest(folder), shown_path(folder)
     lora = read_config(folder)
     if not (folder / MODEL_FILE).exists():
@@ -137,18 +137,18 @@ def fitted(
     for key, entry in entries.items():
         parts = re.fullmatch(rf"{re.escape(KEY_PREFIX)}(.+)\.(lora_A|lora_B)\.weight", key)
         if parts is None:
-            faults.append(f"{told(key)} is no tensor of a LoRA on a linear layer or on experts")
+            faults.append(f"{short_key(key)} is not a LoRA tensor of a linear layer or of experts")
         elif entry.dtype not in STORED:
-            faults.append(f"{told(key)} is {entry.dtype}; {', '.join(STORED)} can be read")
+            faults.append(f"{short_key(key)} is {entry.dtype}; {', '.join(STORED)} can be read")
         else:
             modules.setdefault(parts[1], {})[parts[2]] = entry
     for module, halves in modules.items():
         names = named_by(module, shapes)
         if set(halves) != set(HALVES):
             lacking = next(half for half in HALVES if half not in halves)
-            faults.append(f"{told(f'{module}.{lacking}.weight')} is missing")
+            faults.append(f"{short_key(f'{module}.{lacking}.weight')} is missing")
         elif not names and not unused(config, module):
-            faults.append(f"the model has no matrix {told(module)}")
+            faults.append(f"the model has no matrix {short_key(module)}")
         elif names:
             known = {name: lora.of(peft_name(module, name)) for name in names}
             fits = [name for name in names if name not in found and fit(halves, shapes[name], known[name][0])]
@@ -169,7 +169,7 @@ def unused(config: GemmaConfig, module: str) -> bool:
 
 
 def peft_name(module: str, name: str) -> str:
-    """What patterns are matched with: a module as the file spells it, for experts their parameter."""
+    """The name that patterns are matched with: a module as the file spells it, for experts their parameter."""
     module = bare(module)
     return f"{module}.{name.rpartition('.')[2]}" if is_stack(name) else module
 
@@ -187,18 +187,18 @@ def fit(halves: Mapping[str, Entry], shape: Sequence[int], rank: int) -> bool:
 
 
 def misfit(module: str, halves: Mapping[str, Entry], shape: Sequence[int], rank: int) -> str:
-    """What is wrong with a pair's shapes."""
+    """The message about a pair whose shapes do not fit."""
     stands, wanted = [list(halves[half].shape) for half in HALVES], [list(s) for s in stored_shapes(shape, rank)]
-    return f"{told(module)} is {stands}, rank {rank} takes {wanted}"
+    return f"{short_key(module)} has the shapes {stands}, rank {rank} needs {wanted}"
 
 
-def told(key: str) -> str:
-    """A module or key without what all of them begin with."""
+def short_key(key: str) -> str:
+    """A module or key without the common prefix, for messages."""
     return shown(key.removeprefix(KEY_PREFIX), 100)
 
 
 def misfits(faults: Sequence[str], where: str) -> CheckpointError:
-    """One error for all faults: how many, and the first of them."""
+    """One error for all faults, with their number and the first of them."""
     first = "; ".join(faults[:2] if len(faults[0]) < ROOM else faults[:1])
     more = f"; and {len(faults) - 2} more (GEMMA4_DEBUG=1 lists all)" if len(faults) > 2 else ""
     what = "tensor does" if len(faults) == 1 else "tensors do"
@@ -243,7 +243,7 @@ def write_adapter(folder: Path, adapter: AdapterFiles) -> None:
 
 
 def save_adapter(folder: Path | str, adapter: AdapterFiles) -> Path:
-    """Write a folder of its own, which appears whole or not at all. Raises CheckpointError."""
+    """Write an adapter folder, whole or not at all. Raises CheckpointError."""
     if not adapter.pairs:
         raise InputError(f"{shown_path(folder)}: the adapter changes nothing, so there is nothing to save")
     with atomic_folder(folder, replaceable_adapter) as temporary:

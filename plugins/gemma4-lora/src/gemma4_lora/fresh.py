@@ -31,7 +31,7 @@ def plan_adapter(
     seed: int = SEED,
     base_model: str | None = None,
 ) -> tuple[LoraConfig, list[str]]:
-    """Config and matrices of a new adapter; arguments and errors as of ``fresh_adapter``."""
+    """Config and matrices of a new adapter. Arguments and errors are those of ``fresh_adapter``."""
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= 65536:
         raise InputError(f"--lora-rank {shown(rank)}: a whole number from 1 to 65536 is expected")
     alpha = 2.0 * rank if alpha is None else alpha

@@ -1,4 +1,4 @@
-"""Writing a checkpoint with adapters worked into its weights, a block of rows at a time."""
+"""Writing a checkpoint with adapters merged into its weights, a block of rows at a time."""
 
 from __future__ import annotations
 

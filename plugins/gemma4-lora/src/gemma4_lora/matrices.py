@@ -1,4 +1,4 @@
-"""Weights with low-rank changes beside them: computed side by side, so that the base stays what it is."""
+"""Weights with low-rank changes beside them, computed separately, so that the base is not changed."""
 
 from __future__ import annotations
 

@@ -120,8 +120,8 @@ def take(adapter: Adapter, files: AdapterFiles, folder: Path) -> None:
     saved = {name: (p.a.shape, p.b.shape, p.scale) for name, p in files.pairs.items()}
     odd: Sequence[str] = [name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name)]
     if odd:
-        raise CheckpointError(f"{shown_path(folder)}: the adapter there differs in {len(odd)} matrices from the one "
-                              f"that trains, such as {shown(min(odd))}; give the options that it was begun with")
+        raise CheckpointError(f"{shown_path(folder)}: its adapter differs in {len(odd)} matrices from the one "
+                              f"that trains, such as {shown(min(odd))}; give the options of the run that wrote it")
     for name, change in adapter.changes.items():
         for tensor, array in ((change.a, files.pairs[name].a), (change.b, files.pairs[name].b)):
             tensor.assign(Tensor(np.ascontiguousarray(array), device=tensor.device)).realize()

@@ -1,4 +1,4 @@
-"""From a video to features and a timestamped expansion. Frames are cut by the vision modality's own processor."""
+"""From a video to features and timestamped soft tokens. The vision modality's processor prepares the frames."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MOST_FRAMES = 4096
 
 @dataclass(frozen=True)
 class Video:
-    """One video made ready."""
+    """One video, preprocessed."""
 
     frames: list[Any]
-    """As the vision processor loaded them."""
+    """The frames as the vision processor loaded them."""
     times: list[float]
     seconds: float
 
@@ -57,7 +57,7 @@ class VideoProcessor:
         return number
 
     def load(self, source: Any) -> Video:
-        """Take frames from one video. Raises InputError naming it."""
+        """Read frames from one video. Raises InputError naming it."""
         found = read_frames(source, self.frames, self.fps, self.vision.load, self.allow_urls)
         return Video(found.images, found.times, found.seconds)
 

@@ -1,7 +1,7 @@
 """Sampled frames of a video: files through PyAV, animated images through Pillow, folders of frames, arrays.
 
-What decoding costs is checked before it begins, long files are decoded near the frames that are taken, and each of
-these is made ready before the next is decoded.
+The cost of decoding is checked before it begins. Long files are decoded near the frames that are needed, and each
+frame is preprocessed before the next is decoded.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".g
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames that were taken from a video."""
+    """Frames sampled from a video."""
 
     images: list[Any]
-    """What was made of each."""
+    """Each frame, preprocessed."""
     times: list[float]
-    """When each is shown, in seconds."""
+    """Time of each frame in seconds."""
     seconds: float
-    """How long the whole video lasts."""
+    """Duration of the whole video in seconds."""
     name: str
 
 
 Take = Callable[[Any], Any]
-"""Makes a frame ready: a Pillow image, an array ``[H, W, 3]``, or a path."""
+"""Preprocesses a frame: a Pillow image, an array ``[H, W, 3]``, or a path."""
 
 
 def read_frames(source: Any, wanted: int, fps: float | None, take: Take, allow_urls: bool = False) -> Frames:

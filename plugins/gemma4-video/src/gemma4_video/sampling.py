@@ -10,7 +10,7 @@ BEGIN, END = "<|image>", "<image|>"
 BUDGETS = (70, 140, 280, 560, 1120)
 DEFAULT_FRAMES, DEFAULT_TOKENS = 32, 70
 DEFAULT_FPS = 24.0
-"""Assumed where a video does not say, as transformers does."""
+"""Frame rate where a video does not say, as in transformers."""
 
 
 def sample_indices(total: int, wanted: int) -> list[int]:

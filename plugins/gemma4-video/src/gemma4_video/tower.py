@@ -10,11 +10,11 @@ from tinygrad import Tensor
 from gemma4_core import InputError, Tower
 
 RENAMED = {"pixel_values_videos": "pixel_values", "video_position_ids": "image_position_ids"}
-"""Our keywords, and those of the vision tower."""
+"""From this tower's keywords to those of the vision tower."""
 
 
 class VideoTower:
-    """Borrows the vision tower."""
+    """Encodes frames with the vision tower."""
 
     def __init__(self, vision: Tower) -> None:
         self.vision = vision
@@ -32,7 +32,7 @@ class VideoTower:
         return self.vision.digests(self._renamed(features))
 
     def forget(self) -> None:
-        """Nothing is kept here."""
+        """It keeps nothing."""
 
     @staticmethod
     def _renamed(features: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from gemma4_core.cli.options import (
     tools_option,
 )
 from gemma4_core.cli.output import note
-from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginValues
+from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.errors import InputError
+from gemma4_plugins.commands.media_options import MediaCommand
 from gemma4_plugins.commands.model_loading import Loading, model_name, sampling
 from gemma4_plugins.commands.text_input import checked_text, read_tools
 
@@ -35,7 +36,7 @@ def check_talks(processor: GemmaMultimodalProcessor) -> None:
         raise InputError(f"{where} has no chat template (a base model?): use gemma4 generate, or an -it model")
 
 
-@click.command("chat", cls=PluginOptionsCommand)
+@click.command("chat", cls=MediaCommand)
 @model_option()
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
 @tools_option

@@ -10,7 +10,7 @@ from gemma4_core.checkpoint.context import read_context
 from gemma4_core.checkpoint.convert import STORED
 from gemma4_core.checkpoint.hub import resolve_folder
 from gemma4_core.checkpoint.opening import Checkpoint, format_for, open_checkpoint, run_dtype
-from gemma4_core.checkpoint.rewrite import check_out, rewrite
+from gemma4_core.checkpoint.rewrite import check_out, rewrite_checkpoint
 from gemma4_core.checkpoint.streaming import stream_weights
 from gemma4_core.errors import CheckpointError
 from gemma4_core.formatting import shown, shown_path
@@ -47,7 +47,7 @@ def quantize(
         checkpoint.check_all()
         dtype = run_dtype(checkpoint.config, checkpoint.infos)
         weights = stream_weights(checkpoint, dtype)
-        rewrite(context, weights, target, chosen, dtype, chosen.name, overwrite=overwrite)
+        rewrite_checkpoint(context, weights, target, chosen, dtype, chosen.name, overwrite=overwrite)
     return Path(target)
 
 

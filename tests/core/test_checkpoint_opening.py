@@ -10,12 +10,12 @@ import pytest
 from cli_tools import gemma4
 from reference_data import load
 
-from gemma4_core import CheckpointError, Context, PluginError, load_pretrained, quantizable
+from gemma4_core import CheckpointError, Context, PluginError, load_pretrained, quantizable, registry
 from gemma4_core.checkpoint import CheckpointFiles, opening, shard, write_random_checkpoint
 from gemma4_core.checkpoint.context import folder_context, read_context
 from gemma4_core.checkpoint.opening import format_for, open_checkpoint
 from gemma4_core.checkpoint.roles import Roles
-from gemma4_core.config import expected_vision_tensors, preset_config
+from gemma4_core.config import expected_text_tensors, preset_config
 
 
 @pytest.fixture
@@ -79,7 +79,11 @@ def test_roles_and_what_is_worth_quantising() -> None:
     assert list(found.values()) == ["table", "matrix", "vector", "experts", "matrix"]
     assert [quantizable(name, role) for name, role in found.items()] == [True, True, False, True, False]
     assert roles.of("layers.0.mlp.up_proj.weight", (96, 64)) == "matrix"  # without the modules around it
-    for name, shape in expected_vision_tensors(preset_config("tiny-e2b")).items():
+    config = preset_config("tiny-e2b")
+    towers = set(registry.expected_tensors(config)) - set(expected_text_tensors(config))
+    assert towers
+    for name in towers:
+        shape = registry.expected_tensors(config)[name]
         assert not quantizable(name, Roles(preset_config("tiny-e2b")).of(name, shape))
 
 

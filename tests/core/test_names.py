@@ -24,13 +24,11 @@ SUFFIXES = {"_scale"}
 SHARED_WORDS = {"cpu", "raw", "huggingface", "vision", "audio", "tinygrad"}
 """Entry points whose names mean other things as well, such as a library or a kind of media."""
 
-PROMISED = {"gemma4_core/training/optimizer.py": {"adamw"}}
-"""A default that the documentation promises by name: ``build_optimizer(model)`` takes adamw."""
-TODO: dict[str, set[str]] = {
-    "gemma4_core/checkpoint/opening.py": {"bf16"},
-    "gemma4_core/checkpoint/stored.py": {"stored"},
+PROMISED = {
+    "gemma4_core/training/optimizer.py": {"adamw"},  # a default that the documentation names: build_optimizer(model)
+    "gemma4_core/checkpoint/opening.py": {"bf16"},  # a short name of a type of numbers: dtype="bf16"
 }
-"""By module what it may still have, until the rooms are merged; empty then."""
+"""What a module may name all the same."""
 
 
 def plugin_names() -> set[str]:
@@ -81,13 +79,13 @@ def test_no_name_is_a_riddle(module: str) -> None:
     path = MODULES[module]
     parts = set(Path(module).with_suffix("").parts)
     found = (parts & MODULE_RIDDLES) | (set(identifiers(ast.parse(path.read_text()))) & RIDDLES)
-    assert found <= TODO.get(module, set())
+    assert found == set()
 
 
 @pytest.mark.parametrize("module", CORE)
 def test_the_core_names_no_built_in_plugin(module: str) -> None:
     found = names_of_plugins(ast.parse(CORE[module].read_text()), plugin_names())
-    assert found <= TODO.get(module, set()) | PROMISED.get(module, set())
+    assert found <= PROMISED.get(module, set())
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -37,7 +37,7 @@ def check_out(context: Context, target: str | Path, overwrite: bool = True) -> N
     check_target(final, where, replaceable_checkpoint, overwrite)
 
 
-def rewrite(
+def rewrite_checkpoint(
     context: Context,
     weights: Sequence[WeightBlocks],
     target: str | Path,

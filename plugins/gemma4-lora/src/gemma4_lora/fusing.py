@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from gemma4_core import InputError, registry
-from gemma4_core.checkpoint.blocks import RowBlocks, TensorBlocks
-from gemma4_core.checkpoint.context import read_context
-from gemma4_core.checkpoint.hub import resolve_folder
-from gemma4_core.checkpoint.opening import open_checkpoint, run_dtype
-from gemma4_core.checkpoint.rewrite import check_out, rewrite
-from gemma4_core.checkpoint.streaming import stream_weights
+from gemma4_core.checkpoint import (
+    RowBlocks,
+    TensorBlocks,
+    check_out,
+    open_checkpoint,
+    read_context,
+    resolve_folder,
+    rewrite_checkpoint,
+    run_dtype,
+    stream_weights,
+)
 from gemma4_core.formatting import is_number, shown
 from gemma4_lora.files import AdapterFiles, Pair, read_adapter
 
@@ -69,7 +74,7 @@ def fuse(
         weights = stream_weights(checkpoint, run, keep=chosen.name == checkpoint.format.name)
         fused = [plus(weight, added.get(weight.name, ())) for weight in weights]
         plan = plan_of(changes, strength, chosen.name, run)
-        rewrite(context, fused, target, chosen, run, plan, "fusing", overwrite)
+        rewrite_checkpoint(context, fused, target, chosen, run, plan, "fusing", overwrite)
     return Path(target)
 
 

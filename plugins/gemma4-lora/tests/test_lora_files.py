@@ -39,7 +39,7 @@ def configure(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def rewrite_checkpoint(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
     change(tensors)
     save_file(tensors, folder / "adapter_model.safetensors")
@@ -114,7 +114,7 @@ def test_the_folder_of_a_run_stands_for_its_last_checkpoint(folder: Path, tmp_pa
 
 
 def test_shapes_that_do_not_fit_are_named_with_those_that_would(folder: Path) -> None:
-    rewrite_checkpoint(folder, lambda tensors: tensors.update({f"{FIRST}.lora_A.weight": np.zeros((2, 71), np.float32)}))
+    rewrite(folder, lambda tensors: tensors.update({f"{FIRST}.lora_A.weight": np.zeros((2, 71), np.float32)}))
     assert "[2, 71]" in (message := refused(folder)) and "[2, 72]" in message and "q_proj" in message
     configure(folder, r=4)
     assert "rank 4" in refused(folder) and "15 tensors" in refused(folder)
@@ -138,7 +138,7 @@ def test_tensors_that_do_not_belong(folder: Path, key: str, value: np.ndarray | 
         if value is not None:
             tensors[key] = value
 
-    rewrite_checkpoint(folder, change)
+    rewrite(folder, change)
     assert says in refused(folder)
 
 

@@ -14,6 +14,9 @@ from gemma4_core.model.layers import matrix
 BOTH = {"return_hidden": True, "return_attention": True}
 
 
+pytestmark = pytest.mark.slow
+
+
 @cache
 def model(name: str) -> LoadedModel:
     return load_pretrained(load(name).folder, device="cpu", dtype="float32")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cli_tools import gemma4
 from PIL import Image
-from test_literal_text import write_folder
+from processor_folder import write_folder
 from train_tools import Place
 
 from gemma4_core import Gemma4Error, GemmaMultimodalProcessor

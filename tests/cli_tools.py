@@ -108,7 +108,8 @@ class FakeProcessor:
     def __init__(self, model: FakeModel) -> None:
         self.template, self.tokenizer = model.template, SimpleNamespace(inner=model.tokenizer)
         sizes = SimpleNamespace(vocab_size=2048, max_position_embeddings=4096)
-        self.context = SimpleNamespace(folder=model.context.folder, config=SimpleNamespace(text_config=sizes))
+        path = model.context.path
+        self.context = SimpleNamespace(folder=path, path=path, config=SimpleNamespace(text_config=sizes))
 
     def prepare_inputs(self, prompt: Any, **asked: Any) -> FakePrompt:
         made = FakePrompt([2])
@@ -125,7 +126,7 @@ class FakeModel:
         self.asked: list[dict[str, Any]] = []
         self.tokenizer: Any = Words()
         self.template: Any = SimpleNamespace(path=Path("chat_template.jinja"))
-        self.context = SimpleNamespace(folder=Path("/models/fake"), config=None)
+        self.context = SimpleNamespace(folder=Path("/models/fake"), path=Path("/models/fake"), config=None)
         self.generation_config = GenerationConfig((1,), 0, 2)
         self.tower_specs: list[Any] = []
         self.device_name, self.format_name = "fake", "bf16"

@@ -43,7 +43,12 @@ def answer(asked):
         yield from parts(f"you said {said!r}")
 
 model = FakeModel(answer)
-gemma4_core.loading.load_pretrained = lambda name, **asked: model
+def load(name, check=None, **asked):
+    if check is not None:
+        check(model.processor)
+    return model
+
+gemma4_core.loading.load_pretrained = load
 from gemma4_core.cli import main
 main(sys.argv[1:])
 """

@@ -18,7 +18,7 @@ from gemma4_core.ops import Operations
 from gemma4_core.ops.differentiable import differentiable_operations
 from gemma4_core.ops.embedding_rows import trainable_rows
 from gemma4_core.ops.graphs import upload
-from gemma4_core.ops.products import kept
+from gemma4_core.ops.products import materialized
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -134,7 +134,7 @@ def without_pad_gradient(padding: Tensor, rows: Tensor) -> Tensor:
 
 def in_memory(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A layer whose output is in memory: else every reader repeats the additions before it."""
-    return lambda *inputs: kept(layer(*inputs))
+    return lambda *inputs: materialized(layer(*inputs))
 
 
 def recomputed(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:

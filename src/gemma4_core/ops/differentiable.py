@@ -18,7 +18,7 @@ from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.multiply import Multiply, multiplied
 from gemma4_core.ops.portable import MASKED, gelu_tanh
 from gemma4_core.ops.portable import linear as plain_linear
-from gemma4_core.ops.products import gradient_kept, kept
+from gemma4_core.ops.products import materialized, materialized_gradient
 from gemma4_core.ops.sliding_blocks import WORTH, in_a_row, keys_of_blocks, mask_of_blocks, queries_in_blocks
 from gemma4_core.weights import DenseMatrix, Matrix
 
@@ -62,7 +62,7 @@ class Differentiable:
 
     def gated_mlp(self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
         """As the portable ``gated_mlp``."""
-        x = kept(x)
+        x = materialized(x)
         return self.linear(gelu_tanh(self.linear(x, gate)) * self.linear(x, up), down)
 
     def attention(self, q: Tensor, kv: KeyValues) -> Tensor:
@@ -83,22 +83,22 @@ class Differentiable:
     def attended(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """``[..., group, T, D]`` of queries ``[..., group, T, D]``, keys and values ``[..., S, D]``; the gradients of
         keys and values are a product for each head, then added."""
-        q, keys, values = kept(q), kept(keys), kept(values)
+        q, keys, values = materialized(q), materialized(keys), materialized(values)
         scores = multiplied(self.matmul, q, keys, "nt", wide=True)
         if scores is None:
-            scores = kept(products.product(q, self.for_each_head(keys, q.shape[-3]).transpose(-1, -2)))
+            scores = materialized(products.product(q, self.for_each_head(keys, q.shape[-3]).transpose(-1, -2)))
         if mask is not None:
             scores = mask.where(scores, MASKED)  # [..., group, T, S]
-        weights = kept(scores.softmax(-1).cast(q.dtype))
+        weights = materialized(scores.softmax(-1).cast(q.dtype))
         mixed = multiplied(self.matmul, weights, values, "nn")
         if mixed is None:
-            mixed = kept(products.product(weights, self.for_each_head(values, q.shape[-3])).cast(q.dtype))
+            mixed = materialized(products.product(weights, self.for_each_head(values, q.shape[-3])).cast(q.dtype))
         return mixed
 
     @staticmethod
     def for_each_head(x: Tensor, group: int) -> Tensor:
         """``x [..., S, D]`` for each of the heads that share it: ``[..., group, S, D]``."""
-        return gradient_kept(x.unsqueeze(-3).expand(*x.shape[:-2], group, *x.shape[-2:]))
+        return materialized_gradient(x.unsqueeze(-3).expand(*x.shape[:-2], group, *x.shape[-2:]))
 
     def logits(self, h: Tensor, head: Matrix, softcap: float | None) -> Tensor:
         """As the portable ``logits``."""

@@ -43,23 +43,23 @@ def linear(x: Tensor, matrix: Matrix, other: Callable[[Tensor, Matrix], Tensor])
     On tensor cores where there are some for these rows, which takes a product with nothing fused into it; else by
     ``other``. Kinds derived from DenseMatrix have products of their own.
     """
-    x = kept(x)
+    x = materialized(x)
     fits = int(x.shape[0]) >= TILE and has_tensor_cores(str(x.device), x.dtype)
     if fits and type(matrix) is DenseMatrix and x.dtype == matrix.tensor.dtype:
-        return kept(product(x, matrix.tensor.transpose()).cast(x.dtype))
-    return kept(other(x, matrix))
+        return materialized(product(x, matrix.tensor.transpose()).cast(x.dtype))
+    return materialized(other(x, matrix))
 
 
-def kept(x: Tensor) -> Tensor:
+def materialized(x: Tensor) -> Tensor:
     """``x``, in memory, and its gradient too.
 
     For operands and results of products that are differentiated: fused into a product, what makes an operand would be
     computed anew for every row or column of the result.
     """
-    return gradient_kept(x).contiguous()
+    return materialized_gradient(x).contiguous()
 
 
-def gradient_kept(x: Tensor) -> Tensor:
+def materialized_gradient(x: Tensor) -> Tensor:
     """``x``, whose gradient from this one use is in memory.
 
     Equal nodes of tinygrad's graph are one node. Several products of the same ``x`` would share a plain
@@ -70,4 +70,4 @@ def gradient_kept(x: Tensor) -> Tensor:
 
 
 uses: WeakKeyDictionary[UOp, int] = WeakKeyDictionary()
-"""How often a gradient was kept, by the node that it is of."""
+"""How often a gradient was materialized, by the node that it is of."""

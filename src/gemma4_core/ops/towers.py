@@ -13,8 +13,8 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.ops import Operations
 from gemma4_core.ops.portable import MASKED, gelu_tanh, rms_norm
-from gemma4_core.ops.products import kept, product
 from gemma4_core.ops.products import linear as tensor_core_linear
+from gemma4_core.ops.products import materialized, product
 from gemma4_core.ops.tower_table import Bounds, Rotation, TowerOperations
 from gemma4_core.weights import Matrix
 
@@ -52,7 +52,7 @@ def clamp(x: Tensor, bounds: Bounds | None) -> Tensor:
 def linear(operations: Operations, x: Tensor, matrix: Matrix) -> Tensor:
     """See ``TowerOperations.linear``."""
     if operations.replaced("linear"):
-        return kept(operations.linear(kept(x), matrix))
+        return materialized(operations.linear(materialized(x), matrix))
     return tensor_core_linear(x, matrix, operations.linear)
 
 
@@ -64,13 +64,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
     q = q.reshape(media, -1, groups, heads // groups, size).permute(0, 2, 3, 1, 4)
     # [N, kv heads, D] -> [media, kv heads, 1, N / media, D]
     k, v = (x.reshape(media, -1, groups, size).permute(0, 2, 1, 3).unsqueeze(2) for x in (k, v))
-    q, k, v = kept(q), kept(k), kept(v)
+    q, k, v = materialized(q), materialized(k), materialized(v)
     seen = real.reshape(media, 1, 1, 1, -1)  # [media, N / media] -> [media, 1, 1, 1, N / media]
     rows = []
     for start in range(0, count // media, QUERY_ROWS):
-        scores = kept(product(q[:, :, :, start : start + QUERY_ROWS], k.transpose(-1, -2)))
-        weights = kept(seen.where(scores, MASKED).softmax(-1).cast(v.dtype))
-        rows.append(kept(product(weights, v).cast(v.dtype)))
+        scores = materialized(product(q[:, :, :, start : start + QUERY_ROWS], k.transpose(-1, -2)))
+        weights = materialized(seen.where(scores, MASKED).softmax(-1).cast(v.dtype))
+        rows.append(materialized(product(weights, v).cast(v.dtype)))
     mixed = rows[0].cat(*rows[1:], dim=3) if len(rows) > 1 else rows[0]
     # [media, kv heads, heads per kv head, N / media, D] -> [N, heads * D]
     return mixed.permute(0, 3, 1, 2, 4).reshape(count, heads * size)

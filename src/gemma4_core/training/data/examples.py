@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gemma4_core.processing.inputs import PreparedInputs
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
-USUAL_MEDIA = ("images", "audio", "videos")
+DATASET_MEDIA = ("images", "audio", "videos")
 """Keys that datasets have media under, whether a plugin reads them or not."""
 LONGEST_TOKEN = 64
 """Characters of a token, generously: what lies beyond so many of them is never encoded only to be cut off."""
@@ -215,12 +215,12 @@ class Encoder:
         for spec in self.modalities:
             if found := [local(value, record.path.parent) for value in given(record, spec)]:
                 media[spec.media_keyword] = found
-        absent = [key for key in USUAL_MEDIA if key in record.data and key not in self.media_keys]
+        absent = [key for key in DATASET_MEDIA if key in record.data and key not in self.media_keys]
         return media | {key: [record.data[key]] for key in absent}
 
     def _count_ignored(self, record: Record) -> None:
         """Count a line's keys that nothing reads. Raises InputError for one that is written wrongly."""
-        known = [*self.media_keys, *USUAL_MEDIA]
+        known = [*self.media_keys, *DATASET_MEDIA]
         self.conversations.ignored.update(unknown_keys(record.data, known, self.conversations.template_text))
 
     def _encoded(self, record: Record, media: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, PreparedInputs]:

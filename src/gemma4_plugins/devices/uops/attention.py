@@ -140,8 +140,8 @@ def attend(cut: Slices, heads: Heads, cache: Tensor, start: UOp, eps: float) -> 
 
 
 @dataclass(frozen=True)
-class New:
-    """This position's own key and value, where the cache does not hold them yet."""
+class CurrentPosition:
+    """The key and value of the position itself, which the cache does not hold yet."""
 
     scores: list[UOp]
     """Of each head; ``NOTHING`` in all slices but the first."""
@@ -224,8 +224,8 @@ class Slice:
         if self.k_norm is not None:
             key = self.rotated(key_at, self.k_norm, scales[-2])
             new = self.fresh(queries, key, value_at, scales[-1])
-        chances, tops, sums = self.weights(queries, None if new is None else new.scores)
-        mixed = self.mixed(chances)
+        probabilities, tops, sums = self.weights(queries, None if new is None else new.scores)
+        mixed = self.mixed(probabilities)
         if new is not None:
             own = [(score - top).exp() for score, top in zip(new.scores, tops, strict=True)]
             sums = [s + o for s, o in zip(sums, own, strict=True)]
@@ -238,7 +238,7 @@ class Slice:
             found += [statistics[((first + g) * 2 + n).valid(only)].store(v) for n, v in enumerate((tops[g], sums[g]))]
         return found
 
-    def fresh(self, queries: UOp, pair: Sequence[UOp], value_at: UOp, value_scale: UOp) -> New:
+    def fresh(self, queries: UOp, pair: Sequence[UOp], value_at: UOp, value_scale: UOp) -> CurrentPosition:
         """The new key and value, rounded as the cache rounds them."""
         cut, kernel, packing = self.cut, self.kernel, self.cut.packing
         assert packing.pack is not None
@@ -258,7 +258,7 @@ class Slice:
         heads = range(cut.together)
         dots = [combined([queries[at] * v for at, v in zip(self.pair(g), rounded, strict=True)]) for g in heads]
         scores = [self.index.eq(0).where(score, NOTHING) for score in kernel.gathered(dots, Ops.ADD)]
-        return New(scores, values, stores)
+        return CurrentPosition(scores, values, stores)
 
     # ---- scores and values
 
@@ -304,19 +304,20 @@ class Slice:
         tops = kernel.max_over(cut.length, lambda c: [scores[c * cut.together + g] for g in heads])
         if new is not None:
             tops = [top.maximum(score) for top, score in zip(tops, new, strict=True)]
-        chances = kernel.shared(cut.length * cut.together)
+        probabilities = kernel.shared(cut.length * cut.together)
 
-        def chance(i: UOp) -> UOp:
+        def probability(i: UOp) -> UOp:
             top = tops[0]
             for g in heads[1:]:
                 top = (i % cut.together).eq(g).where(tops[g], top)
             return (i // cut.together < self.left).where((scores[i] - top).exp(), 0.0)
 
         places = self.repeated(cut.length * cut.together)
-        chances = chances.after(UOp.group(*(chances[i].store(chance(i)) for i in places)))
-        return chances, tops, kernel.sum_over(cut.length, lambda c: [chances[c * cut.together + g] for g in heads])
+        probabilities = probabilities.after(UOp.group(*(probabilities[i].store(probability(i)) for i in places)))
+        sums = kernel.sum_over(cut.length, lambda c: [probabilities[c * cut.together + g] for g in heads])
+        return probabilities, tops, sums
 
-    def mixed(self, chances: UOp) -> list[list[UOp]]:
+    def mixed(self, probabilities: UOp) -> list[list[UOp]]:
         """Each head's weighted sum of values: this thread's two neighbours."""
         cut, heads = self.cut, range(self.cut.together)
         each = 2 // cut.packing.count  # a thread's words of a head
@@ -328,7 +329,7 @@ class Slice:
                 c = step * wide + i
                 for n, number in enumerate(self.numbers(1, c, self.thread * each, each)):
                     for g in heads:
-                        found[g * 2 + n].append(chances[c * cut.together + g] * number)
+                        found[g * 2 + n].append(probabilities[c * cut.together + g] * number)
             return [combined(one) for one in found]
 
         sums = self.kernel.sum_over(cut.length // wide, terms)

@@ -20,11 +20,11 @@ from gemma4_plugins.devices.uops.attention import Heads, attend, combine_slices,
 from gemma4_plugins.devices.uops.experts import Choice
 from gemma4_plugins.devices.uops.product import (
     THREADS,
-    Below,
-    Cut,
     Layout,
     Product,
+    RowLayout,
     Rows,
+    StackedRows,
     Stored,
     plain_product,
     stored_rows,
@@ -167,7 +167,7 @@ class Token:
         p = layer.per_layer
         assert p is not None
         gate, projection = known(p.gate), known(p.projection)
-        cut = Cut.of(gate.rows, gate.words // gate.vector)
+        cut = RowLayout.of(gate.rows, gate.words // gate.vector)
         k = self.kernel("per_layer_gate", cut, gate, stream, projection.layout)
         operand = Operand(k, stream, None, self.eps, gate.layout)
         inputs, number = k.read(ple), k.read(self.text.layer_numbers[layer.config.index])[UOp.const(0)]
@@ -184,7 +184,7 @@ class Token:
         hidden, _ = self.gated(stream, f.before, known(f.gate), known(f.up), known(f.down).layout)
         gate_up, down = known(f.gate_up), known(f.experts_down)
         inner = down.columns
-        cut = Cut.of(f.count * inner, gate_up.words // gate_up.vector, 2)
+        cut = RowLayout.of(f.count * inner, gate_up.words // gate_up.vector, 2)
         k = self.kernel(f"experts_{f.count}_{inner}", cut, gate_up, stream, down.layout)
         operand = Operand(k, stream, f.experts_before, self.eps, gate_up.layout)
         choice = Choice(k, logits, f.count)
@@ -201,7 +201,7 @@ class Token:
         """Down of the dense branch and of the chosen experts, whose results have norms of their own."""
         dense, down = known(f.down), known(f.experts_down)
         size, inner = dense.rows, down.columns
-        cut = Cut.of(size, dense.words // dense.vector)
+        cut = RowLayout.of(size, dense.words // dense.vector)
         name = f"layer_both_down_{dense.packing.name}_{size}_{dense.columns}_{inner}_{f.count}"
         k = Kernel(name, cut.groups, cut.threads)
         choice = Choice(k, logits, f.count)
@@ -235,7 +235,9 @@ class Token:
 
     # ------------------------------------------------------------------------------------------- products
 
-    def kernel(self, what: str, cut: Cut, weights: Stored, stream: Stream, reader: Layout | None = None) -> Kernel:
+    def kernel(
+        self, what: str, cut: RowLayout, weights: Stored, stream: Stream, reader: Layout | None = None
+    ) -> Kernel:
         """A kernel whose name tells all that its code depends on."""
         marks = [weights.packing.name, cut.count, weights.columns, len(stream.results), int(stream.scalar is not None)]
         marks += [reader.vector] if reader is not None else []
@@ -246,10 +248,10 @@ class Token:
     ) -> tuple[Tensor, Tensor]:
         """Products of the normalised stream with stacked matrices, fp32; and the new stream."""
         shape = matrices[0]
-        cut = Cut.of(sum(m.rows for m in matrices), shape.words // shape.vector)
+        cut = RowLayout.of(sum(m.rows for m in matrices), shape.words // shape.vector)
         k = self.kernel(f"stream_{len(matrices)}", cut, shape, stream)
         operand = Operand(k, stream, norm, self.eps, shape.layout, factor)
-        source = Below(k, matrices) if len(matrices) > 1 else Rows(k, shape)
+        source = StackedRows(k, matrices) if len(matrices) > 1 else Rows(k, shape)
         out = k.write(self.empty(cut.count))
         row, mine, (total,) = Product(k, cut).sums([source], operand.numbers)
         h, result = written(k.run(out[row.valid(mine)].store(total)), operand)
@@ -257,7 +259,7 @@ class Token:
 
     def gated(self, stream: Stream, norm: Tensor, gate: Stored, up: Stored, reader: Layout) -> tuple[Tensor, Tensor]:
         """``gelu(gate) * up`` of the normalised stream, in the layout of the next operand; and the new stream."""
-        cut = Cut.of(gate.rows, gate.words // gate.vector, 2)
+        cut = RowLayout.of(gate.rows, gate.words // gate.vector, 2)
         k = self.kernel("gated", cut, gate, stream, reader)
         operand = Operand(k, stream, norm, self.eps, gate.layout)
         sources = [Rows(k, gate), Rows(k, up)]

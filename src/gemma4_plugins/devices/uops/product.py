@@ -129,8 +129,8 @@ class Rows:
         return None if self.scales is None else self.scales[self.at(row)]
 
 
-class Below:
-    """Matrices stacked one below the other; each row is loaded from the one that it belongs to."""
+class StackedRows:
+    """The rows of several matrices under one another; each row is loaded from its own matrix."""
 
     def __init__(self, kernel: Kernel, matrices: Sequence[Stored]) -> None:
         self.shape = matrices[0]
@@ -162,7 +162,7 @@ def scales_of(rows: Rows) -> UOp:
 
 
 @dataclass(frozen=True)
-class Cut:
+class RowLayout:
     """How the rows of a product are distributed over the threads of a kernel."""
 
     count: int
@@ -175,7 +175,7 @@ class Cut:
     """Rows of a thread, one below the other."""
 
     @staticmethod
-    def of(count: int, chunks: int, sources: int = 1) -> Cut:
+    def of(count: int, chunks: int, sources: int = 1) -> RowLayout:
         """For ``count`` rows of so many vectors each, in so many matrices side by side."""
         lanes = next((n for n in (LANES, LANES // 2) if chunks % n == 0), LANES)
         while lanes > 1 and lanes > chunks:
@@ -185,7 +185,7 @@ class Cut:
         rows = 1
         while rows < min(MOST_ROWS // sources, lanes) and count >= 2 * rows * sets * ENOUGH_GROUPS:
             rows *= 2
-        return Cut(count, lanes, sets, rows)
+        return RowLayout(count, lanes, sets, rows)
 
     @property
     def threads(self) -> int:
@@ -204,7 +204,7 @@ class Cut:
 class Product:
     """Products of one vector with rows of several sources, which are as many and as long."""
 
-    def __init__(self, kernel: Kernel, cut: Cut) -> None:
+    def __init__(self, kernel: Kernel, cut: RowLayout) -> None:
         self.kernel, self.cut = kernel, cut
         self.lane, self.set = kernel.thread % cut.lanes, kernel.thread // cut.lanes
         first = kernel.group * cut.together + self.set * cut.rows
@@ -263,7 +263,7 @@ class Product:
 
 def plain_product(operand: Tensor, matrix: Stored, name: str = "product") -> Tensor:
     """``matrix @ operand`` fp32 ``[rows]``; the operand is fp32 and stands as the matrix's layout says."""
-    cut = Cut.of(matrix.rows, matrix.words // matrix.vector)
+    cut = RowLayout.of(matrix.rows, matrix.words // matrix.vector)
     k = Kernel(f"{name}_{matrix.packing.name}_{matrix.rows}_{matrix.columns}", cut.groups, cut.threads)
     x = k.read(operand)
     out = k.write(Tensor.empty(matrix.rows, dtype=dtypes.float32, device=operand.device))

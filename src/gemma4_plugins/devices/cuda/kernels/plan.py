@@ -227,8 +227,8 @@ def shared(c: dict[str, int | float]) -> dict[str, int]:
     k = {name: int(value) for name, value in c.items()}
     widest = max(k["D_SLIDING"], k["D_FULL"])
     row = k["HIDDEN"] * 2
-    query, chance = widest * 2 + 64, SPAN * 2 + 64
-    attention = 8 * query + 8 * (SPAN + 4) * 4 + 8 * chance + 4 * 32
+    query_stride, probability_stride = widest * 2 + 64, SPAN * 2 + 64
+    attention = 8 * query_stride + 8 * (SPAN + 4) * 4 + 8 * probability_stride + 4 * 32
     vectors = (k["HIDDEN"], k["HEADS"] * widest, k["FF_MAX"], k["TOP"] * k["EXPERT_FF"])
     sizes = {
         "S_RING": k["STAGES"] * k["STAGE_BYTES"], "S_OPERAND": max(*(2 * n for n in vectors), attention),
@@ -239,4 +239,4 @@ def shared(c: dict[str, int | float]) -> dict[str, int]:
         "S_HEAD_NORMS": 4 * widest, "S_ROTATION": 2 * (k["D_SLIDING"] + k["D_FULL"]), "S_TIMERS": 160 if "TIMERS" in k else 0, "S_BARRIERS": (2 * k["STAGES"] + 1) * 8,
     }  # fmt: skip
     places = running(sizes, 128, "SHARED_BYTES")
-    return places | {"QUERY_STRIDE": query, "PROBABILITY_STRIDE": chance, "NORM_BYTES": -(-row // 128) * 128}
+    return places | {"QUERY_STRIDE": query_stride, "PROBABILITY_STRIDE": probability_stride, "NORM_BYTES": -(-row // 128) * 128}

@@ -395,7 +395,7 @@ def test_a_special_token_named_only_in_tokenizer_config_is_recognised(tiny_folde
     [
         ({"9": {"content": "<eos>"}}, "it is 1"),
         ({"600": {"content": "<|x|>"}}, "no place"),
-        ({"-1": {"content": "<|x|>"}}, "no token id"),
+        ({"-1": {"content": "<|x|>"}}, "not a token id"),
         ({"1": {"content": 5}}, "added_tokens_decoder.1"),
         ([1], "must be an object"),
     ],

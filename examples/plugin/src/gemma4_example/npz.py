@@ -18,13 +18,13 @@ class NpzSource(RowSource):
     """An open archive: the headers of its members are read, their data is not."""
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.last = path, ("", np.empty(0))
+        self.path, self.last = path or Path(FILE), ("", np.empty(0))
         try:
-            self.archive = zipfile.ZipFile(str(path))
+            self.archive = zipfile.ZipFile(self.path)
             names = [name.removesuffix(".npy") for name in self.archive.namelist() if name.endswith(".npy")]
             self.infos = {name: self.info(name) for name in names}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{path}: is no NumPy archive of plain arrays: {str(error)[:200]}") from error
+            raise CheckpointError(f"{self.path}: not a NumPy archive of plain arrays: {str(error)[:200]}") from error
 
     def info(self, name: str) -> TensorInfo:
         with self.archive.open(f"{name}.npy") as file:

@@ -35,7 +35,7 @@ class Model:
     def invalidate(self) -> None:
         return None
 
-    def stream_generate(self, prompt_or_messages: Any = None, **asked: Any) -> Iterator[Any]:
+    def stream_generate(self, prompt: Any = None, max_new_tokens: Any = None, **asked: Any) -> Iterator[Any]:
         from gemma4_core.generation.stream import Part, Stats
 
         yield Part("One", token=10, logprob=-0.5)

@@ -75,7 +75,7 @@ def infinite(value: Any, where: str = "") -> Iterable[str]:
 
 
 def score_of(payload: Mapping[str, Any], who: str) -> float:
-    """The ``score`` of a payload. Raises InputError where it is no finite number."""
+    """The ``score`` of a payload. Raises InputError where it is not a finite number."""
     score = payload.get("score")
     try:
         if isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score):

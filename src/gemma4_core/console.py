@@ -18,7 +18,7 @@ class Console:
         self.quiet = False
         """True leaves out everything but errors (``--quiet``)."""
         self.log = False
-        """Whether progress becomes log lines where stderr is no terminal."""
+        """Whether progress becomes log lines where stderr is not a terminal."""
         self._written = 0.0
 
     def on_terminal(self) -> bool:

@@ -456,8 +456,8 @@ def test_damaged_state_names_file_and_key(
 
 
 @pytest.mark.parametrize(("name", "change", "says"), [
-    (f"m.{DOWN}", lambda t: np.full_like(t, np.nan), "no finite numbers"),
-    (f"v.{DOWN}", lambda t: np.full_like(t, np.inf), "no finite numbers"),
+    (f"m.{DOWN}", lambda t: np.full_like(t, np.nan), "not finite numbers"),
+    (f"v.{DOWN}", lambda t: np.full_like(t, np.inf), "not finite numbers"),
     (f"m.{DOWN}", lambda t: t.astype(np.float16), "is F16"),
     (f"m.{DOWN}", lambda t: t[:3], "instead of [32, 32]"),
     (f"m.{DOWN}", lambda t: None, "is missing"),

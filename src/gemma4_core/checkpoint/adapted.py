@@ -1,4 +1,4 @@
-"""Folders that are no checkpoint but say which one they belong to, such as adapters."""
+"""Folders that are not a checkpoint but say which one they belong to, such as adapters."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def refuse_adapter(folder: Path) -> None:
     found = adapted(folder)
     if found is not None:
         base = f"-m {shlex.quote(found.base)}" if found.base else "its base with -m"
-        raise CheckpointError(f"{shown_path(folder)} is no checkpoint but changes one (transform "
+        raise CheckpointError(f"{shown_path(folder)} is not a checkpoint but changes one (transform "
                               f"{found.transform.name}); give {base}, and to commands that apply it {found.arguments}")
     if (folder / ADAPTER_FILE).exists() and not (folder / "config.json").exists():
         raise CheckpointError(f"{shown_path(folder)} is an adapter ({ADAPTER_FILE}) and no checkpoint, and no plugin "

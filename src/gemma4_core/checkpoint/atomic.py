@@ -92,7 +92,7 @@ def atomic_file(target: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 def check_target(
     final: Path, where: str, replaceable: Replaceable = replaceable_checkpoint, overwrite: bool = True
 ) -> None:
-    """Refuse to put a folder in the place of anything of the user's that is no checkpoint. Raises CheckpointError."""
+    """Refuse to replace anything of the user's that is not a checkpoint. Raises CheckpointError."""
     if not os.path.lexists(final):
         return
     if not final.is_dir():

@@ -86,7 +86,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     where, size = shown_path(path), os.fstat(file.fileno()).st_size
     again = "the file is damaged or incomplete, fetch it again"
     if size < 8:
-        raise CheckpointError(f"{where} holds {size} bytes, which is no safetensors file; {again}")
+        raise CheckpointError(f"{where} holds {size} bytes, which is not a safetensors file; {again}")
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > min(size - 8, HEADER_LIMIT):

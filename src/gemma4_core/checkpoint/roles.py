@@ -15,7 +15,7 @@ class Roles:
     """The roles of a checkpoint's tensors.
 
     ``table`` is an embedding table, ``matrix`` one of a decoder layer, ``experts`` a stack of matrices, ``vector`` what
-    has fewer dimensions, and ``other`` what is no part of the text model, such as a tower's weights.
+    has fewer dimensions, and ``other`` what is not part of the text model, such as a tower's weights.
     """
 
     def __init__(self, config: GemmaConfig) -> None:

@@ -24,7 +24,7 @@ def check_source(
         context: the checkpoint.
         source: its open weights.
         wanted: the towers that shall be loaded.
-        chosen: whether a user named them: parts outside of the text model that are nobody's are no fault then.
+        chosen: whether a user named them: parts outside of the text model that are nobody's are allowed then.
         copies: whether to read tensors that are stored twice and compare them.
 
     Returns:

@@ -117,7 +117,7 @@ def ensure_standard_streams() -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence warnings and progress bars of libraries where stderr is no terminal: failures print one line there."""
+    """Silence warnings and progress bars of libraries where stderr is not a terminal: failures print one line there."""
     from gemma4_core.cli.failures import debugging
 
     if debugging() or sys.stderr.isatty():

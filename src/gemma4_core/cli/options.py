@@ -225,7 +225,7 @@ FROM_FOLDER = "Default: generation_config.json."
 
 
 def long_running(function: F) -> F:
-    """``--quiet``, and a log line every few seconds where stderr is no terminal."""
+    """``--quiet``, and a log line every few seconds where stderr is not a terminal."""
 
     @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors on stderr, log lines included.")
     @functools.wraps(function)
@@ -241,5 +241,5 @@ def verbosity_options(function: F) -> F:
     return apply(function, [
         click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors on stderr."),
         click.option("--verbose", "-v", is_flag=True,
-                     help="Print what was loaded and how fast it ran, also where stderr is no terminal."),
+                     help="Print what was loaded and how fast it ran, also where stderr is not a terminal."),
     ])

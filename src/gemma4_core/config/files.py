@@ -77,13 +77,13 @@ def parse_object(data: bytes, where: str, error: type[Gemma4Error] = ConfigError
         raise error(f"{where} has more than a million values, which no such file of a checkpoint has; fetch it again")
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
-        if b"\\ud" in data or b"\\uD" in data:  # perhaps one half of a pair, which is no text
+        if b"\\ud" in data or b"\\uD" in data:  # perhaps one half of a pair, which is not text
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as fault:
         raise error(f"{where} is not UTF-8 text (byte {fault.start}); fetch the file again") from fault
     except UnicodeEncodeError as fault:
         near = shown(fault.object[max(0, fault.start - 60) : fault.end], 160)
-        raise error(f"{where} has half of a surrogate pair, which is no text, at the end of {near}") from fault
+        raise error(f"{where} has half of a surrogate pair, which is not text, at the end of {near}") from fault
     except json.JSONDecodeError as fault:
         place = f"line {fault.lineno} column {fault.colno}"
         raise error(f"{where} is not valid JSON: {fault.msg} at {place}; fetch the file again") from fault

@@ -47,7 +47,7 @@ class GemmaConfig:
 
     def part(self, key: str) -> Section | None:
         """A tower's part of config.json, for checked reading; None where it is absent or null. Raises ConfigError where
-        it is no object."""
+        it is not an object."""
         return Section(self.media, self.where).child(key)
 
     @property
@@ -93,7 +93,7 @@ def read_raw_config(folder: Path | str) -> dict[str, Any]:
     if not is_folder:
         raise ConfigError(f"{name} is a file; give the folder that holds {CONFIG_FILE} and the *.safetensors files")
     if not has_config:
-        raise ConfigError(f"{name} has no {CONFIG_FILE}, so it is no checkpoint folder; give the folder that holds it")
+        raise ConfigError(f"{name} has no {CONFIG_FILE}, so it is not a checkpoint folder; give the one that has it")
     return read_json(path / CONFIG_FILE, CONFIG_LIMIT)
 
 

@@ -115,7 +115,7 @@ class ModalityTower:
     part: str | None = None
     """The key of config.json that this part stands under, such as ``vision_config``."""
     prefixes: tuple[str, ...] = ()
-    """What the names of its tensors begin with. Stored tensors of such names are no fault where the config declares no
+    """What the names of its tensors begin with. Stored tensors of such names are allowed where the config declares no
     such tower: they are left out."""
     random_values: Callable[[str, tuple[int, ...]], tuple[float, float] | None] | None = None
     """Mean and standard deviation of one of its tensors, by name and shape, in a checkpoint with random weights; None

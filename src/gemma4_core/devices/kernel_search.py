@@ -3,7 +3,7 @@
 tinygrad times candidates of every kernel without an end in sight. Here a search starts while the budget lasts; after
 that, and for a kernel whose search the budget cuts short, tinygrad's heuristics decide. tinygrad keeps finished
 searches in its disk cache, where later runs find them without spending budget; an unfinished one is not stored.
-Operations that a device brings as source, or with their own options, are no subject of a search.
+Operations that a device brings as source, or with their own options, are not a subject of a search.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def configure_search(target: str, settings: DeviceSettings) -> None:
     """Set tinygrad's search up: width, budget, and on the CPU and PYTHON backends the compile workers.
 
     Without a width of our own the user's ``BEAM`` holds, within the same budget. Raises InputError for a budget
-    that is no number from 0.
+    that is not a number from 0.
     """
     from tinygrad.helpers import BEAM, PARALLEL, getenv
 

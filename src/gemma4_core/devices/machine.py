@@ -48,7 +48,7 @@ def cpu_count() -> int:
 def thread_count() -> int:
     """Threads for kernels: ``GEMMA4_THREADS``, else tinygrad's ``NUM_CPU_THREADS``, else the cores of this process.
 
-    Raises DeviceError for a value that is no whole number from 1.
+    Raises DeviceError for a value that is not a whole number from 1.
     """
     for name in (THREADS, "NUM_CPU_THREADS"):
         value = os.environ.get(name, "")

@@ -142,7 +142,7 @@ def parts_of(model: GemmaModel) -> tuple[object, ...] | None:
 
 def plain_state(matrix: Matrix | ExpertStack) -> list[tuple[str, object]] | None:
     """A matrix's attributes besides its storage tensors: a graph may hold these values as constants. None where one of
-    them is no plain value."""
+    them is not a plain value."""
     stored = {id(tensor) for tensor in matrix.parts().values()}
     state = []
     for name, value in sorted(vars(matrix).items()) if hasattr(matrix, "__dict__") else ():

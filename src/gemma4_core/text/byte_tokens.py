@@ -109,7 +109,7 @@ def unknown_id(token: int, vocab_size: int) -> TokenizerError:
 
 
 def checked_text(text: str) -> str:
-    """The text itself. Raises TokenizerError where it is no text or holds a lone surrogate, which UTF-8 lacks."""
+    """The text itself. Raises TokenizerError where it is not text or holds a lone surrogate, which UTF-8 lacks."""
     if not isinstance(text, str):
         raise TokenizerError(f"only text can be tokenized, not {type(text).__name__}")
     try:

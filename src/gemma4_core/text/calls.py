@@ -2,7 +2,7 @@
 
 Strings are ``<|"|>…<|"|>``, keys bare, maps ``{…}``, lists ``[…]``, numbers bare, ``true``, ``false`` and ``null``.
 Models fall back to JSON or Python spelling now and then (vllm-project/vllm#51284), so that ``"…"``, ``'…'``, quoted
-keys, ``True``, ``False`` and ``None`` are read too. Anything else is no call.
+keys, ``True``, ``False`` and ``None`` are read too. Anything else is not a call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_DEPTH = 64
-"""Maps and lists inside each other; more is no call that a person could mean."""
+"""Maps and lists inside each other; more is not a call that a person could mean."""
 _HEAD = re.compile(r"\s*call:\s*([^\s{}\[\](),:\"'<>|][^\s{}\[\](),\"'<>|]*)\s*\{")
 _BARE = re.compile(r"[^\s{}\[\],:\"']+")
 _KEY = re.compile(r"[^\s{}\[\],:\"'][^{}\[\],:\"'\n]*")
@@ -105,7 +105,7 @@ class CallParser:
         if found is None:
             return None
         text = _ESCAPE.sub(_unescaped, found[0][1:-1])
-        # JSON spells far characters as surrogate pairs; a lone surrogate is no text
+        # JSON spells far characters as surrogate pairs; a lone surrogate is not text
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
     def _pairs(self, depth: int, end: str = "}", between: Sequence[str] = (":",)) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class CallRecovery:
         self._line, self._tail = "", ""
         """The first characters of the present line, the last two of the text."""
         self._fenced, self._quoted = False, False
-        """Whether a code block and a marked string are open; what is inside is no call."""
+        """Whether a code block and a marked string are open; what is inside is not a call."""
 
     def add(self, text: str) -> list[str | ToolCall]:
         """What this text completes."""
@@ -97,7 +97,7 @@ class CallRecovery:
                     break
             except (NotACall, ValueError, RecursionError):
                 pass
-            # what stands inside a broken call is no call either
+            # what stands inside a broken call is not a call either
             failed, self._extent = self._extent.at if self._extent else 1, None
             if calls:
                 found += ["".join(passed), *calls]

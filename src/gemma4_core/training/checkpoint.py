@@ -85,7 +85,7 @@ def load_training_checkpoint(folder: Path | str, model: GemmaModel, optimizer: A
         the ``training_metadata`` that was saved, None where there was none.
 
     Raises:
-        ConfigError, CheckpointError: the folder is no checkpoint, or one of another model.
+        ConfigError, CheckpointError: the folder is not a checkpoint, or one of another model.
         InputError: an optimizer of another kind or over other tensors.
     """
     folder = Path(folder)
@@ -189,7 +189,7 @@ def read_state(optimizer: TrainingOptimizer, path: Path) -> Mapping[str, Tensor]
             shard.read(entry.start, bits)
             mask = EXPONENTS.get(entry.dtype)
             if mask is not None and ((bits & bits.dtype.type(mask)) == mask).any():
-                raise CheckpointError(f"{where}: {shown(name)} has values that are no finite numbers; go on from an "
+                raise CheckpointError(f"{where}: {shown(name)} has values that are not finite numbers; go on from an "
                                       f"earlier checkpoint")
             found[name] = Tensor.empty(*entry.shape, dtype=dtype, device=device)
             copy_in(found[name].uop.buffer.ensure_allocated(), 0, bits, dtype)

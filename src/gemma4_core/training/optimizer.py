@@ -178,8 +178,8 @@ def check_names(backend: OptimizerBackend, options: Mapping[str, Any]) -> None:
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OWN]
     for name in options:
         if name in OWN:
-            raise InputError(f"optimizer {backend.name}: {name} is no option of the optimizer but one of its own; give "
-                             f"it as --{name.replace('_', '-')} ({name}=)")
+            raise InputError(f"optimizer {backend.name}: {name} is not among the optimizer's own options; give it "
+                             f"as --{name.replace('_', '-')} ({name}=)")
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         refuse_unknown(f"option of optimizer {backend.name}", options, known)
 

@@ -35,7 +35,7 @@ CALM = frozenset({
     "Replace", "Prepend", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "BertNormalizer", "Split",
     "ByteLevel", "Metaspace", "Digits", "Whitespace", "WhitespaceSplit", "Punctuation", "BertPreTokenizer",
 })
-"""Steps of encoding that never panic, if their pattern is no regular expression."""
+"""Steps of encoding that never panic, if their pattern is not a regular expression."""
 _KEY = re.compile(r'\s*\{\s*"(\w+)"\s*:\s*')
 _NEXT_KEY = re.compile(r'\s*,\s*"(\w+)"\s*:\s*')
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")

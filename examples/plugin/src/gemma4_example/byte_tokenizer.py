@@ -78,7 +78,7 @@ def load(context: Context) -> ByteTokenizer:
     try:
         special = json.loads(path.read_text())["special"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise TokenizerError(f"{path}: is no object with a list 'special': {str(error)[:200]}") from error
+        raise TokenizerError(f"{path}: is not an object with a list 'special': {str(error)[:200]}") from error
     if not isinstance(special, list) or not all(isinstance(text, str) and text for text in special):
         raise TokenizerError(f"{path}: 'special' is not a list of texts")
     return ByteTokenizer(special)

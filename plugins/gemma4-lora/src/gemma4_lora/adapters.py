@@ -135,7 +135,7 @@ class Adapters:
             mode: ``merged``, ``beside``, or ``auto``: merged where the device has room for a copy of what changes.
 
         Raises:
-            InputError: an unknown name or mode, or a strength that is no finite number.
+            InputError: an unknown name or mode, or a strength that is not a finite number.
         """
         if mode not in MODES:
             raise InputError(f"adapter mode {shown(mode)}: choose one of {', '.join(MODES)}")

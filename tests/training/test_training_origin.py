@@ -12,6 +12,8 @@ from gemma4_core import load_pretrained, load_training_checkpoint
 from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.config import preset_dict
 
+pytestmark = pytest.mark.slow
+
 FINE_TUNING = """
 from tinygrad_gemma import (
     GemmaTrainingBatch,
@@ -27,8 +29,6 @@ save_training_checkpoint(model, "/tmp/gemma4-finetune-step", optimizer=optimizer
 """
 QUANTISED = """
 from tinygrad_gemma import build_optimizer, load_pretrained, save_training_checkpoint
-
-pytestmark = pytest.mark.slow
 save_training_checkpoint(model, "/tmp/gemma4-int8", quantize="int8")
 reloaded = load_pretrained("/tmp/gemma4-int8", device="CPU")
 optimizer = build_optimizer(reloaded, optimizer="adamw", lr=1e-5, weight_decay=0.0)

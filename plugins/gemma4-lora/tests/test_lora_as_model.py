@@ -61,7 +61,7 @@ def test_adapter_as_model_is_no_checkpoint_for_what_writes_or_reads_one(tmp_path
     folder = adapter(tmp_path / "adapter", str(base_folder("dense")))
     processor = GemmaMultimodalProcessor.from_pretrained
     for opening in (lambda: quantize(folder, tmp_path / "out"), lambda: processor(folder)):
-        with pytest.raises(CheckpointError, match=f"no checkpoint.*-m {base_folder('dense')} --adapter {folder}"):
+        with pytest.raises(CheckpointError, match=f"not a checkpoint.*-m {base_folder('dense')} --adapter {folder}"):
             opening()
 
 

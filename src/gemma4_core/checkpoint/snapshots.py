@@ -11,11 +11,11 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 def cached_snapshot(hub_name: str, file: str = "config.json") -> Path | None:
     """The newest cached snapshot of a hub repository; None where there is none, or ``file`` is not in it."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     if not HUB_NAME.fullmatch(hub_name) or ".." in hub_name:
         return None
+    from huggingface_hub import snapshot_download  # takes a quarter of a second
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
     try:
         folder = Path(snapshot_download(hub_name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):

@@ -52,11 +52,13 @@ def discover(group: str) -> list[Found]:
     found: list[Found] = []
     seen: set[str] = set()
     for distribution in distributions():
-        name, version, summary = _metadata(distribution)
-        key = re.sub(r"[-_.]+", "-", name).casefold()
+        key = re.sub(r"[-_.]+", "-", _folder_name(distribution) or _metadata(distribution)[0]).casefold()
         if key in seen:
             continue
         seen.add(key)
+        if not _may_have_plugins(distribution):
+            continue
+        name, version, summary = _metadata(distribution)
         found += _of_distribution(distribution, group, name, version, summary)
     return sorted(found, key=lambda f: (f.origin.entry_point.casefold(), f.origin.distribution or ""))
 
@@ -96,6 +98,21 @@ def _of_distribution(
         return
     for entry_point in entry_points:
         yield Found(Origin(one_line(entry_point.name, 100), name, version), entry_point, summary)
+
+
+def _folder_name(distribution: Distribution) -> str | None:
+    """The name that the metadata's folder has, which costs less than reading the metadata."""
+    path = getattr(distribution, "_path", None)
+    found = re.fullmatch(r"([^-]+)(-.*)?\.(dist|egg)-info", path.name) if path is not None else None
+    return found[1] if found else None
+
+
+def _may_have_plugins(distribution: Distribution) -> bool:
+    """Whether a distribution's entry points may be ours: reading all the others' metadata takes a tenth of a second."""
+    try:
+        return "gemma4" in (distribution.read_text("entry_points.txt") or "")
+    except Exception:
+        return True  # what cannot be read is told where it is parsed
 
 
 def _mentions(distribution: Distribution) -> bool:

@@ -101,19 +101,12 @@ def digest(folder: Path) -> str:
 
 def opens(folder: Path) -> None:
     """Open a checkpoint and compare its tensors with its config. Raises a Gemma4Error."""
-    from gemma4_core.checkpoint.context import read_context
     from gemma4_core.checkpoint.opening import open_checkpoint
-    from gemma4_core.checkpoint.unserved import check_source
     from gemma4_core.config import load_generation_config
 
-    context = read_context(folder)
-    assert context.config is not None
-    _, source = open_checkpoint(context)
-    try:
-        check_source(context, source, source.towers)
-        load_generation_config(folder, context.config)
-    finally:
-        source.close()
+    with open_checkpoint(folder) as checkpoint:
+        checkpoint.check_all()
+        load_generation_config(checkpoint.context, checkpoint.config)
 
 
 def saving(home: Path, sources: list[Path]) -> Job:

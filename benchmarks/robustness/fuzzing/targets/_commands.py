@@ -28,6 +28,8 @@ class Model:
         self.processor, self.context = processor, processor.context
         self.tokenizer, self.template = processor.tokenizer.inner, processor.template
         self.tower_specs, self.generation_config = processor.specs, config
+        self.format_name = "fake"
+        self.operations = SimpleNamespace(name="fake")
 
     def make_cache(self, max_context: int | None = None) -> Any:
         return SimpleNamespace(reset=lambda: None, length=0, tokens=[])

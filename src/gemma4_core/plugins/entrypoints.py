@@ -56,7 +56,7 @@ def discover(group: str) -> list[Found]:
         if key in seen:
             continue
         seen.add(key)
-        if not _may_have_plugins(distribution):
+        if not _mentions(distribution):  # reading the metadata of all the others takes a tenth of a second
             continue
         name, version, summary = _metadata(distribution)
         found += _of_distribution(distribution, group, name, version, summary)
@@ -92,9 +92,7 @@ def _of_distribution(
     try:
         entry_points = [ep for ep in distribution.entry_points if ep.group == group]
     except Exception as error:
-        # a file that cannot be parsed counts as a plugin's failure only where it mentions our groups
-        if _mentions(distribution):
-            yield Found(Origin(name, name, version), None, None, f"entry_points.txt cannot be read: {describe(error)}")
+        yield Found(Origin(name, name, version), None, None, f"entry_points.txt cannot be read: {describe(error)}")
         return
     for entry_point in entry_points:
         yield Found(Origin(one_line(entry_point.name, 100), name, version), entry_point, summary)
@@ -107,15 +105,8 @@ def _folder_name(distribution: Distribution) -> str | None:
     return found[1] if found else None
 
 
-def _may_have_plugins(distribution: Distribution) -> bool:
-    """Whether a distribution's entry points may be ours: reading all the others' metadata takes a tenth of a second."""
-    try:
-        return "gemma4" in (distribution.read_text("entry_points.txt") or "")
-    except Exception:
-        return True  # what cannot be read is told where it is parsed
-
-
 def _mentions(distribution: Distribution) -> bool:
+    """Whether a distribution's entry points name one of our groups, also in a file that cannot be parsed."""
     try:
         text = distribution.read_text("entry_points.txt") or ""
     except Exception:

@@ -97,6 +97,15 @@ def test_a_distribution_without_metadata_file(dists: Dists) -> None:
     assert "half_removed" in (loaded("toy").origin.distribution or "")
 
 
+def test_a_metadata_folder_with_nothing_in_it_hides_no_copy(dists: Dists, monkeypatch: pytest.MonkeyPatch) -> None:
+    dists.add(OPTIMIZER.format(name="fine"))
+    unpacked = dists.folder.parent / "unpacked"
+    (unpacked / "gemma4_toy.egg-info").mkdir(parents=True)
+    (unpacked / "gemma4_toy.egg-info" / "SOURCES.txt").write_text("setup.py\n")
+    monkeypatch.syspath_prepend(str(unpacked))
+    assert names(loaded("toy")) == [("optimizer", "fine")]
+
+
 @pytest.mark.parametrize("value", ["toy", " TOY ", "other,,Toy,"])
 def test_blocking_comes_before_import(dists: Dists, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     module = dists.add("raise RuntimeError('imported')")

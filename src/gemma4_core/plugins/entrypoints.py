@@ -53,7 +53,7 @@ def discover(group: str) -> list[Found]:
     seen: set[str] = set()
     for distribution in distributions():
         key = re.sub(r"[-_.]+", "-", _folder_name(distribution) or _metadata(distribution)[0]).casefold()
-        if key in seen:
+        if key in seen or _is_hollow(distribution):
             continue
         seen.add(key)
         if not _mentions(distribution):  # reading the metadata of all the others takes a tenth of a second
@@ -103,6 +103,15 @@ def _folder_name(distribution: Distribution) -> str | None:
     path = getattr(distribution, "_path", None)
     found = re.fullmatch(r"([^-]+)(-.*)?\.(dist|egg)-info", path.name) if path is not None else None
     return found[1] if found else None
+
+
+def _is_hollow(distribution: Distribution) -> bool:
+    """Whether nothing but the metadata's folder is left: an unpacked source archive or a half-removed package, which
+    must not hide the installed copy."""
+    path = getattr(distribution, "_path", None)
+    return path is not None and path.is_dir() and not any(
+        (path / name).is_file() for name in ("METADATA", "PKG-INFO", "entry_points.txt")
+    )
 
 
 def _mentions(distribution: Distribution) -> bool:

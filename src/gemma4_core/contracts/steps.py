@@ -1,7 +1,7 @@
-"""Steps that a device runs by itself: what it is given, and what it gives back.
+"""Steps: what a device that runs the decoder by itself is given, and what it gives back.
 
-The engine asks ``Operations.decode_step`` and ``Operations.prefill`` with a ``DecoderView`` and a cache's buffers; what
-they return is called for every token, or for every chunk of a prompt.
+The engine asks ``Operations.step`` with a ``DecoderView`` and the slots; what comes back is called with ``Rows`` for
+every token and every chunk of a prompt.
 """
 
 from __future__ import annotations
@@ -10,37 +10,50 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     from tinygrad import Tensor, UOp
     from tinygrad.dtype import DType
 
+    from gemma4_core.contracts.rows import Rows, SamplingRows
     from gemma4_core.model.decoder import Inputs, TextDecoder
     from gemma4_core.model.layers import Rotation
     from gemma4_core.model.ple import HostTable
     from gemma4_core.ops import Operations
-    from gemma4_core.ops.sampling import SamplingState
-    from gemma4_core.ops.steps import Chunk, PrefillResult
     from gemma4_core.ops.tower_table import TowerOperations
     from gemma4_core.weights import Weight
 
 
-class CacheBuffers(Protocol):
-    """Buffers that hold the keys and values of one cache."""
+class Slots(Protocol):
+    """Device memory for the keys and values of several sequences, one slot for each."""
 
     @property
-    def batch(self) -> int:
-        """Rows."""
+    def count(self) -> int:
+        """Slots, S."""
 
     @property
     def capacity(self) -> int:
-        """Positions that full layers have room for."""
+        """Positions that full layers have room for in a slot."""
 
     @property
     def layers(self) -> Sequence[Tensor | None]:
-        """``[2, B, kv heads, slots, head_dim]`` per layer: K then V; None for layers that share another's."""
+        """``[S, 2, kv heads, positions, head_dim]`` per layer, keys then values; None for layers that share another's.
+        Sliding layers hold position p at p mod positions."""
 
     @property
     def graphs(self) -> dict[object, object]:
         """What was made against these buffers, by a key of the maker's; dropped when weights change."""
+
+    def claim(self, positions: int) -> int:
+        """A free slot for a sequence of at most so many positions."""
+
+    def truncate(self, slot: int, length: int, slack: int | None = None) -> bool:
+        """Take back all but the first ``length`` positions; False where a ring no longer holds their window."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make a slot hold the first ``length`` positions of another one."""
+
+    def release(self, slot: int) -> None:
+        """Give a slot back."""
 
 
 class DecoderView(Protocol):
@@ -72,11 +85,11 @@ class DecoderView(Protocol):
 
     @property
     def chunk(self) -> int:
-        """Positions per chunk of a prompt, and the slack of sliding caches."""
+        """Positions per chunk of a prompt."""
 
     @property
     def longest_chunk(self) -> int:
-        """Positions of the longest chunk, those with a media block included."""
+        """Positions of the longest chunk, those with a media block included; the slack of sliding layers' rings."""
 
     @property
     def ple_host(self) -> HostTable | None:
@@ -92,48 +105,56 @@ class DecoderView(Protocol):
 
     @property
     def scratch(self) -> dict[object, object]:
-        """What the device keeps for this model whatever the cache, by a key of its own; dropped when weights change."""
+        """What the device keeps for this model whatever the slots, by a key of its own; dropped when weights change."""
 
-    def decode_step(self, storage: CacheBuffers, state: SamplingState | None) -> DecodeStep:
-        """The step that decodes against these buffers, greedy or sampled."""
+    def choose(self, logits: Tensor, rows: Rows, sampling: SamplingRows) -> StepResult:
+        """The choices of the wanted rows from their logits fp32 ``[M, V]``, by a captured graph."""
 
-    def choose(self, logits: Tensor, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
-        """Sample the token at a position from logits fp32 ``[1, V]``: its id and log-probability."""
-
-
-class DecodeStep(Protocol):
-    """Token ids int32 ``[B, 1]`` and the position they take, to the next ids and their log-probabilities.
-
-    A step may have an attribute ``ahead``: how many further steps may be queued before this one's result is read. Its
-    results then have a method ``read() -> (id, log-probability)`` that waits for this step and no later one.
-    """
-
-    def __call__(self, token: Tensor, position: int, state: SamplingState | None, /) -> tuple[Tensor, Tensor]:
-        """Decode one token."""
+    def finish(self, hidden: Tensor, rows: Rows, sampling: SamplingRows) -> StepResult:
+        """The choices of the wanted rows from their final hidden states ``[M, H]``, by a captured graph."""
 
 
-class ChunkStep(Protocol):
-    """Appends a chunk of one row to a cache."""
+class StepResult(Protocol):
+    """What a step leaves on the device for its M wanted rows; the next call may overwrite it."""
+
+    @property
+    def ids(self) -> Tensor:
+        """int32 ``[M]``: the ids chosen."""
+
+    @property
+    def hidden(self) -> Tensor | None:
+        """``[M, H]``: final hidden states, where they were asked for; rows of padding may follow."""
+
+    @property
+    def logits(self) -> Tensor | None:
+        """fp32 ``[M, V]``, where they were asked for."""
+
+    def read(self) -> list[tuple[int, float]]:
+        """Each row's id and its log-probability under the model; waits for this step and no later one."""
+
+
+class Step(Protocol):
+    """Runs rows against the slots that it was made for."""
+
+    max_rows: int
+    """The most rows of a call."""
+    ahead: int
+    """Further steps of decoding that may be queued before one is read."""
+
+    def serves(self, rows: Rows, sampling: SamplingRows | None) -> bool:
+        """Whether it runs such rows in one call; the engine cuts them by slots, or runs them portably, otherwise."""
 
     def __call__(
-        self, chunk: Chunk, start: int, soft_tokens: Tensor | None, every: bool, wanted: bool, /
-    ) -> Tensor | PrefillResult:
-        """Append at position ``start``. ``soft_tokens [N, H]`` are those that ``chunk.soft`` counts. With ``every`` the
-        hidden states of all rows come back, ``[1, n, H]``; else the last row's logits, where they are ``wanted``."""
+        self, rows: Rows, sampling: SamplingRows | None, *, hidden: bool = False, logits: bool = False
+    ) -> StepResult:
+        """Append the rows' keys and values and choose for the wanted ones; without ``sampling`` nothing is chosen."""
 
 
-class DecodeStepFactory(Protocol):
-    """``Operations.decode_step``."""
+class StepFactory(Protocol):
+    """``Operations.step``."""
 
-    def __call__(self, view: DecoderView, storage: CacheBuffers, sampled: bool, /) -> DecodeStep | None:
-        """The device's step against these buffers; None where it does not serve this model."""
-
-
-class ChunkStepFactory(Protocol):
-    """``Operations.prefill``."""
-
-    def __call__(self, view: DecoderView, storage: CacheBuffers, /) -> ChunkStep | None:
-        """The device's chunk step against these buffers; None where it does not serve this model."""
+    def __call__(self, view: DecoderView, slots: Slots, /) -> Step | None:
+        """The device's step against these slots; None where it does not serve this model. Asked once per slots."""
 
 
 class LayersOperation(Protocol):
@@ -150,3 +171,29 @@ class TowerOperationsFactory(Protocol):
 
     def __call__(self, operations: Operations, device: str, /) -> TowerOperations:
         """The operations of towers over these, for a tinygrad device."""
+
+
+class Drafter(Protocol):
+    """Proposes the tokens that may follow; built for a model and its slots. The target model decides what is kept."""
+
+    needs_hidden: bool
+    """Whether ``propose`` wants the final hidden states of the last rows."""
+
+    def propose(self, rows: Rows, hidden: Tensor | None, k: int) -> Tensor:
+        """int32 ``[N, k]`` on the device: what may follow each row, -1 where it has nothing to propose."""
+
+
+class Constraint(Protocol):
+    """Which ids may follow in one sequence."""
+
+    def mask(self) -> np.ndarray:
+        """uint32 ``[ceil(V / 32)]``: bit ``id % 32`` of word ``id // 32`` is set where the id is allowed."""
+
+    def advance(self, token: int) -> None:
+        """Take in a chosen id."""
+
+    def rollback(self, tokens: int) -> None:
+        """Take back the last so many ids."""
+
+    def forced(self) -> Sequence[int]:
+        """The ids that must follow, as far as there is no choice."""

@@ -38,7 +38,7 @@ from gemma4_core.plugins.packages import package_of, package_state
 if TYPE_CHECKING:
     from tinygrad.engine.jit import CapturedJit
 
-    from gemma4_core.model.cache import Storage
+    from gemma4_core.model.slots import SlotStore
     from gemma4_core.model.model import GemmaModel
     from gemma4_core.weights import ExpertStack, Matrix
 
@@ -99,7 +99,7 @@ class Reader(pickle.Unpickler):
         return self.made[name]
 
 
-def named_buffers(model: GemmaModel, storage: Storage | None, tables: Mapping[str, Tensor]) -> dict[str, UOp]:
+def named_buffers(model: GemmaModel, storage: SlotStore | None, tables: Mapping[str, Tensor]) -> dict[str, UOp]:
     """The buffers that a graph of this model may read and write besides its inputs and its own, by name."""
     tensors = {f"{name}/{part}": t for name, place in model.places.items() for part, t in place.matrix.parts().items()}
     tensors |= {f"tensor/{name}": tensor for name, tensor in model.tensors.items()}
@@ -166,10 +166,20 @@ def named(made: Any) -> tuple[str, str]:
     return getattr(made, "__module__", ""), getattr(made, "__qualname__", "")
 
 
+def stored_graphs(model: GemmaModel, storage: SlotStore | None, length: int = 0) -> GraphCache | None:
+    """Where a model's graphs against these slots outlive the process, None where they may not; ``length`` is what their
+    rotation table holds beyond a slot's capacity."""
+    if not can_be_stored(model):
+        return None
+    table = model.text.rotation_table(storage.capacity + length) if storage is not None else None
+    pairs = (*table.sliding, *table.full) if table is not None else ()
+    return GraphCache(model, storage, {str(i): tensor for i, tensor in enumerate(pairs)})
+
+
 class GraphCache:
     """The stored graphs of one model and one K/V cache's buffers."""
 
-    def __init__(self, model: GemmaModel, storage: Storage | None, tables: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: GemmaModel, storage: SlotStore | None, tables: Mapping[str, Tensor]) -> None:
         self.buffers = named_buffers(model, storage, tables)
         sizes = {name: (uop.dtype, uop.shape) for name, uop in self.buffers.items()}
         self.what = repr((surroundings(str(model.device)), model.config, model.chunk, model.ple_host is not None,

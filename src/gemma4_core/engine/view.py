@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 from tinygrad import Tensor
 from tinygrad.dtype import DType
 
-from gemma4_core.model.cache import Storage
 from gemma4_core.model.decoder import TextDecoder
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.ple import HostTable
-from gemma4_core.ops.sampling import SamplingState
 from gemma4_core.weights import Weight
 
 if TYPE_CHECKING:
-    from gemma4_core.contracts.steps import CacheBuffers, DecodeStep
-
-
-class Choices(Protocol):
-    """The two services of the engine that a device's steps may use."""
-
-    def decode_step(self, storage: Storage, state: SamplingState | None) -> DecodeStep:
-        """See ``DecoderView``."""
-
-    def choose(self, logits: Tensor, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
-        """See ``DecoderView``."""
+    from gemma4_core.contracts.rows import Rows, SamplingRows
+    from gemma4_core.engine.choosing import Chooser
+    from gemma4_core.ops.steps import Outcome
 
 
 class ModelView:
     """See ``gemma4_core.contracts.steps.DecoderView``. Always that of the model as it is now."""
 
-    def __init__(self, model: GemmaModel, engine: Choices) -> None:
-        self._model, self._engine = model, engine
+    def __init__(self, model: GemmaModel, chooser: Chooser) -> None:
+        self._model, self._chooser = model, chooser
 
     @property
     def text(self) -> TextDecoder:
@@ -83,8 +73,8 @@ class ModelView:
     def scratch(self) -> dict[object, object]:
         return self._model.graphs
 
-    def decode_step(self, storage: CacheBuffers, state: SamplingState | None) -> DecodeStep:
-        return self._engine.decode_step(cast(Storage, storage), state)
+    def choose(self, logits: Tensor, rows: Rows, sampling: SamplingRows) -> Outcome:
+        return self._chooser.from_logits(logits, rows, sampling)
 
-    def choose(self, logits: Tensor, position: int, state: SamplingState) -> tuple[Tensor, Tensor]:
-        return self._engine.choose(logits, position, state)
+    def finish(self, hidden: Tensor, rows: Rows, sampling: SamplingRows) -> Outcome:
+        return self._chooser.from_hidden(hidden, rows, sampling)

@@ -182,7 +182,7 @@ class LoadedModel(GemmaModel):
         sampling = Sampling.of(temperature, **filters, repetition_penalty=repetition_penalty, seed=seed)
         check_keywords(LoadedModel.generate, media, feature_keywords())
         prompt = check_prompt(self, ids, max_new_tokens, cache, media)
-        return (token.id for token in run(self.engine, prompt, sampling, self._stop_ids(stop_ids), Generation()))
+        return (token.id for token in run(self.engine, prompt, sampling.choices(), self._stop_ids(stop_ids), Generation()))
 
     def _stop_ids(self, given: Sequence[int] | None) -> tuple[int, ...]:
         return self.stop_ids if given is None else tuple(given)

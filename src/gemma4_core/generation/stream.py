@@ -9,7 +9,8 @@ from typing import Any
 from gemma4_core.devices.memory import peak_memory_bytes
 from gemma4_core.engine.engine import Engine
 from gemma4_core.generation.sampling import Sampling
-from gemma4_core.generation.tokens import CheckedPrompt, Generation, Token, run
+from gemma4_core.engine.sequence import Token
+from gemma4_core.generation.tokens import CheckedPrompt, Generation, run
 from gemma4_core.model.media import MediaTime
 from gemma4_core.text import AnswerSplitter, StopStrings
 
@@ -64,7 +65,7 @@ def answer_stream(
 ) -> AnswerStream:
     """The answer to a checked prompt, part by part. ``stops`` end it and are left out, ``splitter`` makes text."""
     progress = Generation()
-    tokens = run(engine, prompt, sampling, stop_ids, progress)
+    tokens = run(engine, prompt, sampling.choices(), stop_ids, progress)
 
     def stats() -> Stats:
         return statistics(progress, load_seconds, engine.model.device)

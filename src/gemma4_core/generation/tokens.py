@@ -1,24 +1,23 @@
-"""The token loop: prefill what the cache does not hold, then one captured step per token."""
+"""A checked prompt and the tokens that follow it, one sequence over a cache of its own."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from tinygrad import Tensor
-
+from gemma4_core.engine.drafting import Drafting, DraftStats
 from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.rows import common_ids
+from gemma4_core.engine.scheduler import TokenScheduler
+from gemma4_core.engine.sequence import Choices, Sequence, Token
 from gemma4_core.errors import InputError
-from gemma4_core.generation.sampling import Sampling
 from gemma4_core.model.cache import GemmaCache
-from gemma4_core.model.ids import bound, check_ids, check_rows
+from gemma4_core.model.ids import bound, check_ids
 from gemma4_core.model.media import MediaTime, PlacedPrompt, place
 from gemma4_core.model.model import GemmaModel
-from gemma4_core.ops.sampling import SamplingState
+from gemma4_core.model.slots import SlotStore
 
 
 @dataclass
@@ -32,14 +31,14 @@ class Generation:
     generation_seconds: float = 0.0
     finish_reason: str | None = None
     media: dict[str, MediaTime] = field(default_factory=dict)
+    drafts: DraftStats | None = None
 
-
-@dataclass(frozen=True)
-class Token:
-    """A generated id with its log-probability under the model."""
-
-    id: int
-    logprob: float
+    def follow(self, sequence: Sequence) -> None:
+        """Take over what is known of a sequence now."""
+        self.finish_reason = sequence.finish_reason
+        self.prompt_seconds = sequence.first - sequence.admitted
+        self.generation_seconds = max(time.perf_counter() - sequence.first, 0.0)
+        self.drafts = sequence.drafting.stats if sequence.drafting is not None else None
 
 
 @dataclass(frozen=True)
@@ -89,80 +88,57 @@ def common_prefix(model: GemmaModel, cache: GemmaCache, placed: PlacedPrompt) ->
     with a cache that was filled before weights changed."""
     if cache.length and cache.revision != model.weights_revision:
         cache.reset()
-    signature = placed.signature
-    shared = 0
-    for held, wanted in zip(cache.tokens, signature[:-1], strict=False):
-        if held != wanted:
-            break
-        shared += 1
+    shared = common_ids(cache.tokens, placed.signature[:-1])
     while bound(placed.blocks, shared):
         shared -= 1
     return shared if cache.truncate(shared, max(model.chunk - model.operations.run_ahead, 0)) else 0
 
 
+@dataclass(frozen=True)
+class CacheLane:
+    """A cache of one row, whose slots grow with the conversation."""
+
+    cache: GemmaCache
+    model: GemmaModel
+    slot: int = 0
+
+    @property
+    def slots(self) -> SlotStore:
+        """The cache's slots as they are now."""
+        assert self.cache.storage is not None
+        return self.cache.storage
+
+    def reserve(self, positions: int) -> None:
+        """Let the cache grow where it is too small."""
+        self.cache.reserve(self.model, 1, positions)
+
+
 def run(
-    engine: Engine, prompt: CheckedPrompt, sampling: Sampling, stops: Sequence[int], progress: Generation
+    engine: Engine, prompt: CheckedPrompt, choices: Choices, stops: Iterable[int], progress: Generation,
+    drafting: Drafting | None = None,
 ) -> Iterator[Token]:
-    """Prefill, then yield tokens; ``progress`` is updated on the way. Stops before yielding a stop id."""
+    """Yield the tokens that follow a prompt; ``progress`` is updated on the way. Stops before yielding a stop id.
+
+    This is a scheduler of one sequence over a cache of its own.
+    """
     model, placed, cache, limit = engine.model, prompt.placed, prompt.cache, prompt.limit
     progress.prompt_tokens, progress.media = placed.ids.shape[1], dict(placed.times)
     progress.reused_tokens = common_prefix(model, cache, placed)
     if limit == 0:
         progress.finish_reason = "length"
         return
-    began = time.perf_counter()
     # room for the tokens to come is reserved now, so that no buffer grows (and no graph is captured) on the way
     ahead = min(progress.prompt_tokens + limit - 1, max(progress.prompt_tokens + 1024, 2 * progress.prompt_tokens))
-    cache.reserve(model, 1, ahead)
-    state = sampling.state(model.config.text_config.vocab_size, placed.ids[0].tolist(), model.device)
-    hidden = engine.append_prompt(cache, placed, progress.reused_tokens)
-    token, logprob = engine.first_token(hidden, cache.length, state)
-    chosen = Token(int(token.item()), float(logprob.item()))
-    progress.prompt_seconds = time.perf_counter() - began
-    yield from _decode(engine, prompt, state, stops, progress, token, chosen)
-
-
-def _decode(
-    engine: Engine,
-    prompt: CheckedPrompt,
-    state: SamplingState | None,
-    stops: Sequence[int],
-    progress: Generation,
-    token: Tensor,
-    chosen: Token,
-) -> Iterator[Token]:
-    """The loop proper: where the device runs ahead, the steps of later tokens are queued before this one's is read."""
-    model, cache, limit = engine.model, prompt.cache, prompt.limit
-    began = time.perf_counter()
-    waiting: deque[tuple[Tensor, Tensor]] = deque()
-    issued, ahead = 0, 0
-    text = model.config.text_config
-    every_id_runs = text.usable_ids == text.vocab_size
-    while True:
-        if chosen.id in stops:
-            progress.finish_reason = "stop"
-            return
-        progress.generated_tokens += 1
-        progress.generation_seconds = time.perf_counter() - began
-        if progress.generated_tokens >= limit:
-            progress.finish_reason = "length"
-            yield chosen
-            return
-        if not every_id_runs:
-            check_rows(np.array([chosen.id]), text)
-        while issued < limit - 1 and len(waiting) <= ahead:
-            position = cache.length + len(waiting)
-            step = engine.decode_step(cache.reserve(model, 1, position + 1), state)
-            # an id without a row must be seen before a step reads that row
-            ahead = getattr(step, "ahead", 0) if every_id_runs else 0
-            waiting.append(step(token, position, state))
-            token, issued = waiting[-1][0], issued + 1
-        cache.note([chosen.id])
-        yield chosen
-        chosen = _read(waiting.popleft())
-
-
-def _read(issued: tuple[Tensor, Tensor]) -> Token:
-    """What a step chose; waits for it. A device that runs ahead brings ``read``, which waits for no later step."""
-    read = getattr(issued, "read", None)
-    return Token(*read()) if read is not None else Token(int(issued[0].item()), float(issued[1].item()))
+    lane = CacheLane(cache, model)
+    lane.reserve(max(ahead, progress.prompt_tokens))
+    sequence = Sequence(placed, limit, choices, frozenset(stops), drafting=drafting, lane=lane)
+    scheduler = TokenScheduler(engine)
+    scheduler.submit(sequence)
+    while not scheduler.idle:
+        for _, token in scheduler.step():
+            progress.follow(sequence)
+            if token is not None:
+                progress.generated_tokens += 1
+                yield token
+    if sequence.error is not None:
+        raise sequence.error

@@ -94,11 +94,6 @@ class TextDecoder:
             self._tables[positions] = Rotation(pairs[0] or known, pairs[1] or known)
         return self._tables[positions]
 
-    @staticmethod
-    def rotation(table: Rotation, start: int | UOp, length: int) -> Rotation:
-        """The rows ``start … start + length - 1`` of a table."""
-        return table.rows(start, length)
-
     def embed(self, ids: Tensor) -> Tensor:
         """Scaled rows of the embedding table: ids ``[B, T]`` to ``[B, T, H]``."""
         return self.scaled(matrix(self.embedding).rows(ids))

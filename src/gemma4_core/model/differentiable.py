@@ -92,7 +92,7 @@ def hidden(
         rows = without_pad_gradient(padding, trainable_rows(matrix(model.text.ple_table), inputs.ids))
     operations = differentiable_operations(model.operations, checkpointing)
     start = model.text.inputs(inputs.ids, h, operations, rows)
-    rotation = model.text.rotation(rotation_table(model, length), 0, length)
+    rotation = rotation_table(model, length).rows(0, length)
     span = FreshSpan(length, model.device, inputs.blocks, inputs.segments)
     wrap = recomputed if checkpointing else in_memory
     if recorder is not None:

@@ -126,9 +126,9 @@ def cached_outputs(
     if model.bidirectional:
         blocks = upload(np.full(placed.ids.shape, -1, np.int32) if placed.blocks is None else placed.blocks, device)
     rows = None if model.ple_host is None else model.ple_host.rows(placed.ids)
-    span = ChunkSpan(storage.layers, cache.length, length, length, device, blocks)
+    span = ChunkSpan(storage.layers, 0, cache.length, length, length, device, blocks)
     table = text.rotation_table(storage.capacity + model.chunk)
-    inputs, rotation = text.inputs(ids, h, operations, rows), text.rotation(table, cache.length, length)
+    inputs, rotation = text.inputs(ids, h, operations, rows), table.rows(cache.length, length)
     final = text.run(inputs, span, rotation, operations, wrap=recorder.around(lambda layer: layer)).contiguous()
     found = recorder.outputs(final, length)
     wanted = [found.hidden] if found.hidden is not None else []

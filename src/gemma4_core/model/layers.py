@@ -51,7 +51,8 @@ def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Rotation:
-    """cos and sin ``[T, head_dim / 2]`` of a call's positions, for sliding and for full layers."""
+    """cos and sin ``[T, head_dim / 2]`` of a call's positions, or ``[B, T, head_dim / 2]`` where each sequence has its
+    own, for sliding and for full layers."""
 
     sliding: tuple[Tensor, Tensor]
     full: tuple[Tensor, Tensor]
@@ -66,7 +67,14 @@ class Rotation:
         """The rows ``start … start + length - 1``."""
         stop = start + length
         (a, b), (c, d) = self.sliding, self.full
+        if len(a.shape) == 3:
+            return Rotation((a[:, start:stop], b[:, start:stop]), (c[:, start:stop], d[:, start:stop]))
         return Rotation((a[start:stop], b[start:stop]), (c[start:stop], d[start:stop]))
+
+    def at(self, positions: Tensor) -> Rotation:
+        """Those of int32 ``positions [B, T]``."""
+        (a, b), (c, d) = self.sliding, self.full
+        return Rotation((a[positions], b[positions]), (c[positions], d[positions]))
 
 
 class Attention:

@@ -13,7 +13,6 @@ from tinygrad import Device, Tensor
 from gemma4_core.contracts.arranged_media import ArrangingTower
 from gemma4_core.errors import InputError
 from gemma4_core.model.ids import check_rows, media_blocks
-from gemma4_core.ops.steps import Chunk
 from gemma4_core.plugins.origin import nearest
 
 if TYPE_CHECKING:
@@ -69,13 +68,6 @@ class PlacedPrompt:
         signature = self.signature if row == 0 else self.ids[row].tolist()
         ids = self.ids[row : row + 1]
         return replace(self, ids=ids, soft=one(self.soft), blocks=one(self.blocks), signature=signature)
-
-    def chunk(self, start: int, stop: int) -> Chunk:
-        """Positions ``start … stop - 1`` as the engine appends them."""
-        here = slice(start, stop)
-        soft = None if self.soft is None else self.soft[:, here]
-        blocks = None if self.blocks is None else self.blocks[:, here]
-        return Chunk(self.ids[:, here], soft, blocks, self.signature[here])
 
     @property
     def soft_positions(self) -> np.ndarray:

@@ -13,8 +13,9 @@ from tinygrad.uop import Ops
 
 from gemma4_core.contracts import Context, ModalityTower, Tower, TrainedPart
 from gemma4_core.errors import PluginError
-from gemma4_core.model.cache import GemmaCache, StoragePool
+from gemma4_core.model.cache import GemmaCache
 from gemma4_core.model.decoder import TextDecoder
+from gemma4_core.model.slots import SlotPool
 from gemma4_core.ops import Operations
 from gemma4_core.ops.graphs import upload
 from gemma4_core.weights import Weight
@@ -81,7 +82,7 @@ class GemmaModel:
         """What trains and is saved in place of the whole model, such as an adapter."""
         self.transformed = False
         """Whether a transform changed it."""
-        self.pool = StoragePool()
+        self.pool = SlotPool()
         self.graphs: dict[object, object] = {}
         """Captured graphs that read weights and no cache, by what they do."""
         self.weights_revision = self.graphs_revision = 0

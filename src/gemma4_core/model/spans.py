@@ -1,8 +1,8 @@
 """Which positions a call covers, where its K/V go, and which keys each query sees.
 
-Three kinds of call read and write K/V differently, and all give the same numbers:
-``FreshSpan`` has no cache (training, uncached runs), ``ChunkSpan`` appends up to T positions to a cache, and
-``TokenSpan`` appends one.
+Four kinds of call read and write K/V differently, and all give the same numbers: ``FreshSpan`` has no cache (training,
+uncached runs), ``ChunkSpan`` appends up to T positions to one slot, ``TokenSpan`` appends one, and ``RowsSpan`` appends
+a few positions to each of several slots.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tinygrad import Tensor, UOp, dtypes
 
 from gemma4_core.config import LayerConfig
 from gemma4_core.ops.attention import KeyValues
+from gemma4_core.ops.slot_writes import write_positions
 
 
 class Span(ABC):
@@ -72,7 +73,8 @@ def ring_positions(slots: int, last: int | UOp, device: str) -> Tensor:
 
 
 class ChunkSpan(Span):
-    """Append ``valid`` of T positions to a cache; rows beyond ``valid`` are padding that is never seen.
+    """Append ``valid`` of T positions to slots ``slot … slot + B - 1``, which hold as many; rows beyond ``valid`` are
+    padding that is never seen.
 
     Rings are read before they are written: the queries attend to the old ring and the chunk side by side, so a chunk
     may be of any length, longer than the ring included.
@@ -81,13 +83,14 @@ class ChunkSpan(Span):
     def __init__(
         self,
         storage: Sequence[Tensor | None],
+        slot: int | UOp,
         start: int | UOp,
         valid: int | UOp,
         length: int,
         device: str,
         blocks: Tensor | None = None,
     ) -> None:
-        self.storage, self.start, self.valid, self.length = storage, start, valid, length
+        self.storage, self.slot, self.start, self.valid, self.length = storage, slot, start, valid, length
         self.device, self.blocks = device, blocks
         self.writes: list[Tensor] = []
         """Cache writes that no output depends on: realize them together with the outputs."""
@@ -95,24 +98,24 @@ class ChunkSpan(Span):
     def extend(self, layer: LayerConfig, k: Tensor, v: Tensor) -> KeyValues:
         held = self.storage[layer.index]
         assert held is not None
-        new = k.stack(v)  # [2, B, kv heads, T, D]
+        new = k.stack(v, dim=1)  # [B, 2, kv heads, T, D]
+        mine = slice(self.slot, self.slot + int(new.shape[0]))
         if layer.window is None:
-            return self._extend_full(held, new)
-        return self._extend_ring(held, new, layer.window)
+            return self._extend_full(held, mine, new)
+        return self._extend_ring(held, mine, new, layer.window)
 
-    def _extend_full(self, held: Tensor, new: Tensor) -> KeyValues:
+    def _extend_full(self, held: Tensor, mine: slice, new: Tensor) -> KeyValues:
         end = self.start + self.length
-        written = Tensor(held.uop.after(held[:, :, :, self.start : end].uop.store(new.uop)))
-        both = written[:, :, :, :end]
-        slots = int(held.shape[3])
-        keys = Tensor.arange(slots, dtype=dtypes.int32)[:end]
+        written = Tensor(held.uop.after(held[mine, :, :, self.start : end].uop.store(new.uop)))
+        both = written[mine, :, :, :end]
+        keys = Tensor.arange(int(held.shape[3]), dtype=dtypes.int32)[:end]
         mask = visible(self.positions(self.device), keys, None, None, None)
-        return KeyValues(both[0], both[1], mask, self.start)
+        return KeyValues(both[:, 0], both[:, 1], mask, self.start)
 
-    def _extend_ring(self, held: Tensor, new: Tensor, window: int) -> KeyValues:
+    def _extend_ring(self, held: Tensor, mine: slice, new: Tensor, window: int) -> KeyValues:
         slots = int(held.shape[3])
         # materialised before the ring is overwritten
-        joined = held.cat(new, dim=3).contiguous()  # [2, B, kv heads, slots + T, D]
+        joined = held[mine].cat(new, dim=3).contiguous()  # [B, 2, kv heads, slots + T, D]
         positions = self.positions(self.device)
         old = ring_positions(slots, self.start - 1, self.device)
         keys = old.cat(positions)
@@ -124,27 +127,65 @@ class ChunkSpan(Span):
         after = ring_positions(slots, self.start + self.valid - 1, self.device)
         fresh = after - self.start
         source = (fresh >= 0).where(fresh + slots, Tensor.arange(slots, dtype=dtypes.int32))
-        written = Tensor(held.uop.after(held.uop.store(joined[:, :, :, source].contiguous().uop)))
+        written = Tensor(held.uop.after(held[mine].uop.store(joined[:, :, :, source].contiguous().uop)))
         self.writes.append(written)
-        return KeyValues(joined[0], joined[1], mask, self.start, window)
+        return KeyValues(joined[:, 0], joined[:, 1], mask, self.start, window)
 
 
 class TokenSpan(Span):
-    """Append one position to a cache: write first, then read in place."""
+    """Append one position to a slot: write first, then read in place."""
 
-    def __init__(self, storage: Sequence[Tensor | None], start: int | UOp, device: str) -> None:
-        self.storage, self.start, self.length, self.device = storage, start, 1, device
+    def __init__(self, storage: Sequence[Tensor | None], slot: int | UOp, start: int | UOp, device: str) -> None:
+        self.storage, self.slot, self.start, self.length, self.device = storage, slot, start, 1, device
 
     def extend(self, layer: LayerConfig, k: Tensor, v: Tensor) -> KeyValues:
         held = self.storage[layer.index]
         assert held is not None
-        new = k.stack(v)  # [2, B, kv heads, 1, D]
-        slots = int(held.shape[3])
-        slot = self.start if layer.window is None else self.start % slots
-        written = Tensor(held.uop.after(held[:, :, :, slot : slot + 1].uop.store(new.uop)))
+        new = k.stack(v, dim=1)  # [1, 2, kv heads, 1, D]
+        mine, slots = slice(self.slot, self.slot + 1), int(held.shape[3])
+        at = self.start if layer.window is None else self.start % slots
+        written = Tensor(held.uop.after(held[mine, :, :, at : at + 1].uop.store(new.uop)))
         if layer.window is None:
-            both = written[:, :, :, : self.start + 1]
-            return KeyValues(both[0], both[1], None, self.start)
+            both = written[mine, :, :, : self.start + 1]
+            return KeyValues(both[:, 0], both[:, 1], None, self.start)
         keys = ring_positions(slots, self.start, self.device)
         mask = ((keys >= 0) & (keys > -layer.window + self.start)).unsqueeze(0)  # [1, slots]
-        return KeyValues(written[0], written[1], mask, self.start, layer.window)
+        both = written[mine]
+        return KeyValues(both[:, 0], both[:, 1], mask, self.start, layer.window)
+
+
+class RowsSpan(Span):
+    """Append ``valid [B]`` of T positions from ``start [B]`` on to slots ``slot [B]``, all int32 in memory: write
+    first, then read each sequence's own slot.
+
+    T is at most what rings have beside their window, so that what is written overwrites nothing that is seen. Keys of
+    full layers are read up to position ``end``. Several sequences may not share a slot; of one without valid positions
+    nothing is written.
+    """
+
+    def __init__(
+        self, storage: Sequence[Tensor | None], slot: Tensor, start: Tensor, valid: Tensor, length: int, end: int | UOp,
+        device: str,
+    ) -> None:
+        self.storage, self.slot, self.first, self.valid, self.end = storage, slot, start, valid, end
+        self.start, self.length, self.device = 0, length, device
+        self.rows = start.unsqueeze(1) + Tensor.arange(length, dtype=dtypes.int32).unsqueeze(0)
+        """The queries' positions, ``[B, T]``."""
+
+    def extend(self, layer: LayerConfig, k: Tensor, v: Tensor) -> KeyValues:
+        held = self.storage[layer.index]
+        assert held is not None
+        new = k.stack(v, dim=1).contiguous()  # [B, 2, kv heads, T, D]
+        written = write_positions(held, new, self.slot, self.first, self.valid)
+        size = int(held.shape[3])
+        both, queries = written[self.slot], self.rows.unsqueeze(2)  # [B, 2, kv heads, positions, D], [B, T, 1]
+        places = Tensor.arange(size, dtype=dtypes.int32)
+        if layer.window is None:
+            both, keys = both[:, :, :, : self.end], places[: self.end].reshape(1, 1, -1)
+            seen = keys <= queries
+        else:
+            newest = (self.first + self.valid - 1).reshape(-1, 1, 1)
+            keys = -((newest - places.reshape(1, 1, -1)) % size) + newest  # [B, 1, positions]
+            seen = (keys <= queries) & (keys > queries - layer.window) & (keys >= 0)
+        mask = seen.unsqueeze(1).unsqueeze(1)  # [B, 1, 1, T, S]
+        return KeyValues(both[:, 0], both[:, 1], mask, window=layer.window)

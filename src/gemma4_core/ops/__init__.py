@@ -22,9 +22,8 @@ from gemma4_core.ops import sampling as _sampling
 
 if TYPE_CHECKING:
     from gemma4_core.contracts.steps import (
-        ChunkStepFactory,
-        DecodeStepFactory,
         LayersOperation,
+        StepFactory,
         TowerOperationsFactory,
     )
     from gemma4_core.ops.attention import KeyValues
@@ -36,8 +35,7 @@ LAYER_KERNELS = "layer_"
 LAYERS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts")
 """What the layers are made of."""
 PIECES = {
-    "decode_step": (*LAYERS, "logits", "sample"),
-    "prefill": (*LAYERS, "logits", "sample"),
+    "step": (*LAYERS, "logits", "sample"),
     "layers": LAYERS,
     "towers": ("linear",),
 }
@@ -54,7 +52,7 @@ class Operations:
     rms_norm: Callable[[Tensor, Tensor | None, float], Tensor]
     """``x [..., n]`` normalised over n in fp32, times the weight ``[n]`` if any, in x's dtype."""
     rope: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """``x [B, T, heads, D]``, cos and sin ``[T, D/2]``: rotate-half, in x's dtype."""
+    """``x [B, T, heads, D]``, cos and sin ``[T, D/2]`` or ``[B, T, D/2]``: rotate-half, in x's dtype."""
     attention: Callable[[Tensor, KeyValues], Tensor]
     """``q [B, T, heads, D]`` against keys and values: ``[B, T, heads, D]``; scale 1, softmax in fp32."""
     gated_mlp: Callable[[Tensor, Matrix, Matrix, Matrix], Tensor]
@@ -72,17 +70,16 @@ class Operations:
     prefill_chunk: int = 32
     """The most positions of a prompt that this device takes in one call."""
     graph_chunk: int = 32
-    """Positions per call where ``prefill`` does not serve and a captured graph does, padding included."""
-    decode_step: DecodeStepFactory | None = None
-    """A whole decode step taken over by the device; None, or a result of None, means operation by operation."""
+    """Positions per call where ``step`` does not serve and a captured graph does, padding included."""
+    step: StepFactory | None = None
+    """Whole calls of the decoder taken over by the device: a token of one slot, a chunk of a prompt, or whatever its
+    ``serves`` says. None, or a result of None, means operation by operation."""
     layers: LayersOperation | None = None
     """All layers and the final norm for one position, inside the graph of a decode step: the decoder, what the layers
     start from, the cache's buffers (which get the position's keys and values), the rotary tables of all positions and
     the position, bound: ``[1, 1, H]``. None, or a result of None, means layer by layer."""
     run_ahead: int = 0
-    """The most steps that such a decode step lets the host queue before the first of them is read."""
-    prefill: ChunkStepFactory | None = None
-    """Chunks of a prompt taken over likewise. It may be asked for each chunk: keep what is made per storage."""
+    """The most steps that the device's own step lets the host queue before the first of them is read."""
     prefill_both_ways: int = 0
     """The longest chunk that it takes in which tokens of a media block see those behind them."""
     towers: TowerOperationsFactory | None = None

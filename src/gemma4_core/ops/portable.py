@@ -25,10 +25,11 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate lane j of ``x [B, T, heads, D]`` with lane j + D/2 by the angles behind ``cos, sin [T, D/2]``."""
+    """Rotate lane j of ``x [B, T, heads, D]`` with lane j + D/2 by the angles behind ``cos, sin [T, D/2]`` or
+    ``[B, T, D/2]``."""
     half = cos.shape[-1]
     first, second = x[..., :half].cast(dtypes.float32), x[..., half:].cast(dtypes.float32)
-    cos, sin = cos.unsqueeze(1).cast(dtypes.float32), sin.unsqueeze(1).cast(dtypes.float32)  # [T, 1, D/2]
+    cos, sin = cos.unsqueeze(-2).cast(dtypes.float32), sin.unsqueeze(-2).cast(dtypes.float32)  # [(B,) T, 1, D/2]
     return (first * cos - second * sin).cat(second * cos + first * sin, dim=-1).cast(x.dtype)
 
 

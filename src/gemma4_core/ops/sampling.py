@@ -1,31 +1,41 @@
-"""Choosing the next token inside the captured graph: greedy, or temperature, top-k, top-p, min-p and a penalty.
+"""Choosing the next token of each row inside a captured graph: the largest logit, or temperature, top-k, top-p, min-p,
+penalties, biases and a mask of allowed ids.
 
 Noise comes from a hash of (seed, position, token), so that a seed gives the same tokens on every device, however the
-prompt was split, and whatever else draws random numbers.
+prompt was split, whatever else draws random numbers, and in whatever company a row runs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinygrad import Tensor, UOp, dtypes
+from tinygrad import Tensor, dtypes
 
 EXCLUDED = -1e30
 ROUNDS = 32
 """Bisection over the 32 bits of a float finds a threshold exactly."""
+IN_PROMPT = 1 << 30
+"""What ``counts`` has added where the prompt holds an id."""
 
 
 @dataclass(frozen=True)
-class SamplingState:
-    """Device tensors that parametrise a sampling graph; all may change between replays.
-
-    ``params`` is fp32 ``[5]``: temperature (0 is greedy), top-k (0 is off), top-p (1 is off), min-p (0 is off),
-    repetition penalty (1 is off). ``seed`` is uint32 ``[1]``. ``seen`` is bool ``[1, V]``: tokens that occurred.
-    """
+class SamplingTensors:
+    """What a sampling graph of M rows reads; all may change between replays. See ``SamplingRows``."""
 
     params: Tensor
+    """fp32 ``[M, 7]``."""
     seed: Tensor
-    seen: Tensor
+    """uint32 ``[M]``."""
+    counts: Tensor | None = None
+    """int32 ``[M, V]``, each row its slot's."""
+    bias: Tensor | None = None
+    """fp32 ``[M, V]``, each row its slot's."""
+    mask: Tensor | None = None
+    """uint32 ``[M, ceil(V / 32)]``."""
+    drafted: Tensor | None = None
+    """int32 ``[M, k]``."""
+    cuts: bool = True
+    """Whether any row has top-k, top-p or min-p."""
 
 
 def mix(h: Tensor) -> Tensor:
@@ -35,12 +45,11 @@ def mix(h: Tensor) -> Tensor:
     return h ^ (h >> 16)
 
 
-def hashed_uniform(seed: Tensor, position: int | UOp, size: int) -> Tensor:
-    """Numbers in (0, 1), fp32 ``[1, size]``, by two rounds of an integer finaliser."""
-    start = mix(
-        seed + (Tensor.zeros(1, dtype=dtypes.int32, device=seed.device) + position).cast(dtypes.uint32) * 0x9E3779B1
-    )
-    index = Tensor.arange(size).cast(dtypes.uint32).reshape(1, size)
+def hashed_uniform(seed: Tensor, position: Tensor, size: int) -> Tensor:
+    """Numbers in (0, 1), fp32 ``[M, size]``, by two rounds of an integer finaliser of uint32 ``seed [M]`` and int32
+    ``position [M]``."""
+    start = mix(seed + position.cast(dtypes.uint32) * 0x9E3779B1).unsqueeze(1)  # [M, 1]
+    index = Tensor.arange(size).cast(dtypes.uint32).unsqueeze(0)
     bits = mix(mix(index * 0x9E3779B1 + start) + start)
     return ((bits >> 8).cast(dtypes.float32) + 0.5) * (1.0 / (1 << 24))
 
@@ -52,8 +61,8 @@ def _ordered(x: Tensor) -> Tensor:
 
 
 def _threshold(keys: Tensor, enough: Tensor, weight: Tensor) -> Tensor:
-    """The largest key t, uint32 ``[1, 1]``, for which the weights of keys >= t still sum to ``enough``."""
-    found = Tensor.zeros(1, 1, dtype=dtypes.uint32, device=keys.device)
+    """The largest key t of each row, uint32 ``[M, 1]``, for which the weights of keys >= t still sum to ``enough``."""
+    found = Tensor.zeros(int(keys.shape[0]), 1, dtype=dtypes.uint32, device=keys.device)
     for bit in reversed(range(ROUNDS)):
         trial = (found + (1 << bit)).contiguous()
         reached = (keys >= trial).where(weight, 0.0).sum(-1, keepdim=True) >= enough
@@ -62,36 +71,64 @@ def _threshold(keys: Tensor, enough: Tensor, weight: Tensor) -> Tensor:
 
 
 def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The first largest logit of ``[B, V]``: ids int32 ``[B, 1]`` and their log-probability fp32 ``[B, 1]``."""
-    token = logits.argmax(-1, keepdim=True).cast(dtypes.int32)
+    """The first largest logit of ``[M, V]``: ids int32 ``[M]`` and their log-probability fp32 ``[M]``."""
+    token = logits.argmax(-1).cast(dtypes.int32)
     # a kernel whose argument is simplified away is launched wrongly by tinygrad 0.14's CUDA graph, so max() stays apart
     top = logits.max(-1, keepdim=True).contiguous()
-    return token, -(logits - top).exp().sum(-1, keepdim=True).log()
+    return token, -(logits - top).exp().sum(-1).log()
 
 
-def sample(logits: Tensor, state: SamplingState | None, position: int | UOp) -> tuple[Tensor, Tensor]:
-    """Choose a token from fp32 ``logits [1, V]``: ids int32 ``[1, 1]``, log-probabilities fp32 ``[1, 1]``.
+def sample(logits: Tensor, sampling: SamplingTensors | None, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose tokens for int32 ``position [M]`` from fp32 ``logits [M, V]``: ids int32 ``[M]``, log-probabilities fp32
+    ``[M]``.
 
-    Without a state the choice is greedy and rows may be several. The log-probability is the model's own, before
-    penalty, temperature and cuts. Cuts apply in the order of transformers 5.23.0: penalty, temperature, top-k,
-    top-p, min-p.
+    Without ``sampling`` every row takes its largest logit. The log-probability is the model's own, before everything
+    else. Biases come first, then penalties, the mask, and the cuts in the order of transformers 5.23.0: temperature,
+    top-k, top-p, min-p.
     """
-    if state is None:
+    if sampling is None:
         return greedy(logits)
-    temperature, top_k, top_p, min_p, penalty = (state.params[i].reshape(1, 1) for i in range(5))
-    punished = (logits > 0).where(logits / penalty, logits * penalty)
-    scores = state.seen.where(punished, logits)
+    temperature, top_k, top_p, min_p, *penalties = (sampling.params[:, i : i + 1] for i in range(7))
+    scores = logits if sampling.bias is None else logits + sampling.bias
+    if sampling.counts is not None:
+        scores = punished(scores, sampling.counts, sampling.drafted, penalties)
+    if sampling.mask is not None:
+        scores = allowed(sampling.mask, int(logits.shape[-1])).where(scores, EXCLUDED)
     scaled = (scores / (temperature > 0).where(temperature, 1.0)).contiguous()
-    keys = _ordered(scaled).contiguous()
-    ones = Tensor.ones_like(scaled)
-    keep = (top_k <= 0).where(True, keys >= _threshold(keys, top_k, ones))
-    cut = keep.where(scaled, EXCLUDED)
-    share = cut.softmax(-1).contiguous()
-    keep = keep & (top_p >= 1).where(True, keys >= _threshold(keys, top_p, share))
-    keep = keep & (share >= share.max(-1, keepdim=True) * min_p)
-    noise = -(-hashed_uniform(state.seed, position, int(logits.shape[-1])).log()).log()
-    drawn = keep.where((temperature > 0).where(scaled + noise, scores), EXCLUDED)
+    noise = -(-hashed_uniform(sampling.seed, position, int(logits.shape[-1])).log()).log()
+    drawn = (temperature > 0).where(scaled + noise, scores)
+    if sampling.cuts:
+        drawn = cut(scaled, top_k, top_p, min_p).where(drawn, EXCLUDED)
     token = drawn.argmax(-1, keepdim=True).cast(dtypes.int32)
     vocabulary = Tensor.arange(int(logits.shape[-1])).reshape(1, -1)
-    chosen = (vocabulary == token).where(logits, 0.0).sum(-1, keepdim=True)
-    return token, chosen - logits.logsumexp(-1, keepdim=True)
+    chosen = (vocabulary == token).where(logits, 0.0).sum(-1)
+    return token.squeeze(1), chosen - logits.logsumexp(-1)
+
+
+def punished(scores: Tensor, counts: Tensor, drafted: Tensor | None, penalties: list[Tensor]) -> Tensor:
+    """Scores ``[M, V]`` after the repetition penalty (of transformers: on all that occurred) and the presence and
+    frequency penalties (of OpenAI's API: on what was generated), each ``[M, 1]``."""
+    repetition, presence, frequency = penalties
+    if drafted is not None:
+        vocabulary = Tensor.arange(int(scores.shape[-1]), dtype=dtypes.int32).reshape(1, 1, -1)
+        counts = counts + (drafted.unsqueeze(2) == vocabulary).sum(1, dtype=dtypes.int32)
+    generated = (counts >= IN_PROMPT).where(counts - IN_PROMPT, counts)
+    repeated = (scores > 0).where(scores / repetition, scores * repetition)
+    scores = (counts > 0).where(repeated, scores)
+    return scores - (generated > 0).where(presence, 0.0) - generated.cast(dtypes.float32) * frequency
+
+
+def allowed(mask: Tensor, vocabulary: int) -> Tensor:
+    """uint32 ``[M, words]`` as bool ``[M, V]``."""
+    rows, words = (int(n) for n in mask.shape)
+    bits = mask.unsqueeze(2) >> Tensor.arange(32).cast(dtypes.uint32).reshape(1, 1, 32)  # [M, words, 32]
+    return (bits & 1 != 0).reshape(rows, words * 32)[:, :vocabulary]
+
+
+def cut(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """bool ``[M, V]``: what top-k, top-p and min-p leave of scores that the temperature has divided."""
+    keys = _ordered(scaled).contiguous()
+    keep = (top_k <= 0).where(True, keys >= _threshold(keys, top_k, Tensor.ones_like(scaled)))
+    share = keep.where(scaled, EXCLUDED).softmax(-1).contiguous()
+    keep = keep & (top_p >= 1).where(True, keys >= _threshold(keys, top_p, share))
+    return keep & (share >= share.max(-1, keepdim=True) * min_p)

@@ -1,50 +1,45 @@
-"""What the steps of a device take and give: a chunk of a prompt, and the logits that a prompt ends with."""
+"""``Outcome``: the ordinary result of a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
 from tinygrad import Tensor
 
-if TYPE_CHECKING:
-    from gemma4_core.contracts.steps import DecoderView
-    from gemma4_core.ops.sampling import SamplingState
+
+@dataclass(frozen=True)
+class Outcome:
+    """A ``StepResult`` whose choices are tensors; rows of padding may follow the M wanted ones."""
+
+    ids: Tensor
+    """int32 ``[M]``."""
+    logprobs: Tensor
+    """fp32 ``[M]``."""
+    hidden: Tensor | None = None
+    """``[M, H]``."""
+    logits: Tensor | None = None
+    """fp32 ``[M, V]``."""
+    count: int = 1
+    """Wanted rows, M."""
+
+    def read(self) -> list[tuple[int, float]]:
+        """See ``StepResult.read``."""
+        return list(zip(self.ids.tolist()[: self.count], self.logprobs.tolist()[: self.count], strict=True))
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Positions to append in one go: ids ``[B, n]`` with the pad id where soft tokens stand, and what replaces them."""
+class Hidden:
+    """A ``StepResult`` of rows that choose nothing."""
 
-    ids: np.ndarray
-    soft: np.ndarray | None = None
-    """int32 ``[B, n]``: row of the soft tokens for each position, -1 for text; None without media."""
-    blocks: np.ndarray | None = None
-    """int32 ``[B, n]``: media block of each position, -1 for text; None where no block is bidirectional."""
-    signature: Sequence[int] = ()
-    """What the cache records of row 0: ids, and content hashes at soft positions."""
+    hidden: Tensor | None
+    """``[M, H]``, None where no row is wanted."""
+    logits: Tensor | None = None
 
     @property
-    def sees_both_ways(self) -> bool:
-        """Whether tokens of a media block see those behind them."""
-        return self.blocks is not None and bool((self.blocks >= 0).any())
+    def ids(self) -> Tensor:
+        """There are none."""
+        raise ValueError("rows without sampling choose nothing")
 
-
-@dataclass(frozen=True)
-class PrefillResult:
-    """What a device's own forward pass of a prompt ends with: logits fp32 ``[1, V]``, their first largest id int32
-    ``[1, 1]`` and its log-probability fp32 ``[1, 1]``."""
-
-    logits: Tensor
-    token: Tensor
-    logprob: Tensor
-    draw: Callable[[int, SamplingState], tuple[Tensor, Tensor]] | None = None
-    """The device's own way to draw the token at a position from these logits; None: the engine's graph does."""
-
-    def choose(self, view: DecoderView, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
-        """The greedy choice, or a sampled one: ids int32 ``[1, 1]`` and log-probabilities."""
-        if state is None:
-            return self.token, self.logprob
-        return view.choose(self.logits, position, state) if self.draw is None else self.draw(position, state)
+    def read(self) -> list[tuple[int, float]]:
+        """Nothing."""
+        return []

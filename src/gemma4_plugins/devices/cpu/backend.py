@@ -61,12 +61,11 @@ def operations() -> Operations:
 
     if not kernels_wanted():
         return portable()
-    from gemma4_plugins.devices.cpu.kernels.text import CHUNK, PICTURE, decode_step, prefill
+    from gemma4_plugins.devices.cpu.kernels.text import CHUNK, PICTURE, step
     from gemma4_plugins.devices.cpu.kernels.towers import tower_operations
 
     return replace(
-        portable(), name="cpu", decode_step=decode_step, prefill=prefill, prefill_chunk=CHUNK,
-        prefill_both_ways=PICTURE, towers=tower_operations,
+        portable(), name="cpu", step=step, prefill_chunk=CHUNK, prefill_both_ways=PICTURE, towers=tower_operations,
     )
 
 

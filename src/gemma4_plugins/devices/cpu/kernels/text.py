@@ -13,14 +13,16 @@ from gemma4_core.devices import machine
 from gemma4_core.model.decoder import TextDecoder, rounded
 from gemma4_core.model.ids import block_ends
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
-from gemma4_core.ops.sampling import SamplingState
-from gemma4_core.ops.steps import Chunk, PrefillResult
+from gemma4_core.ops.steps import Hidden, Outcome
 from gemma4_plugins.devices.cpu.kernels.build import load, loadable
 from gemma4_plugins.devices.cpu.kernels.structs import Arena, CCall, CLayer, CStep, address, supported
 from gemma4_plugins.devices.native.threads import runner
 
 if TYPE_CHECKING:
-    from gemma4_core.contracts.steps import CacheBuffers, ChunkStep, DecoderView, DecodeStep
+    from tinygrad.dtype import DType
+
+    from gemma4_core.contracts.rows import Rows, SamplingRows
+    from gemma4_core.contracts.steps import DecoderView, Slots
 
 SOURCES = (
     "entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c",
@@ -36,41 +38,19 @@ PICTURE = 1152
 """Positions of a call with tokens of a picture that see those behind them: the largest picture has 1120."""
 
 
-def kernels(view: DecoderView, storage: CacheBuffers) -> CpuText | None:
-    """The kernels set up for these buffers, or None where they do not serve the model. Made once per storage."""
-    if "cpu" not in storage.graphs:
-        storage.graphs["cpu"] = CpuText(view, storage) if served(view, storage) else None
-    return storage.graphs["cpu"]  # type: ignore[return-value]
+def step(view: DecoderView, slots: Slots) -> CpuStep | None:
+    """``Operations.step`` on the CPU."""
+    return CpuStep(view, slots) if served(view) else None
 
 
-def served(view: DecoderView, storage: CacheBuffers) -> bool:
-    """One row, weights stored in a way that the kernels read in place, and at most 16 experts per token."""
+def served(view: DecoderView) -> bool:
+    """Weights stored in a way that the kernels read in place, and at most 16 experts per token."""
     return (
         loadable()
-        and storage.batch == 1
         and view.ple_host is None
         and all(supported(place.matrix) for place in view.places.values())
         and top_experts(view.text.config) <= LARGEST_TOP
     )
-
-
-def decode_step(view: DecoderView, storage: CacheBuffers, sampled: bool) -> DecodeStep | None:
-    """``Operations.decode_step`` on the CPU."""
-    text = kernels(view, storage)
-    if text is None:
-        return None
-
-    def step(token: Tensor, position: int, state: SamplingState | None) -> tuple[Tensor, Tensor]:
-        text.call(decode=1, start=position, count=1, wanted=1, ids=address(token))
-        return text.finished().choose(view, position + 1, state)
-
-    return step
-
-
-def prefill(view: DecoderView, storage: CacheBuffers) -> ChunkStep | None:
-    """``Operations.prefill`` on the CPU."""
-    text = kernels(view, storage)
-    return None if text is None else text.chunk
 
 
 def top_experts(config: TextConfig) -> int:
@@ -78,21 +58,79 @@ def top_experts(config: TextConfig) -> int:
     return config.top_k_experts or 0 if config.enable_moe_block else 0
 
 
-class CpuText:
-    """Calls the kernels on every thread; logits and the greedy token stay where they are as tensors."""
+class CpuStep:
+    """One token or one chunk of one slot, by a call of the kernels on every thread; logits and the greedy token stay
+    where they are as tensors."""
 
-    def __init__(self, view: DecoderView, storage: CacheBuffers) -> None:
-        self.arena, self.threads = Arena(), machine.thread_count()
+    max_rows, ahead = CHUNK, 0
+
+    def __init__(self, view: DecoderView, slots: Slots) -> None:
+        self.view, self.arena, self.threads = view, Arena(), machine.thread_count()
         self.program = load(SOURCES, ("YIELD_SYSCALL",))
-        empty = lambda *shape, dtype: Tensor.zeros(*shape, dtype=dtype, device=view.device).contiguous().realize()  # noqa: E731
-        self.token, self.logprob = empty(1, 1, dtype=dtypes.int32), empty(1, 1, dtype=dtypes.float32)
-        self.logits = empty(1, view.vocab, dtype=dtypes.float32)
-        self.step = fill_step(view.text, storage, self.arena, self.threads, storage.capacity + view.longest_chunk)
+        self.token = self._empty(1, dtype=dtypes.int32)
+        self.logprob = self._empty(1, dtype=dtypes.float32)
+        self.logits = self._empty(1, view.vocab, dtype=dtypes.float32)
+        self.step, self.layers = fill_step(
+            view.text, slots, self.arena, self.threads, slots.capacity + view.longest_chunk
+        )
         fill_chunk_buffers(self.step, view.text, self.arena, view.longest_chunk)
         self.step.token_out, self.step.logprob_out = address(self.token), address(self.logprob)
         self.step.logits = address(self.logits)
         suppressed = np.array(view.suppressed_ids, np.uint32)
         self.step.suppressed_count, self.step.suppressed = suppressed.size, self.arena.array(suppressed)
+
+    def _empty(self, *shape: int, dtype: DType) -> Tensor:
+        return Tensor.zeros(*shape, dtype=dtype, device=self.view.device).contiguous().realize()
+
+    def serves(self, rows: Rows, sampling: SamplingRows | None) -> bool:
+        """See ``Step``."""
+        both_ways = rows.media is not None and rows.media.sees_both_ways
+        return len(rows.runs) == 1 and (not both_ways or rows.count <= PICTURE)
+
+    def __call__(
+        self, rows: Rows, sampling: SamplingRows | None, *, hidden: bool = False, logits: bool = False
+    ) -> Outcome | Hidden:
+        """See ``Step``."""
+        self.step.layers = ctypes.addressof(self.layers[int(rows.slot[0])])
+        count, start = rows.count, int(rows.position[0])
+        ids = np.ascontiguousarray(rows.ids.numpy() if isinstance(rows.ids, Tensor) else rows.ids, np.uint32)
+        fields = {"start": start, "count": count, "ids": ids.ctypes.data, "wanted": int(len(rows.wanted) > 0)}
+        every = hidden or len(rows.wanted) > 1
+        if count == 1 and not every and rows.media is None:
+            self.call(decode=1, **fields)
+            return self._chosen(rows, sampling)
+        if every:
+            states = np.empty((count, int(self.step.hidden)), np.float32)
+            fields |= {"every": 1, "hidden": states.ctypes.data}
+        kept = self._media(rows, start, fields)
+        self.call(**fields)
+        del kept
+        if not every:
+            return self._chosen(rows, sampling)
+        found = Tensor(states[rows.wanted], device=self.view.device).contiguous().realize()
+        return Hidden(found) if sampling is None else self.view.finish(found, rows, sampling)
+
+    def _chosen(self, rows: Rows, sampling: SamplingRows | None) -> Outcome | Hidden:
+        """What a call that ends with logits chose."""
+        if sampling is None or not len(rows.wanted):
+            return Hidden(None)
+        if sampling.plain:
+            return Outcome(self.token, self.logprob, logits=self.logits)
+        return self.view.choose(self.logits, rows, sampling)
+
+    def _media(self, rows: Rows, start: int, fields: dict[str, int]) -> list[np.ndarray]:
+        """Add the soft tokens to a call's fields; the arrays that must live as long as the call."""
+        if rows.media is None:
+            return []
+        media = rows.media
+        soft = media.tokens.cast(dtypes.float32).numpy()[np.maximum(media.soft, 0)]
+        marks = np.ascontiguousarray(media.soft >= 0, np.uint8)
+        fields |= {"soft": soft.ctypes.data, "is_soft": marks.ctypes.data}
+        if media.blocks is None or not media.sees_both_ways:
+            return [soft, marks]
+        until = np.ascontiguousarray(start + block_ends(media.blocks[None]), np.int32)
+        fields["until"] = until.ctypes.data
+        return [soft, marks, until]
 
     def call(self, **fields: int) -> None:
         """Run ``text_step`` on all threads and wait."""
@@ -103,30 +141,6 @@ class CpuText:
         if not runner.run(self.program, arguments, len(arguments) - 1, self.step.threads):
             self.step.threads = 1
             self.program.fxn(*map(ctypes.c_uint64, arguments))
-
-    def finished(self) -> PrefillResult:
-        """The outcome of a call that ends with logits."""
-        return PrefillResult(self.logits, self.token, self.logprob)
-
-    def chunk(
-        self, chunk: Chunk, start: int, soft_tokens: Tensor | None, every: bool, wanted: bool
-    ) -> Tensor | PrefillResult:
-        """Append a chunk at ``start``; see ``Operations.prefill``."""
-        ids = np.ascontiguousarray(chunk.ids[0], np.uint32)
-        count, hidden_size = len(ids), int(self.step.hidden)
-        fields = {"start": start, "count": count, "every": int(every), "wanted": int(wanted), "ids": ids.ctypes.data}
-        hidden = np.empty((1, count, hidden_size), np.float32) if every else None
-        if hidden is not None:
-            fields["hidden"] = hidden.ctypes.data
-        if chunk.blocks is not None and chunk.sees_both_ways:
-            until = np.ascontiguousarray(start + block_ends(chunk.blocks), np.int32)
-            fields["until"] = until.ctypes.data
-        if chunk.soft is not None and soft_tokens is not None:
-            rows = soft_tokens.cast(dtypes.float32).numpy()[np.maximum(chunk.soft[0], 0)]
-            marks = np.ascontiguousarray(chunk.soft[0] >= 0, np.uint8)
-            fields |= {"soft": rows.ctypes.data, "is_soft": marks.ctypes.data}
-        self.call(**fields)
-        return self.finished() if hidden is None else Tensor(hidden, device=self.logits.device)
 
 
 def fill_chunk_buffers(step: CStep, text: TextDecoder, arena: Arena, count: int) -> None:
@@ -151,15 +165,17 @@ def fill_chunk_buffers(step: CStep, text: TextDecoder, arena: Arena, count: int)
     step.first_shared = next((layer.index for layer in config.layers if layer.is_shared), len(config.layers))
 
 
-def fill_step(text: TextDecoder, storage: CacheBuffers, arena: Arena, threads: int, positions: int) -> CStep:
-    """The C description of a model and a cache's buffers."""
+def fill_step(
+    text: TextDecoder, slots: Slots, arena: Arena, threads: int, positions: int
+) -> tuple[CStep, list[ctypes.Array[CLayer]]]:
+    """The C description of a model, and that of its layers for each slot."""
     config = text.config
     table = text.rotation_table(positions)
     angles = {full: tuple(arena.vector(t) for t in (table.full if full else table.sliding)) for full in (False, True)}
     layers = (CLayer * len(text.layers))(
-        *(fill_layer(text, i, storage, arena, angles) for i in range(len(text.layers)))
+        *(fill_layer(text, i, slots, arena, angles) for i in range(len(text.layers)))
     )
-    arena.references.append(layers)
+    by_slot = [layers, *(shifted(text, layers, slots, slot) for slot in range(1, slots.count))]
     width = max(layer.intermediate_size for layer in config.layers)
     heads = max(config.num_attention_heads * layer.head_dim for layer in config.layers)
     experts = top_experts(config) * (config.moe_intermediate_size or 0)
@@ -209,18 +225,36 @@ def fill_step(text: TextDecoder, storage: CacheBuffers, arena: Arena, threads: i
     step.scratch_per_thread = (3 * config.hidden_size + 2 * largest + 8 * 1024 + 63) // 16 * 16
     step.scratch = arena.floats(threads * step.scratch_per_thread)
     step.partial, step.sync = arena.floats(-(-config.vocab_size // HEAD_BLOCK) * 4), arena.floats(96)
-    return step
+    return step, by_slot
+
+
+def own_cache(text: TextDecoder, index: int, slots: Slots) -> Tensor:
+    """The buffers that a layer reads: its own, or its donor's."""
+    config = text.layers[index].config
+    held = slots.layers[config.donor if config.donor is not None else index]
+    assert held is not None
+    return held
+
+
+def shifted(
+    text: TextDecoder, layers: ctypes.Array[CLayer], slots: Slots, slot: int
+) -> ctypes.Array[CLayer]:
+    """The layers of slot 0 as those of another one."""
+    made = type(layers).from_buffer_copy(layers)
+    for index, layer in enumerate(made):
+        size = int(own_cache(text, index, slots).nbytes()) // slots.count
+        layer.keys, layer.values = layer.keys + slot * size, layer.values + slot * size
+    return made
 
 
 def fill_layer(
-    text: TextDecoder, index: int, storage: CacheBuffers, arena: Arena, angles: dict[bool, tuple[int, ...]]
+    text: TextDecoder, index: int, slots: Slots, arena: Arena, angles: dict[bool, tuple[int, ...]]
 ) -> CLayer:
-    """One layer; a shared layer reads its donor's keys and values."""
+    """One layer with the keys and values of slot 0."""
     layer: DecoderLayer = text.layers[index]
     config, attention, ff = layer.config, layer.attention, layer.feed_forward
-    held = storage.layers[config.donor if config.donor is not None else index]
-    assert held is not None
-    half = int(held.nbytes()) // 2
+    held = own_cache(text, index, slots)
+    half = int(held.nbytes()) // slots.count // 2
     out = CLayer(
         q=arena.matrix(attention.q_proj.matrix),
         o=arena.matrix(attention.o_proj.matrix),

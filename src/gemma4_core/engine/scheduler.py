@@ -1,0 +1,413 @@
+"""``TokenScheduler``: many sequences in one step. It decides which rows run; the engine runs them.
+
+A step gives one row to each sequence that is decoding (more where drafts are checked) and what is left of its budget to
+at most two prompts, the oldest first. A sequence gets a slot when one is free and keeps it to its end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gemma4_core.contracts.rows import Rows, SamplingRows
+from gemma4_core.contracts.steps import StepResult
+from gemma4_core.engine.choices import SamplingTable, host_choice, top_tokens
+from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.prefix import WORTH, PrefixStore
+from gemma4_core.engine.rows import chunks, common_ids, greedy_rows, joined, prompt_rows
+from gemma4_core.engine.sequence import Sequence, SlotLane, Token
+from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.model.ids import check_rows
+from gemma4_core.model.slots import SlotStore
+
+PROMPTS = 2
+"""Prompts that get rows in one step."""
+STEP_SECONDS = 0.25
+"""How long a step may take that other sequences wait for."""
+SMALLEST_CHUNK = 32
+"""Prompt positions that a step runs at least."""
+
+Event = tuple[Sequence, Token | None]
+"""A token of a sequence, or None where it has ended; ``finish_reason`` says why."""
+
+
+@dataclass
+class Issued:
+    """A step that was given to the device and not read yet: its sequences and what was proposed for each."""
+
+    result: StepResult
+    sequences: list[Sequence]
+    drafts: list[list[int]]
+    sampling: SamplingRows | None
+
+
+@dataclass
+class StepCounts:
+    """What has been run so far."""
+
+    steps: int = 0
+    rows: int = 0
+    """Decoded rows, those of drafts included."""
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    most_rows: int = 0
+
+
+@dataclass
+class TokenScheduler:
+    """Runs sequences over slots, or one over a cache of its own (``slots`` None: it brings its lane).
+
+    Not to be used from several threads; only ``Sequence.cancelled`` may be set from elsewhere.
+    """
+
+    engine: Engine
+    slots: SlotStore | None = None
+    prefixes: PrefixStore | None = None
+    parallel: int = 1
+    waiting: deque[Sequence] = field(default_factory=deque)
+    active: list[Sequence] = field(default_factory=list)
+    """Sequences with a slot, in the order of their arrival."""
+    issued: deque[Issued] = field(default_factory=deque)
+    counts: StepCounts = field(default_factory=StepCounts)
+
+    def __post_init__(self) -> None:
+        text = self.engine.model.config.text_config
+        self._every_id_runs = text.usable_ids == text.vocab_size
+        self._table = SamplingTable(self.engine.model, 1 if self.slots is None else self.slots.count)
+        self._prompt_rate = 0.0
+        """Prompt positions per second, as measured."""
+
+    def submit(self, sequence: Sequence) -> None:
+        """Add a sequence to those that wait."""
+        self.waiting.append(sequence)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self.waiting or self.active)
+
+    # ------------------------------------------------------------------------------------------- a step
+
+    def step(self) -> list[Event]:
+        """Run what there is to run once; tokens and ends of sequences, in the order of arrival."""
+        events: list[Event] = list(self._drop_cancelled())
+        self._admit()
+        if not self.issued:
+            self._issue()
+        prompts = [self._prefill(sequence) for sequence in self._next_prompts()]
+        if self.issued:
+            events += self._read(self.issued.popleft())
+        for issued in prompts:
+            if issued is not None:
+                events += self._read(issued)
+        self._issue()
+        self._forget_ended()
+        return events
+
+    def _drop_cancelled(self) -> Iterator[Event]:
+        now = time.monotonic()
+        for sequence in [*self.active, *self.waiting]:
+            late = sequence.deadline is not None and now >= sequence.deadline
+            if sequence.finish_reason is None and (sequence.cancelled or late):
+                if late and not sequence.cancelled:
+                    sequence.error = InputError("the request's deadline has passed")
+                self._end(sequence, "cancelled")
+                yield sequence, None
+        self.waiting = deque(sequence for sequence in self.waiting if sequence.finish_reason is None)
+        self._forget_ended()
+
+    def _end(self, sequence: Sequence, reason: str) -> None:
+        sequence.finish_reason = reason
+        sequence.last = time.perf_counter()
+        if sequence.lane is not None:
+            if sequence.first:
+                sequence.note()
+            if self.slots is not None:
+                self.slots.release(sequence.lane.slot)
+
+    def _forget_ended(self) -> None:
+        self.active = [sequence for sequence in self.active if sequence.finish_reason is None]
+
+    # ------------------------------------------------------------------------------------------- admission
+
+    def _admit(self) -> None:
+        """Give slots to those that came first, in order."""
+        while self.waiting and len(self.active) < self.parallel:
+            sequence = self.waiting[0]
+            if self.slots is not None:
+                if not self._give_slot(sequence, self.slots):
+                    return
+            sequence.admitted = time.perf_counter()
+            assert sequence.lane is not None
+            self._table.start(sequence)
+            self.active.append(self.waiting.popleft())
+
+    def _give_slot(self, sequence: Sequence, slots: SlotStore) -> bool:
+        """A slot with as much of the prompt as is found; False where it is worth waiting for another prompt that begins
+        alike."""
+        revision = self.engine.model.weights_revision
+        source, shared = self.prefixes.best(sequence, revision) if self.prefixes is not None else (0, 0)
+        if any(self._soon(other, sequence) >= shared + WORTH for other in self.active):
+            return False
+        if shared and shared < WORTH:
+            shared = 0
+        mine = not slots.held[source].claimed and shared > 0
+        slot = source if mine else slots.claim(sequence.length)
+        slots.held[slot].claimed = True
+        if shared and not mine:
+            slots.copy(source, slot, shared)
+        elif not slots.truncate(slot, shared, self.prefixes.slack if self.prefixes is not None else None):
+            shared = 0
+        held = slots.held[slot]
+        held.revision, held.key = revision, sequence.key
+        if self.prefixes is not None:
+            stats = self.prefixes.stats
+            self.prefixes.used(source)
+            stats.hits, stats.misses = stats.hits + bool(shared), stats.misses + (not shared)
+            stats.reused_tokens += shared
+        sequence.lane, sequence.reused = SlotLane(slots, slot), shared
+        return True
+
+    def _soon(self, running: Sequence, sequence: Sequence) -> int:
+        """How much of a prompt can be copied once another one's has run as far."""
+        if self.prefixes is None or running.first or running.finish_reason or running.key != sequence.key:
+            return 0
+        whole = running.prompt.signature
+        shared = common_ids(whole, sequence.prompt.signature)
+        if shared >= len(whole) - 1:
+            return shared
+        ends = [end for end in running.boundaries if end <= shared] if self.prefixes.kept else []
+        return max(ends, default=0)
+
+    # ------------------------------------------------------------------------------------------- prompts
+
+    def _next_prompts(self) -> list[Sequence]:
+        """Those whose prompts run in this step: one at a time where nobody else waits for the step."""
+        found = [sequence for sequence in self.active if not sequence.first and sequence.finish_reason is None]
+        return found[: PROMPTS if self.issued else 1]
+
+    def _prefill(self, sequence: Sequence) -> Issued | None:
+        """Run the next chunk of a prompt; the choice of the first token where it is the last one."""
+        lane = sequence.lane
+        assert lane is not None
+        began = time.perf_counter()
+        filled = sequence.held.length
+        start, stop = self._chunk(sequence, filled)
+        last = stop == sequence.length
+        lane.reserve(stop)
+        rows = prompt_rows(
+            sequence.prompt, 0, start, stop, slot=lane.slot, at=start, wanted=[stop - start - 1] if last else []
+        )
+        choices = sequence.choices
+        sampling = self._choosing([sequence]) if last else None
+        try:
+            result = self.engine.run(lane.slots, rows, sampling, logits=choices.wants_logits)
+        except Gemma4Error as error:
+            sequence.error = error
+            self._end(sequence, "cancelled")
+            return Issued(_Nothing(), [sequence], [[]], None)
+        sequence.held.note(sequence.prompt.signature[start:stop])
+        self.counts.prompt_tokens += stop - start
+        if self.prefixes is not None and stop in sequence.boundaries:
+            self.prefixes.keep(lane.slot, stop)
+        if not last:
+            self._measure(stop - start, began)
+            return None
+        return Issued(result, [sequence], [[]], sampling)
+
+    def _chunk(self, sequence: Sequence, filled: int) -> tuple[int, int]:
+        """The next positions of a prompt: a whole chunk, or what fits into a step that others wait for; never past a
+        message's end that is to be kept."""
+        assert sequence.lane is not None
+        size = self.engine.chunk_size(sequence.lane.slots)
+        if self.issued and self._prompt_rate:
+            room = int(self._prompt_rate * STEP_SECONDS)
+            size = max(min(size, SMALLEST_CHUNK), min(size, 1 << max(room, 1).bit_length() - 1))
+        start, stop = chunks(sequence.prompt, 0, filled, size)[0]
+        ends = [end for end in sequence.boundaries if start < end < stop] if self.prefixes is not None else []
+        return start, ends[0] if ends else stop
+
+    def _measure(self, count: int, began: float) -> None:
+        rate = count / max(time.perf_counter() - began, 1e-6)
+        self._prompt_rate = rate if not self._prompt_rate else 0.8 * self._prompt_rate + 0.2 * rate
+
+    # ------------------------------------------------------------------------------------------- decoding
+
+    def _issue(self) -> None:
+        """Give the device the next rows of all sequences that are decoding; further ones where it may run ahead."""
+        while True:
+            ready = [sequence for sequence in self.active if sequence.decoding]
+            ready = [sequence for sequence in ready if sequence.run < sequence.limit - 1]
+            if not ready or not self._may_issue(ready):
+                return
+            on_host = [sequence for sequence in ready if sequence.choices.processors]
+            together = [sequence for sequence in ready if not sequence.choices.processors]
+            if self.issued:
+                self._issue_ahead(ready)
+                continue
+            for group in ([together] if together else []) + [[sequence] for sequence in on_host]:
+                self.issued.append(self._decode(group))
+            if len(self.issued) > 1:  # a processor's rows are read one after another
+                return
+
+    def _may_issue(self, ready: list[Sequence]) -> bool:
+        if not self.issued:
+            return all(sequence.run < len(sequence.tokens) for sequence in ready)
+        last = self.issued[-1].sequences
+        lane = ready[0].lane
+        assert lane is not None
+        step = self.engine.step(lane.slots)
+        free = all(not s.choices.on_host and s.drafting is None for s in ready)
+        return (
+            step is not None and self._every_id_runs and free and last == ready and len(ready) <= step.max_rows
+            and len(self.issued) <= step.ahead
+        )
+
+    def _issue_ahead(self, ready: list[Sequence]) -> None:
+        before = self.issued[-1]
+        parts = [self._rows(sequence, []) for sequence in ready]
+        rows = joined(parts)
+        rows = Rows(before.result.ids, rows.slot, rows.position, rows.wanted)
+        self.issued.append(self._run(rows, ready, [[] for _ in ready], before.sampling))
+
+    def _decode(self, group: list[Sequence]) -> Issued:
+        drafts = [self._drafts(sequence) for sequence in group]
+        rows = joined([self._rows(sequence, draft) for sequence, draft in zip(group, drafts, strict=True)])
+        return self._run(rows, group, drafts, self._choosing(group, drafts))
+
+    def _choosing(self, group: list[Sequence], drafts: list[list[int]] | None = None) -> SamplingRows:
+        """How a group's rows choose. Where logits processors have the last word the device's choice means nothing."""
+        if any(sequence.choices.processors for sequence in group):
+            return greedy_rows(len(group))
+        return self._table.rows(group, drafts)
+
+    def _rows(self, sequence: Sequence, draft: list[int]) -> Rows:
+        """The next token of a sequence with what may follow it."""
+        lane, at = sequence.lane, sequence.length + sequence.run
+        assert lane is not None
+        lane.reserve(at + 1 + len(draft))
+        known = sequence.tokens[sequence.run : sequence.run + 1] or [0]
+        ids = np.array([*known, *draft], np.int32)
+        return Rows(ids, np.full(len(ids), lane.slot, np.int32), np.arange(at, at + len(ids), dtype=np.int32),
+                    np.arange(len(ids), dtype=np.int32))
+
+    def _run(self, rows: Rows, group: list[Sequence], drafts: list[list[int]], sampling: SamplingRows | None) -> Issued:
+        lane = group[0].lane
+        assert lane is not None
+        logits = any(sequence.choices.wants_logits for sequence in group)
+        result = self.engine.run(lane.slots, rows, sampling, logits=logits)
+        for sequence in group:
+            sequence.run += 1
+            sequence.note()
+        self.counts.steps += 1
+        self.counts.rows += rows.count
+        self.counts.most_rows = max(self.counts.most_rows, len(group))
+        return Issued(result, group, drafts, sampling)
+
+    def _drafts(self, sequence: Sequence) -> list[int]:
+        drafting = sequence.drafting
+        if drafting is None or sequence.choices.processors:
+            return []
+        lane = sequence.lane
+        assert lane is not None
+        text = self.engine.model.config.text_config
+        # the rows must fit into the answer, the slot, the slack of the rings and a chunk
+        room = min(sequence.limit - len(sequence.tokens) - 1, lane.slots.capacity - sequence.length - sequence.run - 1,
+                   self.engine.model.chunk - 1)
+        proposed = drafting.propose(sequence.ids, room)
+        usable = next((i for i, token in enumerate(proposed) if not 0 <= token < text.usable_ids), len(proposed))
+        return self._table.allowed(sequence, proposed[:usable])
+
+    # ------------------------------------------------------------------------------------------- results
+
+    def _read(self, issued: Issued) -> list[Event]:
+        """Wait for a step and hand out what it chose."""
+        choices = issued.result.read()
+        logits = self._host_logits(issued)
+        events: list[Event] = []
+        at = 0
+        for sequence, draft in zip(issued.sequences, issued.drafts, strict=True):
+            mine = choices[at : at + 1 + len(draft)]
+            rows = None if logits is None else logits[at : at + len(mine)]
+            at += 1 + len(draft)
+            if sequence.finish_reason is None:
+                events += self._take(sequence, draft, mine, rows)
+            elif sequence.error is not None and isinstance(issued.result, _Nothing):
+                events.append((sequence, None))
+        if issued.sampling is not None and issued.sampling.drafted is not None:
+            for sequence in issued.sequences:
+                self._table.count(sequence)
+        return events
+
+    @staticmethod
+    def _host_logits(issued: Issued) -> np.ndarray | None:
+        wanted = any(sequence.choices.wants_logits for sequence in issued.sequences)
+        found = issued.result.logits if wanted else None
+        return None if found is None else found.float().numpy()
+
+    def _take(
+        self, sequence: Sequence, draft: list[int], choices: list[tuple[int, float]], logits: np.ndarray | None
+    ) -> Iterator[Event]:
+        """A sequence's choices: those that follow from ids which were right."""
+        if not sequence.first:
+            sequence.first = time.perf_counter()
+        accepted = 0
+        for number, (token, logprob) in enumerate(choices):
+            row = None if logits is None else logits[number]
+            try:
+                if sequence.choices.processors and row is not None:
+                    token, logprob = host_choice(self.engine, sequence, self._table, row)
+                top = top_tokens(row, sequence.choices.top_logprobs) if row is not None else ()
+                ended = self._ends(sequence, token)
+                if not ended:
+                    self._check(sequence, token)
+            except Exception as error:  # of a logits processor, a constraint or one id: it ends this answer alone
+                sequence.error = error
+                self._end(sequence, "cancelled")
+                yield sequence, None
+                return
+            if ended:
+                yield sequence, None
+                break
+            sequence.tokens.append(token)
+            self.counts.generated_tokens += 1
+            sequence.note()
+            if len(sequence.tokens) >= sequence.limit:
+                self._end(sequence, "length")
+            yield sequence, Token(token, logprob, top)
+            if sequence.finish_reason is not None:
+                yield sequence, None
+                break
+            if number < len(draft):
+                if token != draft[number]:
+                    break
+                accepted += 1
+                sequence.run += 1
+        if draft and sequence.drafting is not None:
+            sequence.drafting.checked(len(draft), accepted)
+
+    def _ends(self, sequence: Sequence, token: int) -> bool:
+        if token not in sequence.stops:
+            return False
+        self._end(sequence, "stop")
+        return True
+
+    def _check(self, sequence: Sequence, token: int) -> None:
+        if not self._every_id_runs:
+            check_rows(np.array([token]), self.engine.model.config.text_config)
+        if sequence.choices.constraint is not None:
+            sequence.choices.constraint.advance(token)
+
+
+class _Nothing:
+    """The result of a step that failed before it ran."""
+
+    ids = hidden = logits = None
+
+    def read(self) -> list[tuple[int, float]]:
+        """Nothing."""
+        return []

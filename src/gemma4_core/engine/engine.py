@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -19,6 +18,7 @@ from gemma4_core.model.media import PlacedPrompt
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.model.slots import SlotStore
 from gemma4_core.ops import LAYER_KERNELS
+from gemma4_core.ops.graphs import upload
 
 if TYPE_CHECKING:
     from gemma4_core.contracts.steps import Step, StepResult
@@ -29,34 +29,40 @@ GREEDY_TOKEN = ("token", Kind(True))
 
 
 class Several:
-    """The results of rows that were run one call after another."""
+    """The results of rows that were run one call after another: read at once, since a call may overwrite what the one
+    before left."""
 
-    def __init__(self, results: Sequence[StepResult]) -> None:
-        self.results = results
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.choices: list[tuple[int, float]] = []
+        self._hidden: list[np.ndarray] = []
+        self._logits: list[np.ndarray] = []
+
+    def add(self, result: StepResult, rows: int) -> None:
+        """Take in the next result, of so many wanted rows."""
+        self.choices += result.read()
+        for tensor, parts in ((result.hidden, self._hidden), (result.logits, self._logits)):
+            if tensor is not None:
+                parts.append(tensor.float().numpy()[:rows])
 
     @property
     def ids(self) -> Tensor:
         """int32 ``[M]``."""
-        return Tensor([token for token, _ in self.read()])
+        return upload(np.array([token for token, _ in self.choices], np.int32), self.device)
 
     @property
     def hidden(self) -> Tensor | None:
-        """``[M, H]``."""
-        return _together([result.hidden for result in self.results])
+        """fp32 ``[M, H]``."""
+        return upload(np.concatenate(self._hidden), self.device) if self._hidden else None
 
     @property
     def logits(self) -> Tensor | None:
         """fp32 ``[M, V]``."""
-        return _together([result.logits for result in self.results])
+        return upload(np.concatenate(self._logits), self.device) if self._logits else None
 
     def read(self) -> list[tuple[int, float]]:
         """See ``StepResult.read``."""
-        return [choice for result in self.results for choice in result.read()]
-
-
-def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
-    found = [part.float().numpy() for part in parts if part is not None]
-    return Tensor(np.concatenate(found)) if len(found) == len(parts) else None
+        return self.choices
 
 
 class Engine:
@@ -88,8 +94,10 @@ class Engine:
             return step(rows, sampling, hidden=hidden, logits=logits)
         if len(rows.runs) == 1 or (step is None and rows.media is None):
             return self.portable.run(slots, rows, sampling)
-        parts = [self._part(rows, sampling, run) for run in rows.runs]
-        return Several([self.run(slots, part, one, hidden=hidden, logits=logits) for part, one in parts])
+        found = Several(self.model.device)
+        for part, one in (self._part(rows, sampling, run) for run in rows.runs):
+            found.add(self.run(slots, part, one, hidden=hidden, logits=logits), len(part.wanted))
+        return found
 
     @staticmethod
     def _part(rows: Rows, sampling: SamplingRows | None, run: slice) -> tuple[Rows, SamplingRows | None]:

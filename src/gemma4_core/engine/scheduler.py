@@ -98,10 +98,11 @@ class TokenScheduler:
         self._admit()
         if not self.issued:
             self._issue()
-        prompts = [self._prefill(sequence) for sequence in self._next_prompts()]
-        if self.issued:
+        others = bool(self.issued)
+        if self.issued:  # read first: the next call may overwrite what this one left
             events += self._read(self.issued.popleft())
-        for issued in prompts:
+        for sequence in self._next_prompts(others):
+            issued = self._prefill(sequence, others)
             if issued is not None:
                 events += self._read(issued)
         self._issue()
@@ -185,18 +186,18 @@ class TokenScheduler:
 
     # ------------------------------------------------------------------------------------------- prompts
 
-    def _next_prompts(self) -> list[Sequence]:
-        """Those whose prompts run in this step: one at a time where nobody else waits for the step."""
+    def _next_prompts(self, others: bool) -> list[Sequence]:
+        """Those whose prompts run in this step: one at a time where no other sequence waits for it."""
         found = [sequence for sequence in self.active if not sequence.first and sequence.finish_reason is None]
-        return found[: PROMPTS if self.issued else 1]
+        return found[: PROMPTS if others else 1]
 
-    def _prefill(self, sequence: Sequence) -> Issued | None:
+    def _prefill(self, sequence: Sequence, others: bool) -> Issued | None:
         """Run the next chunk of a prompt; the choice of the first token where it is the last one."""
         lane = sequence.lane
         assert lane is not None
         began = time.perf_counter()
         filled = sequence.held.length
-        start, stop = self._chunk(sequence, filled)
+        start, stop = self._chunk(sequence, filled, others)
         last = stop == sequence.length
         lane.reserve(stop)
         rows = prompt_rows(
@@ -219,12 +220,12 @@ class TokenScheduler:
             return None
         return Issued(result, [sequence], [[]], sampling)
 
-    def _chunk(self, sequence: Sequence, filled: int) -> tuple[int, int]:
+    def _chunk(self, sequence: Sequence, filled: int, others: bool) -> tuple[int, int]:
         """The next positions of a prompt: a whole chunk, or what fits into a step that others wait for; never past a
         message's end that is to be kept."""
         assert sequence.lane is not None
         size = self.engine.chunk_size(sequence.lane.slots)
-        if self.issued and self._prompt_rate:
+        if others and self._prompt_rate:
             room = int(self._prompt_rate * STEP_SECONDS)
             size = max(min(size, SMALLEST_CHUNK), min(size, 1 << max(room, 1).bit_length() - 1))
         start, stop = chunks(sequence.prompt, 0, filled, size)[0]

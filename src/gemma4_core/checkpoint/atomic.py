@@ -110,9 +110,10 @@ def check_replaced(folder: Path, where: str, replaceable: Replaceable, overwrite
             seen = now
             continue
         names = foreign_files(folder)
-        alone = f" alone ({', '.join(map(shown, names[:3]))}{', …' if len(names) > 3 else ''} there)" if names else ""
+        more = ", …" if len(names) > 3 else ""
+        others = f" without other files ({', '.join(map(shown, names[:3]))}{more})" if names else ""
         raise CheckpointError(
-            f"{where} is neither empty nor a checkpoint{alone}, so it is not replaced; give another folder"
+            f"{where} is neither empty nor a checkpoint{others}, so it is not replaced; give another folder"
         )
     if not overwrite:
         raise CheckpointError(f"{where} holds a checkpoint already; replace it with --overwrite or give another folder")

@@ -45,7 +45,7 @@ def check_tensors(
             text = f"{shown(name)} is {list(info.shape)}, the config calls for {list(shape)}"
             faults["of another shape"].append(text)
         elif info.dtype not in dtypes and not info.quantized:
-            faults["of another dtype"].append(f"{shown(name)} is {info.dtype}, known are {', '.join(dtypes)}")
+            faults["of another dtype"].append(f"{shown(name)} is {info.dtype}, not one of {', '.join(dtypes)}")
     for name in infos:
         if name not in expected and not ignore(name):
             faults["unexpected"].append(f"{shown(name)} is unexpected")

@@ -160,11 +160,11 @@ def parse_entry(name: str, value: Any, base: int, where: str) -> Entry:
 
     dtype, shape, offsets = (value.get(key) if isinstance(value, dict) else None for key in KEYS)
     if not isinstance(dtype, str) or dtype not in ITEMSIZE:
-        raise fault("dtype", f"known are {', '.join(ITEMSIZE)}")
+        raise fault("dtype", f"it must be one of {', '.join(ITEMSIZE)}")
     if not whole_numbers(shape) or len(shape) > RANK_LIMIT:
-        raise fault("shape", f"it must be a list of at most {RANK_LIMIT} whole numbers from 0")
+        raise fault("shape", f"it must be a list of at most {RANK_LIMIT} non-negative integers")
     if not whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise fault("data_offsets", "it must be two whole numbers from 0, the first not above the second")
+        raise fault("data_offsets", "it must be two non-negative integers, the first not above the second")
     needed = math.prod(shape) * ITEMSIZE[dtype]
     if offsets[1] - offsets[0] != needed:
         raise fault("data_offsets", f"{dtype} of shape {shown(shape)} takes {needed} bytes")

@@ -134,7 +134,7 @@ def write_file(
             written += file.write(piece)
             bar.update(len(piece))
         if written != tensor.nbytes:
-            raise CheckpointError(f"tensor {shown(tensor.name)} has {written} bytes, planned were {tensor.nbytes}")
+            raise CheckpointError(f"tensor {shown(tensor.name)} has {written} bytes, but {tensor.nbytes} were planned")
 
 
 def encode_header(ordered: Sequence[Planned], metadata: Mapping[str, str]) -> bytes:

@@ -101,7 +101,7 @@ def parts_of(plan: Plan, step: cuda_step.CudaStep, layers: int) -> str:
 
 
 def main() -> None:
-    """Measure what was requested."""
+    """Run the requested measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--models", nargs="+", default=["E2B", "E4B", "26B-A4B", "31B"], help="@int8 after a name: int8"

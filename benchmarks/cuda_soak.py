@@ -111,7 +111,7 @@ def soak(name: str, count: int, portably: bool) -> bool:
 
 
 def main() -> int:
-    """Run what was asked for."""
+    """Run the requested models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["E2B", "E2B@int8"])
     parser.add_argument("--tokens", type=int, default=20000)

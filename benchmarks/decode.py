@@ -60,7 +60,7 @@ class ProgressLog:
         append_line(Path(self.path), json.dumps({"event": event, "seconds": seconds, **values}))
 
     def token(self, count: int, began: float, first: float) -> None:
-        """Record progress and speed every so many tokens."""
+        """Record progress and speed, at the interval given in tokens."""
         if self.every and count % self.every == 0:
             now = time.perf_counter()
             rate = round((count - 1) / (now - first), 3) if count > 1 else None

@@ -67,7 +67,7 @@ def key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in the file: empty for None, floats with six digits, no line ends."""
+    """A value as written to the file: empty for None, floats with six digits, no line ends."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())

@@ -27,7 +27,7 @@ from gemma4_plugins.devices.cuda.kernels import operations
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Run the requested measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="E2B")
     parser.add_argument("--layers", type=int, help="only this many of the first layers")

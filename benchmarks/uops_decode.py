@@ -127,7 +127,7 @@ def kernels(name: str, context: int) -> None:
 
 
 def main() -> int:
-    """Measure what was asked for."""
+    """Run the requested measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["E2B", "E2B@int8"])
     parser.add_argument("--contexts", nargs="+", type=int, default=[512])

@@ -101,7 +101,7 @@ class SavedWeights(Sequence[WeightBlocks]):
     shard_bytes: int = MAX_SHARD_BYTES
     """Bytes of data in one safetensors file, exceeded only by a single larger tensor."""
     resume: Path | None = None
-    """Folder in which finished safetensors files wait for the others, so that an interrupted run goes on."""
+    """Folder in which finished safetensors files wait for the others, so that an interrupted run can resume."""
 
     @overload
     def __getitem__(self, index: int) -> WeightBlocks: ...

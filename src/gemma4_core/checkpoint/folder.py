@@ -104,7 +104,7 @@ def why_not(path: Path, source: Path) -> str | None:
 
 
 def from_hub(real: Path, source: Path) -> bool:
-    """Whether a file that a link leads to lies in the hub's cache, or among the ``blobs`` of a snapshot's files."""
+    """Whether a file that a link leads to is in the hub's cache, or among the ``blobs`` of a snapshot's files."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     if real.is_relative_to(os.path.realpath(HF_HUB_CACHE)):

@@ -107,7 +107,7 @@ def download_command(hub_name: str) -> str:
 
 
 def download(sizes: Sequence[str], it: bool = False, models_dir: Path | str | None = None) -> list[Path]:
-    """Fetch official checkpoints; what is already there is kept and an interrupted download goes on.
+    """Fetch official checkpoints; what is already there is kept and an interrupted download resumes.
 
     Args:
         sizes: ``E2B``, ``E4B``, ``26B-A4B``, ``31B`` in any case.

@@ -118,7 +118,7 @@ def _clangs(search: str) -> Iterator[Candidate]:
     for name in sorted(names, key=lambda name: -names[name]):
         path = shutil.which(name, path=search)
         if path == "/usr/bin/clang" and sys.platform == "darwin" and not _developer_tools():
-            yield Candidate(path, None, "stands for Xcode's command line tools, which are not installed")
+            yield Candidate(path, None, "needs Xcode's command line tools, which are not installed")
         elif path:
             yield Candidate(path, os.path.abspath(path))
 

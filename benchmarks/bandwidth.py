@@ -2,8 +2,8 @@
 
     python benchmarks/bandwidth.py --device cpu
 
-Prints one JSON object. The sweep is the device plugin's (C on the CPU, CUDA C++ on NVIDIA GPUs), else a sum of
-tinygrad's. A figure of a CPU means nothing without one of these from the same minute beside it.
+Prints one JSON object. The read is the device plugin's (C on the CPU, CUDA C++ on NVIDIA GPUs), else a sum in tinygrad.
+A figure for a CPU means nothing without a read rate from the same minute.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gemma4_core.errors import Gemma4Error
 
 
 def measured(device: str) -> float | None:
-    """GB/s of a device, from a process that ends: it takes and frees gigabytes. None where it cannot be told."""
+    """GB/s of a device, measured in a separate process: it allocates gigabytes. None if it cannot be measured."""
     ended = run(python("bandwidth.py", "--device", device), seconds=120)
     try:
         found = parse(ended.out, "benchmarks/bandwidth.py").get("gbps") if ended.code == 0 else None
@@ -30,7 +30,7 @@ def measured(device: str) -> float | None:
 @click.command("bandwidth", cls=GemmaCommand)
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Device plugin.")
 def bandwidth_command(device: str) -> None:
-    """Print the rate of a plain read of a device's memory as one JSON object; gbps is null where it cannot be told."""
+    """Print the rate of a plain read of a device's memory as one JSON object; gbps is null if it cannot be measured."""
     from gemma4_core.contracts import DeviceSettings
     from gemma4_core.devices import activate
     from gemma4_plugins.commands.bench.bandwidth import read_bandwidth

@@ -1,4 +1,4 @@
-"""Kinds of files that benchmarks and work leave behind, and what one might do with each."""
+"""Kinds of files that benchmarks and other work leave behind, and what one might do with each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Category:
 
     summary: str
     pattern: str
-    """Found in the path, whatever the case."""
+    """A pattern to find in the path; case does not matter."""
     unreferenced: str
-    """What to do with one that nothing speaks of."""
-    referenced: str = "evidence that is cited: review, then commit it or mend the citation"
+    """What to do with a file that nothing refers to."""
+    referenced: str = "evidence that is cited: review, then commit it or fix the citation"
 
 
 CATEGORIES: dict[str, Category] = {
@@ -45,7 +45,7 @@ CATEGORIES: dict[str, Category] = {
     "temporary": Category("left-over files", r"(\.(tmp|bak|swp|orig|rej|old)|~)$", "remove"),
     "other": Category("everything else", r"", "review"),
 }  # fmt: skip
-"""By name, the first that fits counts."""
+"""Categories by name; the first that matches is used."""
 
 
 def category_of(path: str) -> str:

@@ -1,9 +1,9 @@
-"""From starting a process to its first token: with empty kernel caches, and with those that this left behind.
+"""From starting a process to its first token: with empty kernel caches, and with the caches that the first run filled.
 
     python benchmarks/cold_start.py --model-dir models/gemma-4-E2B --device cpu --runs 3
 
 The first run finds no compiled kernel on disk, the others find all. Prints one JSON object: seconds of each stage, and
-those of a plain read of the same files, which loading is compared with. Caches of the user stay out of it.
+of a plain read of the same files, to compare loading with. The user's own caches are not used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PIECE = 16 << 20
 
 
 def once(model: str, device: str, length: int) -> dict[str, Any]:
-    """Load a model, get one token, and tell the time of day at each stage."""
+    """Load a model, generate one token, and report the time of day at each stage."""
     from gemma4_core import load_pretrained
     from gemma4_plugins.commands.bench.speed import prompt_ids
 
@@ -56,13 +56,13 @@ def started(command: Sequence[str], caches: Path, seconds: float | None) -> dict
 
 
 def environment(caches: Path) -> Mapping[str, str]:
-    """Where tinygrad, this project and the CUDA driver keep compiled code: folders of our own."""
+    """Environment that makes tinygrad, this project and the CUDA driver keep compiled code in folders of our own."""
     return {"XDG_CACHE_HOME": str(caches), "CACHEDB": str(caches / "kernels.db"),
             "CUDA_CACHE_PATH": str(caches / "cuda")}  # fmt: skip
 
 
 def plain_read(folder: Path) -> tuple[float, int]:
-    """Seconds and bytes of reading the weights' files from the page cache, as far as they fit there."""
+    """Seconds and bytes of reading the weights' files, from the page cache as far as they fit there."""
     files = sorted(folder.glob("*.safetensors"))
     seconds, total = 0.0, 0
     for _ in range(2):  # the first pass brings them into the cache
@@ -89,7 +89,7 @@ def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
               help="Runs with full caches, after the first.")
 @click.option("--run-seconds", type=Number(0, above=True), default=None, help="End a run that takes longer.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE.json",
-              help="Artefact to write too.")
+              help="Also write the artefact to this file.")
 @click.option("--once", "single", is_flag=True, hidden=True)
 def cold_start_command(
     model: str, device: str, prompt_length: int, runs: int, run_seconds: float | None, out: Path | None, single: bool

@@ -3,8 +3,8 @@
     python benchmarks/compare.py --size E2B --root /dev/shm --device cpu --formats bf16 int8 \
         --python ~/ref/bin/python --llama-bench ~/llama.cpp/build/bin/llama-bench --llama-cpp ~/llama.cpp
 
-Engines run by turns, round after round, and the read rate of the device is measured before and after each run: a
-ratio is one of medians of the same minutes. A peer that is not there is reported as absent; nothing is installed.
+Engines run in turn, round after round, and the read rate of the device is measured before and after each run: a ratio
+is one of medians of the same minutes. A peer that is not found is reported as absent; nothing is installed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ RATES = ("prompt_tokens_per_second", "tokens_per_second")
 
 @contextmanager
 def checkpoint(model_dir: Path | None, size: str | None, root: Path, keep: bool) -> Any:
-    """The folder to compare on, the user's or one of random weights, and a folder for what is made of it. What was made
-    for a size goes afterwards, unless it is to be kept."""
+    """The folder to compare on, the user's or one of random weights, and a folder for files made from it. What was made
+    for a size is deleted afterwards, unless it is to be kept."""
     if model_dir is not None:
         if not (model_dir / "config.json").is_file():
             raise InputError(f"--model-dir {model_dir} has no config.json; give a checkpoint folder")
@@ -65,7 +65,7 @@ def compare(
     found: Sequence[Engine], rounds: int, read: Callable[[], float | None], seconds: float | None,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Runs of all engines by turns, with the read rate before and after; one that fails is not tried again."""
+    """Runs of all engines in turn, with the read rate before and after; one that fails is not tried again."""
     told = {engine.name: {"name": engine.name, "engine": engine.engine, "format": engine.format,
                           "absent": engine.absent, "error": None, "runs": []} for engine in found}  # fmt: skip
     before = read() if any(not engine.absent for engine in found) else None
@@ -130,17 +130,17 @@ def shown(rate: float | None) -> str:
 @click.option("--size", default=None, metavar="SIZE", help="Or random weights of a preset: E2B, E4B, 26B-A4B, 31B, …")
 @click.option("--root", type=click.Path(path_type=Path, file_okay=False), default=tempfile.gettempdir(),
               show_default=True, help="Folder for random weights, quantised folders and GGUF files.")
-@click.option("--keep", is_flag=True, help="Leave there what was made, for the next comparison.")
+@click.option("--keep", is_flag=True, help="Keep the files made there for the next comparison.")
 @click.option("--engines", "wanted", cls=ManyOption, separator=",", type=click.Choice(ENGINES),
               default=(OURS, TRANSFORMERS, LLAMA), show_default=True, metavar="NAME...", help="Which to compare: "
               f"{', '.join(ENGINES)}.")
 @click.option("--formats", cls=ManyOption, separator=",", type=click.Choice(["bf16", "int8"]), default=("bf16", "int8"),
-              show_default=True, metavar="NAME...", help="Formats; int8 meets llama.cpp's Q8_0.")
+              show_default=True, metavar="NAME...", help="Formats; int8 is compared with llama.cpp's Q8_0.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--prompt-tokens", "-p", type=Whole(), default=512, show_default=True)
 @click.option("--new-tokens", "-n", type=Whole(), default=64, show_default=True)
-@click.option("--rounds", type=Whole(1, 100), default=3, show_default=True, help="Runs of each engine, by turns.")
-@click.option("--threads", type=Whole(1, 4096), default=None, help="Processor threads. Default: the cores there are.")
+@click.option("--rounds", type=Whole(1, 100), default=3, show_default=True, help="Runs of each engine, in turn.")
+@click.option("--threads", type=Whole(1, 4096), default=None, help="CPU threads. Default: one per core.")
 @click.option("--python", "python_path", default=sys.executable, metavar="PROGRAM", show_default="this one",
               help="Python with torch and transformers.")
 @click.option("--llama-bench", envvar="LLAMA_BENCH", show_envvar=True, default="llama-bench", show_default=True,
@@ -150,7 +150,7 @@ def shown(rate: float | None) -> str:
 @click.option("--run-seconds", type=Number(0, above=True), default=None, help="End a run that takes longer.")
 @click.option("--bandwidth/--no-bandwidth", default=True, show_default=True, help="Measure the read rate between runs.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE.json",
-              help="Artefact to write; a table goes to stdout. Default: the artefact goes there.")
+              help="Artefact to write; a table goes to stdout. Default: the artefact goes to stdout.")
 def compare_command(
     model_dir: Path | None, size: str | None, root: Path, keep: bool, wanted: Sequence[str], formats: Sequence[str],
     device: str, prompt_tokens: int, new_tokens: int, rounds: int, threads: int | None, python_path: str,

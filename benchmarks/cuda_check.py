@@ -3,8 +3,8 @@
     python benchmarks/cuda_check.py [--models tiny E2B:10 …] [--positions 0 5 700 1500]
 
 For each model and position: the persistent step's logits and the portable step's, both in bf16 and on the same cache,
-against the portable step in fp32. The kernel passes where it is at most a quarter farther from that truth, and where
-its greedy choice is its own logits' best. Ends with a non-zero status where something does not hold.
+against the portable step in fp32. The kernel passes if it is at most a quarter farther from that reference, and if its
+greedy choice is the best of its own logits. Ends with a non-zero status if a check fails.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ UNSHARED = TINY | {
 OWN = {
     "tiny": TINY, "tiny-odd": UNSHARED | {"intermediate_size": 160}, "tiny-dense": UNSHARED,
     "tiny-experts": UNSHARED | {
-        # every expert is chosen: no choice can flip by rounding, all else is at work
+        # every expert is chosen: no choice can flip by rounding, everything else is exercised
         "enable_moe_block": True, "num_experts": 12, "top_k_experts": 12, "moe_intermediate_size": 128,
     },
 }  # fmt: skip
@@ -49,8 +49,8 @@ LIMIT = 1.25
 
 
 def model_of(name: str) -> ModelWithEngine:
-    """One of the tiny models above, a preset's name, or one with a number of layers: ``E2B:10``; ``@int8``
-    behind it means int8 matrices."""
+    """One of the tiny models above, a preset's name, or one with a number of layers: ``E2B:10``; ``@int8`` after it
+    means int8 matrices."""
     operations = dataclasses.replace(with_chunk(portable(), 128), decode_step=cuda_step.decode_step)
     name, _, int8 = name.partition("@")
     preset, _, layers = name.partition(":")
@@ -80,7 +80,7 @@ def portable_logits(model: ModelWithEngine, storage: Storage, token: int, positi
 
 
 def step_logits(step: cuda_step.CudaStep, token: Tensor, position: int) -> np.ndarray:
-    """Logits of the kernel, of a step that draws; NaN where it wrote none."""
+    """Logits of the kernel, from a step that samples; NaN where it wrote none."""
     assert step.logits is not None
     step.logits.assign(Tensor.full(step.logits.shape, float("nan"), dtype=dtypes.float32)).realize()
     step._launch(token, position, None, step.logits)
@@ -128,8 +128,8 @@ def check_prompt(name: str, model: ModelWithEngine, truth_model: ModelWithEngine
 
 
 def check_rows(name: str, model: ModelWithEngine, truth_model: ModelWithEngine, length: int) -> bool:
-    """Every row's hidden state of a chunk in which some positions are soft tokens, which begins behind others: two
-    pictures, whose tokens see each other where the model has it so."""
+    """Every row's hidden state of a chunk after other positions, in which some positions are soft tokens: two pictures,
+    whose tokens see each other if the model is built that way."""
     vocabulary, before = model.config.text_config.vocab_size, 5
     ids = (np.arange(before + length, dtype=np.int32)[None] * 7919 + 3) % vocabulary
     soft = np.full((1, length), -1, np.int32)
@@ -201,7 +201,7 @@ def check(name: str, positions: list[int], prompts: list[int]) -> bool:
 
 
 def main() -> int:
-    """Run the checks that were asked for."""
+    """Run the requested checks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[*OWN, "E2B:10", "E4B:12", "26B-A4B:6", "31B:6"])
     parser.add_argument("--positions", nargs="+", type=int, default=[0, 5, 700, 1500])

@@ -101,15 +101,15 @@ def parts_of(plan: Plan, step: cuda_step.CudaStep, layers: int) -> str:
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Run the requested measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--models", nargs="+", default=["E2B", "E4B", "26B-A4B", "31B"], help="@int8 behind a name: int8"
+        "--models", nargs="+", default=["E2B", "E4B", "26B-A4B", "31B"], help="@int8 after a name: int8"
     )
     parser.add_argument("--contexts", nargs="+", type=int, default=[512])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warps", nargs="+", type=int, default=[Machine(1, 1).warps])
-    parser.add_argument("--flight", nargs="+", type=int, help="bytes on their way to a block, instead of the plan's")
+    parser.add_argument("--flight", nargs="+", type=int, help="bytes in flight to a block, instead of the plan's")
     parser.add_argument("--pieces", nargs="+", type=int, help="bytes of a row in a stage, instead of plan.PIECES")
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--runs", type=int, default=5, help="of a prompt")

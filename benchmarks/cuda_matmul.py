@@ -3,8 +3,8 @@
     python benchmarks/cuda_matmul.py [--rows 1024] [--portable]
 
 For each product of an E2B layer, forward ("nt") and backward ("nn", "tn"), and of its attention: the largest error as a
-share of the largest value, then TFLOP/s of the kernel and of the portable form. Ends with a non-zero status where an
-error is beyond bfloat16's.
+share of the largest value, then TFLOP/s of the kernel and of the portable form. Ends with a non-zero status if an error
+is larger than bfloat16 explains.
 """
 
 from __future__ import annotations

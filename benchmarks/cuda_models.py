@@ -81,7 +81,7 @@ extern "C" __global__ void fill_bytes(unsigned* p, unsigned long long n, unsigne
 
 
 class ByteFiller:
-    """Makes int8 tensors of evenly spread numbers, and row scales such that they weigh as much as a bf16 matrix."""
+    """Makes int8 tensors of uniform numbers, and row scales that give them the spread of a bf16 matrix."""
 
     def __init__(self) -> None:
         self.kernel = launch.Kernel(FILL_BYTES, "fill_bytes", 256)
@@ -111,8 +111,8 @@ def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 def random_model(
     data: str | Mapping[str, Any], operations: Operations, layers: int | None = None, int8: bool = False
 ) -> ModelWithEngine:  # fmt: skip
-    """A text model of a preset's name or a config object, in bf16 or with int8 matrices; ``layers`` keeps only so many
-    of the first."""
+    """A text model of a preset's name or a config object, in bf16 or with int8 matrices; ``layers`` keeps only that
+    many of the first."""
     raw = dict(preset_dict(data, towers=False)) if isinstance(data, str) else dict(data)
     if layers is not None:
         raw = shortened(raw, layers)
@@ -134,7 +134,7 @@ def random_model(
 
 
 def seeing_both_ways(model: ModelWithEngine) -> ModelWithEngine:
-    """The model with the description of a tower whose tokens see each other, where its config has it so; no tower."""
+    """The model with the description of a tower whose tokens see each other, if its config says so; no tower itself."""
     if model.config.vision_bidirectional:
         model.tower_specs.extend(gemma4_modality_towers())
     return model
@@ -152,7 +152,7 @@ def shortened(raw: dict[str, Any], layers: int) -> dict[str, Any]:
 
 
 def in_fp32(model: ModelWithEngine, operations: Operations) -> ModelWithEngine:
-    """The same weights with fp32 arithmetic: the truth that bf16 runs are measured against."""
+    """The same weights with fp32 arithmetic: the reference for bf16 runs."""
     wide = lambda t: t.cast(dtypes.float32).contiguous().realize()  # noqa: E731
     places = {}
     for name, place in model.places.items():
@@ -174,16 +174,16 @@ def with_chunk(operations: Operations, chunk: int) -> Operations:
 
 
 def binary_name(source: str, features: str) -> str:
-    """What a kernel's binary is called in a folder of them."""
+    """The file name of a kernel's binary in a folder."""
     return hashlib.sha256(f"{features}\n{source}".encode()).hexdigest()[:16] + ".cubin"
 
 
 def use_binaries(folder: str) -> None:
-    """Take kernels that were compiled beforehand where the folder has them, see ``binary_name``."""
+    """Use kernels that were compiled beforehand if the folder has them, see ``binary_name``."""
     original = launch.compiler
 
     class Compiler:
-        """Looks into the folder first."""
+        """Looks in the folder first."""
 
         def __init__(self, features: str) -> None:
             self.features = features

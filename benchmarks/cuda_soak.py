@@ -2,11 +2,11 @@
 
     python benchmarks/cuda_soak.py [--models E2B E2B@int8 E2B:10] [--tokens 20000] [--portable]
 
-Draws tokens as a generation does, steps queued ahead, until the context is full. Then the same tokens run as a prompt
+Samples tokens as generation does, steps queued ahead, until the context is full. Then the same tokens run as a prompt
 through the kernels of single operations into a second cache, or with ``--portable`` through the portable graph, and
 keys and values of both caches are compared by quarters of the positions, and the logits of one more step on each.
-Random weights made on the GPU. Ends with a non-zero status where the last quarter is farther apart than the first by
-more than half.
+Random weights made on the GPU. Ends with a non-zero status if the distance in the last quarter exceeds that in the
+first by more than half.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def upload(array: np.ndarray) -> Tensor:
 
 
 def drawn(model: GemmaModel, step: cuda_step.CudaStep, count: int, every: int) -> tuple[list[int], list[float]]:
-    """Tokens behind token 2, at temperature 1, and the seconds that each ``every`` of them took."""
+    """Tokens after token 2, at temperature 1, and the seconds that each ``every`` of them took."""
     state = SamplingState(
         upload(np.array([1, 64, 0.95, 0, 1], np.float32)), upload(np.array([7], np.uint32)),
         upload(np.zeros((1, model.engine.vocab), np.bool_)),
@@ -69,7 +69,7 @@ def as_prompt(model: GemmaModel, storage: Storage, tokens: list[int], portably: 
 
 
 def distances(model: GemmaModel, ours: Storage, theirs: Storage, count: int) -> list[float]:
-    """Of layers that hold all positions: the worst relative distance, quarter by quarter."""
+    """The worst relative distance over layers that hold all positions, quarter by quarter."""
     worst = [0.0] * 4
     for layer, a, b in zip(model.text.config.layers, ours.layers, theirs.layers, strict=True):
         if a is None or b is None or layer.window is not None:
@@ -82,7 +82,7 @@ def distances(model: GemmaModel, ours: Storage, theirs: Storage, count: int) -> 
 
 
 def soak(name: str, count: int, portably: bool) -> bool:
-    """One model; whether nothing drifts."""
+    """Check one model. Returns whether nothing drifts."""
     model = model_of(name)
     ours, theirs = (model.pool.take(model, 1, count + 8) for _ in range(2))
     steps = []
@@ -111,7 +111,7 @@ def soak(name: str, count: int, portably: bool) -> bool:
 
 
 def main() -> int:
-    """Run what was asked for."""
+    """Run the requested models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["E2B", "E2B@int8"])
     parser.add_argument("--tokens", type=int, default=20000)

@@ -3,8 +3,8 @@
     python benchmarks/decode.py --model-dir models/gemma-4-E2B --device cpu --max-new-tokens 64
 
 Prints one JSON object; its ``score`` is ``tokens_per_second``, the rate of decoding after the first token. A first run
-of a few tokens captures and compiles and is reported apart. Stop tokens are off, so that exactly as many tokens come as
-were asked for; ``tokens_sha256`` is the SHA-256 of their ids in decimal, joined by commas.
+of a few tokens captures and compiles and is reported separately. Stop tokens are off, so that exactly the requested
+number of tokens is generated; ``tokens_sha256`` is the SHA-256 of their ids in decimal, joined by commas.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ProgressLog:
         append_line(Path(self.path), json.dumps({"event": event, "seconds": seconds, **values}))
 
     def token(self, count: int, began: float, first: float) -> None:
-        """Note every so many tokens how far and how fast it goes."""
+        """Record progress and speed, at the interval given in tokens."""
         if self.every and count % self.every == 0:
             now = time.perf_counter()
             rate = round((count - 1) / (now - first), 3) if count > 1 else None
@@ -164,7 +164,7 @@ def run_wanted(wanted: Wanted, log: ProgressLog, read: bool, report: bool) -> di
     try:
         device = check_device(wanted.device, wanted.beam)
         stage = "failed"
-        read_context(resolve_folder(wanted.model))  # a wrong folder is told before anything takes time
+        read_context(resolve_folder(wanted.model))  # report a wrong folder before anything takes time
         before = measured(device) if read else None
         found = measure(wanted, log)
         return with_limit(found, before, measured(device) if read else None)
@@ -181,10 +181,10 @@ def run_wanted(wanted: Wanted, log: ProgressLog, read: bool, report: bool) -> di
 @click.option("--format", "format_name", default="auto", show_default=True, metavar="NAME",
               help="Checkpoint format plugin.")
 @click.option("--prompt-length", type=Whole(), default=32, show_default=True, help="Tokens before the generated ones.")
-@click.option("--max-new-tokens", type=Whole(), default=64, show_default=True, help="Exactly so many are generated.")
+@click.option("--max-new-tokens", type=Whole(), default=64, show_default=True, help="Exactly this many are generated.")
 @click.option("--decode-warmup-tokens", type=Whole(0), default=4, show_default=True,
               help="Tokens of a first run that captures and compiles; with 0 that is part of the figures.")
-@click.option("--min-score", type=Number(0), default=None, help="End with exit code 1 where the score is below.")
+@click.option("--min-score", type=Number(0), default=None, help="Exit with code 1 if the score is below this.")
 @click.option("--bandwidth/--no-bandwidth", default=False, show_default=True,
               help="Measure the device's read rate before and after.")
 @click.option("--progress-file", type=click.Path(dir_okay=False), default=None, help="File that gets a JSON line now "

@@ -1,10 +1,10 @@
-"""What lies about untracked: benchmark artefacts and other files, their sizes, and who speaks of them.
+"""Untracked files: benchmark artefacts and others, their sizes, and what refers to them.
 
     python benchmarks/inventory.py --output docs/inventory.md
     python benchmarks/inventory.py --format json --only-category benchmark-progress-log
 
 Reads only: nothing is deleted, staged or ignored. Files that tracked documentation, state or configuration refers to
-come first, the most referenced ones before the others. Ignored files are not listed.
+come first, the most referenced at the top. Ignored files are not listed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPEAKING = {".md", ".rst", ".txt", ".json", ".jsonl", ".toml", ".yaml", ".yml", 
 """Suffixes of tracked documentation, state and configuration."""
 SPEAKING_NAMES = {"makefile", "readme", ".gitignore", ".gitattributes"}
 LARGEST = 8 << 20
-"""Bytes of a tracked file that is read."""
+"""Maximum bytes of a tracked file that is read."""
 WORD = re.compile(r"[\w./+@%~=:-]*[\w+@%~=-]")
 """A path or name in running text; a full stop that ends a sentence is not part of it."""
 
@@ -45,9 +45,9 @@ class Row:
     suffix: str
     reference_count: int
     references: list[str]
-    """Tracked files that speak of it."""
+    """Tracked files that refer to it."""
     disposition: str
-    """What one might do with it; nothing is done."""
+    """A suggestion; nothing is done."""
 
 
 def untracked(repository: Path) -> list[str]:
@@ -71,7 +71,7 @@ def tracked_texts(repository: Path) -> Iterator[tuple[str, str]]:
 
 
 def references(repository: Path, paths: Sequence[str]) -> dict[str, Counter[str]]:
-    """For each path, how often each tracked text names it: by its path, or by the end of it that holds the name."""
+    """For each path, how often each tracked text names it: by the whole path, or by an end of it with the file name."""
     found: dict[str, Counter[str]] = {path: Counter() for path in paths}
     by_name: dict[str, list[str]] = {}
     odd = {path for path in paths if not WORD.fullmatch(path)}
@@ -105,7 +105,7 @@ def collect(repository: Path, wanted: Sequence[str]) -> list[Row]:
         try:
             size = (repository / path).lstat().st_size
         except OSError:
-            continue  # it went meanwhile
+            continue  # it has been deleted meanwhile
         category, count = category_of(path), spoken[path].total()
         disposition = CATEGORIES[category].referenced if count else CATEGORIES[category].unreferenced
         suffix = PurePosixPath(path).suffix.lower()
@@ -114,7 +114,7 @@ def collect(repository: Path, wanted: Sequence[str]) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Counts over rows; ``referenced_count`` is how many of them some text speaks of."""
+    """Counts over rows; ``referenced_count`` is how many of them some text refers to."""
     return {
         "untracked_count": len(rows),
         "total_size": sum(row.size for row in rows),
@@ -125,17 +125,17 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def as_json(rows: Sequence[Row], repository: Path) -> dict[str, Any]:
-    """Everything, for programs."""
+    """The whole report as plain values, for programs."""
     return {"repository": str(repository), "created": now(), **summary(rows), "rows": [asdict(row) for row in rows]}
 
 
 def as_markdown(rows: Sequence[Row], repository: Path) -> str:
-    """Everything, for readers."""
+    """The whole report as Markdown, for people."""
     told = summary(rows)
     lines = [
         f"# Untracked files of {cell(repository.name)}, {now()}", "",
         f"{told['untracked_count']} files, {human_bytes(told['total_size'])}, {told['referenced_count']} of them named "
-        "by tracked documentation, state or configuration. Nothing was changed; what to keep is for a person to say.",
+        "by tracked documentation, state or configuration. Nothing was changed; what to keep is up to you.",
         "",
         "| path | size | category | references | named in | suggestion |", "|---|---:|---|---:|---|---|",
     ]  # fmt: skip
@@ -160,7 +160,7 @@ def known_categories(ctx: click.Context, param: click.Parameter, value: Sequence
     found = []
     for name in value:
         if name.strip().lower() not in CATEGORIES:
-            raise click.BadParameter(f"{name[:100]!r} is no category; --list-categories prints those there are.")
+            raise click.BadParameter(f"{name[:100]!r} is not a category; --list-categories prints them.")
         found.append(name.strip().lower())
     return found
 
@@ -178,8 +178,8 @@ def list_categories(as_format: str) -> str:
 @click.option("--format", "as_format", type=click.Choice(["markdown", "json"]), default="markdown", show_default=True,
               help="What to write.")
 @click.option("--only-category", "wanted", cls=ManyOption, separator=",", callback=known_categories,
-              metavar="NAME...", help="List these categories alone.")
-@click.option("--list-categories", "listing", is_flag=True, help="Print the categories and end.")
+              metavar="NAME...", help="List only these categories.")
+@click.option("--list-categories", "listing", is_flag=True, help="Print the categories and exit.")
 @click.option("--repository", type=click.Path(path_type=Path, file_okay=False), default=Path(), metavar="FOLDER",
               help="A folder of the repository. Default: the current one.")
 def inventory_command(
@@ -191,7 +191,7 @@ def inventory_command(
         return
     top = git("rev-parse", "--show-toplevel", folder=repository).removesuffix("\n")
     if not top:
-        raise InputError(f"--repository {repository} is no work tree of a git repository")
+        raise InputError(f"--repository {repository} is not a work tree of a git repository")
     rows = collect(Path(top), wanted)
     if as_format == "json":
         found = as_json(rows, Path(top))

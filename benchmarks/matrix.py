@@ -3,9 +3,9 @@
     python benchmarks/matrix.py --models-dir models --sizes E2B E4B --formats bf16 int8 --devices cpu cuda \
         --beams 0 max --max-new-tokens 256 --out benchmarks/results.csv --resume --progress-every 64
 
-A device that is not there, a crash, or memory that does not suffice is a row whose ``status`` says so, and the matrix
-goes on. The CSV is whole at any instant; ``--resume`` measures what is not ``ok`` yet. While a row runs,
-``results.csv.progress.jsonl`` tells how far it is. docs/benchmarks.md explains the columns.
+A missing device, a crash, or too little memory gives a row whose ``status`` says so, and the matrix goes on. The CSV is
+complete at any moment; ``--resume`` measures rows that are not ``ok`` yet. While a row runs,
+``results.csv.progress.jsonl`` shows its progress. docs/benchmarks.md explains the columns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gemma4_core.errors import CheckpointError, Gemma4Error, InputError
 
 DENSE = "bf16"
 FRESH_SECONDS = 30.0
-"""A bandwidth reading of one row's end is good for the next row's beginning for so long."""
+"""Seconds for which a bandwidth reading at the end of one row is also used for the beginning of the next."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class Beams(click.ParamType):
 
 
 class Rates:
-    """Bandwidth readings by device, taken anew where the last one is old."""
+    """Bandwidth readings by device, repeated if the last one is old."""
 
     def __init__(self, read: bool) -> None:
         self.read = read
         self.last: dict[str, tuple[float, float | None]] = {}
 
     def fresh(self, device: str) -> float | None:
-        """A reading of now."""
+        """Take a new reading."""
         found = measured(device) if self.read else None
         self.last[device] = (time.monotonic(), found)
         return found
@@ -104,7 +104,7 @@ def cells(
     sizes: Sequence[str], formats: Sequence[str], devices: Sequence[str], beams: Sequence[tuple[str, int]],
     lengths: Sequence[int], max_new_tokens: int, models_dir: Path | None,
 ) -> list[Cell]:
-    """Rows in the order of the options. Raises CheckpointError and PluginError for sizes and formats not known."""
+    """Rows in the order of the options. Raises CheckpointError and PluginError for unknown sizes and formats."""
     from gemma4_core.checkpoint.hub import repositories
     from gemma4_core.plugins import registry
 
@@ -138,7 +138,7 @@ def child(cell: Cell, settings: Settings, progress: Path) -> list[str]:
 
 
 def result(ended: Ended, seconds: float | None) -> dict[str, Any]:
-    """What a row's process came to: its figures, or a status and the reason."""
+    """The outcome of a row's process: its figures, or a status and the reason."""
     if ended.code is None:
         return {"status": "timed out", "error": f"not done after {seconds:g} s (--row-seconds)"}
     try:
@@ -179,7 +179,7 @@ def how_to_get(cell: Cell) -> str:
 def run_all(
     wanted: Sequence[Cell], table: Table, settings: Settings, say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
-    """Measure what is not done, row by row. A device that was found absent is not tried again."""
+    """Measure the rows that are not done, one by one. A device that was found absent is not tried again."""
     progress = Path(f"{table.path}.progress.jsonl")
     rates, absent = Rates(settings.read), {}
     for number, cell in enumerate(wanted, 1):
@@ -245,12 +245,12 @@ def line_of(row: dict[str, Any]) -> str:
 @click.option("--prompt-lengths", cls=ManyOption, separator=",", type=Whole(), default=(32,), show_default=True,
               metavar="TOKENS...", help="Tokens before the generated ones.")
 @click.option("--max-new-tokens", type=Whole(), default=64, show_default=True,
-              help="Exactly so many are generated: stop tokens are off.")
+              help="Exactly this many are generated: stop tokens are off.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.csv",
               help="Table to write.")
-@click.option("--resume", is_flag=True, help="Go on with a table; rows that are ok stay as they are.")
+@click.option("--resume", is_flag=True, help="Continue a table; rows that are ok stay as they are.")
 @click.option("--progress-every", type=Whole(0), default=0, metavar="TOKENS",
-              help="Note progress in FILE.csv.progress.jsonl every so many tokens.")
+              help="Record progress in FILE.csv.progress.jsonl every this many tokens.")
 @click.option("--beam-seconds", type=Number(0), default=None, help="Time budget of the kernel search of a row.")
 @click.option("--row-seconds", type=Number(0, above=True), default=None, help="End a row that takes longer.")
 @click.option("--bandwidth/--no-bandwidth", default=True, show_default=True,
@@ -260,12 +260,12 @@ def matrix_command(
     beams: Sequence[tuple[str, int]], prompt_lengths: Sequence[int], max_new_tokens: int, out: Path, resume: bool,
     progress_every: int, beam_seconds: float | None, row_seconds: float | None, bandwidth: bool,
 ) -> None:  # fmt: skip
-    """Measure every combination and write a CSV. What became of each row stands in its status; the exit code is 0."""
+    """Measure every combination and write a CSV. The status of a row is its outcome; the exit code is 0."""
     from gemma4_core.checkpoint.temporary import lock
     from gemma4_core.cli.output import note, on_terminal, write
 
     if models_dir is not None and not models_dir.is_dir():
-        raise InputError(f"--models-dir {models_dir} is no folder; fetch checkpoints with gemma4 download --models-dir")
+        raise InputError(f"--models-dir {models_dir} is not a folder; fetch models with gemma4 download --models-dir")
     wanted = cells(sizes, formats, devices, beams, list(dict.fromkeys(prompt_lengths)), max_new_tokens, models_dir)
     settings = Settings(beam_seconds, progress_every, row_seconds, bandwidth)
     table = Table.open(out, resume)

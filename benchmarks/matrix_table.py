@@ -1,4 +1,4 @@
-"""The CSV of the matrix: whole at any instant, with the same columns from its first row to its last."""
+"""The CSV of the matrix: complete at any moment, with the same columns in every row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gemma4_core.cli.tables import comma_separated
 from gemma4_core.errors import InputError
 
 KEY = ("size", "format", "device", "beam", "beam_width", "prompt_tokens", "max_new_tokens")
-"""What a row is about; a row that says ``ok`` is not measured again by ``--resume``."""
+"""Columns that identify a row; a row that says ``ok`` is not measured again by ``--resume``."""
 COLUMNS = (
     *KEY, "status", "error", "generated_tokens", "tokens_sha256", "tokens_per_second", "milliseconds_per_token",
     "prompt_seconds", "prompt_tokens_per_second", "load_seconds", "warmup_seconds", "row_seconds", "peak_memory_bytes",
@@ -27,7 +27,7 @@ Row = dict[str, str]
 
 
 class Table:
-    """Rows by what they are about, and the file that holds them."""
+    """Rows by the columns that identify them, and the file that holds them."""
 
     def __init__(self, path: Path, rows: list[Row]) -> None:
         self.path = path
@@ -35,11 +35,11 @@ class Table:
 
     @classmethod
     def open(cls, path: Path, resume: bool) -> Table:
-        """The table of a file, written at once so that it is there and can be. Raises InputError, and changes nothing,
+        """The table of a file, written immediately to make sure that it can be. Raises InputError, and changes nothing,
         for a file with content that is not to be resumed, or with other columns."""
         rows = read(path)
         if rows and not resume:
-            raise InputError(f"--out {path} holds results already; add --resume to go on with it, or give another file")
+            raise InputError(f"--out {path} already holds results; add --resume to continue, or give another file")
         table = cls(path, rows or [])
         if rows is None:
             table.write()
@@ -62,12 +62,12 @@ class Table:
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a row is about, as text."""
+    """The columns that identify a row, as text."""
     return tuple(shown(row.get(name)) for name in KEY)
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in the file: empty for None, floats with six digits, no line ends."""
+    """A value as written to the file: empty for None, floats with six digits, no line ends."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
@@ -76,7 +76,7 @@ def shown(value: Any) -> str:
 def read(path: Path, named: str = "--out ") -> list[Row] | None:
     """Rows of a CSV, None where there is no file or an empty one. Raises InputError for one with other columns."""
     where = f"{named}{path}"
-    other = f"{where} is no table of this matrix"
+    other = f"{where} is not a table of this matrix"
     try:
         if not path.exists():
             return None
@@ -94,17 +94,17 @@ def read(path: Path, named: str = "--out ") -> list[Row] | None:
     except csv.Error as fault:
         raise InputError(f"{other} ({fault}); nothing was changed, give another file") from None
     if tuple(header) != COLUMNS:
-        raise InputError(f"{where} has other columns ({difference(header)}), so --resume cannot go on with it; "
+        raise InputError(f"{where} has other columns ({difference(header)}), so --resume cannot continue it; "
                          "nothing was changed, give another file")
     wrong = next((number for number, line in enumerate(lines, 2) if len(line) != len(COLUMNS)), None)
     if wrong is not None:
-        raise InputError(f"{where}: row {wrong} is not whole, so --resume cannot go on with it; nothing was "
-                         "changed, mend or remove the row")
+        raise InputError(f"{where}: row {wrong} is incomplete, so --resume cannot continue it; nothing was "
+                         "changed, fix or remove the row")
     return [dict(zip(COLUMNS, line, strict=True)) for line in lines]
 
 
 def difference(header: list[str]) -> str:
-    """How a header differs from ours, in few words."""
+    """How a header differs from ours, in a few words."""
     lacking = [name for name in COLUMNS if name not in header]
     strange = [name for name in header if name not in COLUMNS]
     said = [f"without {few(lacking)}"] if lacking else []

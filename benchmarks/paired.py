@@ -1,10 +1,10 @@
-"""A baseline and a candidate through the same benchmark in one session, A B A B, and the difference of their scores.
+"""Run a baseline and a candidate through the same benchmark, A B A B in one session, and compare their scores.
 
     python benchmarks/paired.py --baseline-target main --candidate-target . --out benchmarks/paired.json \
         --label fused-norm -- --model-dir models/gemma-4-E2B --device cpu --max-new-tokens 64
 
-A target is a git revision, a worktree, a file inside a worktree, or a command. What stands after ``--`` goes to the
-benchmark, whose stdout must be one JSON object with a finite number ``score``. docs/benchmarks.md tells the rest.
+A target is a git revision, a worktree, a file inside a worktree, or a command. Arguments after ``--`` go to the
+benchmark, whose stdout must be one JSON object with a finite number ``score``. docs/benchmarks.md explains the rest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEFAULT = "benchmarks/decode.py"
 
 @dataclass(frozen=True)
 class Side:
-    """A target with what runs on it."""
+    """A target and the command that benchmarks it."""
 
     target: Target
     command: list[str]
@@ -38,7 +38,7 @@ class Side:
 
 
 def once(side: Side, seconds: float | None) -> dict[str, Any]:
-    """One run of a side's benchmark. Raises InputError where it fails or its output is no result."""
+    """One run of a side's benchmark. Raises InputError if it fails or its output is not a valid result."""
     who = f"{side.target.side} {side.target.given[:100]}"
     ended = run(side.command, side.environment, seconds)
     if ended.code is None:
@@ -51,7 +51,7 @@ def once(side: Side, seconds: float | None) -> dict[str, Any]:
 
 
 def compare(baseline: Side, candidate: Side, rounds: int, seconds: float | None) -> dict[str, Any]:
-    """Both sides by turns; their payloads and the differences of the medians of their scores."""
+    """Run both sides alternately. Returns their payloads and the differences of the medians of their scores."""
     payloads: dict[str, list[dict[str, Any]]] = {"baseline": [], "candidate": []}
     for number in range(2 * rounds):
         side = (baseline, candidate)[number % 2]
@@ -89,7 +89,7 @@ def described(side: Side, score: float, scores: list[float], payloads: list[dict
 
 
 def check_delta(found: dict[str, Any], least: float | None) -> None:
-    """Raise InputError where the candidate is not better by so much."""
+    """Raise InputError if the candidate is not better by this much."""
     if least is not None and found["absolute_delta"] < least:
         raise InputError(f"--min-delta {least:g}: the candidate's score differs by {found['absolute_delta']:.4g} "
                          f"({found['candidate']['score']:.4g} against {found['baseline']['score']:.4g})")
@@ -103,12 +103,12 @@ def check_delta(found: dict[str, Any], least: float | None) -> None:
 @click.option("--candidate-command", metavar="COMMAND", help="Command line of the candidate's benchmark.")
 @click.option("--benchmark", default=DEFAULT, show_default=True, metavar="SCRIPT",
               help="Script that runs on both targets, looked up here and then in the baseline's worktree.")
-@click.option("--rounds", type=Whole(1, 1000), default=2, show_default=True, help="Runs of each side, by turns.")
+@click.option("--rounds", type=Whole(1, 1000), default=2, show_default=True, help="Runs of each side, alternating.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE.json",
               help="Artefact to write. Default: stdout.")
 @click.option("--label", default=None, help="Name of the comparison, kept in the artefact.")
 @click.option("--min-delta", type=Number(float("-inf")), default=None,
-              help="End with exit code 1, after writing, where candidate minus baseline is below.")
+              help="Exit with code 1, after writing, if candidate minus baseline is below this.")
 @click.option("--run-seconds", type=Number(0, above=True), default=None, help="End a run that takes longer.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENTS...]")
 def paired_command(
@@ -116,7 +116,7 @@ def paired_command(
     benchmark: str, rounds: int, out: Path | None, label: str | None, min_delta: float | None,
     run_seconds: float | None, arguments: Sequence[str],
 ) -> None:  # fmt: skip
-    """Run a benchmark on a baseline and a candidate by turns, and write both payloads and the difference."""
+    """Run a benchmark on a baseline and a candidate alternately, and write both payloads and the difference."""
     given = {"baseline": (baseline, baseline_command), "candidate": (candidate, candidate_command)}
     for side, (target, command) in given.items():
         if (target is None) == (command is None):

@@ -1,4 +1,4 @@
-"""What the benchmarks share: JSON that holds no NaN, child processes, and the way a script starts."""
+"""Shared by the benchmarks: JSON without NaN, child processes, and how a script starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def start(command: click.Command, script: str) -> NoReturn:
 
     ensure_standard_streams()
     quiet_libraries()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was started is ended first
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # child processes are ended first
     command.main(prog_name=f"python benchmarks/{Path(script).name}")
     sys.exit(0)
 
@@ -41,7 +41,7 @@ def start(command: click.Command, script: str) -> NoReturn:
 
 
 def parse(text: str, who: str) -> dict[str, Any]:
-    """The JSON object that a process printed; nothing else may stand beside it.
+    """The JSON object that a process printed; there must be no other output.
 
     Raises InputError, naming ``who``, for other output and for NaN or an infinity anywhere in it.
     """
@@ -49,7 +49,7 @@ def parse(text: str, who: str) -> dict[str, Any]:
         raise InputError(f"{who} printed nothing on stdout; a JSON object is expected there")
 
     def refuse(name: str) -> NoReturn:
-        raise InputError(f"{who} printed {name}, which is no result; nothing was recorded")
+        raise InputError(f"{who} printed {name}, which is not a result; nothing was recorded")
 
     try:
         found = json.loads(text, parse_constant=refuse)
@@ -63,7 +63,7 @@ def parse(text: str, who: str) -> dict[str, Any]:
 
 
 def infinite(value: Any, where: str = "") -> Iterable[str]:
-    """Places of numbers that are not finite, such as ``1e999`` becomes."""
+    """Places of numbers that are not finite, such as ``1e999``."""
     if isinstance(value, float) and not math.isfinite(value):
         yield where
     elif isinstance(value, dict):
@@ -119,7 +119,7 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended: ``code`` is negative where a signal ended it, None where its time was up."""
+    """A process that ended: ``code`` is negative if a signal ended it, None if it timed out."""
 
     code: int | None
     out: str
@@ -127,12 +127,12 @@ class Ended:
 
     @property
     def why(self) -> str:
-        """One line on an end that was not a good one."""
+        """One line on why it failed."""
         if self.code is None:
-            return "its time was up"
+            return "it timed out"
         if self.code < 0:
             name = signal.Signals(-self.code).name if -self.code in set(signal.Signals) else f"signal {-self.code}"
-            killed = "; the system ends processes so when memory is used up" if name == "SIGKILL" else ""
+            killed = "; the system does this when memory runs out" if name == "SIGKILL" else ""
             return f"ended by {name}{killed}"
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
         last = lines[-1].removeprefix("Error: ") if lines else "nothing on stderr"
@@ -140,7 +140,7 @@ class Ended:
 
 
 def run(command: Sequence[str], more: Mapping[str, str] | None = None, seconds: float | None = None) -> Ended:
-    """Run a program to its end, or for so many seconds; it and what it started are ended with this process.
+    """Run a program to its end, or for this many seconds; it and its children are ended with this process.
 
     Output goes through files: a process that is killed leaves children that would hold a pipe open.
     Raises InputError where it cannot be started.
@@ -186,7 +186,7 @@ def failed(error: BaseException) -> str:
 
 
 def git(*args: str, folder: Path | None = None, check: bool = True) -> str:
-    """What a git command says. Raises InputError with its last line where it fails or git is not there."""
+    """The output of a git command. Raises InputError with its last line if it fails or git is missing."""
     command = ["git", *(["-C", str(folder)] if folder else []), *args]
     try:
         done = subprocess.run(
@@ -202,7 +202,7 @@ def git(*args: str, folder: Path | None = None, check: bool = True) -> str:
 
 
 def revision(folder: Path = ROOT) -> str | None:
-    """The git revision of a folder, with ``+`` behind it where tracked files differ; None outside a repository."""
+    """The git revision of a folder, with ``+`` after it if tracked files differ; None outside a repository."""
     with contextlib.suppress(InputError):
         commit = git("rev-parse", "--short=12", "HEAD", folder=folder).strip()
         changed = git("status", "--porcelain", "--untracked-files=no", folder=folder).strip()

@@ -33,8 +33,8 @@ def set_vocab(model) -> None:
 
 
 def with_tokenizer(folder: Path, target: Path) -> None:
-    """Links to the checkpoint's files, and a tokenizer.json that says no more than how many tokens there are: to that
-    the converter cuts the embedding."""
+    """Links to the checkpoint's files, and a tokenizer.json that only declares how many tokens there are: the converter
+    cuts the embedding to that number."""
     for path in folder.resolve().iterdir():
         if path.name != "tokenizer.json":
             (target / path.name).symlink_to(path)

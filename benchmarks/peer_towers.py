@@ -18,7 +18,7 @@ from transformers import Gemma4Config, Gemma4Model
 
 
 def milliseconds(run, device: str, repeats: int) -> float:
-    """The median of some calls after one that warms up."""
+    """The median of some calls after a warm-up call."""
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()

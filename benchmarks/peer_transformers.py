@@ -2,8 +2,8 @@
 
     python benchmarks/peer_transformers.py FOLDER --device cpu --prompt-tokens 512 --new-tokens 64 [--compiled]
 
-Needs torch and transformers, nothing of this project. The prompt is timed with the head on its last position alone,
-then token by token; a first round that warms up is not counted. With ``--compiled`` tokens come from ``generate`` with
+Needs torch and transformers, nothing of this project. The prompt is timed with the head on its last position only, then
+tokens one by one; a first warm-up round is not counted. With ``--compiled`` tokens come from ``generate`` with
 a static cache, which transformers compiles on GPUs; two lengths are timed, and the difference counts.
 """
 
@@ -23,7 +23,7 @@ SHORT = 8
 
 
 def synchronize(device: str) -> None:
-    """Wait for what was queued."""
+    """Wait for queued work."""
     if device != "cpu":
         torch.cuda.synchronize()
 

@@ -1,6 +1,6 @@
-"""The engines that compare.py sets side by side: this project, transformers and llama.cpp, where they are there.
+"""The engines that compare.py compares: this project, transformers and llama.cpp, if they are available.
 
-Nothing is installed and nothing fetched: an engine that is not found says what it lacks.
+Nothing is installed or downloaded: an engine that is not found says what it lacks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUANTS = {"bf16": "bf16", "int8": "q8_0"}
 
 @dataclass(frozen=True)
 class Test:
-    """What every engine does: a prompt of so many tokens, then so many new ones behind it."""
+    """What every engine does: process a prompt of this many tokens, then generate this many new ones."""
 
     folder: Path
     work: Path
@@ -38,7 +38,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Tools:
-    """Where the peers are."""
+    """Paths of the peers."""
 
     python: str
     llama_bench: str | None
@@ -58,7 +58,8 @@ class Engine:
     absent: str | None = None
 
     def once(self, seconds: float | None) -> dict[str, Any]:
-        """Run it: ``prompt_tokens_per_second``, ``tokens_per_second`` and what else it tells. Raises InputError."""
+        """Run it. Returns ``prompt_tokens_per_second``, ``tokens_per_second`` and whatever else it reports. Raises
+        InputError."""
         assert self.read is not None
         outs = []
         for command in self.commands:
@@ -70,7 +71,7 @@ class Engine:
 
 
 def engines(wanted: Sequence[str], test: Test, tools: Tools, say: Callable[[str], None]) -> Iterator[Engine]:
-    """All engines that were asked for; those that are absent say so."""
+    """All requested engines; those that are absent say so."""
     if OURS in wanted:
         yield from ours(test)
     for name in (TRANSFORMERS, COMPILED):
@@ -94,7 +95,7 @@ def ours(test: Test) -> Iterator[Engine]:
 
 
 def int8_folder(test: Test) -> Path:
-    """The quantised checkpoint, beside the ordinary one or in the work folder; made where it is absent."""
+    """The quantised checkpoint, beside the ordinary one or in the work folder; made if it is absent."""
     from gemma4_core.quantize import done_before, quantize
 
     beside = test.folder.with_name(f"{test.folder.name}-int8")
@@ -120,7 +121,7 @@ def transformers(test: Test, tools: Tools, name: str) -> Engine:
 
 
 def llama(test: Test, tools: Tools, form: str) -> Engine:
-    """llama.cpp through llama-bench on a GGUF of the same weights, converted where it is absent."""
+    """llama.cpp through llama-bench on a GGUF of the same weights, converted if it is absent."""
     quant = QUANTS[form]
     name = f"{LLAMA} {quant}"
     bench = tools.llama_bench and shutil.which(tools.llama_bench)
@@ -138,7 +139,7 @@ def llama(test: Test, tools: Tools, form: str) -> Engine:
 
 
 def gguf(test: Test, tools: Tools, quant: str) -> Path:
-    """The GGUF of the checkpoint. Raises InputError where there is none and none can be made."""
+    """The GGUF of the checkpoint. Raises InputError if there is none and none can be made."""
     file = test.work / f"{test.folder.name}-{quant}.gguf"
     if file.is_file():
         return file
@@ -171,7 +172,7 @@ def from_llama(outs: Sequence[str], name: str) -> dict[str, Any]:
 
 
 def try_run(command: Sequence[str]) -> Ended:
-    """Run a program that may be absent."""
+    """Run a program that may not exist."""
     try:
         return run(command, seconds=300)
     except InputError as error:

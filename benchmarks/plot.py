@@ -39,7 +39,7 @@ class Point:
 
 
 def points(paths: Sequence[Path]) -> list[Point]:
-    """Rows that were measured. Raises InputError for files that are no tables, or without any such row."""
+    """Rows that were measured. Raises InputError for files that are not tables, or without any such row."""
     found = []
     for path in paths:
         rows = read(path, "")
@@ -54,7 +54,7 @@ def points(paths: Sequence[Path]) -> list[Point]:
 
 
 def point(row: dict[str, str], path: Path) -> Point:
-    """A row as a point. Raises InputError where a number is none."""
+    """A row as a point. Raises InputError if a value is not a number."""
     beam = "" if row["beam"] == "0" else f", beam {row['beam']}"
     try:
         context = int(row["prompt_tokens"]) + int(row["max_new_tokens"]) / 2

@@ -18,14 +18,14 @@ from payload import ROOT, git, revision
 from gemma4_core.errors import InputError
 
 TARGET = "GEMMA4_BENCHMARK_TARGET"
-"""Environment variable that tells a benchmark the target: the file, else the worktree."""
+"""Environment variable that names the target for a benchmark: the file, else the worktree."""
 MARKS = (".git", "pyproject.toml", "src", "benchmarks")
-"""What tells the top folder of a worktree, the surest first."""
+"""Entries that mark the top folder of a worktree, the most reliable first."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One side of a comparison: a worktree with the place in it that was named, or a command."""
+    """One side of a comparison: a worktree with the path in it that was named, or a command."""
 
     side: str
     given: str
@@ -34,16 +34,16 @@ class Target:
     command: tuple[str, ...] = ()
     revision: str | None = None
     metadata: Path | None = None
-    """A folder with the worktree's own entry points: plugins that only it has load too, and no others of this
-    package."""
+    """A folder with the worktree's own entry points: plugins that only the worktree has are loaded too, and no others
+    of this package."""
 
 
 @contextlib.contextmanager
 def opened(side: str, given: str | None, command: str | None) -> Iterator[Target]:
-    """A target, or without one a command, ready to run; a revision is checked out in a folder of its own, which goes
-    when the block ends.
+    """A target, or without one a command, ready to run; a revision is checked out in a folder of its own, which is
+    removed when the block ends.
 
-    Raises InputError for what is none of these.
+    Raises InputError for anything else.
     """
     if given is None:
         yield Target(side, command or "", command=words(side, command or ""))
@@ -63,11 +63,11 @@ def opened(side: str, given: str | None, command: str | None) -> Iterator[Target
     if len(given.split()) > 1 and shutil.which(words(side, given)[0]):
         yield Target(side, given, command=words(side, given))
         return
-    raise InputError(f"--{side}-target {given[:200]!r} is no path, no git revision of this repository and no command")
+    raise InputError(f"--{side}-target {given[:200]!r} is neither a path, a revision of this repository nor a command")
 
 
 def words(side: str, command: str) -> tuple[str, ...]:
-    """A command line in words. Raises InputError where it has none or a quote stays open."""
+    """A command line split into words. Raises InputError if it has none or a quote is not closed."""
     try:
         found = tuple(shlex.split(command))
     except ValueError as fault:
@@ -78,7 +78,7 @@ def words(side: str, command: str) -> tuple[str, ...]:
 
 
 def top_of(path: Path) -> Path:
-    """The top folder of the worktree that a path lies in; without any mark the folder of the file."""
+    """The top folder of the worktree that contains a path; without any mark, the folder of the file."""
     folders = [path, *path.parents] if path.is_dir() else [*path.parents]
     for mark in MARKS:
         found = next((folder for folder in folders[:-1] if (folder / mark).exists()), None)
@@ -127,7 +127,7 @@ def metadata(worktree: Path) -> Iterator[Path | None]:
 def find_benchmark(benchmark: str, baseline: Target) -> Path:
     """The benchmark script: here (current folder, then this repository), else in the baseline's worktree.
 
-    Raises InputError naming the places looked at.
+    Raises InputError naming the folders that were searched.
     """
     places = [Path.cwd(), ROOT, *([baseline.worktree] if baseline.worktree else [])]
     for place in dict.fromkeys(places):
@@ -137,7 +137,7 @@ def find_benchmark(benchmark: str, baseline: Target) -> Path:
 
 
 def command_of(target: Target, benchmark: Path | None, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The command line that runs a benchmark on a target, and what it finds in its environment beside ours.
+    """The command line that runs a benchmark on a target, and the variables added to its environment.
 
     In a worktree its own packages come first, the benchmark's folder last: ``-P`` keeps Python from putting it first.
     """
@@ -148,6 +148,6 @@ def command_of(target: Target, benchmark: Path | None, arguments: Sequence[str])
     folders = [target.metadata, source if source.is_dir() else target.worktree, benchmark.parent]
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join([*(str(folder) for folder in folders if folder), *filter(None, inherited)])
-    # no compiled files are left in anybody's worktree
+    # leave no compiled files in a worktree
     more = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", TARGET: str(target.file or target.worktree)}
     return [sys.executable, "-P", str(benchmark), *arguments], more

@@ -20,7 +20,7 @@ SIZES = ("E2B", "E4B", "26B-A4B", "31B")
 
 
 def run(folder: Path, size: str, device: str, prompt_length: int, new: int) -> dict[str, Any]:
-    """Load and generate twice; the second run is the steady one."""
+    """Load and generate twice; the second run is the steady state."""
     from gemma4_core import load_pretrained
     from gemma4_plugins.commands.bench.traffic import weight_bytes
 

@@ -48,14 +48,14 @@ class RandomWeights:
 
 
 def image(columns: int, rows: int) -> Features:
-    """An image of so many patches, new at every call."""
+    """An image of this many patches, new at every call."""
     count = columns * rows
     positions = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(1, count, 2)
     return lambda: {"pixel_values": random.random((1, count, 768), np.float32), "image_position_ids": positions}
 
 
 def clip(frames: int) -> Features:
-    """Sound of so many frames, new at every call."""
+    """Sound of this many frames, new at every call."""
     return lambda: {"input_features": random.standard_normal((1, frames, 128), np.float32),
                     "input_features_mask": np.ones((1, frames), np.bool_)}
 
@@ -78,7 +78,7 @@ def tower(size: str, kind: str, device: str, operations: Any, layers: int | None
 
 
 def milliseconds(encoder: Any, features: Features, repeats: int) -> tuple[float, float]:
-    """Of the first call, and the median of the later ones but the next."""
+    """Time of the first call, and the median of the later ones except the second."""
     times = []
     for _ in range(repeats + 2):
         made = features()

@@ -3,8 +3,8 @@
     python benchmarks/training.py [--size E2B] [--lengths 1024 4096] [--optimizer adamw] [--compact] [--checkpointing]
 
 Prints for each length the seconds until the second step is done (its graph is captured in the first), then tokens per
-second, the median of the later steps, and the device's memory in buffers and taken in all. A step is loss, gradients of
-every weight, their norm limited to 1, and the update.
+second, the median of the later steps, and the device's memory in buffers and in total. A step is loss, gradients of
+every weight, clipping of their norm to 1, and the update.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from gemma4_plugins.devices.cuda.kernels import operations
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Run the requested measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="E2B")
-    parser.add_argument("--layers", type=int, help="only so many of the first layers")
+    parser.add_argument("--layers", type=int, help="only this many of the first layers")
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096])
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--compact", action="store_true", help="adamw without masters, its slots in bfloat16")

@@ -38,7 +38,7 @@ LIMIT = 1.25
 
 
 def model_of(name: str, chunk: int = 128) -> ModelWithEngine:
-    """A preset with random weights; ``:10`` behind it keeps so many layers, ``@int8`` means int8 matrices."""
+    """A preset with random weights; ``:10`` after it keeps that many layers, ``@int8`` means int8 matrices."""
     name, _, int8 = name.partition("@")
     preset, _, layers = name.partition(":")
     return random_model(preset, with_chunk(uops.operations(), chunk), int(layers) if layers else None, int8 == "int8")
@@ -63,7 +63,7 @@ def measure(model: ModelWithEngine, context: int, steps: int) -> tuple[list[floa
 
 
 def measure_prompt(name: str, length: int, chunk: int) -> float:
-    """Positions per second of a prompt through the portable graph, in chunks of so many."""
+    """Positions per second of a prompt through the portable graph, in chunks of this many."""
     model = model_of(name, chunk)
     storage = model.pool.take(model, 1, length)
     ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
@@ -123,11 +123,11 @@ def kernels(name: str, context: int) -> None:
         total += sum(times) / runs
         middle = statistics.median(times)
         print(f"    {sum(times) / runs:8.1f} us a step, {len(times) / runs:5.1f} x {middle:7.1f}  {kernel}")
-    print(f"    {total:8.1f} us in all")
+    print(f"    {total:8.1f} us in total")
 
 
 def main() -> int:
-    """Measure what was asked for."""
+    """Run the requested measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["E2B", "E2B@int8"])
     parser.add_argument("--contexts", nargs="+", type=int, default=[512])

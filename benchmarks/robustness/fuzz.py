@@ -5,8 +5,8 @@
     python benchmarks/robustness/fuzz.py --case config:0:1f3a,77 --out findings
 
 Each target runs in a process of its own. A case is fine when it succeeds or is refused with one line of a Gemma4Error;
-everything else is a finding, which is shrunk and kept with its files under --out. One line of JSON with figures is
-printed for each target, and the exit code is 1 where there was a finding.
+everything else is a finding, which is reduced and kept with its files under --out. One line of JSON with figures is
+printed for each target, and the exit code is 1 if there was a finding.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from gemma4_core.cli.output import note, write
 
 
 @click.command("fuzz", cls=GemmaCommand)
-@click.option("--cases", type=click.IntRange(1), default=10_000, show_default=True, help="In all, shared by targets.")
+@click.option("--cases", type=click.IntRange(1), default=10_000, show_default=True, help="Shared by the targets.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Same seed, same cases.")
 @click.option("--target", "targets", cls=ManyOption, metavar="NAME…",
               help="What to fuzz: " + ", ".join(target_names()) + ", or a file with a target. Default: everything.")
 @click.option("--minutes", type=float, default=None, help="Stop each target after this time.")
 @click.option("--seconds", type=float, default=Limits.seconds, show_default=True,
-              help="Processor time of a case that is called a hang.")
+              help="CPU time after which a case counts as a hang.")
 @click.option("--memory", type=int, default=Limits.growth >> 20, show_default=True, metavar="MIB",
-              help="Growth of memory in one case that is a finding.")
+              help="Memory growth in one case that counts as a finding.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Targets at a time.")
 @click.option("--case", "case", default=None, metavar="CASE", help="Run one case, as a finding names it, and show it.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("fuzz-findings"), show_default=True,

@@ -3,9 +3,9 @@
     python benchmarks/robustness/kills.py --kills 1000
 
 Each child is forked from a process that has imported everything and loaded a tiny model, writes as fast as it can, and
-gets SIGKILL after a random time. After each kill the target must open with one of the two contents that are written in
-turn, whole. At the end one more write must leave nothing behind. Prints one JSON object of figures; exit code 1 where
-something was lost or left.
+gets SIGKILL after a random time. After each kill the target must open with one of the two contents that are written
+alternately, whole. At the end one more write must leave nothing behind. Prints one JSON object of figures; exit code 1
+if something was lost or left behind.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Write = Callable[[int], object]
 
 
 class Job:
-    """One way to write a checkpoint, again and again, in two contents by turns."""
+    """One way to write a checkpoint, again and again, with two contents alternately."""
 
     def __init__(self, name: str, home: Path, write: Write, check: Callable[[Path], object]) -> None:
         self.name, self.home, self.write, self.check = name, home, write, check
@@ -41,7 +41,7 @@ class Job:
         self.lost: list[str] = []
 
     def prepare(self) -> None:
-        """Note both contents."""
+        """Record both contents."""
         for turn in (0, 1):
             self.write(turn)
             self.right.add(digest(self.target))
@@ -56,7 +56,7 @@ class Job:
                 for turn in range(1_000_000):
                     self.write(turn % 2)
             finally:
-                os._exit(3)  # it must not come to an end by itself
+                os._exit(3)  # it must not end by itself
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
@@ -157,7 +157,7 @@ def adapter(folder: Path, config: Any, seed: int) -> Path:
 
 
 def steps(home: Path, sources: list[Path]) -> Job:
-    """A training run's folder: a new step each time, the older ones removed, ``last`` led to the newest."""
+    """A training run's folder: a new step each time, the older ones removed, ``last`` pointing to the newest."""
     from gemma4_core import load_pretrained, save_training_checkpoint
     from gemma4_core.training.run_folder import RunFolder
 
@@ -186,7 +186,7 @@ JOBS = {"save": saving, "train": steps, "quantize": quantising, "fuse": fusing}
 
 
 @click.command()
-@click.option("--kills", default=1000, show_default=True, help="In all, spread over the ways to write.")
+@click.option("--kills", default=1000, show_default=True, help="Total, spread over the ways to write.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--only", type=click.Choice(list(JOBS)), multiple=True, help="Some of the ways to write.")
 def main(kills: int, seed: int, only: tuple[str, ...]) -> None:

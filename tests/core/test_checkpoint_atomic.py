@@ -187,7 +187,7 @@ def test_writer_refuses_before_it_writes_where_room_is_short(tmp_path: Path) -> 
 
 
 def test_writer_counts_bytes(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="7 bytes, planned were 8"):
+    with pytest.raises(CheckpointError, match="7 bytes, but 8 were planned"):
         write_shards(tmp_path, PLAN, lambda planned: [b"123", b"4567"])
 
 

@@ -123,7 +123,7 @@ def test_hanging_compiler_is_passed_over_and_tried_again_later(
     monkeypatch.setattr(compiler, "TRY_SECONDS", 0.3)
     slow = script(tmp_path / "bin" / "cc", "exec sleep 30")
     verdict = compiler._try_and_store(compiler.Candidate("cc", str(slow)), "key")
-    assert verdict.why is not None and "did not answer" in verdict.why
+    assert verdict.why is not None and "did not finish" in verdict.why
     assert "key" not in compiler._read_verdicts()
 
 

@@ -11,18 +11,18 @@ from functools import lru_cache
 EDGES = (0, 1, 2, 3, 4, 7, 8, 15, 16, 127, 128, 255, 256, 32767, 32768, 65535, 65536, (1 << 24) - 1, (1 << 31) - 1,
          1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, (1 << 64) - 1)
 SIZES = (9, 255, 4096, 8192, 13_370, 16_384, 30_000, 65_535, 89_478_485, 178_000_000, 178_956_970)
-"""Sides of pictures that a limit on pixels alone may let pass."""
+"""Sides of pictures that a limit on pixels alone may not catch."""
 RATES = (1, 7, 100, 8000, 11_025, 44_101, 192_000, 655_350, 767_999, 768_000, 2_000_003)
-"""Samples per second, common, odd and prime to others."""
+"""Samples per second: common, odd, and coprime to others."""
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 
 
 LARGEST = 64 << 20
-"""Bytes that repeated parts may become; more takes all memory before anything is read."""
+"""Maximum bytes of repeated parts; more would fill the memory before anything is read."""
 
 
 def repeated(data: bytes, times: int) -> bytes:
-    """Data several times, as often as fits."""
+    """Data repeated several times, as often as fits."""
     return data * max(1, min(times, LARGEST // max(len(data), 1)))
 
 
@@ -81,7 +81,7 @@ def mutate_media(rng: random.Random, data: bytes) -> bytes:
 
 
 def _all(data: bytes, mark: bytes, after: int) -> list[int]:
-    """Offsets ``after`` bytes behind each place of a mark, the first fifty."""
+    """Offsets ``after`` bytes after each occurrence of a mark, the first fifty."""
     found, at = [], data.find(mark)
     while at >= 0 and len(found) < 50:
         found.append(at + after)
@@ -117,7 +117,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 @lru_cache
 def _odd_chunks() -> tuple[bytes, ...]:
-    """Chunks that a picture rarely has, or has once."""
+    """Chunks that a picture rarely has, or has only once."""
     return (
         b"zTXta\0\0" + zlib.compress(bytes(20_000_000)), b"iCCPa\0\0" + zlib.compress(bytes(3_000_000)),
         b"acTL\xff\xff\xff\xff\0\0\0\0", b"fcTL" + bytes(26), b"eXIfII*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09",
@@ -158,7 +158,7 @@ def _zeros(count: int) -> bytes:
 
 
 def _large_png(rng: random.Random) -> bytes:
-    """A sound picture whose file is small and whose content is not, whole or cut short."""
+    """A valid picture with a small file and large content, whole or truncated."""
     width, height = rng.choices((1, 2, *SIZES), k=2)
     depth, colour = rng.choice(((1, 0), (8, 0), (8, 2), (16, 6), (8, 3), (1, 3)))
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, rng.choice((0, 0, 1)))

@@ -1,4 +1,4 @@
-"""Running many cases of a target in worker processes, and what becomes of those that go wrong."""
+"""Running many cases of a target in worker processes, and collecting those that go wrong."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from fuzzing.samples import Case
 from fuzzing.watch import ROOT
 
 START_SECONDS = 300.0
-"""For a worker to import everything and to make its seeds."""
+"""Seconds for a worker to import everything and make its seeds."""
 FINE = ("ok", "refused")
 FRAME = re.compile(r'File "(.*?/(?:gemma4_\w+)/.*?)", line \d+ in (\S+)')
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one case may take."""
+    """Limits of one case."""
 
     seconds: float = 20.0
-    """Of processor time."""
+    """CPU seconds."""
     waiting: float = 30.0
-    """Of time on the clock, for what waits for ever."""
+    """Wall-clock seconds, for a case that waits forever."""
     growth: int = 1 << 30
-    """Bytes of memory that a worker may take more than before."""
+    """Bytes by which a worker's memory may grow."""
 
 
 @dataclass
 class Finding:
-    """Something that went wrong, at its smallest."""
+    """Something that went wrong, reduced as far as possible."""
 
     kind: str
     """``exception``, ``message``, ``contract``, ``output``, ``outside``, ``hang``, ``crash`` or ``memory``."""
@@ -56,13 +56,13 @@ class Finding:
 
     @property
     def signature(self) -> tuple[str, str, str]:
-        """Equal for cases that are taken for the same fault."""
+        """Equal for cases that count as the same fault."""
         return self.kind, self.type, self.where
 
 
 @dataclass
 class Figures:
-    """What a run of one target came to."""
+    """The results of a run of one target."""
 
     target: str
     cases: int = 0
@@ -74,7 +74,7 @@ class Figures:
     hangs: int = 0
     crashes: int = 0
     outside: int = 0
-    """Cases that opened something outside of their folder."""
+    """Cases that opened something outside their folder."""
     max_growth_mb: int = 0
     slowest_seconds: float = 0.0
     slowest_case: str = ""
@@ -148,7 +148,7 @@ class Process:
         return {"kind": "reply", **json.loads(line)} if line else self._crashed()
 
     def _cpu(self) -> float:
-        """Processor seconds that the worker has used."""
+        """CPU seconds that the worker has used."""
         try:
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -218,7 +218,7 @@ class Campaign:
         return self._worker
 
     def run(self, cases: int, seed: int = 1, minutes: float | None = None, first: int = 0) -> Figures:
-        """Run so many cases, or as many as fit into a time."""
+        """Run this many cases, or as many as fit into a time."""
         figures, seeds = self.figures, self.worker.seeds
         began, number = time.monotonic(), first
         try:
@@ -249,7 +249,7 @@ class Campaign:
         if kind in FINE:
             return
         if kind == "memory":
-            self.worker.close()  # the most that it ever had is known already
+            self.worker.close()  # its peak memory is already recorded
         finding = self._finding(case, result)
         if (known := self._found.get(finding.signature)) is not None:
             known.count += 1

@@ -99,7 +99,7 @@ def statement(rng: random.Random, depth: int = 2) -> str:
 
 
 def mutate_template(rng: random.Random, text: str) -> str:
-    """Put a statement between two others, exchange an expression, cut a piece, or start anew."""
+    """Insert a statement between two others, replace an expression, cut a piece, or start afresh."""
     marks = [i for i in range(len(text)) if text.startswith(("{{", "{%"), i)] or [0]
     at = rng.choice(marks)
     known = "{% set x = " + rng.choice(ATOMS) + " %}{% set y = 'a' %}" if rng.random() < 0.6 else ""

@@ -17,7 +17,7 @@ FOLDER = "\0folder"
 Sample = Mapping[str, bytes | str]
 """Files by relative path: their bytes, or text for the target of a symbolic link (or PIPE, or FOLDER)."""
 CANARY = b"CANARY-a-file-outside-the-case"
-"""Content of the file ``../outside.txt`` beside each case's folder; it must never get into what we write."""
+"""Content of the file ``../outside.txt`` beside each case's folder; it must never appear in what we write."""
 LINKS = ("../outside.txt", "outside/../../outside.txt", "/etc/hostname", "config.json", ".", "..", "nowhere", "self")
 
 
@@ -31,7 +31,7 @@ class Case:
 
     @staticmethod
     def draw(target: str, seeds: int, run_seed: int, number: int) -> Case:
-        """Case ``number`` of a run; wherever the file of a target lies, its cases are the same."""
+        """Case ``number`` of a run; the cases do not depend on where the file of a target is."""
         rng = random.Random(f"{run_seed}:{Path(target).stem}:{number}")
         count = 1 + sum(rng.random() < 0.4 for _ in range(4))
         return Case(target, rng.randrange(seeds), tuple(rng.getrandbits(40) for _ in range(count)))
@@ -47,12 +47,12 @@ class Case:
 
 
 def write_sample(sample: Sample, folder: Path) -> None:
-    """Make a folder's content that of a sample."""
+    """Replace a folder's content with a sample."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, content in sample.items():
         path = folder / name
-        # a name may lie below another that is a file or a link now
+        # a name may be below another that is now a file or a link
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             if content == PIPE:

@@ -1,4 +1,4 @@
-"""Mutations of safetensors files: the header's declarations, its length, and the data behind it."""
+"""Mutations of safetensors files: the header's declarations, its length, and the data after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def split(data: bytes) -> tuple[bytes, bytes]:
 
 
 def joined(header: bytes, body: bytes) -> bytes:
-    """A file of these parts."""
+    """A file made of these parts."""
     return len(header).to_bytes(8, "little") + header + body
 
 
@@ -46,7 +46,7 @@ def mutate_tensors(rng: random.Random, data: bytes | str, words: tuple[str, ...]
 
 
 def _mutate_entry(rng: random.Random, tree: Pairs, words: tuple[str, ...]) -> None:
-    """Mutate one tensor's declaration in a way that only a look at its meaning finds."""
+    """Mutate one tensor's declaration so that it stays well-formed and only its meaning is wrong."""
     index = rng.randrange(len(tree))
     name, entry = tree[index]
     fields: dict[str, Any] = dict(entry) if isinstance(entry, Pairs) else {}

@@ -1,4 +1,4 @@
-"""Mutations of JSON text that keep most of it valid: numbers stay as they are spelt, keys may stand twice."""
+"""Mutations of JSON text that keep most of it valid: numbers keep their spelling, keys may be duplicated."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Raw(str):
 
 
 class Pairs(list[tuple[str, Any]]):
-    """An object as pairs, so that a key may stand twice."""
+    """An object as pairs, so that a key may occur twice."""
 
 
 def parsed(text: bytes) -> Any:
@@ -59,7 +59,7 @@ def written(value: Any) -> str:
 
 
 def odd_value(rng: random.Random) -> Any:
-    """Something that hardly belongs anywhere."""
+    """A value that hardly fits anywhere."""
     kind = rng.random()
     if kind < 0.4:
         return Raw(rng.choice(NUMBERS))
@@ -69,7 +69,7 @@ def odd_value(rng: random.Random) -> Any:
 
 
 def mutate_json(rng: random.Random, text: bytes | str, words: Sequence[str] = ()) -> bytes:
-    """Mutate JSON text; what is no JSON is mutated as bytes. ``words`` are strings and keys that mean something."""
+    """Mutate JSON text; anything that is not JSON is mutated as bytes. ``words`` are meaningful strings and keys."""
     if isinstance(text, str):
         text = b"{}"
     if rng.random() < 0.03:
@@ -103,7 +103,7 @@ def _put(holder: Any, index: int, value: Any) -> None:
 
 
 def _mutated(rng: random.Random, value: Any, words: Sequence[str]) -> Any:
-    """Another value in place of one, often of the same type."""
+    """A replacement for a value, often of the same type."""
     chance = rng.random()
     if chance < 0.35:
         return odd_value(rng)

@@ -1,4 +1,4 @@
-"""What a case does besides returning: paths opened, processes started, memory taken, text on stdout and stderr."""
+"""Side effects of a case: paths opened, processes started, memory used, text on stdout and stderr."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PATH_EVENTS = {
     "os.remove": (0,), "os.rename": (0, 1), "os.link": (0, 1), "os.symlink": (1,), "os.truncate": (0,),
     "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,),
 }
-"""Audit events by the places of arguments that are paths which are opened or changed."""
+"""Audit events, with the positions of arguments that are paths being opened or changed."""
 PROCESS_EVENTS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system")
 NETWORK_EVENTS = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PROGRAMS = ("python", "clang", "cc", "gcc", "zig", "ld", "nvidia-smi", "uname", "sysctl", "ldconfig", "sh", "objdump")
-"""Programs that may be started: workers of ours, compilers, and what tells of the machine."""
+"""Programs that may be started: our own workers, compilers, and tools that describe the machine."""
 
 
 def _existing(*names: str | None) -> tuple[str, ...]:
-    """Those paths as they are and as links lead, each ending in a separator."""
+    """These paths as they are and with links resolved, each ending in a separator."""
     given = [name for name in names if name]
     return tuple({os.path.join(form(name), "") for name in given for form in (os.path.abspath, os.path.realpath)})
 
@@ -43,7 +43,7 @@ SINGLE = {
 
 
 class Watch:
-    """The audit hook of a worker: it notes what a running case touches outside of its folder."""
+    """The audit hook of a worker: it records what a running case touches outside its folder."""
 
     def __init__(self) -> None:
         caches = [os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~/.cache"), os.environ.get("HF_HOME")]
@@ -55,7 +55,7 @@ class Watch:
         sys.addaudithook(self._heard)
 
     def start(self, folder: Path, free: bool) -> None:
-        """Begin to watch a case. With ``free`` any file may be read: its paths are a user's own."""
+        """Start to watch a case. With ``free`` any file may be read: its paths are a user's own."""
         self._inside, self.outside, self._free = _existing(str(folder)), [], free
         self._on = True
 
@@ -81,7 +81,7 @@ class Watch:
 
     def _path(self, event: str, path: Any, writes: bool) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
-            return  # a descriptor that is open already
+            return  # a descriptor that is already open
         name = os.path.abspath(os.fsdecode(path))
         slashed = os.path.join(name, "")
         if slashed.startswith(self._inside) or slashed.startswith(self._writable):
@@ -94,7 +94,7 @@ class Watch:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of memory that this process has, and the most that it had."""
+    """Bytes of memory that this process uses, and its peak."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             fields = dict(line.split(":", 1) for line in file)
@@ -107,14 +107,14 @@ def memory() -> tuple[int, int]:
 
 
 def forget_peak() -> None:
-    """Let the most that this process had be what it has now, where the system can: it is of one case then, and not of
-    those before, or of making a case's files."""
+    """Reset this process's peak memory to its current use, if the system can, so that the peak covers one case only and
+    not earlier ones, or making a case's files."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
 
 
 def limit_memory(more: int) -> None:
-    """Let this process take so many bytes of address space more than now, so that no case can fill the machine."""
+    """Limit this process to this many more bytes of address space, so that no case can fill the machine's memory."""
     import resource
 
     try:
@@ -126,7 +126,7 @@ def limit_memory(more: int) -> None:
 
 
 class Output:
-    """Descriptors 1 and 2 of this process, taken to a file."""
+    """Descriptors 1 and 2 of this process, redirected to a file."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)

@@ -2,7 +2,7 @@
 
     python -m fuzzing.worker TARGET FOLDER REPLIES
 
-It gets lines of JSON ``{"case": …, "keep": …}`` and answers with a line each on descriptor REPLIES.
+It reads lines of JSON ``{"case": …, "keep": …}`` and answers each with a line on descriptor REPLIES.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from fuzzing.targets import Broken, load_target
 from fuzzing.watch import Output, Watch, forget_peak, limit_memory, memory
 
 LINE = 500
-"""Characters of an error's line."""
+"""Maximum characters in an error's line."""
 OURS = ("/gemma4_core/", "/gemma4_plugins/", "/gemma4_lora/", "/gemma4_video/")
 ROOM = 4 << 30
-"""Bytes of address space that cases may take."""
+"""Bytes of address space that cases may use."""
 STACKS = "stacks.txt"
-"""Where the worker writes its stack when it is asked with SIGUSR1."""
+"""File to which the worker writes its stack on SIGUSR1."""
 
 
 def frame_of(error: BaseException) -> str:
-    """``module.py:function`` of the innermost frame of ours, else of the innermost."""
+    """``module.py:function`` of our innermost frame, else of the innermost frame."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if any(part in frame.filename for part in OURS)]
     frame = (ours or list(frames) or [None])[-1]
@@ -64,10 +64,10 @@ def judged(error: BaseException) -> dict[str, Any]:
     return result
 
 NOTICE = r"(not copied from [^\n]*\n)+"
-"""What commands that succeed may write to stderr: files of a checkpoint that stay behind."""
+"""What commands that succeed may write to stderr: which files of a checkpoint were not copied."""
 
 class Worker:
-    """A target with what watches it."""
+    """A target with its watchers."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder
@@ -76,12 +76,12 @@ class Worker:
         self.target = load_target(name)
         self.seeds = self.target.seeds()
         self.watch = Watch()
-        # what a first case loads and compiles is no growth of that case
+        # what the first case loads and compiles does not count as growth
         self.run({"case": f"{name}:0:"})
         limit_memory(ROOM)
 
     def run(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Run one case and tell how it went."""
+        """Run one case and report how it ended."""
         case, place = Case.parse(asked["case"]), self.folder / "case"
         sample = self.seeds[case.seed]
         for number in case.mutations:

@@ -1,4 +1,4 @@
-"""What the tests of adapters share: tiny models, what peft saved for them, and what transformers makes of both."""
+"""Shared by the adapter tests: tiny models, adapters that peft saved for them, and transformers' results for both."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def logits(model: GemmaModel, name: str = "dense") -> np.ndarray:
 
 
 def stored_logits(name: str) -> np.ndarray:
-    """What transformers and peft make of model and adapter."""
+    """The logits of transformers and peft for model and adapter."""
     with np.load(HERE / "logits.npz") as file:
         return np.array(file[name])

@@ -1,4 +1,4 @@
-"""An adapter's folder in place of a model: its base with the adapter, or what to give instead."""
+"""An adapter's folder in place of a model: opens its base with the adapter, or says what to give instead."""
 
 from __future__ import annotations
 

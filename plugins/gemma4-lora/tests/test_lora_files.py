@@ -1,4 +1,4 @@
-"""Adapter folders from strangers: every fault is one sentence, before a weight of the model is read."""
+"""Untrusted adapter folders: every fault is reported in one sentence, before any of the model's weights are read."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def test_generate_takes_an_adapter(tmp_path: Path) -> None:
         answers.append(json.loads(ran.out)["tokens"])
     assert answers[0] == answers[1] != answers[2]
     assert "nowhere" in failure("generate", "-m", base_folder("dense"), *args, "--adapter", tmp_path / "nowhere")
-    # what describes a new adapter is for training alone
+    # options that describe a new adapter are for training only
     ran = gemma4("generate", "-m", base_folder("dense"), *args, "--lora-rank", "4")
     assert ran.code == 2 and "No such option '--lora-rank'" in ran.err
     assert "--lora-rank" in gemma4("train", "--help").out and "--lora" not in gemma4("generate", "--help").out

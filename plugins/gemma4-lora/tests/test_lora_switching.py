@@ -19,7 +19,7 @@ IDS = load("dense").ids[1].tolist()[:16]
 
 
 def another(model: GemmaModel, targets: tuple[str, ...] = ("o_proj", "down_proj")) -> AdapterFiles:
-    """An adapter that changes much, also where the stored one changes nothing."""
+    """An adapter that changes much, even where the stored one changes nothing."""
     files = fresh_adapter(adaptable(model.config), model.config.text_prefix, rank=2, targets=targets, seed=5)
     random = np.random.default_rng(3)
     drawn = {name: random.normal(0, 0.2, pair.b.shape).astype(np.float32) for name, pair in files.pairs.items()}

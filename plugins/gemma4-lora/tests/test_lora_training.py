@@ -101,7 +101,7 @@ IN_TOWER = ("*vision_tower*.mlp.up_proj*", "*vision_tower*.self_attn.q_proj*", "
 
 
 def spread_out(changes: Iterable[LowRank]) -> None:
-    """Give every B numbers: while it is zero A has no gradient."""
+    """Give every B random numbers: while it is zero, A has no gradient."""
     random = np.random.default_rng(1)
     for change in changes:
         change.b.assign(Tensor(random.normal(0, 0.1, change.b.shape).astype(np.float32))).realize()

@@ -1,4 +1,4 @@
-"""The tests run from a checkout, too, without installing the package."""
+"""Lets the tests also run from a checkout, without installing the package."""
 
 from __future__ import annotations
 

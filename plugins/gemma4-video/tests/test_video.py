@@ -188,14 +188,14 @@ def test_videos_that_cannot_be_used(processor: GemmaMultimodalProcessor, tmp_pat
 
 
 def gif_bomb(frames: int, width: int, height: int) -> bytes:
-    """A GIF that takes 23 bytes for each frame."""
+    """A GIF of 23 bytes per frame."""
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
     each = b"!\xf9\4\4\1\0\0\0," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\2\2D\1\0"
     return head + each * frames + b";"
 
 
 def png_bomb(folder: Path) -> bytes:
-    """An animated PNG whose header claims two thousand million frames."""
+    """An animated PNG whose header claims two billion frames."""
     data = animate(folder / "small.png", 3, 100).read_bytes()
     at = data.index(b"acTL")
     chunk = b"acTL" + struct.pack(">II", 2_000_000_000, 0)
@@ -232,7 +232,7 @@ def test_webp_durations_of_frames_that_are_not_taken_count(processor: GemmaMulti
 
 
 class Counted(Sequence[np.ndarray]):
-    """Frames made as they are asked for, and the most that lived at once."""
+    """Frames made on demand, and the most that existed at once."""
 
     def __init__(self) -> None:
         self.alive = self.most = 0
@@ -265,7 +265,7 @@ def test_names_with_superscripts_are_sorted(processor: GemmaMultimodalProcessor,
 
 
 class Vision:
-    """A vision tower that notes what it is asked."""
+    """A vision tower that records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []

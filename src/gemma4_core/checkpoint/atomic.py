@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: temporary name beside the target, fsync, swap."""
+"""Files and folders that appear whole or not at all: written beside the target, synced, then swapped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Replaceable = Callable[[Path], bool]
 
 
 class NoRoom(OSError):
-    """A disk that has too little room for what is to be written, known before writing."""
+    """The disk has too little room for what is to be written, noticed before writing."""
 
     def __init__(self, needed: int, free: int) -> None:
         super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -35,8 +35,8 @@ def atomic_folder(
     """A new empty folder to fill; it takes the target's place when the block ends well, and is removed otherwise.
 
     Args:
-        target: where the folder shall be. Absent parents are made. What is there must be an empty folder or one that
-            ``replaceable`` says may go; it is replaced whole.
+        target: path of the folder. Missing parents are made. An existing target must be an empty folder or one that
+            ``replaceable`` accepts; it is replaced whole.
         replaceable: by default, whether it holds a checkpoint and nothing else.
         overwrite: False refuses every folder that is not empty.
 
@@ -92,7 +92,7 @@ def atomic_file(target: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 def check_target(
     final: Path, where: str, replaceable: Replaceable = replaceable_checkpoint, overwrite: bool = True
 ) -> None:
-    """Refuse to replace anything of the user's that is not a checkpoint. Raises CheckpointError."""
+    """Refuse to replace anything of the user's except a checkpoint. Raises CheckpointError."""
     if not os.path.lexists(final):
         return
     if not final.is_dir():
@@ -102,24 +102,25 @@ def check_target(
 
 
 def check_replaced(folder: Path, where: str, replaceable: Replaceable, overwrite: bool) -> None:
-    """Refuse to let go of a folder with files of the user's, or of a checkpoint that nobody asked to replace."""
+    """Refuse to remove a folder with files of the user's, or a checkpoint that nobody asked to replace."""
     seen = os.stat(folder)
     while not replaceable(folder):
         now = os.stat(folder)
-        if not os.path.samestat(seen, now):  # another writer's folder took its place while it was looked at
+        if not os.path.samestat(seen, now):  # another writer's folder took its place during the check
             seen = now
             continue
         names = foreign_files(folder)
-        alone = f" alone ({', '.join(map(shown, names[:3]))}{', …' if len(names) > 3 else ''} there)" if names else ""
+        more = ", …" if len(names) > 3 else ""
+        others = f" without other files ({', '.join(map(shown, names[:3]))}{more})" if names else ""
         raise CheckpointError(
-            f"{where} is neither empty nor a checkpoint{alone}, so it is not replaced; give another folder"
+            f"{where} is neither empty nor a checkpoint{others}, so it is not replaced; give another folder"
         )
     if not overwrite:
         raise CheckpointError(f"{where} holds a checkpoint already; replace it with --overwrite or give another folder")
 
 
 def make_parents(folder: Path) -> list[Path]:
-    """Make a folder and what is missing above it; those made, innermost first."""
+    """Make a folder and its missing parents. Returns those that were made, innermost first."""
     missing = []
     while not folder.exists():
         missing.append(folder)
@@ -130,7 +131,7 @@ def make_parents(folder: Path) -> list[Path]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring every file of a folder to the disk."""
+    """fsync every file of a folder."""
     for root, _, files in os.walk(folder):
         for name in files:
             sync_path(Path(root) / name)
@@ -147,7 +148,7 @@ def sync_path(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """fsync a folder where the system can; some network file systems refuse."""
+    """fsync a folder if the system can; some network file systems refuse."""
     with suppress(OSError):
         sync_path(folder)
 
@@ -155,9 +156,9 @@ def sync_folder(folder: Path) -> None:
 def swap(
     new: Path, final: Path, where: str, replaceable: Replaceable = replaceable_checkpoint, overwrite: bool = True
 ) -> None:
-    """Put a folder in its place. One that is there then lies in the new one's old place, or beside it as ``.old``.
+    """Move a new folder to its final path. A folder that was there moves to the new one's old path, or to ``.old``.
 
-    Raises CheckpointError where the one there may not go, with nothing changed.
+    Raises CheckpointError, with nothing changed, if the existing folder may not be replaced.
     """
     check_target(final, where, replaceable, overwrite)
     while not final.exists() or not any(final.iterdir()):
@@ -166,7 +167,7 @@ def swap(
         except OSError as fault:
             if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            check_target(final, where, replaceable, overwrite)  # another writer's folder has come in between
+            check_target(final, where, replaceable, overwrite)  # another writer's folder has appeared meanwhile
         else:
             return
     old = new
@@ -179,7 +180,7 @@ def swap(
             os.replace(old, final)
             raise
     try:
-        check_replaced(old, where, replaceable, overwrite)  # a file may have come since the first look
+        check_replaced(old, where, replaceable, overwrite)  # a file may have been added since the first check
     except BaseException:
         if old is new:
             exchange(new, final)
@@ -190,7 +191,7 @@ def swap(
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step, so that there is no moment without either; False where the system cannot."""
+    """Exchange two folders in one step, so that neither is ever missing; False where the system cannot."""
     call, flag = ("renameat2", 2) if sys.platform == "linux" else ("renameatx_np", 2)
     here = -100 if sys.platform == "linux" else -2
     try:
@@ -215,7 +216,7 @@ def write_error(fault: OSError, where: str) -> CheckpointError:
 
 
 def append_line(path: Path, text: str) -> None:
-    """A line at the end of a file, whole or not at all. Raises CheckpointError."""
+    """Append a line to a file, whole or not at all. Raises CheckpointError."""
     rest = text.encode() + b"\n"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -1,7 +1,7 @@
-"""Weights that are written, as named blocks of fp32 rows: what every format's ``save`` gets.
+"""Weights to be written, as named blocks of fp32 rows: what every format's ``save`` gets.
 
-Blocks are numpy arrays in the host's memory, so that no device has to be opened and no compiler found to write a
-checkpoint. No more than one block of a weight that lies in a file is in memory at a time.
+Blocks are numpy arrays in host memory, so that writing a checkpoint needs neither a device nor a compiler. Of a weight
+that is in a file, no more than one block is in memory at a time.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class TensorBlocks:
             yield float32_values(bits[first : first + count], self.dtype)
 
     def bits(self) -> Iterator[np.ndarray]:
-        """The whole as bits of ``dtype``."""
+        """The whole weight as bits of ``dtype``."""
         yield self._array()
 
     def _array(self) -> np.ndarray:
@@ -95,13 +95,13 @@ class TensorBlocks:
 
 @dataclass(frozen=True)
 class SavedWeights(Sequence[WeightBlocks]):
-    """All weights of a checkpoint that is written, in order."""
+    """All weights of a checkpoint to be written, in order."""
 
     weights: Sequence[WeightBlocks]
     shard_bytes: int = MAX_SHARD_BYTES
     """Bytes of data in one safetensors file, exceeded only by a single larger tensor."""
     resume: Path | None = None
-    """Folder in which finished safetensors files wait for the others, so that an interrupted run goes on."""
+    """Folder in which finished safetensors files wait for the others, so that an interrupted run can resume."""
 
     @overload
     def __getitem__(self, index: int) -> WeightBlocks: ...

@@ -27,7 +27,7 @@ def check_tensors(
         config: the checkpoint's config.
         infos: stored tensors by full name.
         extra_expected: shapes of further tensors, such as those of the towers that will be loaded.
-        ignore: whether a stored tensor that nobody expects may be there all the same.
+        ignore: whether a stored tensor that is not expected is allowed.
         where: what the error calls the checkpoint.
         dtypes: dtypes that an expected tensor may have, unless its format has quantised it.
 
@@ -45,7 +45,7 @@ def check_tensors(
             text = f"{shown(name)} is {list(info.shape)}, the config calls for {list(shape)}"
             faults["of another shape"].append(text)
         elif info.dtype not in dtypes and not info.quantized:
-            faults["of another dtype"].append(f"{shown(name)} is {info.dtype}, known are {', '.join(dtypes)}")
+            faults["of another dtype"].append(f"{shown(name)} is {info.dtype}, not one of {', '.join(dtypes)}")
     for name in infos:
         if name not in expected and not ignore(name):
             faults["unexpected"].append(f"{shown(name)} is unexpected")
@@ -54,7 +54,7 @@ def check_tensors(
 
 
 def mismatch(faults: Mapping[str, list[str]], where: str) -> CheckpointError:
-    """One line: how many of each kind, then the first few, one kind after the other."""
+    """One line: how many of each kind, then the first few, taken from each kind in turn."""
     counts = ", ".join(f"{len(found)} {kind}" for kind, found in faults.items() if found)
     every = [fault for found in faults.values() for fault in found]
     firsts = [found[0] for found in faults.values() if found]

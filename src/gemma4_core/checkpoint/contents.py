@@ -1,4 +1,4 @@
-"""What lies in a checkpoint folder: files that belong to a model, and those of its owner, which nothing replaces."""
+"""The files in a checkpoint folder: those that belong to a model, and the owner's, which are never replaced."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ WRITTEN = frozenset((
     CONFIG, ADAPTER, STATE, "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
     "training_state.safetensors",
 ))  # fmt: skip
-"""Files that writers make anew."""
+"""Files that writers write themselves."""
 SHARD = re.compile(r"model-\d{5,6}-of-\d{5,6}\.safetensors")
 LITTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini", ".gitattributes"))
-"""What systems and the hub put beside any files."""
+"""Files that operating systems and the hub put into any folder."""
 LISTED = {CONFIG: "gemma4_files", STATE: "files"}
-"""File and key under which a writer lists files of other names, which plugins have made."""
+"""File and key under which a writer lists files of other names, written by plugins."""
 
 
 def listed_files(folder: Path) -> set[str]:
@@ -45,7 +45,7 @@ def listed_files(folder: Path) -> set[str]:
 
 
 def other_names(folder: Path) -> list[str]:
-    """Names in a folder that is being written which only a list can tell from the owner's files."""
+    """Names in a folder being written that can be told from the owner's files only if they are listed."""
     return [name for name in sorted(os.listdir(folder)) if not known_name(name)]
 
 
@@ -55,7 +55,7 @@ def known_name(name: str) -> bool:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint: config.json and weights lie in it."""
+    """Whether a folder is a checkpoint: it has config.json and weights."""
     if not (folder / CONFIG).is_file():
         return False
     return any(folder.glob("*.safetensors")) or any((folder / name).is_file() for name in listed_files(folder))
@@ -71,7 +71,7 @@ def weight_files(context: Context) -> list[Path]:
 
 
 def foreign_files(folder: Path, own: Iterable[str] = ()) -> list[str]:
-    """Names in a folder that no writer of checkpoints has made: they are the owner's.
+    """Names in a folder that no checkpoint writer made: they are the owner's.
 
     Args:
         folder: a checkpoint or adapter folder, or one of a training run's steps.
@@ -88,7 +88,7 @@ def foreign_files(folder: Path, own: Iterable[str] = ()) -> list[str]:
 
 
 def is_cache(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder is where ``hf download --local-dir`` notes what it has fetched."""
+    """Whether a folder is the one in which ``hf download --local-dir`` records what it has fetched."""
     return entry.name == ".cache" and set(os.listdir(entry)) <= {"huggingface"}
 
 
@@ -98,7 +98,7 @@ def replaceable_checkpoint(folder: Path) -> bool:
 
 
 def replaceable_save(folder: Path) -> bool:
-    """Whether a folder holds nothing but a checkpoint, or what a transform such as an adapter saved of a run."""
+    """Whether a folder holds nothing but a checkpoint, or what a transform such as an adapter saved in a run."""
     return (is_checkpoint(folder) or (folder / STATE).is_file()) and not foreign_files(folder)
 
 

@@ -48,8 +48,8 @@ def folder_context(
 
 
 def metadata_format(path: Path, name: str | None) -> tuple[CheckpointFormat, Context] | None:
-    """The format that brings a checkpoint's config, with the context that it has seen; None for a folder with
-    config.json, and where no format matches, so that reading the config tells what is wrong."""
+    """The format that provides a checkpoint's config, with the context that it was given; None for a folder with
+    config.json, and if no format matches, so that reading the config reports what is wrong."""
     try:
         is_file, has_config = path.is_file(), (path / CONFIG_FILE).exists()
         if has_config or not path.exists():
@@ -68,6 +68,6 @@ def metadata_format(path: Path, name: str | None) -> tuple[CheckpointFormat, Con
     chosen: CheckpointFormat = registry.select("format", bare, name)
     if chosen.metadata is None:
         if is_file:
-            raise ConfigError(f"{shown_path(path)} is a file, and the format {chosen.name} opens folders")
+            raise ConfigError(f"{shown_path(path)} is a file, but the format {chosen.name} opens folders")
         return None
     return chosen, bare

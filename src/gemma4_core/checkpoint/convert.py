@@ -10,9 +10,9 @@ from functools import lru_cache
 import numpy as np
 
 STORED: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
-"""numpy type of the bits by the file format's name, for dtypes that weights come in."""
+"""numpy type of the bits by the file format's name, for the dtypes that weights can have."""
 RUN_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-"""The file format's name by the config's."""
+"""The file format's name of a dtype by the config's name."""
 QUIET_NAN = np.uint16(0x7FC0)
 
 
@@ -41,7 +41,7 @@ def float32_values(bits: np.ndarray, stored: str) -> np.ndarray:
 
 
 def convert(bits: np.ndarray, stored: str, wanted: str) -> np.ndarray:
-    """Bits of one dtype as bits of another, both by the file format's names; the same array where they are one."""
+    """Bits of one dtype as bits of another, both by the file format's names; the same array if they are equal."""
     if stored == wanted:
         return bits
     if stored == "BF16" and wanted == "F32":
@@ -52,7 +52,7 @@ def convert(bits: np.ndarray, stored: str, wanted: str) -> np.ndarray:
 
 
 def narrow(values: np.ndarray, wanted: str) -> np.ndarray:
-    """fp32 values as bits of a dtype; what is too large for fp16 becomes infinite."""
+    """fp32 values as bits of a dtype; values too large for fp16 become infinite."""
     if wanted == "BF16":
         return bfloat16_bits(values)
     with np.errstate(over="ignore"):
@@ -61,7 +61,7 @@ def narrow(values: np.ndarray, wanted: str) -> np.ndarray:
 
 @lru_cache
 def table(stored: str, wanted: str) -> np.ndarray:
-    """What each of the 65536 numbers of a 16-bit dtype is in another: looking it up is several times faster than
-    numpy's conversion of fp16."""
+    """The value of each of the 65536 numbers of a 16-bit dtype in another dtype: a look-up is several times faster
+    than numpy's conversion of fp16."""
     every = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(STORED[stored])
     return narrow(float32_values(every, stored), wanted)

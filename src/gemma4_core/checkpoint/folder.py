@@ -1,4 +1,4 @@
-"""What lies in a checkpoint folder beside its weights, carried over to a new one."""
+"""The files beside a checkpoint's weights, copied to a new folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gemma4_core.contracts import FORMAT_KEY, Context
 from gemma4_core.formatting import shown, shown_path
 
 MARKERS = (FORMAT_KEY, "quantization_config", "quantization", LISTED[CONFIG])
-"""Keys of config.json that say how weights are stored, which is said anew."""
+"""Keys of config.json that say how weights are stored; they are written anew."""
 KEPT_BYTES = 256 << 20
 NAMES_SHOWN = 8
 BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -38,8 +38,8 @@ BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 def write_config(
     raw: Mapping[str, Any], dtype: str, folder: Path, manifest: Mapping[str, Any] | None = None
 ) -> None:
-    """config.json as it was, with the dtype that weights are in, with what the format says of them, and with a list of
-    the files that it wrote under names of its own."""
+    """config.json as it was, with the dtype of the weights, the format's own entries, and a list of the files that the
+    format wrote under names of its own."""
     data: dict[str, Any] = copy.deepcopy(dict(raw))
     for marker in MARKERS:
         data.pop(marker, None)
@@ -57,11 +57,11 @@ def write_config(
 
 
 def copy_others(context: Context, folder: Path) -> None:
-    """Tokenizer, template, processor and generation files, licence and model card of a checkpoint, where it is still
+    """Copy tokenizer, template, processor and generation files, licence and model card of a checkpoint, if it is still
     there.
 
-    Files of other names are not copied: the result is what people upload. Neither is a file that a link fetches from
-    elsewhere than the folder or the hub's cache. A line on stderr names what stays behind.
+    Files of other names are not copied, because people upload the result. Neither are links to files outside the folder
+    and the hub's cache. A line on stderr names what is not copied.
     """
     for name in SIDE_FILES & context.side_files.keys():
         (folder / name).write_bytes(context.side_files[name])
@@ -88,14 +88,14 @@ def copy_others(context: Context, folder: Path) -> None:
 
 
 def why_not(path: Path, source: Path) -> str | None:
-    """Why a file is not to be copied; None where it is."""
+    """Why a file must not be copied; None if it may be."""
     try:
         found = os.stat(path)
         real, home = Path(os.path.realpath(path)), Path(os.path.realpath(source))
     except OSError as fault:
         return "a link to a file that is absent" if isinstance(fault, FileNotFoundError) else str(fault.strerror)
     if not stat.S_ISREG(found.st_mode):
-        return "no regular file"
+        return "not a regular file"
     if found.st_size > KEPT_BYTES:
         return f"larger than {KEPT_BYTES >> 20} MiB"
     if not real.is_relative_to(home) and not from_hub(real, source):
@@ -104,7 +104,7 @@ def why_not(path: Path, source: Path) -> str | None:
 
 
 def from_hub(real: Path, source: Path) -> bool:
-    """Whether a file that a link leads to lies in the hub's cache, or among the ``blobs`` of a snapshot's files."""
+    """Whether a file that a link leads to is in the hub's cache, or among the ``blobs`` of a snapshot's files."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     if real.is_relative_to(os.path.realpath(HF_HUB_CACHE)):
@@ -125,7 +125,7 @@ def is_weight(path: Path, own: Container[str]) -> bool:
 
 
 def is_litter(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is nothing of the model's or of the user's."""
+    """Whether an entry belongs neither to the model nor to the user."""
     return entry.name in LITTER or (entry.is_dir() and is_cache(entry))
 
 

@@ -45,7 +45,7 @@ class FolderHeaders:
         }
 
     def fresh(self) -> bool:
-        """Whether the files are still those that were read: a training run may have replaced them."""
+        """Whether the files are still the ones that were read: a training run may have replaced them."""
         try:
             return all(stamp_of(os.stat(path)) == stamp for path, _, stamp in self.files)
         except OSError:
@@ -84,7 +84,7 @@ def header_of(path: Path) -> tuple[Path, Header, Stamp]:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """File by tensor name from a folder's index. Raises CheckpointError; no name of it leads out of the folder."""
+    """File by tensor name from a folder's index. Raises CheckpointError, also if a name leads out of the folder."""
     path = folder / INDEX_FILE
     where, index = shown_path(path), read_json(path, error=CheckpointError).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
@@ -106,15 +106,15 @@ def read_index(folder: Path) -> dict[str, str]:
 
 
 def escapes(file: str) -> bool:
-    """Whether a file name of an index leads out of the folder. Only the name counts: what it names may be a link, as in
-    a snapshot of the Hugging Face cache, and where that leads is its owner's affair."""
+    """Whether a file name of an index leads out of the folder. Only the name counts: the file may be a link, as in a
+    snapshot of the Hugging Face cache, and the owner decides where that leads."""
     if not file or "\0" in file or PureWindowsPath(file).drive or "\\" in file or file.startswith("/"):
         return True
     return ".." in PurePosixPath(file).parts
 
 
 def what_else(folder: Path) -> str:
-    """A next step for a folder without weights that we read, from what lies there instead."""
+    """What to do about a folder without weights that we can read, judged by the files that are there."""
     names: list[str] = []
     with suppress(OSError):
         names = sorted(entry.name for entry in folder.iterdir())

@@ -1,5 +1,5 @@
-"""The header of a safetensors file, read as something that comes from a stranger: the library reads and checks it,
-within limits, and where it refuses a header we find out which tensor is at fault.
+"""The header of a safetensors file, read as untrusted input: the library reads and checks it, within limits, and if it
+refuses a header we find out which tensor is at fault.
 
 Layout (safetensors 0.5 format description): eight bytes with the length n of the header, n bytes of JSON, then the
 data. Offsets count from the start of the data, and tensors fill it without holes.
@@ -67,7 +67,7 @@ class Header:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises CheckpointError for what is absent, no regular file, or not permitted."""
+    """Open a file for reading. Raises CheckpointError if it is absent, not a regular file, or not permitted."""
     try:
         # a pipe of this name would block
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -98,7 +98,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
         raise CheckpointError(f"{where}: header must be a JSON object, not {begins}; {again}")
     if sum(text.count(mark) for mark in (b",", b"[", b"{")) <= ITEM_LIMIT:
         found = library_header(path, 8 + length)
-        # the library takes the last of several entries with one name, and opens the file that has the path by then
+        # of several entries with one name the library takes the last; it also opens whatever file now has the path
         once = found is not None and text.count(b'"data_offsets"') == len(found.tensors)
         if found is not None and once and same_file(file, path):
             return found
@@ -114,8 +114,8 @@ def same_file(file: BinaryIO, path: Path) -> bool:
 
 
 def library_header(path: Path, base: int) -> Header | None:
-    """The header as the safetensors library reads and checks it; None for one that it refuses, or that it takes and we
-    do not.
+    """The header as the safetensors library reads and checks it; None for one that it refuses, or that it accepts but
+    we do not.
 
     Args:
         path: the file; the length of its header is known to be sane.
@@ -152,7 +152,7 @@ def explained_header(text: bytes, where: str, size: int) -> Header:
 
 
 def parse_entry(name: str, value: Any, base: int, where: str) -> Entry:
-    """One tensor's declaration: known dtype, sane shape, and as many bytes as these two need."""
+    """One tensor's declaration: known dtype, sane shape, and as many bytes as these require."""
 
     def fault(key: str, reason: str) -> CheckpointError:
         stands = shown(value.get(key)) if isinstance(value, dict) else shown(value)
@@ -160,11 +160,11 @@ def parse_entry(name: str, value: Any, base: int, where: str) -> Entry:
 
     dtype, shape, offsets = (value.get(key) if isinstance(value, dict) else None for key in KEYS)
     if not isinstance(dtype, str) or dtype not in ITEMSIZE:
-        raise fault("dtype", f"known are {', '.join(ITEMSIZE)}")
+        raise fault("dtype", f"it must be one of {', '.join(ITEMSIZE)}")
     if not whole_numbers(shape) or len(shape) > RANK_LIMIT:
-        raise fault("shape", f"it must be a list of at most {RANK_LIMIT} whole numbers from 0")
+        raise fault("shape", f"it must be a list of at most {RANK_LIMIT} non-negative integers")
     if not whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise fault("data_offsets", "it must be two whole numbers from 0, the first not above the second")
+        raise fault("data_offsets", "it must be two non-negative integers, the first not above the second")
     needed = math.prod(shape) * ITEMSIZE[dtype]
     if offsets[1] - offsets[0] != needed:
         raise fault("data_offsets", f"{dtype} of shape {shown(shape)} takes {needed} bytes")

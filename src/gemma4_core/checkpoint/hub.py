@@ -24,11 +24,11 @@ FILES = (*sorted(SIDE_FILES), CONFIG, "*.safetensors", "*.safetensors.index.json
 NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
 LOCAL_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 LAST = "last"
-"""What leads to the newest checkpoint in the folder of a training run."""
+"""The link to the newest checkpoint in the folder of a training run."""
 
 
 def repository(name: str) -> str | None:
-    """Hub name of an alias (``e2b``, ``E2B-it``, ``gemma-4-e2b-it``) or of a name with its owner; None for others."""
+    """Hub name for an alias (``e2b``, ``E2B-it``, ``gemma-4-e2b-it``) or a name with its owner; None for others."""
     short = name.lower().removeprefix("google/").removeprefix("gemma-4-")
     size = short.removesuffix(TUNED)
     if size in REPOSITORIES:
@@ -37,7 +37,7 @@ def repository(name: str) -> str | None:
 
 
 def shown_name(folder: Path) -> str:
-    """What to call a checkpoint where a person reads: ``demo``, its hub name, or its folder as it was given."""
+    """What to call a checkpoint in text for people: ``demo``, its hub name, or its folder as it was given."""
     if folder == packaged_demo():
         return DEMO
     for part in folder.parts:
@@ -52,11 +52,11 @@ def packaged_demo() -> Path:
 
 
 def resolve_folder(name: str | Path) -> Path:
-    """Where a checkpoint lies: a folder or a single file by its path, or a hub name or alias found in the Hugging Face
-    cache. The folder of a training run stands for its last checkpoint.
+    """Path of a checkpoint: a folder or a single file by its path, or a hub name or alias found in the Hugging Face
+    cache. For the folder of a training run it is the last checkpoint.
 
-    Nothing is fetched. Raises CheckpointError naming the value and how to get the checkpoint, or for an adapter what to
-    give with it.
+    Nothing is fetched. Raises CheckpointError naming the value and how to get the checkpoint, or for an adapter what
+    else to give.
     """
     text = str(name)
     try:
@@ -107,7 +107,7 @@ def download_command(hub_name: str) -> str:
 
 
 def download(sizes: Sequence[str], it: bool = False, models_dir: Path | str | None = None) -> list[Path]:
-    """Fetch official checkpoints; what is already there is kept and an interrupted download goes on.
+    """Fetch official checkpoints; what is already there is kept and an interrupted download resumes.
 
     Args:
         sizes: ``E2B``, ``E4B``, ``26B-A4B``, ``31B`` in any case.
@@ -138,7 +138,7 @@ def repositories(sizes: Sequence[str], it: bool = False) -> list[str]:
 
 
 def fetch(hub_name: str, models_dir: Path | None) -> Path:
-    """Fetch one model. Raises CheckpointError in one line for what can go wrong on the way."""
+    """Fetch one model. Raises CheckpointError in one line for everything that can go wrong."""
     from huggingface_hub import snapshot_download
 
     target = None if models_dir is None else models_dir / hub_name.split("/")[1]
@@ -152,7 +152,7 @@ def fetch(hub_name: str, models_dir: Path | None) -> Path:
 
 
 def explain(fault: Exception, hub_name: str, target: str) -> str | None:
-    """What an exception of huggingface_hub or of the network beneath it means; None for a defect."""
+    """What an exception of huggingface_hub or of the network beneath it means; None for a bug."""
     from huggingface_hub import constants, errors
 
     page = f"https://huggingface.co/{hub_name}"

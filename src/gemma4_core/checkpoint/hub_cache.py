@@ -15,9 +15,9 @@ from gemma4_core.errors import CheckpointError, Gemma4Error
 from gemma4_core.formatting import shown
 
 PREFIX = "models--"
-"""What the folder of a model begins with in the cache."""
+"""The prefix of a model's folder in the cache."""
 FAMILY = "gemma4"
-"""What the ``model_type`` of every Gemma 4 begins with."""
+"""The prefix of every Gemma 4's ``model_type``."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CachedModel:
 
 
 def cache_root() -> Path:
-    """The Hugging Face cache, which need not exist."""
+    """The folder of the Hugging Face cache, which need not exist."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -77,7 +77,7 @@ def remove_cached(name: str) -> None:
     try:
         shutil.rmtree(repository)  # removes links without following them
     except OSError as error:
-        raise CheckpointError(f"{repository} cannot be removed whole: {error.strerror or error}") from error
+        raise CheckpointError(f"{repository} cannot be removed completely: {error.strerror or error}") from error
     locks = root / ".locks" / repository.name
     if locks.is_dir() and not locks.is_symlink():
         shutil.rmtree(locks, ignore_errors=True)

@@ -22,18 +22,18 @@ from gemma4_core.formatting import shown_path
 from gemma4_core.model.model import GemmaModel
 
 DTYPES = {stored: name for name, stored in RUN_NAMES.items()}
-"""The config's name of a dtype by the file format's."""
+"""The config's name of a dtype by the file format's name."""
 
 
 def save_weights(model: GemmaModel, folder: Path | str, format: str | None = None) -> Path:
-    """Write a model without any state of training; see ``LoadedModel.save_pretrained``."""
+    """Write a model without any training state; see ``LoadedModel.save_pretrained``."""
     with atomic_folder(folder, replaceable_checkpoint) as temporary:
         write_model(model, temporary, writable_format(format))
     return Path(folder)
 
 
 def write_model(model: GemmaModel, folder: Path, chosen: CheckpointFormat) -> None:
-    """Every weight with config and tokenizer files into an empty folder."""
+    """Write every weight, with config and tokenizer files, into an empty folder."""
     roles = Roles(model.config)
     with all_weights(model) as weights:
         named = {model.stored_names.get(name, name): value for name, value in weights.items()}

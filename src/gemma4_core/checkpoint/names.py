@@ -45,7 +45,7 @@ class NamedSource:
         self.stored: dict[str, str] = {}
         """Name in the files by released name."""
         for name, found in spellings.items():
-            # as it is named in released files before other spellings, a head last
+            # the released spelling is read first, other spellings after it, a head last
             first, *others = sorted(found, key=lambda one: (one not in known, is_head(one)))
             self.stored[name] = first
             self.copies += [(first, other) for other in others]

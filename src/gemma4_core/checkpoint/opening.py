@@ -1,5 +1,5 @@
-"""Opening a checkpoint: which format it is in, which type it computes in, and how its weights are stored where no
-plugin can read them."""
+"""Opening a checkpoint: which format it is in, which type it computes in, and how its weights are stored if no plugin
+can read them."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ class Checkpoint:
         return self.weights.towers
 
     def check(self, towers: Sequence[ModalityTower], chosen: bool = False, copies: bool = True) -> tuple[str, ...]:
-        """Compare the files with the config and the towers that shall be loaded; see ``check_source``."""
+        """Compare the files with the config and the towers that will be loaded; see ``check_source``."""
         return check_source(self.context, self.weights, towers, chosen, copies)
 
     def check_all(self) -> None:
-        """Compare the files with the config and every tower of which they have weights, before all of it is written
-        anew. Raises CheckpointError."""
+        """Compare the files with the config and every tower that they have weights of, before all of it is rewritten.
+        Raises CheckpointError."""
         check_stored(self.context, self.weights)
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ def open_checkpoint(checkpoint: Context | str | Path, format: str | None = None)
     if not isinstance(checkpoint, Context):
         checkpoint = read_context(resolve_folder(checkpoint), format)
     assert checkpoint.config is not None
-    towers = registry.matching("modality", checkpoint)  # a wrong config is told before files are read
+    towers = registry.matching("modality", checkpoint)  # a wrong config is reported before files are read
     chosen = select_format(checkpoint, format)
     return Checkpoint(checkpoint, chosen, NamedSource(chosen.open(checkpoint), checkpoint.config, towers))
 

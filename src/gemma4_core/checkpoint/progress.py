@@ -14,14 +14,14 @@ class Progress(Protocol):
     """What ``progress`` yields."""
 
     def update(self, amount: int) -> object:
-        """So much more is done."""
+        """Add to the amount that is done."""
 
 
 class Silent:
     """A bar that shows nothing."""
 
     def update(self, amount: int) -> None:
-        """Nothing to show."""
+        """Show nothing."""
 
 
 class LogLines:
@@ -32,7 +32,7 @@ class LogLines:
         self.done = 0
 
     def update(self, amount: int) -> None:
-        """Count, and write a line where one is due."""
+        """Count, and write a line if one is due."""
         self.done += amount
         if not console.log_due():
             return

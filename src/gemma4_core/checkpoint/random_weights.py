@@ -1,7 +1,7 @@
 """Checkpoints with random weights, in official and tiny shapes, for tests and benchmarks.
 
-Weights come from a pool of normal noise that is read round and round, so that 62 GB take little memory and no longer
-than writing them. Its length is a prime: rows of a matrix do not repeat.
+Weights come from a pool of normal noise that is read cyclically, so that 62 GB take little memory and no longer than
+writing them. Its length is a prime: rows of a matrix do not repeat.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def write_random_checkpoint(
     shared_kv: bool = False,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Write a checkpoint folder with random weights; needs numpy alone and less than 300 MB of memory.
+    """Write a checkpoint folder with random weights; needs only numpy and less than 300 MB of memory.
 
     Args:
         folder: where; an existing checkpoint or empty folder is replaced whole.
@@ -120,7 +120,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def tower_noise(config: GemmaConfig) -> dict[str, tuple[float, float]]:
-    """Centre and spread of the towers' tensors that are unlike the text model's, by name."""
+    """Mean and spread of the towers' tensors that differ from the text model's, by name."""
     found = {}
     for tower in registry.towers_of(config):
         if tower.random_values is None:
@@ -138,13 +138,13 @@ class Noise:
     def __init__(self, seed: int, dtype: str, special: Mapping[str, tuple[float, float]]) -> None:
         self.seed, self.dtype, self.special = seed, dtype, special
         self.pool = np.random.default_rng(seed).standard_normal(POOL, dtype=np.float32)
-        # zero has no exponent to scale; it would be a matter of one number in millions
+        # zero has no exponent to scale; only one number in millions would be affected
         self.pool[np.abs(self.pool) < 1e-6] = 1e-6
         self.scaled: dict[int, np.ndarray] = {}
 
     def tensor(self, planned: Planned) -> Iterator[memoryview]:
-        """The bytes of a tensor. Small ones depend on their kind; matrices keep activations near 1. The order in which
-        tensors are asked for, and so their spread over files, makes no difference."""
+        """The bytes of a tensor. Small ones depend on their kind; matrices keep activations near 1. The result does not
+        depend on the order of the calls, and so not on how tensors are spread over files."""
         generator = np.random.default_rng([self.seed, zlib.crc32(planned.name.encode())])
         centre, deviation = self.centre_and_spread(planned.name, planned.shape)
         if len(planned.shape) < 2:
@@ -161,7 +161,7 @@ class Noise:
             start = 0
 
     def centre_and_spread(self, name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-        """Of a tensor's noise: as its tower says, else as the text model's tensors are. Matrices have a centre of 0."""
+        """Mean and spread of a tensor's noise: as its tower says, else as for the text model. Matrices have mean 0."""
         if name in self.special:
             return self.special[name]
         return vector(name, shape) if len(shape) < 2 else (0.0, shape[-1] ** -0.5)
@@ -180,7 +180,7 @@ class Noise:
 
 
 def vector(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Centre and spread of a tensor of rank 0 or 1 that nobody knows better: a norm's weight, or a scalar of 1."""
+    """Mean and spread of a tensor of rank 0 or 1 without further information: a norm's weight, or a scalar of 1."""
     if name.endswith("layer_scalar"):
         return 1.0, 0.0
     # attention scores are not divided by the root of the head size: this gives them a spread of 2

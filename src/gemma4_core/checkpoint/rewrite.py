@@ -1,6 +1,6 @@
-"""Writing a checkpoint anew, such as in another format: resumable, and whole or not at all.
+"""Rewriting a checkpoint, such as in another format: resumable, and whole or not at all.
 
-Finished files wait in a hidden folder beside the target, so that an interrupted run goes on where it stopped; the
+Finished files wait in a hidden folder beside the target, so that an interrupted run continues where it stopped; the
 target appears whole when all are there. Formats that write files of their own start over.
 """
 
@@ -24,7 +24,7 @@ from gemma4_core.errors import CheckpointError, InputError
 from gemma4_core.formatting import shown_path
 
 SHARD_BYTES = 1 << 30
-"""Bytes of one file that is written, which is what an interruption can cost."""
+"""Bytes of one written file, which is the most that an interruption can cost."""
 PLAN, LOCK, FINISHED, WHOLE = "plan.json", "lock", "finished", "whole"
 
 
@@ -47,7 +47,7 @@ def rewrite_checkpoint(
     doing: str = "quantizing",
     overwrite: bool = True,
 ) -> None:
-    """Write a checkpoint anew; an interrupted run goes on, and the target appears whole.
+    """Rewrite a checkpoint; an interrupted run continues, and the target appears whole.
 
     Args:
         context: the checkpoint that it is made from.
@@ -56,8 +56,8 @@ def rewrite_checkpoint(
         chosen: the format to write; it must have ``save``.
         dtype: name of the type that the result computes in.
         plan: all that the result depends on besides the source; what an earlier run with another plan has left is
-            thrown away.
-        doing: end of the hidden folder's name in which finished files wait.
+            deleted.
+        doing: suffix of the hidden folder in which finished files wait.
         overwrite: False refuses to replace a checkpoint too.
 
     Raises:
@@ -96,7 +96,7 @@ def workplace(final: Path, context: Context, plan: str, doing: str) -> Iterator[
             (work / PLAN).write_text(text, encoding="utf-8")
         yield work
         with suppress(OSError):
-            # the lock goes last: what another process finds without it, it would take for its own
+            # the lock goes last: another process would take a folder without it for its own
             empty(work)
             (work / LOCK).unlink()
             work.rmdir()

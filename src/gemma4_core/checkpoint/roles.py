@@ -14,8 +14,8 @@ ROUTER = "router.proj.weight"
 class Roles:
     """The roles of a checkpoint's tensors.
 
-    ``table`` is an embedding table, ``matrix`` one of a decoder layer, ``experts`` a stack of matrices, ``vector`` what
-    has fewer dimensions, and ``other`` what is not part of the text model, such as a tower's weights.
+    ``table`` is an embedding table, ``matrix`` one of a decoder layer, ``experts`` a stack of matrices, ``vector``
+    anything of fewer dimensions, and ``other`` what is not part of the text model, such as a tower's weights.
     """
 
     def __init__(self, config: GemmaConfig) -> None:
@@ -34,8 +34,8 @@ class Roles:
 
 
 def quantizable(name: str, role: str) -> bool:
-    """Whether a weight is worth quantising: tables, matrices and expert stacks of the text model, but no router, which
-    is small and on which everything depends.
+    """Whether a weight is worth quantising: tables, matrices and expert stacks of the text model, but not routers,
+    which are small and on which everything depends.
 
     Args:
         name: the weight's checkpoint name.

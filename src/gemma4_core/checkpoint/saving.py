@@ -95,7 +95,7 @@ def write_checkpoint(
 
     Args:
         folder: an existing empty folder.
-        context: the checkpoint that the weights are of.
+        context: the checkpoint that the weights belong to.
         chosen: the format to write; it must have ``save``.
         weights: all of them.
         dtype: name of the type that the result computes in, such as ``bfloat16``.

@@ -19,16 +19,16 @@ from gemma4_core.formatting import shown_path
 # the name is in Python's mmap from 3.12 on; Linux alone needs it
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if sys.platform == "linux" else 0
 Stamp = tuple[int, int, int, int]
-"""Device, inode, size and time of a file: while they are the same its header is too."""
+"""Device, inode, size and time of a file: while they are unchanged, so is its header."""
 
 
 def stamp_of(found: os.stat_result) -> Stamp:
-    """What tells a file from one that took its place."""
+    """What distinguishes a file from one that replaced it."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class Shard:
-    """One open safetensors file. ``known`` is its header where that has been read, with the stamp of then.
+    """One open safetensors file. ``known`` is its header if that has been read, with the file's stamp at that time.
 
     Raises CheckpointError where the header is not sound.
     """
@@ -45,10 +45,10 @@ class Shard:
             raise
         self._mapping: mmap.mmap | None = None
         self.readers: weakref.WeakSet[StoredRows] = weakref.WeakSet()
-        """Those that may still be asked for rows."""
+        """Readers that may still be asked for rows."""
 
     def close(self) -> None:
-        """Close the file. It stays mapped for those that read on."""
+        """Close the file. It stays mapped for readers that are still in use."""
         if self.readers and not self.file.closed:
             with suppress(CheckpointError):
                 _ = self.mapping
@@ -70,8 +70,8 @@ class Shard:
         return self._mapping
 
     def read(self, start: int, into: np.ndarray) -> None:
-        """Fill an array from a file position, without leaving file pages in this process's memory. Threads may read at
-        once. Raises CheckpointError where the file ends early."""
+        """Fill an array from a file position, without leaving file pages in this process's memory. Threads may read
+        concurrently. Raises CheckpointError where the file ends early."""
         view, done = into.data.cast("B"), 0
         while done < len(view):
             try:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-"""An owner and a name, such as ``google/gemma-4-E2B-it``."""
+"""A hub name: an owner and a name, such as ``google/gemma-4-E2B-it``."""
 
 
 def cached_snapshot(hub_name: str, file: str = "config.json") -> Path | None:

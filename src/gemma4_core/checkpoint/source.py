@@ -1,4 +1,4 @@
-"""What formats' open checkpoints have in common: from fp32 rows, or from safetensors files, to tensors on a device."""
+"""Base classes of formats' open checkpoints: from fp32 rows, or from safetensors files, to tensors on a device."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class RowSource(ABC):
-    """A ``WeightSource`` of a format that decodes rows to fp32. Give ``infos`` and ``read``."""
+    """A ``WeightSource`` of a format that decodes rows to fp32. Subclasses define ``infos`` and ``read``."""
 
     infos: Mapping[str, TensorInfo]
 
     @abstractmethod
     def read(self, name: str, rows: np.ndarray | None) -> np.ndarray:
-        """fp32 values of a tensor: those at indices ``[...]`` of its first axis, or for None the whole. Raises
+        """fp32 values of a tensor: those at indices ``[...]`` of its first axis, or for None all of them. Raises
         CheckpointError."""
 
     def tensor(self, name: str, device: str, dtype: Any) -> Tensor:
@@ -82,7 +82,7 @@ class FileSource(RowSource):
         self.files, self.infos = files, files.infos
 
     def read(self, name: str, rows: np.ndarray | None) -> np.ndarray:
-        """fp32 values of rows, or of the whole."""
+        """fp32 values of rows, or of the whole tensor."""
         from gemma4_core.checkpoint.convert import float32_values
 
         if rows is None:

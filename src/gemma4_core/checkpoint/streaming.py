@@ -1,4 +1,4 @@
-"""Weights of an open checkpoint on their way into another one."""
+"""Streaming the weights of an open checkpoint into another one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Temporary files and folders of writers. Each has a lock file that is held while its writer lives; the next writer
-in the same folder removes what nobody holds, such as the remains of a process that was killed.
+in the same folder removes those that nobody holds, such as what a killed process left.
 
 Names are ``.<target>.<host><random>.tmp``, with ``.lock`` for the lock file and ``.old`` for what was there before.
 """
@@ -22,11 +22,11 @@ HOST = hashlib.sha256(f"gemma4 {platform.node()}".encode()).hexdigest()[:6]
 LOCK_NAME = re.compile(r"\..*\.([0-9a-f]{6})[0-9a-f]{6}\.lock", re.DOTALL)
 MARK = "gemma4 writes here"
 IDLE_SECONDS = 86_400
-"""Without a lock that tells, such as that of another host, only what did not change for so long is removed."""
+"""Where a lock tells nothing, as for one of another host, only what has not changed for this long is removed."""
 
 
 def short_name(target: Path) -> str:
-    """A target's name with room for what is put around it: names of files end at 255 bytes."""
+    """A target's name, cut to leave room for what is put around it: file names have at most 255 bytes."""
     return os.fsencode(target.name)[:100].decode("utf-8", "ignore")
 
 
@@ -46,7 +46,7 @@ def lock(file: IO[str]) -> bool | None:
 
 
 def still_there(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one at ``path``, and not one that another writer has removed."""
+    """Whether an open file is still the one at ``path``, not one that another writer has removed."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -55,14 +55,14 @@ def still_there(file: IO[str], path: Path) -> bool:
 
 @contextmanager
 def temporary_path(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` for a file or folder that is to take its place; what is left there is removed at the
-    end. Remains of writers that live no more are removed first. Raises OSError."""
+    """A path beside ``target`` for a file or folder that is to take its place; anything left there is removed at the
+    end. What dead writers left is removed first. Raises OSError."""
     sweep(target.parent)
     file, held = take(target)
     try:
         yield held.with_suffix(".tmp")
     finally:
-        with suppress(OSError):  # what cannot be removed is left to the next writer
+        with suppress(OSError):  # whatever cannot be removed is left to the next writer
             clear(held, target)
         file.close()
 
@@ -76,7 +76,7 @@ def take(target: Path) -> tuple[IO[str], Path]:
         except FileExistsError:
             continue
         try:
-            # another writer may have taken it for a remain in this moment
+            # another writer may just have removed it as a leftover
             if lock(file) is False or not still_there(file, path):
                 file.close()
                 continue
@@ -92,8 +92,8 @@ def take(target: Path) -> tuple[IO[str], Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files and folders in ``folder`` that no living writer holds. Others' files are never touched:
-    the lock file says whose they are."""
+    """Remove temporary files and folders in ``folder`` that no living writer holds. Other programs' files are never
+    touched: the lock file marks ours."""
     try:
         locks = [entry for entry in os.scandir(folder) if LOCK_NAME.fullmatch(entry.name)]
     except OSError:
@@ -105,7 +105,7 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_one(path: Path) -> None:
-    """Remove what belongs to one lock file, unless its writer may live."""
+    """Remove what belongs to one lock file, unless its writer may still be alive."""
     temporary, old = path.with_suffix(".tmp"), path.with_suffix(".old")
     # network file systems want a file that is open for writing
     with open(path, "r+", encoding="utf-8", errors="surrogateescape") as file:
@@ -119,7 +119,7 @@ def sweep_one(path: Path) -> None:
 
 
 def clear(path: Path, target: Path | None) -> None:
-    """Remove what belongs to a lock file, itself last."""
+    """Remove what belongs to a lock file, and the lock file last."""
     remove(path.with_suffix(".tmp"))
     if target is not None:
         restore(path.with_suffix(".old"), target)
@@ -128,20 +128,20 @@ def clear(path: Path, target: Path | None) -> None:
 
 
 def restore(old: Path, target: Path) -> None:
-    """Put back what a writer had moved away when it was stopped before the new one stood."""
+    """Put back what a writer had moved away, if it was stopped before the new one was in place."""
     if old.exists() and not os.path.lexists(target):
         os.replace(old, target)
 
 
 def newest_change(*paths: Path) -> float:
-    """When anything in files and folders changed last."""
+    """When anything in these files and folders last changed."""
     found = [path for path in paths if os.path.lexists(path)]
     inside = [inner for path in found if path.is_dir() for inner in path.rglob("*")]
     return max(os.lstat(path).st_mtime for path in [*found, *inside])
 
 
 def remove(path: Path) -> None:
-    """Remove a file, link or folder; nothing where there is none."""
+    """Remove a file, link or folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

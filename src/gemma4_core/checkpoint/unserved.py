@@ -1,5 +1,5 @@
-"""Comparing an open checkpoint with its config and the towers that shall be loaded, and what to do where parts of it
-are absent or have no plugin."""
+"""Comparing an open checkpoint with its config and the towers to be loaded, and what to do if parts of it are missing
+or have no plugin."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ MESSAGE_LIMIT = 480
 def check_source(
     context: Context, source: NamedSource, wanted: Sequence[ModalityTower], chosen: bool = False, copies: bool = True
 ) -> tuple[str, ...]:
-    """Compare the files with what config and towers need, before any weight is loaded.
+    """Compare the files with what the config and the towers need, before any weight is loaded.
 
     Args:
         context: the checkpoint.
         source: its open weights.
-        wanted: the towers that shall be loaded.
-        chosen: whether a user named them: parts outside of the text model that are nobody's are allowed then.
+        wanted: the towers to be loaded.
+        chosen: whether a user named them: parts outside the text model that no plugin claims are allowed then.
         copies: whether to read tensors that are stored twice and compare them.
 
     Returns:
         the tensors of parts that no plugin serves; the model runs without them.
 
     Raises:
-        CheckpointError: as ``check_tensors``, with the option that opens the checkpoint where parts of it are absent;
-            or two copies of a tensor differ.
+        CheckpointError: as ``check_tensors``, with the option that opens the checkpoint if parts of it are missing; or
+            two copies of a tensor differ.
     """
     assert context.config is not None
     where = shown_path(context.path or "checkpoint")
@@ -50,7 +50,7 @@ def check_source(
 
 
 def check_stored(context: Context, source: NamedSource) -> None:
-    """``check_source`` for what is written anew: towers that the files lack altogether are left out of that too."""
+    """``check_source`` for a checkpoint that is rewritten: towers that the files lack altogether are left out again."""
     assert context.config is not None
     there = [spec for spec in source.towers if not spec.tensors(context.config).keys().isdisjoint(source.infos)]
     check_source(context, source, there)
@@ -59,7 +59,7 @@ def check_stored(context: Context, source: NamedSource) -> None:
 def compare(
     config: GemmaConfig, source: NamedSource, wanted: Sequence[ModalityTower], chosen: bool, where: str
 ) -> tuple[str, ...]:
-    """``check_source`` without remedy and copies."""
+    """``check_source`` without suggesting an option and without comparing copies."""
     from gemma4_core.plugins import registry
 
     expected = {name: shape for spec in wanted for name, shape in spec.tensors(config).items()}
@@ -71,7 +71,7 @@ def compare(
 
     def unserved(name: str) -> bool:
         part = part_of(name)
-        # a tower's that the config does not declare, or whose plugin is not installed
+        # those of a tower that the config does not declare, or whose plugin is not installed
         tower = config.conditional and (
             f"model.{below_wrappers(name)}".startswith(prefixes) or not declared.isdisjoint(part.split("_"))
         )
@@ -90,8 +90,8 @@ def part_of(name: str) -> str:
 
 
 def opening_option(config: GemmaConfig, source: NamedSource, wanted: Sequence[ModalityTower]) -> str | None:
-    """The option that opens a checkpoint without parts that its files lack, with what it leaves out; None where none
-    does."""
+    """The option that opens a checkpoint without the parts that its files lack, and what it leaves out; None if there
+    is no such option."""
     whole = [spec for spec in wanted if spec.tensors(config).keys() <= source.infos.keys()]
     names = {spec.name for spec in whole}
     whole = [spec for spec in whole if names.issuperset(spec.requires)]
@@ -107,7 +107,7 @@ def opening_option(config: GemmaConfig, source: NamedSource, wanted: Sequence[Mo
 
 
 def unserved_warning(unserved: Iterable[str], context: Context) -> str:
-    """What a model runs without, and which plugin is the reason."""
+    """A line saying which parts a model runs without, and which plugin is the reason."""
     from gemma4_core.plugins import registry
 
     names = list(unserved)

@@ -35,11 +35,11 @@ ALIGNMENT = 16
 NAMES = {dtypes.bfloat16: "BF16", dtypes.float16: "F16", dtypes.float32: "F32", dtypes.int8: "I8"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 KINDS = STORED | {"I8": np.int8}
-"""numpy type of the bits; int8 numbers, which are no weights without their scales, are only ever taken as they are."""
+"""numpy type of the bits; int8 numbers, which mean nothing without their scales, are never converted."""
 
 
 def on_cpu(device: str) -> bool:
-    """Whether tensors of this device lie in this process's memory at an address of our choosing."""
+    """Whether tensors of this device are in this process's memory, at an address that we can choose."""
     return device.split(":")[0].upper() == "CPU"
 
 
@@ -56,14 +56,14 @@ def map_tensor(shard: Shard, entry: Entry, device: str, dtype: Any) -> Tensor | 
 
 
 def released(mapping: mmap.mmap) -> None:
-    """The end of one tensor's hold on its mapping; dropping the reference is all there is to do."""
+    """Release one tensor's hold on its mapping; dropping the reference is all there is to do."""
 
 
 def upload_tensor(
     name: str, shard: Shard, entry: Entry, device: str, dtype: Any, upload: Upload | None = None
 ) -> Tensor:
-    """Read a tensor in pieces, convert each to the wanted dtype, copy it to the device: through the upload that its
-    staging memory serves, if it has some."""
+    """Read a tensor in pieces, convert each to the wanted dtype and copy it to the device, through the device's staging
+    memory if it has any."""
     wanted = NAMES[dtype]
     count, stored_size, size = math.prod(entry.shape), ITEMSIZE[entry.dtype], ITEMSIZE[wanted]
     try:
@@ -137,7 +137,7 @@ class Upload:
         self.staging.copy(slot, size, buffer, offset)
 
     def close(self) -> None:
-        """Wait for all copies and let the memory go."""
+        """Wait for all copies and free the memory."""
         for slot in range(len(self.staging.slots)):
             self.staging.wait(slot)
         self.threads.shutdown()

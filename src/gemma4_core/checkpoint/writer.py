@@ -20,8 +20,8 @@ from gemma4_core.errors import CheckpointError
 from gemma4_core.formatting import shown
 
 LINE = 64
-"""Bytes: data starts at a multiple of this, and tensors of whole lines come first, so that a mapped file serves as
-it lies for most of its bytes."""
+"""Bytes: data starts at a multiple of this, and tensors of whole lines come first, so that most of a mapped file can be
+used without a copy."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def write_shards(
         data: the bytes of a planned tensor in pieces; called once for each, in the order of the file.
         max_shard_bytes: bytes of data in one file, exceeded only by a single larger tensor.
         metadata: the header's free text.
-        resume: a folder on the same disk where each file waits for the others. Those that an earlier run with the
+        resume: a folder on the same disk where each file waits for the others. Files that an earlier run with the
             same plan has left there are not written again.
 
     Returns:
@@ -64,7 +64,7 @@ def write_shards(
 
     Raises:
         CheckpointError: ``data`` gives other than the planned bytes.
-        OSError: the disk has too little room, or writing failed on the way; ``atomic_folder`` makes one line of it.
+        OSError: the disk has too little room, or writing failed; ``atomic_folder`` turns it into one line.
     """
     total = sum(tensor.nbytes for tensor in plan)
     shards = split(plan, max_shard_bytes)
@@ -134,7 +134,7 @@ def write_file(
             written += file.write(piece)
             bar.update(len(piece))
         if written != tensor.nbytes:
-            raise CheckpointError(f"tensor {shown(tensor.name)} has {written} bytes, planned were {tensor.nbytes}")
+            raise CheckpointError(f"tensor {shown(tensor.name)} has {written} bytes, but {tensor.nbytes} were planned")
 
 
 def encode_header(ordered: Sequence[Planned], metadata: Mapping[str, str]) -> bytes:

@@ -18,7 +18,7 @@ _NESTED = ("normalizers", "pretokenizers", "decoders")
 
 
 def steps(rules: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder of tokenizer.json, sequences taken apart."""
+    """The steps of a normalizer, pre-tokenizer or decoder of tokenizer.json, with sequences flattened."""
     if isinstance(rules, dict):
         inner = [rules[key] for key in _NESTED if isinstance(rules.get(key), list)]
         if inner:
@@ -58,6 +58,6 @@ def _factor(step: dict[str, Any]) -> float:
 
 def charsmap_factor(charsmap: bytes) -> float:
     """The same for SentencePiece's table of replacements: the size of an index, the index, and texts that end in NUL.
-    What Unicode makes much longer has three bytes."""
+    Characters that Unicode makes much longer have three bytes."""
     texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
     return max(1.0, max(map(len, texts.split(b"\0")), default=0) / 3)

@@ -24,25 +24,25 @@ FILE = "tokenizer.json"
 SIZE_LIMIT, ITEM_LIMIT = 256 << 20, 8_000_000
 """Bytes and commas; the released file has 33 and 2 million."""
 ADDED_LIMIT = 8 << 20
-"""Bytes of all added tokens together; the library makes a state of each to find them in a text."""
+"""Bytes of all added tokens together; the library makes a state for each byte to find the tokens in a text."""
 VOCAB_LIMIT = 1 << 24
 """Ids; the largest vocabularies have a million."""
 AFFIX_LIMIT = 64
-"""Characters that a model may put to every character of a text to look it up."""
+"""Characters that a model may add to every character of a text to look it up."""
 SECTIONS = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
-"""Parts of the file beside the model."""
+"""Parts of the file besides the model."""
 CALM = frozenset({
     "Replace", "Prepend", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "BertNormalizer", "Split",
     "ByteLevel", "Metaspace", "Digits", "Whitespace", "WhitespaceSplit", "Punctuation", "BertPreTokenizer",
 })
-"""Steps of encoding that never panic, if their pattern is not a regular expression."""
+"""Steps of encoding that never panic unless their pattern is a regular expression."""
 _KEY = re.compile(r'\s*\{\s*"(\w+)"\s*:\s*')
 _NEXT_KEY = re.compile(r'\s*,\s*"(\w+)"\s*:\s*')
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Library:
-    """A tokenizer of the library, every call to it guarded."""
+    """A tokenizer of the library; every call to it is guarded."""
 
     def __init__(self, backend: Any, path: Path | SideFile, silent: bool) -> None:
         self.backend, self._path, self._where, self._silent = backend, path, shown_path(path), silent
@@ -54,14 +54,14 @@ class Library:
         if long:
             raise TokenizerError(f"{self._where}: {long[0]} has more than {AFFIX_LIMIT} characters; is it damaged?")
         if self.vocab_size > VOCAB_LIMIT:
-            raise TokenizerError(f"{self._where} has a token with the id {self.vocab_size - 1}; ids below "
-                                 f"{VOCAB_LIMIT} are read: the file is damaged")
+            raise TokenizerError(f"{self._where} has a token with the id {self.vocab_size - 1}; ids must be below "
+                                 f"{VOCAB_LIMIT}: the file is damaged")
 
     def _count(self) -> int:
         size: int = self.backend.get_vocab_size()
         if size and self.backend.id_to_token(size - 1) is not None:
             return size
-        # ids with gaps go further than their number
+        # ids with gaps exceed their count
         return max(self.backend.get_vocab().values(), default=-1) + 1
 
     def token(self, number: int) -> str | None:
@@ -84,7 +84,7 @@ class Library:
         return text
 
     def without_special(self, specials: Mapping[str, int]) -> Library:
-        """A tokenizer over the same vocabulary that takes special tokens in a text for text."""
+        """A tokenizer over the same vocabulary that treats special tokens in a text as text."""
         from tokenizers import AddedToken, Tokenizer
 
         with guarded(f"{self._where} cannot be used"):
@@ -133,7 +133,7 @@ class JsonTokenizer(PieceTokenizer):
 
 
 class OtherTokenizer:
-    """A tokenizer.json with another decoder, which only knows how to decode a whole sequence."""
+    """A tokenizer.json with another decoder, which can only decode a whole sequence."""
 
     has_text = True
 
@@ -237,8 +237,8 @@ def _open(path: Path | SideFile) -> tuple[Any, bool]:
     contents = [str(token.get("content")) for token in added if isinstance(token, dict)] if added else []
     if sum(map(len, contents)) * growth["normalizer"] > ADDED_LIMIT:
         raise TokenizerError(f"{where}: added_tokens take more than {ADDED_LIMIT >> 20} MiB; is this the right file?")
-    # of several parts with one name the library takes the last: these, which were checked. A prompt is never cut,
-    # padded or put between other tokens.
+    # of several parts with one name the library takes the last: these, which were checked. A prompt is never truncated,
+    # padded or wrapped in other tokens.
     settled = parts | dict.fromkeys(("truncation", "padding", "post_processor"))
     with guarded(f"{where} is not a tokenizer that the tokenizers library reads"):
         backend = Tokenizer.from_str(f"{text[:-1]},{json.dumps(settled)[1:]}")
@@ -248,7 +248,7 @@ def _open(path: Path | SideFile) -> tuple[Any, bool]:
 
 
 def _sections(text: str) -> dict[str, Any]:
-    """The parts of a tokenizer.json beside its model, which takes a second to read and comes last. Raises ValueError,
+    """The parts of a tokenizer.json besides its model, which takes a second to read and comes last. Raises ValueError,
     RecursionError."""
     read, parts = json.JSONDecoder().raw_decode, {}
     key = _KEY.match(text)
@@ -274,7 +274,7 @@ def _add_tokens(backend: Any, settings: TokenizerSettings) -> None:
             new[token.content] = AddedToken(token.content, special=token.special, normalized=False)
         elif known != number:
             raise settings.misplaced(number, known, FILE)
-    backend.add_tokens(list(new.values()))  # all at once: each call builds the search for all of them
+    backend.add_tokens(list(new.values()))  # all at once: each call rebuilds the search for all of them
     for number, token in settings.added.items():
         known = backend.token_to_id(token.content)
         if known != number:

@@ -22,7 +22,7 @@ SIZE_LIMIT = 64 << 20
 """Bytes; a model of 262144 tokens has 5 million."""
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _QUIET = 3
-"""The library's level above which it writes nothing to stderr by itself."""
+"""The library's log level above which it writes nothing to stderr by itself."""
 
 
 class SentencePieceTokenizer(PieceTokenizer):
@@ -105,7 +105,7 @@ def _open(path: Path | SideFile) -> Any:
                              f"language models stay below {LIMIT}: fetch it again from where you trust it")
     sentencepiece.set_min_log_level(_QUIET)
     with guarded(f"{shown_path(path)} is not a SentencePiece model"):
-        # the library takes an empty file for a model that is not loaded yet
+        # the library treats an empty file as a model that is not loaded yet
         processor = sentencepiece.SentencePieceProcessor(model_proto=data) if data else None
     if processor is None or processor.vocab_size() == 0:
         raise TokenizerError(f"{shown_path(path)} is not a SentencePiece model: it holds no tokens; fetch it again")

@@ -18,33 +18,33 @@ class Target(Protocol):
     """Something that reads bytes from outside."""
 
     reads_anything: bool
-    """Whether a case may name files to read outside of its folder, as a user does on the command line."""
+    """Whether a case may name files to read outside its folder, as a user does on the command line."""
 
     def seeds(self) -> Sequence[Sample]:
-        """Sound samples, the same at each call."""
+        """Valid samples, the same at each call."""
 
     def mutate(self, rng: random.Random, sample: Sample) -> Sample:
-        """Another sample with one mutation more; all chance comes from ``rng``."""
+        """Another sample with one more mutation; all randomness comes from ``rng``."""
 
     def run(self, folder: Path) -> None:
-        """Read the case in a folder, which is also the working directory. Raises a Gemma4Error for what is refused,
-        ``Broken`` where a promise of ours does not hold."""
+        """Read the case in a folder, which is also the working directory. Raises a Gemma4Error if it is refused, and
+        ``Broken`` if a promise of ours is broken."""
 
 
 class Broken(Exception):
-    """A promise does not hold: a short name of it, then what was seen."""
+    """A promise is broken: its short name, then what was seen."""
 
     def __str__(self) -> str:
         return ": ".join(map(str, self.args))
 
 
 def target_names() -> list[str]:
-    """The targets there are."""
+    """The names of all targets."""
     return sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
 
 
 def load_target(name: str) -> Target:
-    """A target by name, or from a file of one's own."""
+    """A target by name, or from a file."""
     if name.endswith(".py"):
         spec = importlib.util.spec_from_file_location(Path(name).stem, name)
         assert spec is not None and spec.loader is not None

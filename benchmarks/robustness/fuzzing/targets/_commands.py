@@ -1,4 +1,4 @@
-"""Running ``gemma4`` in this process, with a model that is none, and what every command line promises."""
+"""Running ``gemma4`` in this process, with a fake model, and the promises of every command line."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ class Commands:
         failures.report = self.report
 
     def report(self, error: BaseException) -> None:
-        """In place of ``failures.report``: what ended the command is noted."""
+        """In place of ``failures.report``: record what ended the command."""
         self._error = error
         self._report(error)
 
     def load(self, name: str, *args: Any, check: Any = None, **asked: Any) -> Model:
-        """In place of ``load_pretrained``: everything is read but the weights."""
+        """In place of ``load_pretrained``: read everything except the weights."""
         from gemma4_core import InputError
         from gemma4_core.config import load_generation_config
 
@@ -97,7 +97,7 @@ class Commands:
         return Model(seen[0], load_generation_config(seen[0].context.folder, seen[0].context.config))
 
     def run(self, args: Sequence[str], stdin: bytes = b"", env: Mapping[str, str] | None = None) -> None:
-        """Run a command line. Raises Broken where its end is none of those that are promised."""
+        """Run a command line. Raises Broken if it does not end as promised."""
         from click.testing import CliRunner
 
         from gemma4_core.cli import cli
@@ -109,24 +109,24 @@ class Commands:
         try:
             check_ending(args, result.exit_code, result.stdout, result.stderr)
             if self._error is not None and not foreseen(self._error):
-                raise Broken("every failure is foreseen", result.stderr[:700])
+                raise Broken("every failure is handled", result.stderr[:700])
         except Broken as broken:
             raise broken from self._error
 
 
 def check_ending(args: Sequence[str], code: int, out: str, err: str) -> None:
-    """Raise Broken where exit code, stdout and stderr are not as promised."""
+    """Raise Broken if exit code, stdout or stderr is not as promised."""
     lines = [line for line in err.splitlines() if line.strip()]
     seen = f"code {code}, stdout {out[:200]!r}, stderr {err[:700]!r}"
     if code not in (0, 1, 2, 130):
         raise Broken("exit codes are 0, 1, 2 and 130", seen)
     talks = not {"--stats", "--verbose", "-v"}.isdisjoint(args) or args[:1] in (["train"], ["quantize"], ["chat"])
     if code == 0 and lines and not talks:
-        raise Broken("stderr is empty where all went well", seen)
+        raise Broken("stderr is empty on success", seen)
     if code not in (1, 2):
         return
     if not lines or not lines[-1].startswith("Error: ") or len(lines[-1]) >= LINE or not lines[-1].isprintable():
-        raise Broken("a failure's last line tells it", seen)
+        raise Broken("a failure's last line says what failed", seen)
     if code == 1 and len(lines) > 1 and args[:1] != ["chat"]:
         raise Broken("a failure is one line", seen)
     if out and args[:1] != ["chat"]:
@@ -134,7 +134,7 @@ def check_ending(args: Sequence[str], code: int, out: str, err: str) -> None:
 
 
 def foreseen(error: BaseException) -> bool:
-    """Whether somebody wrote the sentence of an error: ours, click's, or the system's about a file."""
+    """Whether an error's message was written for people: ours, click's, or the system's about a file."""
     import click
 
     from gemma4_core import Gemma4Error
@@ -144,5 +144,5 @@ def foreseen(error: BaseException) -> bool:
 
 
 def passable(text: str) -> str:
-    """A string as a command line can hold it: no NUL, bytes that are no UTF-8 as the system gives them."""
+    """A string as a command line can hold it: no NUL, and bytes that are not UTF-8 as the system passes them."""
     return os.fsdecode(text.replace("\0", "").encode("utf-8", "surrogatepass"))

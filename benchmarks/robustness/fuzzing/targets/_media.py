@@ -1,4 +1,4 @@
-"""What targets of media share: one processor, to which each case gives its file."""
+"""Shared by media targets: one processor, to which each case gives its file."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 
 
 class Checked(Exception):
-    """Ends a loading where everything but the weights has been read."""
+    """Ends loading once everything except the weights has been read."""
 
 
 def small_config(towers: bool = False, **text: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def reference_config(name: str) -> bytes:
 
 
 def open_checkpoint(folder: Path, **options: Any) -> None:
-    """Read everything of a folder that is read before weights are."""
+    """Read everything in a folder that is read before the weights."""
     from gemma4_core import load_pretrained
 
     def stop(processor: Any) -> None:

@@ -62,7 +62,7 @@ class Target:
         self.call(call["call"], {key: replaced(value) for key, value in call["arguments"].items()})
 
     def call(self, name: str, given: dict[str, Any]) -> None:
-        """Call a function with arguments; unknown names are left to functions that take any."""
+        """Call a function with arguments; unknown names are passed only to functions that take any."""
         from gemma4_core import GemmaMultimodalProcessor, GemmaTrainingBatch
         from gemma4_core.config import preset_dict
         from gemma4_core.generation.sampling import Sampling
@@ -85,7 +85,7 @@ class Target:
 
 
 def replaced(value: Any) -> Any:
-    """A value with words such as ``@array`` made what they stand for."""
+    """A value with words such as ``@array`` replaced by what they stand for."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Command lines: options of every command with values that fit and values that do not."""
+"""Command lines: options of every command with valid and invalid values."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Target:
 
 
 def value(rng: random.Random) -> str:
-    """What may stand behind an option."""
+    """Values that may follow an option."""
     chance = rng.random()
     if chance < 0.25:
         return "@" + rng.choice(FILES)
@@ -89,7 +89,7 @@ def value(rng: random.Random) -> str:
 
 
 def _options(name: str) -> list[str]:
-    """The options of a command, those of plugins too."""
+    """The options of a command, including those of plugins."""
     import click
 
     from gemma4_core.cli import cli

@@ -38,6 +38,6 @@ class Target:
         context = read_context(folder)
         assert context.config is not None
         found = load_generation_config(folder, context.config)
-        # what a folder was let say must be what generation takes
+        # generation must accept every setting that was accepted from a folder
         asked = sampling(found, {})
         Sampling.of(asked.pop("temperature"), **asked)

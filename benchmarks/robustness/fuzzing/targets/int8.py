@@ -36,7 +36,7 @@ class Target:
         if chance < 0.35:
             return {**sample, "config.json": mutate_json(rng, sample.get("config.json", b"{}"), WORDS)}
         if chance < 0.5 and isinstance(content, bytes):
-            # scales that are zero, negative, infinite or no numbers
+            # scales that are zero, negative, infinite or NaN
             header, body = split(content)
             if len(body) >= 4:
                 at = rng.randrange(len(body) // 4) * 4

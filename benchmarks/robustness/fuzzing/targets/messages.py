@@ -1,4 +1,4 @@
-"""Conversations and tool declarations as a program hands them over."""
+"""Conversations and tool declarations as a program passes them."""
 
 from __future__ import annotations
 

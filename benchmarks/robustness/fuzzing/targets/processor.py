@@ -1,4 +1,4 @@
-"""processor_config.json and preprocessor_config.json, with a picture and a sound prepared by what they say."""
+"""processor_config.json and preprocessor_config.json, with a picture and a sound prepared as they say."""
 
 from __future__ import annotations
 

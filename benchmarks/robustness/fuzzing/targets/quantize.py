@@ -1,4 +1,4 @@
-"""Writing a folder in another format from a folder that came from outside: nothing but known files goes along."""
+"""Writing an untrusted folder in another format: only known files are copied."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Target:
         from gemma4_core.quantize import quantize
 
         if (folder / "out").is_symlink():
-            return  # where a link leads is its owner's affair, and what lies there is looked at
+            return  # the owner decides where a link leads, and the files there are checked
         try:
             quantize(folder / "model", folder / "out")
         finally:

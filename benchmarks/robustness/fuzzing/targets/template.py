@@ -1,4 +1,4 @@
-"""Chat templates, written by a grammar of jinja that likes to grow, to call itself and to leave its sandbox."""
+"""Chat templates from a jinja grammar that favours growth, recursion and sandbox escapes."""
 
 from __future__ import annotations
 

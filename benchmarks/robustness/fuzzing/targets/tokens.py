@@ -86,7 +86,7 @@ class Target:
 
 
 def split_answer(tokenizer: Any, stream: dict[str, Any]) -> str:
-    """The text of an answer; what its pieces promise is checked."""
+    """The text of an answer; the promises of its pieces are checked."""
     from gemma4_core.text import AnswerSplitter
 
     splitter, text = AnswerSplitter(tokenizer, stream["prompt"]), ""
@@ -106,7 +106,7 @@ def split_answer(tokenizer: Any, stream: dict[str, Any]) -> str:
 
 
 def stopped(text: str, stops: list[str]) -> None:
-    """What is passed on must not depend on how the text comes."""
+    """The text that is passed on must not depend on how it arrives."""
     from gemma4_core.text import StopStrings
 
     results = []

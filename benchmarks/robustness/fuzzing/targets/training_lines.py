@@ -1,4 +1,4 @@
-"""JSON Lines that are to be learnt."""
+"""JSON Lines of training data."""
 
 from __future__ import annotations
 

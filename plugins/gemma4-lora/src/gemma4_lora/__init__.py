@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) for tinygrad-gemma4: trained, loaded, switched and fused, in the files of peft.
+"""Low-rank adapters (LoRA) for tinygrad-gemma4: train, load, switch and fuse them, in the file format of peft.
 
     from gemma4_lora import Adapters
     adapters = Adapters.of(model)

@@ -1,9 +1,9 @@
-"""Adapters on a model: loaded beside each other, switched on and off without loading the base again.
+"""Adapters on a model: several loaded at once, switched on and off without loading the base again.
 
 An adapter is applied in one of two ways. *Merged*: each matrix that it changes is replaced by an ordinary one of base
-plus change, as ``gemma4 fuse`` would write it; every fast path of the device serves it, and switching writes other
-numbers into the same memory, so that captured graphs stay. *Beside*: the two thin products are computed beside the
-base's; that takes no memory to speak of, has gradients, and runs on the portable path.
+plus change, as ``gemma4 fuse`` would write it; it uses every fast path of the device, and switching writes other
+numbers into the same memory, so that captured graphs stay valid. *Beside*: the two thin products are computed beside
+the base's; that takes almost no memory, has gradients, and runs on the portable path.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Adapters:
         self.active: dict[str, float] = {}
         """Names of the active adapters, with their strength."""
         self._bases: dict[str, Matrix | ExpertStack] = {}
-        """The base's matrices, by the names of the places that hold a changed one now."""
+        """The base's matrices, by the names of the places that currently hold a changed one."""
         self._copies: dict[str, Tensor] = {}
         """Memory of the merged matrices, which is reused."""
 
@@ -95,7 +95,7 @@ class Adapters:
     def load(self, name: str, folder: Path | str) -> Adapter:
         """Read an adapter folder under a name; it is not active yet.
 
-        What it changes in towers that were not loaded is left out. Raises InputError for a name that is in use,
+        Its changes to towers that were not loaded are left out. Raises InputError for a name that is in use,
         CheckpointError for a folder that cannot be read or does not fit the model.
         """
         self._check_free(name)
@@ -127,12 +127,12 @@ class Adapters:
     # ------------------------------------------------------------------------------------------------ switching
 
     def activate(self, *names: str, strength: float = 1.0, mode: str = "auto") -> None:
-        """Activate these adapters, with their changes added up; without names as ``deactivate``.
+        """Activate these adapters, with their changes added up; without names, the same as ``deactivate``.
 
         Args:
             names: loaded adapters.
             strength: a factor on their scale.
-            mode: ``merged``, ``beside``, or ``auto``: merged where the device has room for a copy of what changes.
+            mode: ``merged``, ``beside``, or ``auto``: merged if the device has room for a copy of what changes.
 
         Raises:
             InputError: an unknown name or mode, or a strength that is not a finite number.
@@ -164,7 +164,7 @@ class Adapters:
             self._invalidate(True)
 
     def _merge(self, wanted: Mapping[str, Sequence[LowRank]]) -> bool:
-        """Write base plus changes into copies. Returns whether a place got another matrix object."""
+        """Write base plus changes into copies. Returns whether any place now holds another matrix object."""
         exchanged = bool(self._bases) and not self._copies
         if exchanged:
             self._restore()
@@ -213,7 +213,7 @@ class Adapters:
 
     def _get(self, name: str) -> Adapter:
         if name not in self.loaded:
-            raise InputError(f"no adapter {shown(name)} is loaded; there are {', '.join(self.loaded) or 'none'}"[:480])
+            raise InputError(f"no adapter {shown(name)} is loaded; loaded are {', '.join(self.loaded) or 'none'}"[:480])
         return self.loaded[name]
 
     def _check_free(self, name: str) -> None:

@@ -1,7 +1,7 @@
-"""``adapter_config.json`` in the layout of peft 0.21.2, which is not trusted.
+"""``adapter_config.json`` in the layout of peft 0.21.2, read as untrusted input.
 
-It reads what decides a LoRA's numbers: rank, alpha, and both by pattern. Options that would make an adapter compute
-anything else are refused by name.
+The options that decide a LoRA's numbers are read: rank, alpha, and both by pattern. Options that would make an adapter
+compute anything else are refused by name.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ INERT = frozenset((
 ))  # fmt: skip
 """Keys that are read below, or that do not matter once an adapter is trained."""
 OFF: tuple[Any, ...] = (None, False, "none", [], {})
-"""Values of any other key with which it does nothing."""
+"""Values with which any other key has no effect."""
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of ``init_lora_weights`` that change the base model's weights, on which the adapter then depends."""
 PATTERN_LENGTH, PATTERN_LIMIT, QUANTIFIERS, BUSY_LIMIT = 256, 1024, 2, 16
-"""Limits on regular expressions from outside, so that none takes long to match."""
+"""Limits on untrusted regular expressions, so that none takes long to match."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,14 @@ class LoraConfig:
 
 
 def first_match(patterns: Mapping[str, Any], module: str) -> str:
-    """The first pattern that names a module, whole or behind a dot, as peft's ``get_pattern_key``; "" for none."""
+    """The first pattern that matches a module, its whole name or the end after a dot, as peft's ``get_pattern_key``;
+    "" for none."""
     return next((text for text in patterns if compiled(text).fullmatch(module)), "")
 
 
 @lru_cache(PATTERN_LIMIT)
 def compiled(text: str) -> re.Pattern[str]:
-    """A pattern that may stand behind a dot. Raises re.error."""
+    """A pattern, also matched after a dot. Raises re.error."""
     return re.compile(rf"(.*\.)?({text})")
 
 
@@ -113,7 +114,7 @@ def number(value: Any, key: str, where: str) -> float:
 
 
 def pattern(raw: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
-    """Values by regular expression. Raises CheckpointError for one that is none, or that could take long to match."""
+    """Values by regular expression. Raises CheckpointError for an invalid one, or one that could take long to match."""
     found = raw.get(key) or {}
     if not isinstance(found, dict) or len(found) > PATTERN_LIMIT:
         raise CheckpointError(f"{where}: {key} is {shown(found)}; an object of at most {PATTERN_LIMIT} entries is "

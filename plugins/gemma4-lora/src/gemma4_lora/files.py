@@ -1,6 +1,6 @@
 """Adapter folders in the peft layout: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-A linear layer's pair lies as ``<key>.lora_A.weight [r, in]`` and ``<key>.lora_B.weight [out, r]``. A stack of E experts
+A linear layer's pair is ``<key>.lora_A.weight [r, in]`` and ``<key>.lora_B.weight [out, r]``. A stack of E experts
 has ``[E * r, in]``, expert by expert, and ``[out, r * E]``, rank by rank (``ParamWrapper`` of peft 0.21.2,
 ``tuners/lora/layer.py``).
 """
@@ -38,7 +38,7 @@ from gemma4_lora.names import KEY_PREFIX, WEIGHT, adaptable, bare, is_stack, key
 MODEL_FILE = "adapter_model.safetensors"
 HALVES = ("lora_A", "lora_B")
 ROOM = 150
-"""A message lists a second fault where the first is shorter than this."""
+"""A message lists a second fault if the first is shorter than this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class AdapterFiles:
 
 @dataclass(frozen=True)
 class Found:
-    """Where one matrix's pair lies in a file."""
+    """Where one matrix's pair is in a file."""
 
     a: Entry
     b: Entry
@@ -92,7 +92,7 @@ def check_adapter(folder: Path | str, config: GemmaConfig) -> None:
 
 
 def open_adapter(folder: Path, config: GemmaConfig) -> tuple[Shard, LoraConfig, dict[str, Found]]:
-    """Open a folder: its file, its config, and where each matrix's pair lies."""
+    """Open a folder: its file, its config, and where each matrix's pair is."""
     folder, where = newest(folder), shown_path(folder)
     lora = read_config(folder)
     if not (folder / MODEL_FILE).exists():
@@ -108,8 +108,8 @@ def open_adapter(folder: Path, config: GemmaConfig) -> tuple[Shard, LoraConfig, 
 
 
 def newest(folder: Path) -> Path:
-    """The folder itself, that of the last checkpoint where it is a training run's, or where there is no such folder
-    the snapshot of that hub name in the Hugging Face cache. Raises CheckpointError."""
+    """The folder itself, or its last checkpoint if it is a training run's; if there is no such folder, the snapshot of
+    that hub name in the Hugging Face cache. Raises CheckpointError."""
     where = shown_path(folder)
     try:
         for found in (folder, folder / LAST):
@@ -130,7 +130,7 @@ def newest(folder: Path) -> Path:
 def fitted(
     entries: Mapping[str, Entry], lora: LoraConfig, config: GemmaConfig, where: str
 ) -> dict[str, Found]:
-    """Each pair with the matrix that it changes. Raises CheckpointError that counts what does not fit."""
+    """Each pair with the matrix that it changes. Raises CheckpointError that counts the pairs that do not fit."""
     shapes, faults = adaptable(config), []
     found: dict[str, Found] = {}
     modules: dict[str, dict[str, Entry]] = {}
@@ -164,12 +164,12 @@ def fitted(
 
 
 def unused(config: GemmaConfig, module: str) -> bool:
-    """Whether a module is one of K and V of a layer that uses another's: files may adapt it, nothing reads it."""
+    """Whether a module is K or V of a layer that uses another layer's: files may adapt it, but nothing reads it."""
     return ignorable(config, module + WEIGHT)
 
 
 def peft_name(module: str, name: str) -> str:
-    """The name that patterns are matched with: a module as the file spells it, for experts their parameter."""
+    """The name that patterns are matched against: a module as the file spells it, for experts their parameter."""
     module = bare(module)
     return f"{module}.{name.rpartition('.')[2]}" if is_stack(name) else module
 
@@ -182,7 +182,7 @@ def stored_shapes(shape: Sequence[int], rank: int) -> tuple[tuple[int, int], tup
 
 
 def fit(halves: Mapping[str, Entry], shape: Sequence[int], rank: int) -> bool:
-    """Whether a pair is one of this rank for a matrix of this shape."""
+    """Whether a pair has this rank and fits a matrix of this shape."""
     return (halves["lora_A"].shape, halves["lora_B"].shape) == stored_shapes(shape, rank)
 
 

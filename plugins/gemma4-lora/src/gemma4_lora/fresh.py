@@ -53,10 +53,10 @@ def fresh_adapter(
         shapes: every adaptable matrix by checkpoint name.
         prefix: what stands before the text tensors' names.
         init: ``kaiming`` (A uniform within 1/sqrt(in), as peft) or ``gaussian`` (deviation 1/rank).
-        seed: of the random numbers.
+        seed: seed of the random numbers.
         options: ``rank`` (16); ``alpha`` (twice the rank): changes are scaled by alpha / rank, with ``use_rslora`` by
             alpha / sqrt(rank); ``targets``: globs over checkpoint names, or module names such as ``q_proj``;
-            ``base_model``: what it is for, noted in its config.
+            ``base_model``: the model that it is for, recorded in its config.
 
     Raises:
         InputError: a value out of range, or a target that names no matrix.

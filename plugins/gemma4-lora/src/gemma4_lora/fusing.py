@@ -79,7 +79,7 @@ def fuse(
 
 
 def pairs_of(adapters: Sequence[AdapterFiles], strength: float) -> dict[str, list[Pair]]:
-    """What is added to each matrix."""
+    """The changes to each matrix."""
     found: dict[str, list[Pair]] = {}
     for adapter in adapters:
         for name, pair in adapter.pairs.items():
@@ -101,7 +101,7 @@ def plus(weight: Weight, pairs: Sequence[Pair]) -> Weight:
 
 
 def plan_of(adapters: Sequence[AdapterFiles], strength: float, format: str, dtype: str) -> str:
-    """What a half-written result is valid for."""
+    """Identifies the inputs for which a half-written result is valid."""
     content = hashlib.sha256(repr((format, dtype, strength)).encode())
     for adapter in adapters:
         for name, pair in sorted(adapter.pairs.items()):

@@ -41,7 +41,7 @@ class LowRank:
 
 
 def named_parts(base: Mapping[str, Tensor], changes: Sequence[LowRank]) -> dict[str, Tensor]:
-    """The storage tensors of a base and of its changes by suffix; from the second change on they are numbered."""
+    """The storage tensors of a base and of its changes, by suffix; from the second change on suffixes are numbered."""
     parts = dict(base)
     for number, change in enumerate(changes):
         end = f".{number}" if number else ""
@@ -76,7 +76,7 @@ class LoraMatrix(Matrix):
 
 
 class LoraStack(ExpertStack):
-    """A stack of experts and the changes to it, of each expert its own."""
+    """A stack of experts and the changes to it, separate ones for each expert."""
 
     def __init__(self, base: ExpertStack, changes: Sequence[LowRank]) -> None:
         self.base, self.changes = base, list(changes)

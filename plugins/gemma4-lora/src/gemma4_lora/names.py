@@ -14,14 +14,14 @@ KEY_PREFIX = "base_model.model."
 WEIGHT = ".weight"
 TABLES = ("embed_tokens.weight", "embed_tokens_per_layer.weight")
 DEFAULT_TARGETS = ("layers.*.self_attn.?_proj.weight", "layers.*.mlp.*_proj.weight")
-"""Below the text model's prefix."""
+"""Globs over names without the text model's prefix."""
 CONDITIONAL, TEXT_ONLY = "model.language_model.", "model."
 
 
 def adaptable(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
     """Every matrix ``[out, in]`` and stack ``[experts, out, in]`` that an adapter may change, by checkpoint name.
 
-    Embedding tables are none of them: what peft makes of those is not the same for lookup and head.
+    Embedding tables are not among them: peft's change to one does not act the same on lookup and head.
     """
     expected = registry.expected_tensors(config)
     return {
@@ -31,24 +31,24 @@ def adaptable(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def choose_targets(names: Iterable[str], patterns: Sequence[str], prefix: str) -> list[str]:
-    """The matrices that patterns name, in the model's order.
+    """The matrices that patterns match, in the model's order.
 
     A pattern is a glob over full names (``*.mlp.*``), or the end of a module's name as peft takes it (``q_proj``).
-    None given: attention and MLP of the text layers. Raises InputError for one that names no adaptable matrix.
+    Without patterns: attention and MLP of the text layers. Raises InputError for one that matches no adaptable matrix.
     """
     known = list(names)
     chosen: set[str] = set()
     for text in patterns or [prefix + pattern for pattern in DEFAULT_TARGETS]:
         found = [name for name in known if fnmatchcase(name, text) or ends(module_of(name), text)]
         if not found:
-            raise InputError(f"--lora-targets {shown(text)} names no matrix that can be adapted; such are "
+            raise InputError(f"--lora-targets {shown(text)} names no matrix that can be adapted; examples are "
                              f"{', '.join(known[:2])}, or q_proj for all of that name")
         chosen.update(found)
     return [name for name in known if name in chosen]
 
 
 def ends(module: str, text: str) -> bool:
-    """Whether a module is this one, or ends with it behind a dot."""
+    """Whether a module has this name, or ends with a dot and this name."""
     return module == text or module.endswith("." + text)
 
 
@@ -87,8 +87,8 @@ def bare(module: str) -> str:
 def named_by(module: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The matrices that a module of an adapter file may mean: one, for experts two that differ in shape.
 
-    A module of the text model alone is found in a checkpoint with towers, and the other way round, whether or not
-    names of the modules around it stand before it.
+    A module of the text model alone is found in a checkpoint with towers, and vice versa, with or without the names of
+    the modules around it as a prefix.
     """
     module = bare(module)
     rest = below_wrappers(module)

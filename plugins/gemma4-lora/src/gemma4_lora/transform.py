@@ -27,21 +27,21 @@ NEW = ("lora_rank", "lora_alpha", "lora_targets", "lora_init", "lora_seed", "lor
 
 
 def folders(values: Mapping[str, Any]) -> list[Path]:
-    """The adapter folders given; one alone may come as text."""
+    """The adapter folders that were given; a single one may be given as text."""
     given = values.get("adapter") or ()
     return [Path(item) for item in ([given] if isinstance(given, str | os.PathLike) else given)]
 
 
 def check(context: Context, values: Mapping[str, Any]) -> None:
-    """Refuse what ``apply`` could not do, before weights are read. Raises InputError, CheckpointError."""
+    """Refuse options that ``apply`` could not use, before weights are read. Raises InputError, CheckpointError."""
     assert context.config is not None
     given = folders(values)
     training, new = bool(values.get("lora")), [key for key in NEW if values.get(key) not in (None, (), [], False)]
     if not training and new:
         raise InputError(f"{flag(new[0])} {shown(values[new[0]])} needs --lora, which trains an adapter")
     if training and given and new:
-        raise InputError(f"{flag(new[0])} {shown(values[new[0]])} describes a new adapter, and --adapter "
-                         f"{shown_path(given[0])} is to be trained on; give one of them")
+        raise InputError(f"{flag(new[0])} {shown(values[new[0]])} describes a new adapter, but --adapter "
+                         f"{shown_path(given[0])} is to be trained further; give one of them")
     if training and len(given) > 1:
         raise InputError(f"--lora trains one adapter, {len(given)} were given (--adapter {shown_path(given[1])})")
     unused = [key for key in ("adapter_strength", "adapter_mode") if values.get(key) is not None]
@@ -59,7 +59,7 @@ def flag(key: str) -> str:
 
 
 def described(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options say of a new adapter, as arguments of ``fresh_adapter``."""
+    """The options for a new adapter, as arguments of ``fresh_adapter``."""
     keys = {"lora_rank": "rank", "lora_alpha": "alpha", "lora_init": "init", "lora_seed": "seed"}
     given = {word: values[key] for key, word in keys.items() if values.get(key) is not None}
     targets = values.get("lora_targets") or ()
@@ -68,7 +68,7 @@ def described(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_adapter(model: GemmaModel, places: Iterable[str], values: Mapping[str, Any]) -> AdapterFiles:
-    """The new adapter that options describe, over matrices that are there."""
+    """The new adapter that the options describe, over the model's matrices."""
     there, path = set(places), model.context.path
     shapes = {name: shape for name, shape in adaptable(model.config).items() if name in there}
     base = None if path is None else str(path)
@@ -95,7 +95,7 @@ def apply(model: GemmaModel, values: Mapping[str, Any]) -> None:
 
 
 def trained_part(model: GemmaModel, values: Mapping[str, Any]) -> TrainedPart | None:
-    """The adapter as what trains, where one is to train."""
+    """The adapter as the part of the model that trains, if one is to train."""
     if not values.get("lora"):
         return None
     adapter, config = Adapters.of(model).loaded[TRAINED], model.config
@@ -115,7 +115,7 @@ def tensors_of(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def take(adapter: Adapter, files: AdapterFiles, folder: Path) -> None:
-    """Write saved factors into an adapter's tensors. Raises CheckpointError where they are another one's."""
+    """Write saved factors into an adapter's tensors. Raises CheckpointError if they belong to another adapter."""
     own = {name: (tuple(c.a.shape), tuple(c.b.shape), c.scale) for name, c in adapter.changes.items()}
     saved = {name: (p.a.shape, p.b.shape, p.scale) for name, p in files.pairs.items()}
     odd: Sequence[str] = [name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name)]

@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def inputs(name: str) -> dict[str, torch.Tensor]:
-    """What the model is asked."""
+    """Inputs of the model."""
     if name != "e2b-mm":
         return {"input_ids": torch.from_numpy(load(name).ids[:1])}
     case, config = load_multimodal(name).cases["image_and_audio"], load_multimodal(name).config

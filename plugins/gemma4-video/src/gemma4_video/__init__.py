@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gemma4_core.config import GemmaConfig
 
 VISION, VISION_PART = "vision", "vision_config"
-"""The modality whose preprocessing and tower process the frames, and its part of config.json."""
+"""The modality whose preprocessing and tower handle the frames, and its part of config.json."""
 
 
 def _matches(context: Context) -> bool:
@@ -59,8 +59,8 @@ def gemma4_modality_towers() -> list[ModalityTower]:
             media_keyword="videos",
             token_ids=_token_ids,
             options=(
-                Option("--video-frames", "Most frames taken from a video (32, or what the folder says).", type=int),
-                Option("--video-tokens", "Most soft tokens of a frame (70, or what the folder says).",
+                Option("--video-frames", "Maximum frames sampled from a video (32, or the folder's value).", type=int),
+                Option("--video-tokens", "Maximum soft tokens per frame (70, or the folder's value).",
                        type=int, choices=BUDGETS),
                 Option("--video-fps", "Frames per second of folders and arrays (24).", type=float),
             ),

@@ -1,4 +1,4 @@
-"""Sampled frames of a video: files through PyAV, animated images through Pillow, folders of frames, arrays.
+"""Sampling frames of a video: files through PyAV, animated images through Pillow, folders of frames, arrays.
 
 The cost of decoding is checked before it begins. Long files are decoded near the frames that are needed, and each
 frame is preprocessed before the next is decoded.
@@ -24,7 +24,7 @@ MAX_FRAMES = 250_000
 """Longest video in frames: more than two hours at 30 frames per second."""
 MAX_FRAME_PIXELS = 8192 * 4320
 MAX_ANIMATED_PIXELS = 4096 * 2304
-"""Of a frame of an animated image: Pillow keeps a dozen copies of it in full colour."""
+"""Pixels per frame of an animated image: Pillow keeps a dozen copies of it in full colour."""
 MAX_ANIMATION_PIXELS, MAX_VIDEO_PIXELS = 4_000_000_000, 100_000_000_000
 """Pixels of all frames that must be decoded: half a minute to a few minutes of work."""
 ANIMATED = ("GIF", "WEBP", "PNG")
@@ -149,7 +149,7 @@ def _from_animation(source: MediaSource, wanted: int, take: Take) -> Frames:
             image = Image.open(file, formats=ANIMATED)
             _check(1, image.width, image.height, str(source), MAX_ANIMATED_PIXELS)
             total = getattr(image, "n_frames", 1)
-            # a frame that reaches beyond the picture makes it larger
+            # a frame that extends beyond the picture makes it larger
             _check(total, image.width, image.height, str(source), MAX_ANIMATED_PIXELS)
             _check_work(total, image.width, image.height, MAX_ANIMATION_PIXELS, str(source))
             taken, times, now = [], [], 0.0
@@ -157,7 +157,7 @@ def _from_animation(source: MediaSource, wanted: int, take: Take) -> Frames:
             for index in range(total):
                 image.seek(index)
                 if image.format == "WEBP":
-                    image.load()  # only then it knows the frame's duration
+                    image.load()  # only then does it know the frame's duration
                 if index in indices:
                     frame = image.convert("RGBA" if "A" in image.getbands() else "RGB")
                     taken.append(_made(take, frame, len(taken), str(source)))
@@ -226,8 +226,8 @@ def _decode(av: Any, source: MediaSource, wanted: int, take: Take) -> Frames:
 
 
 def _index(container: Any, stream: Any) -> tuple[list[Any], list[Any]]:
-    """The times of all frames in the order in which they are shown, and of those that need no other frame; without
-    decoding. A time that the file does not tell is None, and then none of them is of use."""
+    """The times of all frames in the order in which they are shown, and of the key frames; without decoding. A time
+    that the file does not contain is None, and then none of them can be used."""
     shown, keys = [], []
     for packet in container.demux(stream):
         if packet.size:
@@ -242,21 +242,20 @@ def _index(container: Any, stream: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _starts(indices: list[int], shown: list[Any], keys: list[Any]) -> list[int]:
-    """For each frame that is taken, the one from which decoding must begin."""
+    """For each sampled frame, the one from which decoding must begin."""
     places = {time: place for place, time in enumerate(shown)} if keys else {}
     return [places[keys[max(0, bisect_right(keys, shown[index]) - 1)]] if keys else 0 for index in indices]
 
 
 def _fresh(indices: list[int], starts: list[int]) -> list[int]:
-    """The same, where frames that were decoded for the one before are not decoded again."""
+    """The same, but frames that were decoded for the one before are not decoded again."""
     return [max(start, before + 1) for start, before in zip(starts, [-1, *indices], strict=False)]
 
 
 def _decode_near(
     container: Any, indices: list[int], starts: list[int], shown: list[Any], take: Take, name: str
 ) -> dict[int, Any]:
-    """Frames by number, decoded from the nearest one before that needs no other; fewer where the file's times
-    mislead."""
+    """Frames by number, decoded from the nearest key frame before them; fewer if the file's times are wrong."""
     stream = container.streams.video[0]
     images: dict[int, Any] = {}
     frames, reached = iter(()), -1

@@ -1,4 +1,4 @@
-"""Which frames are taken, and how a video is written into the prompt (transformers 5.23.0, ``video_utils`` and
+"""Which frames are sampled, and how a video is written into the prompt (transformers 5.23.0, ``video_utils`` and
 ``models/gemma4/processing_gemma4.py``)."""
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ BEGIN, END = "<|image>", "<image|>"
 BUDGETS = (70, 140, 280, 560, 1120)
 DEFAULT_FRAMES, DEFAULT_TOKENS = 32, 70
 DEFAULT_FPS = 24.0
-"""Frame rate where a video does not say, as in transformers."""
+"""Frame rate if a video does not declare one, as in transformers."""
 
 
 def sample_indices(total: int, wanted: int) -> list[int]:
-    """At most ``wanted`` frames of ``total``, evenly spread from the first; all of them where there are fewer.
+    """At most ``wanted`` frames of ``total``, evenly spread from the first; all of them if there are fewer.
     (transformers refuses a video with fewer frames.)"""
     count = min(total, wanted)
     return [k * total // count for k in range(count)]

@@ -1,4 +1,4 @@
-"""A C compiler for tinygrad's CPU device: the user's CC or a clang that can do it, else the one inside ziglang.
+"""A C compiler for tinygrad's CPU device: the user's CC or a suitable clang, else the one inside ziglang.
 
 tinygrad runs ``CC`` as one program, writes C with bf16 to it and reads an ELF object back. Each candidate has to do
 just that once; the verdict is stored on disk under the candidate's path, size and time stamp.
@@ -53,12 +53,12 @@ class Candidate:
     path: str | None
     why: str = ""
     parts: tuple[str, ...] = ()
-    """Further files whose change makes it another compiler."""
+    """Further files; if one changes, the compiler counts as another one."""
 
 
 @dataclass(frozen=True)
 class CompilerChoice:
-    """The compiler that was taken, or ``path`` None; and those passed over, with reasons."""
+    """The chosen compiler, or ``path`` None; and those that were rejected, with reasons."""
 
     name: str
     path: str | None
@@ -78,8 +78,8 @@ class Verdict:
 
 
 def choose(environment: Mapping[str, str]) -> CompilerChoice:
-    """Try candidates in order until one works; quick where verdicts are stored. Raises DeviceError where only ziglang
-    is left, which needs a script, and there is no folder to write it to."""
+    """Try candidates in order until one works; quick if verdicts are stored. Raises DeviceError if only ziglang is
+    left, which needs a script, and there is no folder to write it to."""
     verdicts = _read_verdicts()
     passed: list[tuple[str, str]] = []
     for candidate in candidates(environment):
@@ -118,13 +118,13 @@ def _clangs(search: str) -> Iterator[Candidate]:
     for name in sorted(names, key=lambda name: -names[name]):
         path = shutil.which(name, path=search)
         if path == "/usr/bin/clang" and sys.platform == "darwin" and not _developer_tools():
-            yield Candidate(path, None, "stands for Xcode's command line tools, which are not installed")
+            yield Candidate(path, None, "needs Xcode's command line tools, which are not installed")
         elif path:
             yield Candidate(path, os.path.abspath(path))
 
 
 def _developer_tools() -> bool:
-    """Whether macOS has a compiler behind its stand-in, which would open a window to ask."""
+    """Whether macOS has a real compiler behind its stub, which would otherwise open an installation dialog."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(["/usr/bin/xcode-select", "-p"], capture_output=True, timeout=10).returncode == 0
     return False
@@ -146,7 +146,7 @@ def _ziglang() -> Candidate:
 
 
 def write_shim(zig: Path, lib: Path) -> Path:
-    """Write the script that makes ziglang's clang one program; its name tells its content, so it is written once."""
+    """Write the script that makes ziglang's clang one program; its name depends on its content: it is written once."""
     template = Path(__file__).with_name("zig_clang.sh").read_text(encoding="utf-8")
     script = template.replace("@ZIG@", shlex.quote(str(zig))).replace("@LIB@", shlex.quote(str(lib))).encode()
     path = cache_dir() / f"clang-{hashlib.sha256(script).hexdigest()[:16]}"
@@ -202,7 +202,7 @@ def _try_and_store(candidate: Candidate, key: str) -> Verdict:
     try:
         verdict = try_compiler(candidate.path)
     except subprocess.TimeoutExpired:
-        return Verdict(f"did not answer within {TRY_SECONDS:.0f} s")  # not stored: the next run may succeed
+        return Verdict(f"did not finish within {TRY_SECONDS:.0f} s")  # not stored: the next run may succeed
     except OSError as error:
         return Verdict(_plain(f"does not run: {error.strerror or error}"))
     verdicts = {**_read_verdicts(), key: verdict}
@@ -220,12 +220,12 @@ def _read_verdicts() -> dict[str, Verdict]:
     try:
         rows = json.loads(_verdict_file().read_text())
         return {str(key): Verdict(None if why is None else str(why), str(told)) for key, (why, told) in rows.items()}
-    except Exception:  # absent, damaged, or no folder for it
+    except Exception:  # missing, damaged, or no folder for it
         return {}
 
 
 def _identity(candidate: Candidate) -> str:
-    """Changes when the compiler, the trial or the processor does."""
+    """A key that changes when the compiler, the trial or the processor does."""
     facts: list[object] = [clang_arguments(), PROBE, machine.processor()]
     for path in (candidate.path or "", *candidate.parts):
         real = os.path.realpath(path)
@@ -247,7 +247,7 @@ def chosen() -> CompilerChoice:
 
 
 def configure() -> CompilerChoice:
-    """Make tinygrad use the chosen compiler, also where it is imported already, and in its compile workers."""
+    """Make tinygrad use the chosen compiler, even if it is already imported, and in its compile workers."""
     choice = chosen()
     if choice.path is not None:
         export(choice.path)

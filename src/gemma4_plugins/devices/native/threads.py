@@ -25,8 +25,8 @@ from gemma4_plugins.devices.native import loader
 
 MODE_RUN, MODE_WORK, MODE_STOP, MODE_CLOCK = range(4)
 SPIN_SECONDS = 200e-6
-"""How long an idle worker looks out for the next kernel before it sleeps: longer than the pause between two kernels,
-too short to be noticed when there is nothing to do."""
+"""How long an idle worker spins for the next kernel before it sleeps: longer than the pause between two kernels, too
+short to be noticed when there is nothing to do."""
 POOL_BYTES, SPIN_OFFSET, JOB_OFFSET = 4096, 192, 200
 MAX_ARGS, MAX_PARTS = 64, 65535
 JOIN_SECONDS = 1.0
@@ -115,7 +115,7 @@ class Runner:
         self._closed = False
 
     def run(self, program: Any, args: list[int], slot: int, parts: int) -> bool:
-        """Run a kernel's parts at once; False, with nothing run, where another thread of ours is at it or we are done.
+        """Run a kernel's parts at once; False, with nothing run, if another thread is using the pool or it has ended.
 
         The caller then runs them one after the other.
         """
@@ -134,7 +134,7 @@ class Runner:
         return True
 
     def resize(self, threads: int) -> None:
-        """Use so many threads from the next kernel on."""
+        """Use this many threads from the next kernel on."""
         with self._lock:
             if threads != self.threads and self.pool is not None:
                 self.pool.stop()
@@ -150,13 +150,13 @@ class Runner:
                 self.pool = None
 
     def forget(self) -> None:
-        """In a forked child: the threads did not come along, and the lock may be held by one that did not."""
+        """In a forked child: the threads do not exist there, and one of them may have held the lock."""
         self.pool = None
         self._lock = threading.Lock()
 
 
 runner = Runner()
-"""The one of this process."""
+"""The pool of this process."""
 
 
 def native_possible() -> bool:
@@ -165,7 +165,7 @@ def native_possible() -> bool:
 
 
 def pool_kind() -> str:
-    """What runs the parts, for reports: the pool that is there, else the one that is likely."""
+    """What runs the parts, for reports: the existing pool, else the one that would probably be made."""
     return runner.pool.kind if runner.pool is not None else "native" if native_possible() else "Python"
 
 
@@ -174,14 +174,14 @@ def make_pool(threads: int) -> Pool:
     if native_possible():
         try:
             return NativePool(threads)
-        except Exception as error:  # a compiler or loader of another kind: slower, not broken
+        except Exception as error:  # another kind of compiler or loader: slower, not broken
             if os.environ.get("GEMMA4_DEBUG") == "1":
                 print(f"gemma4: native thread pool: {type(error).__name__}: {error}", file=sys.stderr)
     return PythonPool(threads)
 
 
 def install(threads: int) -> None:
-    """Run tinygrad's CPU kernels on so many threads from now on, and let it split them accordingly."""
+    """Run tinygrad's CPU kernels on this many threads from now on, and let it split them accordingly."""
     from tinygrad.helpers import NUM_CPU_THREADS
     from tinygrad.runtime.ops_cpu import CPUProgram
 
@@ -191,7 +191,7 @@ def install(threads: int) -> None:
 
 
 def on_all_threads(original: Callable[..., float | None]) -> Callable[..., float | None]:
-    """``CPUProgram.__call__`` with the parts of a kernel at once; seconds if ``wait``."""
+    """``CPUProgram.__call__`` that runs the parts of a kernel at once; returns the seconds if ``wait``."""
 
     def call(
         self: Any,

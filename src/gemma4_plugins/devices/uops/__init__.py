@@ -14,7 +14,7 @@ one of 32, and padding a short prompt to 512 would take three times as long."""
 
 
 def operations() -> Operations:
-    """The portable operations with those that these kernels replace; ``GEMMA4_KERNELS=portable`` turns these off."""
+    """The portable operations, some replaced by these kernels; ``GEMMA4_KERNELS=portable`` turns the kernels off."""
     from gemma4_core.ops import kernels_wanted, portable
 
     if not kernels_wanted():

@@ -1,7 +1,7 @@
-"""One query position's attention over the cache, in slices of positions that thread groups take one each.
+"""One query position's attention over the cache, in slices of positions, one for each thread group.
 
-A slice leaves its own maximum, sum and weighted values; a second kernel puts the slices together. The layer's new key
-and value are made here, too: the first slice adds them to what it sees, and writes them into the cache for later steps.
+A slice produces its own maximum, sum and weighted values; a second kernel combines the slices. The layer's new key and
+value are also made here: the first slice adds them to what it sees, and writes them into the cache for later steps.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from gemma4_plugins.devices.uops.stream import Vector, inverse_rms
 from gemma4_plugins.devices.uops.writing import Kernel, combined
 
 NOTHING = -1e30
-"""The score of a position that is not there."""
+"""The score of a position that does not exist."""
 SHORT, LONG = 32, 128
-"""Positions of a slice, where up to ``FEW`` are seen, and where more are."""
+"""Positions per slice, if up to ``FEW`` are seen, and if more are."""
 FEW = 2048
 LANES = 8
 """Threads that share a key."""
 MOST_QUERIES, MOST_LONG_QUERIES = 1024, 2048
-"""Numbers of the query heads that a thread group serves, in short slices and in long ones; more heads of one key head
-are shared out, which reads their keys and values once more."""
+"""Numbers of the query heads that a thread group handles, in short slices and in long ones. If a key head has more,
+several groups share them, which reads its keys and values once more."""
 JOINING = 256
-"""Threads that put slices together."""
+"""Threads that combine slices."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Slices:
     layer: LayerConfig
     heads: int
     slots: int
-    """Of the cache."""
+    """Slots of the cache."""
     packing: Packing
-    """Of the cache's numbers."""
+    """Packing of the cache's numbers."""
 
     @property
     def size(self) -> int:
@@ -87,12 +87,12 @@ class Slices:
 
     @property
     def name(self) -> str:
-        """The part of kernels' names that tells these settings."""
+        """The part of kernels' names that encodes these settings."""
         kind = (self.layer.window or 0, int(self.layer.is_shared), int(self.layer.k_eq_v))
         return "_".join(map(str, (self.packing.name, self.size, self.heads, self.key_heads, self.slots, *kind)))
 
     def held(self, position: UOp) -> UOp:
-        """Positions of the cache that are seen: those before this one, and this one where another layer wrote it."""
+        """Positions of the cache that are seen: those before this one, and this one if another layer wrote it."""
         before = position if self.layer.window is None else position.minimum(self.layer.window - 1)
         return before + 1 if self.layer.is_shared else before
 
@@ -118,7 +118,7 @@ class Heads:
     k_norm: Tensor | None
     cos: Tensor
     sin: Tensor
-    """Of all positions, ``[positions, D / 2]``."""
+    """For all positions, ``[positions, D / 2]``."""
 
 
 def slices_of(layer: LayerConfig, heads: int, cache: Tensor) -> Slices:
@@ -141,7 +141,7 @@ def attend(cut: Slices, heads: Heads, cache: Tensor, start: UOp, eps: float) -> 
 
 @dataclass(frozen=True)
 class CurrentPosition:
-    """The key and value of the position itself, which the cache does not hold yet."""
+    """The key and value of the current position, which the cache does not hold yet."""
 
     scores: list[UOp]
     """Of each head; ``NOTHING`` in all slices but the first."""
@@ -164,7 +164,7 @@ class Slice:
         each = cut.heads // cut.key_heads // cut.together  # items of a key head
         self.key_head = self.item // each
         self.writes = self.index.eq(0) & (self.item % each).eq(0)
-        """Whether this group is the one that puts the key head's new key and value into the cache."""
+        """Whether this group is the one that writes the key head's new key and value into the cache."""
         self.words = cut.size // cut.packing.count
         held = cut.held(self.position)
         self.left = held - self.index * cut.length
@@ -175,7 +175,7 @@ class Slice:
     # ---- places
 
     def slot(self, c: UOp) -> UOp:
-        """The cache's slot of the slice's position ``c``; some slot where there is none."""
+        """The cache's slot of the slice's position ``c``; an arbitrary slot if the position does not exist."""
         slot = self.first + (c < self.left).where(c, 0)
         return slot if self.cut.layer.window is None else (slot < self.cut.slots).where(slot, slot - self.cut.slots)
 
@@ -184,7 +184,7 @@ class Slice:
         return ((kind * self.cut.key_heads + self.key_head) * self.cut.slots + slot) * self.words
 
     def numbers(self, kind: int, c: UOp, word: UOp, count: int) -> list[UOp]:
-        """The numbers of words of the slice's position ``c``, zeros where it is not there."""
+        """The numbers of words of the slice's position ``c``, zeros if it does not exist."""
         base = self.row(kind, self.slot(c)) + word
         words = [self.cache[(base + i).valid(c < self.left)] for i in range(count)]
         return [number for word in words for number in self.cut.packing.unpack(word)]
@@ -201,7 +201,7 @@ class Slice:
         return a * cos - b * sin, b * cos + a * sin
 
     def pair(self, g: int = 0) -> list[UOp]:
-        """Where this thread's pair of head ``g`` stands in memory that the group shares."""
+        """Where this thread's pair of head ``g`` is in the group's shared memory."""
         return [g * self.cut.size + self.thread, g * self.cut.size + self.cut.size // 2 + self.thread]
 
     def stores(self, values: UOp, statistics: UOp) -> list[UOp]:
@@ -263,7 +263,7 @@ class Slice:
     # ---- scores and values
 
     def scores(self, queries: UOp) -> UOp:
-        """Of the slice's positions, in shared memory, ``[positions, heads]``: several threads to a key."""
+        """Scores of the slice's positions, in shared memory, ``[positions, heads]``: several threads per key."""
         cut, kernel, heads = self.cut, self.kernel, range(self.cut.together)
         vector = vector_of(self.words)
         chunks = self.words // vector
@@ -294,7 +294,7 @@ class Slice:
         return scores.after(kernel.each(cut.length // keys, round_of))
 
     def repeated(self, count: int) -> list[UOp]:
-        """Indices below ``count`` that this thread has, all of them over all threads; some are repeated."""
+        """This thread's indices below ``count``. All threads together cover all of them; some are repeated."""
         return [(turn * self.cut.threads + self.thread) % count for turn in range(-(-count // self.cut.threads))]
 
     def weights(self, queries: UOp, new: list[UOp] | None) -> tuple[UOp, list[UOp], list[UOp]]:
@@ -337,7 +337,8 @@ class Slice:
 
 
 def combine_slices(cut: Slices, parts: Parts, start: UOp, layout: Layout) -> Tensor:
-    """What attention gives, fp32 ``[heads * D]``, of the slices' parts, as the next product wants its operand."""
+    """The result of attention, fp32 ``[heads * D]``, from the slices' parts, in the layout of the next product's
+    operand."""
     size, lanes = cut.size, next(n for n in (32, 16, 8, 4, 2) if cut.size % n == 0)
     blocks, sets = size // lanes, JOINING // lanes
     k = Kernel(f"layer_join_{cut.name}_{cut.most}_{layout.vector}", cut.heads * blocks, JOINING, start)
@@ -347,7 +348,7 @@ def combine_slices(cut: Slices, parts: Parts, start: UOp, layout: Layout) -> Ten
     count = cut.count(k.position)
 
     def part(s: UOp) -> tuple[UOp, UOp]:
-        """A slice's place among the parts, and whether it is there."""
+        """A slice's place among the parts, and whether it exists."""
         inside = s < count
         return inside.where(s, 0) * cut.heads + head, inside
 

@@ -1,4 +1,4 @@
-"""A mixture of experts for one position: chosen inside the kernel that multiplies with their rows."""
+"""A mixture of experts for one position; the kernel that multiplies with the experts' rows also selects them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gemma4_plugins.devices.uops.stream import Vector
 from gemma4_plugins.devices.uops.writing import Kernel
 
 NEVER = -1e30
-"""The router's sum of an expert that is not there."""
+"""The router's sum for an expert that does not exist."""
 
 
 class Choice:
@@ -22,8 +22,8 @@ class Choice:
         held, ranks = kernel.shared(room), kernel.shared(room, dtypes.int)
         each = lambda stores: kernel.each(steps, lambda step: stores(step * kernel.threads + kernel.thread))  # noqa: E731
 
-        # beyond the experts stand such as are never chosen, so that nothing has a condition but the last stores:
-        # tinygrad 0.14 simplifies an index under its condition, and all that the index follows from
+        # the list is padded with experts that are never chosen, so that only the last stores have a condition:
+        # tinygrad 0.14 simplifies an index under its condition, and all that the index is computed from
         def filled(e: UOp) -> list[UOp]:
             there = e < experts
             return [held[e].store(there.where(memory[there.where(e, 0)], NEVER))]
@@ -45,11 +45,11 @@ class Choice:
 
     def expert(self, place: UOp | int) -> UOp:
         """The expert that was chosen as number ``place``."""
-        # as an index's own type: a cast around what is added to it would hide that vectors are aligned
+        # in the type of indices: a cast around what is added to it would hide that vectors are aligned
         return self.experts[place].load().cast(dtypes.weakint)
 
     def shares(self, scale: Vector) -> UOp:
-        """Softmax over the chosen, each times its expert's scale, in shared memory."""
+        """Softmax over the chosen experts, each times its expert's scale, in shared memory."""
         shares = self.kernel.shared(self.count)
         relative = lambda i: (self.scores[i] - self.scores[0]).exp()  # noqa: E731
         total = self.kernel.sum_over(self.count, lambda i: [relative(i)])[0]

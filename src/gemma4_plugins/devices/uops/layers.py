@@ -1,9 +1,9 @@
-"""All layers of a token as kernels of their own: at most eight to a layer.
+"""All layers of a token as hand-written kernels: at most eight per layer.
 
-Queries, keys and values; attention by slices; slices put together; output; gate and up; down; and where there are
-per-layer inputs their gate and projection. Where there are experts: router, gate and up of the dense branch, gate and
-up of the chosen experts, down of both. What stands between two products (norms, additions, rotation, the cache's new
-entry) is part of the kernel that needs it.
+Queries, keys and values; attention by slices; combining the slices; output; gate and up; down; and with per-layer
+inputs their gate and projection. With experts: router, gate and up of the dense branch, gate and up of the chosen
+experts, down of both. The operations between two products (norms, additions, rotation, the cache's new entry) are part
+of the kernel that needs them.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from gemma4_plugins.devices.uops.writing import DoesNotFit, Kernel
 def token_layers(
     text: TextDecoder, inputs: Inputs, storage: Sequence[Tensor | None], rotation: Rotation, start: UOp
 ) -> Tensor | None:
-    """The final hidden state ``[1, 1, H]`` of one token; None for what the kernels do not serve.
+    """The final hidden state ``[1, 1, H]`` of one token; None if the kernels do not support the model.
 
     Args:
-        inputs: of one position of one row.
-        storage: the cache's buffers, which get the position's keys and values.
+        inputs: those of one position of one row.
+        storage: the cache's buffers, into which the position's keys and values are written.
         rotation: the tables of all positions.
         start: the position, a bound variable.
     """
@@ -58,12 +58,12 @@ def token_layers(
     return hidden.reshape(1, 1, -1).cast(text.dtype)  # [H] -> [1, 1, H]
 
 
-# ---- what is served
+# ---- which models are supported
 
 
 def served(text: TextDecoder, storage: Sequence[Tensor | None]) -> bool:
-    """Whether the kernels read all of the model in place: one row, whole words, weights of known kinds, those of one
-    kernel of the same kind."""
+    """Whether the kernels can read the whole model in place: one row, whole words, weights of known kinds, of the same
+    kind within a kernel."""
     caches = [cache for cache in storage if cache is not None]
     if any(int(cache.shape[1]) != 1 or cache.dtype not in (dtypes.bfloat16, dtypes.float32) for cache in caches):
         return False
@@ -72,14 +72,14 @@ def served(text: TextDecoder, storage: Sequence[Tensor | None]) -> bool:
 
 
 def kind(weights: Sequence[Weight]) -> tuple[str, int] | None:
-    """How weights are packed and how long their rows are; None for unknown ones, and where they differ."""
+    """How weights are packed and how long their rows are; None if that is unknown or if they differ."""
     found = [stored_rows(weight.matrix) for weight in weights]
     kinds = {(rows.packing.name, rows.columns) if rows is not None else None for rows in found}
     return kinds.pop() if len(kinds) == 1 else None
 
 
 def together(layer: DecoderLayer) -> Iterator[list[Weight]]:
-    """The weights of a layer, those of one kernel together."""
+    """The weights of a layer, grouped by kernel."""
     a, f = layer.attention, layer.feed_forward
     yield projections(layer)
     yield [a.o_proj]
@@ -93,7 +93,7 @@ def together(layer: DecoderLayer) -> Iterator[list[Weight]]:
 
 
 def projections(layer: DecoderLayer) -> list[Weight]:
-    """Queries, and keys and values where the layer has its own."""
+    """Queries, and also keys and values if the layer has its own."""
     a = layer.attention
     if layer.config.is_shared:
         return [a.q_proj]
@@ -101,13 +101,13 @@ def projections(layer: DecoderLayer) -> list[Weight]:
 
 
 def known(weight: Weight) -> Stored:
-    """The rows of a weight that ``served`` has seen."""
+    """The rows of a weight that ``served`` has accepted."""
     rows = stored_rows(weight.matrix)
     assert rows is not None
     return rows
 
 
-# ---- what is run
+# ---- the kernels
 
 
 def gelu_tanh(x: UOp) -> UOp:
@@ -136,7 +136,7 @@ class Token:
         return Tensor.empty(size, dtype=dtypes.float32, device=self.device)
 
     def layer(self, layer: DecoderLayer, stream: Stream) -> Stream:
-        """A layer's kernels, from the stream before it to the one behind it."""
+        """A layer's kernels, from the stream before it to the stream after it."""
         mixed, h = self.attention(layer, stream)
         stream = Stream(h, [(self.product(mixed, layer.attention.o_proj), layer.after)])
         f = layer.feed_forward
@@ -178,7 +178,7 @@ class Token:
         return Stream(h, [(self.product(gated, p.projection), p.after)])
 
     def experts(self, f: ExpertFeedForward, stream: Stream) -> Stream:
-        """Router first, which makes the new stream, too; then both branches."""
+        """The router first, which also computes the new stream; then both branches."""
         logits, h = self.of_stream(stream, f.router_scale, [known(f.router)], factor=stream.size**-0.5)
         stream = Stream(h)
         hidden, _ = self.gated(stream, f.before, known(f.gate), known(f.up), known(f.down).layout)
@@ -188,7 +188,7 @@ class Token:
         k = self.kernel(f"experts_{f.count}_{inner}", cut, gate_up, stream, down.layout)
         operand = Operand(k, stream, f.experts_before, self.eps, gate_up.layout)
         choice = Choice(k, logits, f.count)
-        # a stack's rows of an expert: gate's, then up's
+        # an expert's rows in a stack: gate's, then up's
         gates = Rows(k, gate_up, lambda row: choice.expert(row // inner) * (2 * inner) + row % inner)
         ups = gates.moved(lambda row: gates.at(row) + inner)
         out = k.write(self.empty(f.count * inner))
@@ -215,7 +215,7 @@ class Token:
         def of_expert(e: UOp) -> list[UOp]:
             """This thread's part of each row, weighted."""
             chosen = stack.moved(lambda row: choice.expert(e) * size + row)
-            first_number = e * inner  # of what the expert's gate and up gave
+            first_number = e * inner  # of the expert's part of the gated activations
             (part,) = product.partial([chosen], lambda chunk: down.layout.numbers(second, chunk, first_number))
             scales = [chosen.scale(own) for own in product.rows]
             return [v * shares[e] if s is None else v * (shares[e] * s) for v, s in zip(part, scales, strict=True)]
@@ -238,7 +238,7 @@ class Token:
     def kernel(
         self, what: str, cut: RowLayout, weights: Stored, stream: Stream, reader: Layout | None = None
     ) -> Kernel:
-        """A kernel whose name tells all that its code depends on."""
+        """A kernel whose name contains everything that its code depends on."""
         marks = [weights.packing.name, cut.count, weights.columns, len(stream.results), int(stream.scalar is not None)]
         marks += [reader.vector] if reader is not None else []
         return Kernel("_".join(("layer", what, *map(str, marks))), cut.groups, cut.threads)
@@ -274,5 +274,5 @@ class Token:
 
 
 def written(tensors: list[Tensor], operand: Operand) -> tuple[Tensor, Tensor]:
-    """The new stream, which is the old one where the kernel did not write it, and the kernel's result."""
+    """The new stream, or the old one if the kernel did not write it, and the kernel's result."""
     return (tensors[0], tensors[1]) if len(tensors) > 1 else (operand.stream, tensors[0])

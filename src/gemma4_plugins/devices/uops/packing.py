@@ -1,4 +1,4 @@
-"""Numbers as they lie in memory, 32 bits at a time.
+"""Numbers as they are stored in memory, 32 bits at a time.
 
 tinygrad 0.14 joins neighbouring loads of 32-bit words to loads of 128 bits, but not those of narrower types
 (``codegen/late/coalesce.py``). So kernels read weights, norms and the cache as words and take numbers out of them.
@@ -15,16 +15,16 @@ from tinygrad.dtype import DType
 
 @dataclass(frozen=True)
 class Packing:
-    """How numbers lie in words of 32 bits."""
+    """How numbers are packed into words of 32 bits."""
 
     name: str
     word: DType
     count: int
-    """Numbers in a word."""
+    """Numbers per word."""
     unpack: Callable[[UOp], list[UOp]]
     """A word's numbers, fp32, in order of their addresses."""
     pack: Callable[[list[UOp]], UOp] | None = None
-    """fp32 numbers to a word, rounded to nearest even; None where kernels write no such words."""
+    """Packs fp32 numbers into a word, rounded to nearest even; None if kernels write no such words."""
     rounded: Callable[[UOp], UOp] = lambda value: value
     """An fp32 number as it would be stored."""
 
@@ -45,7 +45,7 @@ def bf16_pair(word: UOp) -> list[UOp]:
 
 
 def bf16_bits(value: UOp) -> UOp:
-    """fp32 to bf16, in the high half of a word; NaN does not occur where finite weights meet finite activations."""
+    """fp32 to bf16, in the high half of a word; finite weights and activations produce no NaN."""
     bits = value.bitcast(dtypes.uint)
     return (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
 
@@ -71,5 +71,5 @@ PACKINGS = {dtypes.bfloat16: BF16, dtypes.float32: FP32, dtypes.int8: INT8}
 
 
 def vector_of(words: int) -> int:
-    """Words that one load takes from rows of so many words: 4, or fewer where rows would not be aligned."""
+    """Words per load from rows of this many words: 4, or fewer where rows would not be aligned."""
     return next(size for size in (4, 2, 1) if words % size == 0)

@@ -16,26 +16,26 @@ from gemma4_plugins.devices.uops.packing import PACKINGS, Packing, vector_of
 from gemma4_plugins.devices.uops.writing import Kernel, bounded, combined
 
 THREADS = 256
-"""Of a thread group; half as many where there would be too few groups."""
+"""Threads of a group; half as many where there would be too few groups."""
 LANES = 32
 """Threads that share a row where it is long enough: neighbours read neighbouring vectors."""
 MOST_ROWS = 8
-"""Rows of a thread at most."""
+"""The most rows per thread."""
 ENOUGH_GROUPS = 256
-"""Thread groups that fill a large GPU; with more rows than that a thread takes several, and what it knows of the vector
-serves them all."""
+"""Thread groups that fill a large GPU; with more rows than that a thread takes several, and reuses what it loaded of
+the vector for all of them."""
 LOADS = 8
-"""Vectors of weights that a thread asks for before it uses the first."""
+"""Vectors of weights that a thread loads before it uses the first."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the numbers of an operand stand: planes of four neighbours, such that threads that read neighbouring
-    vectors of weights read neighbouring numbers, too."""
+    """Where the numbers of an operand are stored: planes of four neighbours, so that threads that read neighbouring
+    vectors of weights also read neighbouring numbers."""
 
     size: int
     vector: int
-    """Numbers that stand in one vector of weights."""
+    """Numbers in one vector of weights."""
 
     @property
     def planes(self) -> int:
@@ -49,7 +49,7 @@ class Layout:
         return plane * (self.size // self.planes) + index // self.vector * 4 + index % 4
 
     def numbers(self, memory: UOp, chunk: UOp, first: UOp | int = 0) -> list[UOp]:
-        """The numbers that meet vector ``chunk`` of a row, of an operand that begins at number ``first``."""
+        """The numbers to multiply with vector ``chunk`` of a row, of an operand that begins at number ``first``."""
         if self.planes == 1:
             return [memory[first + chunk * self.vector + i] for i in range(self.vector)]
         plane = self.size // self.planes
@@ -58,7 +58,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Stored:
-    """A matrix or a stack of them as it lies in memory: rows of words, with row scales beside int8."""
+    """A matrix or a stack of them as it is stored in memory: rows of words, with row scales for int8."""
 
     tensor: Tensor
     scale: Tensor | None
@@ -109,7 +109,7 @@ class Source(Protocol):
 
 
 class Rows:
-    """Rows of one matrix or stack; ``at`` says where a row of the result stands in it."""
+    """Rows of one matrix or stack; ``at`` maps a row of the result to its row there."""
 
     def __init__(self, kernel: Kernel, shape: Stored, at: Callable[[UOp], UOp] = lambda row: row) -> None:
         self.shape, self.at = shape, at
@@ -130,7 +130,7 @@ class Rows:
 
 
 class StackedRows:
-    """The rows of several matrices under one another; each row is loaded from its own matrix."""
+    """The rows of several matrices, concatenated; each row is loaded from its own matrix."""
 
     def __init__(self, kernel: Kernel, matrices: Sequence[Stored]) -> None:
         self.shape = matrices[0]
@@ -138,7 +138,7 @@ class StackedRows:
         self.first = [sum(m.rows for m in matrices[:i]) for i in range(len(matrices))]
 
     def found(self, row: UOp, load: Callable[[Rows, UOp, UOp], UOp]) -> UOp:
-        """What is loaded for a row: of all matrices one gives it, the others zero."""
+        """What is loaded for a row: the sum over all matrices, of which only the row's own is not zero."""
         ends = [first + part.shape.rows for first, part in zip(self.first, self.parts, strict=True)]
         return combined([
             load(part, row - first, (row >= first) & (row < end))
@@ -166,17 +166,17 @@ class RowLayout:
     """How the rows of a product are distributed over the threads of a kernel."""
 
     count: int
-    """Rows in all."""
+    """Rows in total."""
     lanes: int
-    """Threads to a row."""
+    """Threads per row."""
     sets: int
-    """Rows at the same time."""
+    """Rows that a group works on at the same time."""
     rows: int
-    """Rows of a thread, one below the other."""
+    """Rows per thread, one after the other."""
 
     @staticmethod
     def of(count: int, chunks: int, sources: int = 1) -> RowLayout:
-        """For ``count`` rows of so many vectors each, in so many matrices side by side."""
+        """For ``count`` rows of this many vectors each, in this many matrices side by side."""
         lanes = next((n for n in (LANES, LANES // 2) if chunks % n == 0), LANES)
         while lanes > 1 and lanes > chunks:
             lanes //= 2
@@ -202,7 +202,7 @@ class RowLayout:
 
 
 class Product:
-    """Products of one vector with rows of several sources, which are as many and as long."""
+    """Products of one vector with rows of several sources, which have equally many rows of the same length."""
 
     def __init__(self, kernel: Kernel, cut: RowLayout) -> None:
         self.kernel, self.cut = kernel, cut
@@ -212,8 +212,8 @@ class Product:
         """This thread's rows."""
 
     def partial(self, sources: Sequence[Source], operand: Callable[[UOp], list[UOp]]) -> list[list[UOp]]:
-        """This thread's part of each row's sum, source by source. ``operand(chunk)`` are the numbers that meet vector
-        ``chunk`` of a row."""
+        """This thread's part of each row's sum, source by source. ``operand(chunk)`` are the numbers to multiply with
+        vector ``chunk`` of a row."""
         shape, cut = sources[0].shape, self.cut
         chunks, vector = shape.words // shape.vector, shape.vector
         steps = -(-chunks // cut.lanes)
@@ -238,8 +238,8 @@ class Product:
         return [sums[i : i + cut.rows] for i in range(0, len(sums), cut.rows)]
 
     def finished(self, partial: Sequence[Sequence[UOp]]) -> tuple[UOp, UOp, list[UOp]]:
-        """What the threads of each row have, added up: a row of the group, the condition under which it is this
-        thread's to write, and the row's sums."""
+        """Add up the parts of each row's threads. Returns a row of the group, the condition under which this thread
+        writes it, and the row's sums."""
         kernel, cut = self.kernel, self.cut
         stride = cut.lanes + 1  # so that rows begin in different banks
         size = cut.together * stride
@@ -262,7 +262,7 @@ class Product:
 
 
 def plain_product(operand: Tensor, matrix: Stored, name: str = "product") -> Tensor:
-    """``matrix @ operand`` fp32 ``[rows]``; the operand is fp32 and stands as the matrix's layout says."""
+    """``matrix @ operand`` fp32 ``[rows]``; the operand is fp32 and stored in the matrix's layout."""
     cut = RowLayout.of(matrix.rows, matrix.words // matrix.vector)
     k = Kernel(f"{name}_{matrix.packing.name}_{matrix.rows}_{matrix.columns}", cut.groups, cut.threads)
     x = k.read(operand)

@@ -1,4 +1,4 @@
-"""Single operations: our own kernels for one row, and for several the form that tinygrad maps to tensor cores."""
+"""Single operations: our own kernels for one row, and for several rows the form that tinygrad maps to tensor cores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemma4_plugins.devices.uops.product import Layout, Stored, plain_product, s
 
 
 def in_layout(x: Tensor, layout: Layout) -> Tensor:
-    """``x [size]`` as fp32, in the layout that a matrix needs of its operand."""
+    """``x [size]`` as fp32, in the layout that a matrix needs for its operand."""
     wide = x.cast(dtypes.float32)
     if layout.planes > 1:
         # [vectors * planes * 4] -> [planes * vectors * 4]
@@ -24,7 +24,7 @@ def in_layout(x: Tensor, layout: Layout) -> Tensor:
 
 
 def row_of(x: Tensor, matrix: Matrix) -> Stored | None:
-    """The matrix as kernels read it, where ``x`` is a single row."""
+    """The matrix as kernels read it, if ``x`` is a single row."""
     single = all(isinstance(n, int) for n in x.shape) and math.prod(x.shape[:-1]) == 1
     return stored_rows(matrix) if single else None
 
@@ -51,7 +51,7 @@ def logits(h: Tensor, head: Matrix, softcap: float | None) -> Tensor:
 
 
 def gated_mlp(x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
-    """``down(gelu_tanh(gate(x)) * up(x))``. Both products of the input are kept, since in one kernel with two loops no
-    tensor core is used."""
+    """``down(gelu_tanh(gate(x)) * up(x))``. The two products of the input stay separate, since one kernel with two
+    loops would not use tensor cores."""
     first, second = (linear(x, matrix).contiguous() for matrix in (gate, up))
     return linear(gelu_tanh(first) * second, down)

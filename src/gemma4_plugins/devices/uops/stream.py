@@ -1,7 +1,7 @@
-"""The residual stream between two products: what one gave is normalised and added, and the next one's operand made.
+"""The residual stream between two products: normalise and add the result of one, and make the operand of the next.
 
-Every thread group does this for itself, since that is cheaper than a kernel of its own; the first one writes the new
-stream down.
+Every thread group does this for itself, since that is cheaper than a separate kernel; the first group stores the new
+stream.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gemma4_plugins.devices.uops.writing import Kernel, combined
 
 @dataclass(frozen=True)
 class Stream:
-    """fp32 ``h [H]``, and what is still to be added to it before it is read."""
+    """fp32 ``h [H]``, and the results still to be added to it before it is read."""
 
     h: Tensor
     results: Sequence[tuple[Tensor, Tensor]] = field(default=())
@@ -26,7 +26,7 @@ class Stream:
     after: Tensor | None = None
     """The weight of a norm of that sum."""
     scalar: Tensor | None = None
-    """``[1]``: what the new stream is multiplied with."""
+    """``[1]``: a factor on the new stream."""
 
     @property
     def size(self) -> int:
@@ -47,7 +47,7 @@ class Vector:
 
 
 def inverse_rms(squares: UOp, size: int, eps: float) -> UOp:
-    """What a norm multiplies with, from the sum of squares."""
+    """The factor of a norm, from the sum of squares."""
     return (squares * (1.0 / size) + eps).rsqrt()
 
 
@@ -56,8 +56,8 @@ class Operand:
 
     Args:
         norm: the weight of the norm before the product; None for the stream as it is.
-        layout: how the product wants it.
-        factor: a number that it is multiplied with.
+        layout: the layout that the product expects.
+        factor: a number to multiply it with.
     """
 
     def __init__(
@@ -108,5 +108,5 @@ class Operand:
         self.memory = memory.after(kernel.spread(size, stores))
 
     def numbers(self, chunk: UOp) -> list[UOp]:
-        """Those that meet vector ``chunk`` of a row."""
+        """The numbers to multiply with vector ``chunk`` of a row."""
         return self.layout.numbers(self.memory, chunk)

@@ -13,9 +13,9 @@ from tinygrad.dtype import AddrSpace, DType
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops
 
 SHARED_BYTES, MOST_THREADS = 32768, 1024
-"""What every GPU's thread groups may share and have: METAL allows no more (tinygrad 0.14 ``renderer: shared_max``)."""
+"""Limits on shared memory and threads of a group on every GPU: METAL's (tinygrad 0.14 ``renderer: shared_max``)."""
 SUMMED_BY = 16
-"""Threads that add up what all threads of a group have, before each reads these sums."""
+"""Threads that add up the values of all threads of a group, before each thread reads these sums."""
 
 
 class DoesNotFit(Exception):
@@ -27,7 +27,7 @@ class Kernel:
 
     Args:
         name: the same for equal kernels; all that the code depends on belongs in it, for readers of a profile.
-        groups: their number, or a function from the position to it.
+        groups: the number of groups, or a function from the position to it.
         threads: of each group.
         start: the position, bound, for kernels that depend on it.
     """
@@ -145,7 +145,7 @@ def once(count: int | UOp) -> bool:
 
 
 def combined(values: Sequence[UOp], op: Ops = Ops.ADD) -> UOp:
-    """Reduce values pairwise, which keeps the chain of dependent operations short."""
+    """Reduce values pairwise, to keep the chain of dependent operations short."""
     while len(values) > 1:
         pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
         values = [pair[0].alu(op, pair[1]) if len(pair) > 1 else pair[0] for pair in pairs]

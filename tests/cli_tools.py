@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import gemma4_core.console as console_module
 from gemma4_core.cli import cli
 from gemma4_core.config import GenerationConfig
-from gemma4_core.generation.stream import Part, Stats
+from gemma4_core.generation.parts import Part, Stats
 from gemma4_core.processing.inputs import PreparedInputs
 
 console_module.LOG_SECONDS = float("inf")

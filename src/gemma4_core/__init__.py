@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from gemma4_core.contracts import (
         CheckpointFormat,
         CheckpointMetadata,
+        Constraint,
+        ConstraintBackend,
         Context,
         DeviceBackend,
         DeviceSettings,
+        Drafter,
+        DrafterBackend,
         MediaProcessor,
         ModalityTower,
         ModelTransform,
@@ -50,8 +54,11 @@ if TYPE_CHECKING:
         PluginError,
         TokenizerError,
     )
-    from gemma4_core.generation.chat import Answer, Chat
+    from gemma4_core.generation.answers import Answer
+    from gemma4_core.generation.chat import Chat
     from gemma4_core.generation.loaded_model import LoadedModel
+    from gemma4_core.generation.requests import Request
+    from gemma4_core.generation.scheduler import Scheduler
     from gemma4_core.hookspecs import hookimpl, hookspec
     from gemma4_core.loading import load_pretrained
     from gemma4_core.model import GemmaModel
@@ -77,12 +84,16 @@ __all__ = [
     "CheckpointFormat",
     "CheckpointMetadata",
     "ConfigError",
+    "Constraint",
+    "ConstraintBackend",
     "Context",
     "DenseMatrix",
     "DenseStack",
     "DeviceBackend",
     "DeviceError",
     "DeviceSettings",
+    "Drafter",
+    "DrafterBackend",
     "Encoded",
     "ExpertStack",
     "FileSource",
@@ -103,7 +114,9 @@ __all__ = [
     "PluginManager",
     "PreparedMedia",
     "Registry",
+    "Request",
     "RowSource",
+    "Scheduler",
     "StreamDecoder",
     "TensorInfo",
     "Tokenizer",
@@ -130,7 +143,8 @@ __all__ = [
 
 _MODULES = {
     "contracts": (
-        "CheckpointFormat CheckpointMetadata Context DeviceBackend DeviceSettings MediaProcessor ModalityTower"
+        "CheckpointFormat CheckpointMetadata Constraint ConstraintBackend Context DeviceBackend DeviceSettings Drafter"
+        " DrafterBackend MediaProcessor ModalityTower"
         " ModelTransform Option OptimizerBackend PreparedMedia StreamDecoder TensorInfo Tokenizer TokenizerBackend"
         " Tower TrainedPart WeightBlocks WeightSource"
     ),
@@ -138,8 +152,11 @@ _MODULES = {
     "checkpoint.saving": "Encoded save_safetensors",
     "checkpoint.source": "FileSource RowSource",
     "errors": "CheckpointError ConfigError DeviceError Gemma4Error InputError PluginError TokenizerError",
-    "generation.chat": "Answer Chat",
+    "generation.answers": "Answer",
+    "generation.chat": "Chat",
     "generation.loaded_model": "LoadedModel",
+    "generation.requests": "Request",
+    "generation.scheduler": "Scheduler",
     "hookspecs": "hookimpl hookspec",
     "loading": "load_pretrained",
     "model": "GemmaModel",

@@ -14,7 +14,9 @@ import pluggy
 if TYPE_CHECKING:
     from gemma4_core.contracts import (
         CheckpointFormat,
+        ConstraintBackend,
         DeviceBackend,
+        DrafterBackend,
         ModalityTower,
         ModelTransform,
         OptimizerBackend,
@@ -54,3 +56,13 @@ def gemma4_optimizers() -> list[OptimizerBackend]:  # type: ignore[empty-body]
 @hookspec
 def gemma4_model_transforms() -> list[ModelTransform]:  # type: ignore[empty-body]
     """Changes to an assembled model before it runs or trains, such as adapters."""
+
+
+@hookspec
+def gemma4_drafters() -> list[DrafterBackend]:  # type: ignore[empty-body]
+    """Ways to propose tokens that one step of the model then checks."""
+
+
+@hookspec
+def gemma4_constraints() -> list[ConstraintBackend]:  # type: ignore[empty-body]
+    """Ways to hold an answer to a form, such as a JSON schema."""

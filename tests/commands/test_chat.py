@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gemma4_core import Chat, InputError, load_pretrained
-from gemma4_core.generation.chat import Answer
+from gemma4_core.generation.answers import Answer
 from gemma4_core.generation.loaded_model import LoadedModel
 
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "picture.jpg"

@@ -15,8 +15,8 @@ from cli_tools import FakeModel, Ran, failure, gemma4, parts
 
 from gemma4_core.cli.interrupt import Interrupt
 from gemma4_core.errors import InputError
-from gemma4_core.generation.chat import Answer
-from gemma4_core.generation.stream import Part
+from gemma4_core.generation.answers import Answer
+from gemma4_core.generation.parts import Part
 from gemma4_plugins.commands.chat.conversation import Conversation
 from gemma4_plugins.commands.chat.line_editor import file_names, history_path
 from gemma4_plugins.commands.chat.repl import Repl

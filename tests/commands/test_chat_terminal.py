@@ -22,7 +22,7 @@ os.close(os.open(os.ttyname(0), os.O_RDWR))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv.pop(1))
 from cli_tools import FakeModel, parts
-from gemma4_core.generation.stream import Part
+from gemma4_core.generation.parts import Part
 import gemma4_core.loading
 
 def answer(asked):

@@ -15,7 +15,7 @@ from tiny_model import write_tiny_checkpoint
 
 from gemma4_core.cli.commands import commands, is_ours
 from gemma4_core.config import GenerationConfig
-from gemma4_core.generation.stream import Part
+from gemma4_core.generation.parts import Part
 
 FLAT_TOOLS = Path(__file__).parents[1] / "data/cases/flat-tools"
 

@@ -9,7 +9,7 @@ import pytest
 
 from gemma4_core import GemmaModel, load_pretrained
 from gemma4_core.generation import stream
-from gemma4_core.generation.stream import Part
+from gemma4_core.generation.parts import Part
 from gemma4_core.generation.tokens import Token
 
 TOOLS = [{"name": "get", "inputSchema": {"type": "object"}}]

@@ -10,8 +10,8 @@ from gemma4_core.cli.output import DIM, PLAIN, colour, on_terminal, write
 from gemma4_core.formatting import human_bytes, three_digits
 
 if TYPE_CHECKING:
-    from gemma4_core.generation.chat import Answer
-    from gemma4_core.generation.stream import Part, Stats
+    from gemma4_core.generation.answers import Answer
+    from gemma4_core.generation.parts import Part, Stats
 
 UNSAFE = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
 """Control characters, with which a model could control the terminal. Files and pipes get them unchanged."""
@@ -117,7 +117,7 @@ class Printer:
 
 def show_all(parts: Iterable[Part], printer: Printer | None) -> Answer:
     """Collect an answer, printing it on the way."""
-    from gemma4_core.generation.chat import Answer
+    from gemma4_core.generation.answers import Answer
 
     answer = Answer()
     for part in parts:

@@ -4,12 +4,15 @@ A description is cheap to make and opens nothing; the work is in its factories, 
 is needed. The protocols beside them say what a factory must return.
 """
 
+from gemma4_core.contracts.constraints import ConstraintBackend
 from gemma4_core.contracts.context import FORMAT_KEY, Context, Headers, Matches, Option, SideFile, TensorInfo, always
 from gemma4_core.contracts.devices import DeviceBackend, DeviceSettings, Staging
+from gemma4_core.contracts.drafters import DrafterBackend
 from gemma4_core.contracts.formats import CheckpointFormat, CheckpointMetadata, WeightBlocks, WeightSource
 from gemma4_core.contracts.kinds import KINDS, Description
 from gemma4_core.contracts.modalities import MediaProcessor, ModalityTower, PreparedMedia, Tower
 from gemma4_core.contracts.optimizers import Optimizer, OptimizerBackend
+from gemma4_core.contracts.steps import Constraint, Drafter
 from gemma4_core.contracts.tokenizers import StreamDecoder, Tokenizer, TokenizerBackend
 from gemma4_core.contracts.transforms import ModelTransform, TrainedPart
 
@@ -18,10 +21,14 @@ __all__ = [
     "KINDS",
     "CheckpointFormat",
     "CheckpointMetadata",
+    "Constraint",
+    "ConstraintBackend",
     "Context",
     "Description",
     "DeviceBackend",
     "DeviceSettings",
+    "Drafter",
+    "DrafterBackend",
     "Headers",
     "Matches",
     "MediaProcessor",

@@ -8,6 +8,7 @@ vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +62,7 @@ class Rows:
     def runs(self) -> list[slice]:
         """The rows of each slot."""
         cuts = [0, *(np.flatnonzero(np.diff(self.slot)) + 1).tolist(), len(self.slot)]
-        return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        return [slice(a, b) for a, b in pairwise(cuts)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +75,15 @@ class SamplingRows:
     seed: np.ndarray
     """uint32 ``[M]``."""
     counts: Tensor | None = None
-    """int32 ``[S, V]``: how often an id was generated in each slot's answer, plus 2**30 where the prompt holds it. Steps
-    count what they choose. None where no row has a penalty."""
+    """int32 ``[S, V]``: how often an id was generated in each slot's answer, plus 2**30 where the prompt holds it.
+    Steps count what they choose. None where no row has a penalty."""
     bias: Tensor | None = None
     """fp32 ``[S, V]`` by slot, added to the logits; None where no row has any."""
     mask: np.ndarray | None = None
     """uint32 ``[M, ceil(V / 32)]``: a bit for each allowed id; None where all rows may choose any."""
     drafted: np.ndarray | None = None
-    """int32 ``[M, k]``: ids that a row takes for generated besides ``counts``, -1 for none. With it nothing is counted."""
+    """int32 ``[M, k]``: ids that a row takes for generated besides ``counts``, -1 for none. With it nothing is
+    counted."""
 
     @property
     def plain(self) -> bool:

@@ -55,6 +55,10 @@ class Slots(Protocol):
     def release(self, slot: int) -> None:
         """Give a slot back."""
 
+    def tokens(self, slot: int) -> Sequence[int]:
+        """The ids that a slot holds, negative numbers where soft tokens stand: the same list as long as one sequence
+        has the slot."""
+
 
 class DecoderView(Protocol):
     """What a device sees of the decoder. It reads weights where they lie and changes nothing of them."""
@@ -177,10 +181,11 @@ class Drafter(Protocol):
     """Proposes the tokens that may follow; built for a model and its slots. The target model decides what is kept."""
 
     needs_hidden: bool
-    """Whether ``propose`` wants the final hidden states of the last rows."""
+    """Whether ``propose`` wants hidden states."""
 
-    def propose(self, rows: Rows, hidden: Tensor | None, k: int) -> Tensor:
-        """int32 ``[N, k]`` on the device: what may follow each row, -1 where it has nothing to propose."""
+    def propose(self, rows: Rows, hidden: Tensor | None, k: int) -> Tensor | np.ndarray:
+        """int32 ``[N, k]``: what may follow each row, -1 from where it has nothing to propose. The rows are the newest
+        token of each sequence, which its slot does not hold yet; ``hidden [N, H]`` is what they were chosen from."""
 
 
 class Constraint(Protocol):

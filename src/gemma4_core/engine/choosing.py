@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tinygrad import Tensor, dtypes
@@ -146,7 +146,7 @@ class Chooser:
 
             graph = CapturedGraph(run, stored_graphs(self.model, None), key)
             self.model.graphs[key] = (graph, GraphInputs(self.model.device))
-        graph, put = self.model.graphs[key]  # type: ignore[misc]
+        graph, put = cast(tuple[CapturedGraph, GraphInputs], self.model.graphs[key])
         ids, logprobs, logits = graph(source, self.inputs(put, rows, sampling, size))
         return Outcome(ids, logprobs, logits=logits, count=len(rows.wanted))
 

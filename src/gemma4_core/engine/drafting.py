@@ -1,22 +1,20 @@
-"""Drafting: proposed tokens that one step checks, how many, and whether they pay."""
+"""Drafting: how many tokens are proposed for a sequence, and whether that pays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gemma4_core.contracts.steps import Drafter, Slots
 
 LONGEST = 8
 """Most tokens proposed at once, where nothing else is asked for."""
 TRIES, REST = 4, 64
-"""After so many proposals of which no token was kept, nothing is proposed for so many tokens."""
-
-
-class Proposer(Protocol):
-    """Proposes what may follow the ids of one sequence."""
-
-    def propose(self, ids: Sequence[int], count: int) -> list[int]:
-        """At most ``count`` ids, none where it has no idea."""
+"""After so many proposals in a row of which no token was kept, nothing is proposed for so many tokens."""
 
 
 @dataclass
@@ -31,23 +29,28 @@ class DraftStats:
 
 @dataclass
 class Drafting:
-    """One sequence's drafts. The number proposed grows while all are kept and shrinks to what was kept otherwise."""
+    """One sequence's drafts. The number proposed grows while all are kept, and falls to what was kept otherwise."""
 
-    proposer: Proposer
+    name: str
+    """The drafter's."""
+    build: Callable[[Slots], Drafter]
+    """Makes the drafter for some slots; sequences of one scheduler share it."""
     most: int = LONGEST
     count: int = 4
+    """Tokens that are proposed next."""
     stats: DraftStats = field(default_factory=DraftStats)
+    hidden: np.ndarray | None = None
+    """``[H]``: the final hidden state that the newest token was chosen from, for drafters that need it."""
     failures: int = 0
     rest: int = 0
     """Tokens before anything is proposed again."""
 
-    def propose(self, ids: Sequence[int], room: int) -> list[int]:
-        """Ids that may follow, at most ``room``."""
+    def wanted(self, room: int) -> int:
+        """How many tokens to propose now, where there is room for so many."""
         if self.rest > 0:
             self.rest -= 1
-            return []
-        count = min(self.count, self.most, room)
-        return list(self.proposer.propose(ids, count))[:count] if count > 0 else []
+            return 0
+        return max(min(self.count, self.most, room), 0)
 
     def checked(self, proposed: int, accepted: int) -> None:
         """Take in how many of the ids proposed were what the model chose."""
@@ -58,28 +61,3 @@ class Drafting:
         self.failures = 0 if accepted else self.failures + 1
         if self.failures >= TRIES:
             self.failures, self.rest = 0, REST
-
-
-class Lookup:
-    """Proposes what followed the last occurrence of the newest ids: for answers that repeat parts of their prompt.
-
-    The longest of the last 1 to ``longest`` ids that occurred before decides.
-    """
-
-    def __init__(self, longest: int = 4) -> None:
-        self.longest = longest
-        self.places: dict[tuple[int, ...], int] = {}
-        """Where each n-gram was last followed by something: the position behind it."""
-        self.seen = 0
-
-    def propose(self, ids: Sequence[int], count: int) -> list[int]:
-        """See ``Proposer``. Ids of one sequence, each time the same with some more."""
-        for end in range(self.seen + 1, len(ids)):
-            for n in range(1, min(self.longest, end) + 1):
-                self.places[tuple(ids[end - n : end])] = end
-        self.seen = max(self.seen, len(ids) - 1)
-        for n in range(min(self.longest, len(ids)), 1, -1):
-            place = self.places.get(tuple(ids[-n:]))
-            if place is not None:
-                return list(ids[place : place + count])
-        return []

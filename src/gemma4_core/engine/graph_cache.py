@@ -38,8 +38,8 @@ from gemma4_core.plugins.packages import package_of, package_state
 if TYPE_CHECKING:
     from tinygrad.engine.jit import CapturedJit
 
-    from gemma4_core.model.slots import SlotStore
     from gemma4_core.model.model import GemmaModel
+    from gemma4_core.model.slots import SlotStore
     from gemma4_core.weights import ExpertStack, Matrix
 
 MAX_FILES = 64

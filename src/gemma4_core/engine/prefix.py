@@ -73,7 +73,8 @@ class PrefixStore:
 
     def keep(self, source: int, length: int) -> None:
         """Take a snapshot of a slot's first ``length`` positions, in place of the least recently used one."""
-        if not self.kept or any(self.slots.held[slot].same_beginning(self.slots.held[source], length) for slot in self.kept):
+        held = self.slots.held
+        if not self.kept or any(held[slot].same_beginning(held[source], length) for slot in self.kept):
             return
         slot = next(iter(self.kept))
         self.kept.move_to_end(slot)

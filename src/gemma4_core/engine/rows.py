@@ -27,8 +27,8 @@ def bucket(count: int) -> int:
 def prompt_rows(
     placed: PlacedPrompt, row: int, start: int, stop: int, *, slot: int, at: int, wanted: Sequence[int] | None = None
 ) -> Rows:
-    """Positions ``start … stop - 1`` of one row of a prompt, as rows of a slot from position ``at`` on. ``wanted`` counts
-    from the first of them; None is all."""
+    """Positions ``start … stop - 1`` of one row of a prompt, as rows of a slot from position ``at`` on. ``wanted``
+    counts from the first of them; None is all."""
     here, count = slice(start, stop), stop - start
     media = None
     if placed.soft is not None and placed.soft_tokens is not None and (placed.soft[row, here] >= 0).any():

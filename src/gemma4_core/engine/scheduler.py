@@ -18,6 +18,7 @@ from gemma4_core.contracts.steps import StepResult
 from gemma4_core.engine.choices import SamplingTable, host_choice, top_tokens
 from gemma4_core.engine.engine import Engine
 from gemma4_core.engine.prefix import WORTH, PrefixStore
+from gemma4_core.engine.proposals import Proposals
 from gemma4_core.engine.rows import chunks, common_ids, greedy_rows, joined, prompt_rows
 from gemma4_core.engine.sequence import Sequence, SlotLane, Token
 from gemma4_core.errors import Gemma4Error, InputError
@@ -78,6 +79,7 @@ class TokenScheduler:
         text = self.engine.model.config.text_config
         self._every_id_runs = text.usable_ids == text.vocab_size
         self._table = SamplingTable(self.engine.model, 1 if self.slots is None else self.slots.count)
+        self._proposals = Proposals(self.engine, self._table)
         self._prompt_rate = 0.0
         """Prompt positions per second, as measured."""
 
@@ -121,6 +123,12 @@ class TokenScheduler:
         self.waiting = deque(sequence for sequence in self.waiting if sequence.finish_reason is None)
         self._forget_ended()
 
+    def finish(self, sequence: Sequence, reason: str) -> None:
+        """End a sequence between steps, such as at a stop string."""
+        if sequence.finish_reason is None:
+            self._end(sequence, reason)
+        self._forget_ended()
+
     def _end(self, sequence: Sequence, reason: str) -> None:
         sequence.finish_reason = reason
         sequence.last = time.perf_counter()
@@ -139,9 +147,8 @@ class TokenScheduler:
         """Give slots to those that came first, in order."""
         while self.waiting and len(self.active) < self.parallel:
             sequence = self.waiting[0]
-            if self.slots is not None:
-                if not self._give_slot(sequence, self.slots):
-                    return
+            if self.slots is not None and not self._give_slot(sequence, self.slots):
+                return
             sequence.admitted = time.perf_counter()
             assert sequence.lane is not None
             self._table.start(sequence)
@@ -270,14 +277,14 @@ class TokenScheduler:
 
     def _issue_ahead(self, ready: list[Sequence]) -> None:
         before = self.issued[-1]
-        parts = [self._rows(sequence, []) for sequence in ready]
+        parts = [sequence.next_rows() for sequence in ready]
         rows = joined(parts)
         rows = Rows(before.result.ids, rows.slot, rows.position, rows.wanted)
         self.issued.append(self._run(rows, ready, [[] for _ in ready], before.sampling))
 
     def _decode(self, group: list[Sequence]) -> Issued:
-        drafts = [self._drafts(sequence) for sequence in group]
-        rows = joined([self._rows(sequence, draft) for sequence, draft in zip(group, drafts, strict=True)])
+        drafts = self._proposals.of(group)
+        rows = joined([sequence.next_rows(draft) for sequence, draft in zip(group, drafts, strict=True)])
         return self._run(rows, group, drafts, self._choosing(group, drafts))
 
     def _choosing(self, group: list[Sequence], drafts: list[list[int]] | None = None) -> SamplingRows:
@@ -286,21 +293,11 @@ class TokenScheduler:
             return greedy_rows(len(group))
         return self._table.rows(group, drafts)
 
-    def _rows(self, sequence: Sequence, draft: list[int]) -> Rows:
-        """The next token of a sequence with what may follow it."""
-        lane, at = sequence.lane, sequence.length + sequence.run
-        assert lane is not None
-        lane.reserve(at + 1 + len(draft))
-        known = sequence.tokens[sequence.run : sequence.run + 1] or [0]
-        ids = np.array([*known, *draft], np.int32)
-        return Rows(ids, np.full(len(ids), lane.slot, np.int32), np.arange(at, at + len(ids), dtype=np.int32),
-                    np.arange(len(ids), dtype=np.int32))
-
     def _run(self, rows: Rows, group: list[Sequence], drafts: list[list[int]], sampling: SamplingRows | None) -> Issued:
         lane = group[0].lane
         assert lane is not None
         logits = any(sequence.choices.wants_logits for sequence in group)
-        result = self.engine.run(lane.slots, rows, sampling, logits=logits)
+        result = self.engine.run(lane.slots, rows, sampling, hidden=self._proposals.wants_hidden(group), logits=logits)
         for sequence in group:
             sequence.run += 1
             sequence.note()
@@ -309,34 +306,25 @@ class TokenScheduler:
         self.counts.most_rows = max(self.counts.most_rows, len(group))
         return Issued(result, group, drafts, sampling)
 
-    def _drafts(self, sequence: Sequence) -> list[int]:
-        drafting = sequence.drafting
-        if drafting is None or sequence.choices.processors:
-            return []
-        lane = sequence.lane
-        assert lane is not None
-        text = self.engine.model.config.text_config
-        # the rows must fit into the answer, the slot, the slack of the rings and a chunk
-        room = min(sequence.limit - len(sequence.tokens) - 1, lane.slots.capacity - sequence.length - sequence.run - 1,
-                   self.engine.model.chunk - 1)
-        proposed = drafting.propose(sequence.ids, room)
-        usable = next((i for i, token in enumerate(proposed) if not 0 <= token < text.usable_ids), len(proposed))
-        return self._table.allowed(sequence, proposed[:usable])
-
     # ------------------------------------------------------------------------------------------- results
 
     def _read(self, issued: Issued) -> list[Event]:
         """Wait for a step and hand out what it chose."""
         choices = issued.result.read()
         logits = self._host_logits(issued)
+        hidden = issued.result.hidden if self._proposals.wants_hidden(issued.sequences) else None
+        states = None if hidden is None else hidden.float().numpy()
         events: list[Event] = []
         at = 0
         for sequence, draft in zip(issued.sequences, issued.drafts, strict=True):
             mine = choices[at : at + 1 + len(draft)]
             rows = None if logits is None else logits[at : at + len(mine)]
-            at += 1 + len(draft)
+            first, at = at, at + 1 + len(draft)
             if sequence.finish_reason is None:
+                before = len(sequence.tokens)
                 events += self._take(sequence, draft, mine, rows)
+                if states is not None and sequence.drafting is not None:
+                    sequence.drafting.hidden = states[first + max(len(sequence.tokens) - before - 1, 0)]
             elif sequence.error is not None and isinstance(issued.result, _Nothing):
                 events.append((sequence, None))
         if issued.sampling is not None and issued.sampling.drafted is not None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from gemma4_core.model.media import MediaTime, PlacedPrompt
+from gemma4_core.contracts.rows import Rows
+from gemma4_core.model.media import PlacedPrompt
 from gemma4_core.model.slots import Held, SlotStore
 
 if TYPE_CHECKING:
@@ -113,7 +114,6 @@ class Sequence:
     error: Exception | None = None
     cancelled: bool = False
     """Set from any thread; the scheduler sees it before its next step."""
-    media: dict[str, MediaTime] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
     """When it was submitted, got its slot, got its first token and its last, by ``time.perf_counter()``."""
     admitted: float = 0.0
@@ -150,3 +150,13 @@ class Sequence:
         """Record in the slot the chosen tokens whose rows were run."""
         done = self.held.length - self.length
         self.held.note(self.tokens[done : min(self.run, len(self.tokens))])
+
+    def next_rows(self, draft: list[int] | None = None) -> Rows:
+        """The newest token with what may follow it, each of which chooses. The id is 0 where it is still on the
+        device."""
+        lane, at = self.lane, self.length + self.run
+        assert lane is not None
+        ids = np.array([*(self.tokens[self.run : self.run + 1] or [0]), *(draft or [])], np.int32)
+        lane.reserve(at + len(ids))
+        numbers = np.arange(len(ids), dtype=np.int32)
+        return Rows(ids, np.full(len(ids), lane.slot, np.int32), at + numbers, numbers)

@@ -10,11 +10,13 @@ from gemma4_core.plugins import registry
 from gemma4_core.plugins.options import refuse_unknown
 
 
-def check_keywords(function: Callable[..., Any], given: Mapping[str, Any], more: Iterable[str]) -> None:
+def check_keywords(
+    function: Callable[..., Any], given: Mapping[str, Any], more: Iterable[str], name: str | None = None
+) -> None:
     """Raise InputError for a keyword that is neither the function's own nor one of ``more``, naming the nearest."""
     if given:
         own = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
-        refuse_unknown(f"option of {function.__name__}", given, {*own, "max_new_tokens", *more})
+        refuse_unknown(f"option of {name or function.__name__}", given, {*own, "max_new_tokens", *more})
 
 
 def feature_keywords() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -12,16 +12,20 @@ from tinygrad.dtype import DType
 
 from gemma4_core.checkpoint.model_weights import save_weights
 from gemma4_core.config import GenerationConfig
-from gemma4_core.contracts import Context, ModalityTower, Tokenizer
+from gemma4_core.contracts import Constraint, Context, ModalityTower, Tokenizer
+from gemma4_core.engine.drafting import LONGEST
 from gemma4_core.engine.engine import Engine
 from gemma4_core.engine.forward import Logits, forward_ids, forward_inside
+from gemma4_core.engine.sequence import LogitsProcessor
 from gemma4_core.errors import InputError
+from gemma4_core.generation.answers import Answer
 from gemma4_core.generation.embedding import embed
 from gemma4_core.generation.html import model_table
 from gemma4_core.generation.keywords import check_keywords, feature_keywords, media_keywords
-from gemma4_core.generation.sampling import Sampling
-from gemma4_core.generation.stream import AnswerStream, NoText, answer_stream
-from gemma4_core.generation.tokens import Generation, check_prompt, run
+from gemma4_core.generation.requests import Request
+from gemma4_core.generation.scheduler import answer_all
+from gemma4_core.generation.stream import AnswerStream, answer_stream
+from gemma4_core.generation.tokens import CheckedPrompt, check_prompt, run
 from gemma4_core.model.cache import GemmaCache
 from gemma4_core.model.layer_outputs import LayerOutputs
 from gemma4_core.model.model import GemmaModel
@@ -29,7 +33,7 @@ from gemma4_core.model.ple import HostTable
 from gemma4_core.ops import Operations
 from gemma4_core.processing.inputs import PreparedInputs
 from gemma4_core.processing.processor import GemmaMultimodalProcessor
-from gemma4_core.text import AnswerSplitter, ChatTemplate, StopStrings, has_text
+from gemma4_core.text import ChatTemplate
 from gemma4_core.weights import Weight
 
 
@@ -142,13 +146,21 @@ class LoadedModel(GemmaModel):
         max_new_tokens: int | None = None,
         *,
         cache: GemmaCache | None = None,
+        stop_ids: Sequence[int] | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
-        stop_ids: Sequence[int] | None = None,
+        ignore_eos: bool = False,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        constraint: Constraint | Mapping[str, Any] | None = None,
+        draft: str | None = None,
+        num_draft_tokens: int = LONGEST,
         **media: Any,
     ) -> Iterator[int]:
         """Yield the ids that follow a prompt of ids, one by one.
@@ -160,14 +172,16 @@ class LoadedModel(GemmaModel):
             ids: the prompt, one row of token ids: a list, an array or a tensor.
             max_new_tokens: most ids to yield; None is up to the end of the context.
             cache: of ``make_cache``; what it holds of the prompt already is not run again.
+            stop_ids: ids that end the answer and are not yielded; None is ``stop_ids`` of the model.
             temperature: 0 is greedy; above 0 samples.
             top_k: sample among the so many likeliest ids; None or 0 is off.
             top_p: sample among the likeliest ids of this total probability; None or 1 is off.
             min_p: sample among ids at least this likely, relative to the likeliest; None or 0 is off.
-            repetition_penalty: above 1 makes ids seen before less likely.
-            seed: makes sampling repeatable.
-            stop_ids: ids that end the answer and are not yielded; None is generation_config.json's.
+            repetition_penalty: divides the scores of ids that occurred; None or 1 is off.
+            seed: makes sampled ids the same each time; None draws one.
             media: what the processor returned for images and sound, by the keywords of ``forward_ids``.
+            presence_penalty, frequency_penalty, logit_bias, ignore_eos, logits_processor, constraint, draft,
+                num_draft_tokens: as for ``Request``.
 
         Raises:
             InputError: before anything runs, for ids outside the vocabulary, values outside their bounds, media that
@@ -178,14 +192,23 @@ class LoadedModel(GemmaModel):
             ids = model.processor.prepare_inputs("Once upon a time").input_ids
             print(model.tokenizer.decode(list(model.generate(ids, max_new_tokens=32))))
         """
-        filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
-        sampling = Sampling.of(temperature, **filters, repetition_penalty=repetition_penalty, seed=seed)
         check_keywords(LoadedModel.generate, media, feature_keywords())
-        prompt = check_prompt(self, ids, max_new_tokens, cache, media)
-        return (token.id for token in run(self.engine, prompt, sampling.choices(), self._stop_ids(stop_ids), Generation()))
+        request = Request(
+            prompt_tokens=(), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed, stop_ids=stop_ids,
+            ignore_eos=ignore_eos, logits_processor=logits_processor, constraint=constraint, draft=draft,
+            num_draft_tokens=num_draft_tokens,
+        )
+        prompt = self._checked(request, ids, max_new_tokens, cache, media)
+        return (token.id for token in run(self.engine, prompt))
 
-    def _stop_ids(self, given: Sequence[int] | None) -> tuple[int, ...]:
-        return self.stop_ids if given is None else tuple(given)
+    def _checked(
+        self, request: Request, ids: Any, max_new_tokens: int | None, cache: GemmaCache | None, media: Mapping[str, Any]
+    ) -> CheckedPrompt:
+        """A request's sequence, checked, and the cache that it runs in."""
+        choices, drafting = request.choices(self), request.drafting(self)
+        return check_prompt(self, ids, max_new_tokens, cache, media, choices, request.ends(self), drafting)
 
     # ------------------------------------------------------------------------------------------- text
 
@@ -196,17 +219,26 @@ class LoadedModel(GemmaModel):
         *,
         prompt_tokens: Sequence[int] | None = None,
         cache: GemmaCache | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
         literal: bool = False,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+        top_logprobs: int = 0,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        constraint: Constraint | Mapping[str, Any] | None = None,
+        draft: str | None = None,
+        num_draft_tokens: int = LONGEST,
         **media: Any,
     ) -> AnswerStream:
         """Yield an answer as text, part by part: ``text``, ``kind`` (``text``, ``thinking``, ``tool_call``), ``token``,
@@ -227,6 +259,8 @@ class LoadedModel(GemmaModel):
             tools: declarations of tools that the model may call; calls in other spellings than its own are found too.
             thinking: lets the template make the model think first.
             literal: special tokens that are spelt in the prompt, in messages or in tools are text.
+            presence_penalty, frequency_penalty, logit_bias, ignore_eos, top_logprobs, logits_processor, constraint,
+                draft, num_draft_tokens: as for ``Request``.
             media: files, images or arrays by each modality's keyword, such as ``images=[…]`` and ``audio=[…]``, and
                 the options of modalities, such as ``image_tokens``.
 
@@ -236,45 +270,42 @@ class LoadedModel(GemmaModel):
         Raises:
             InputError, TokenizerError: before anything runs, also for an unknown keyword, naming the nearest.
         """
-        filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
-        self._check_text(prompt_or_messages, prompt_tokens, stop)
-        sampling = Sampling.of(temperature, **filters, repetition_penalty=repetition_penalty, seed=seed)
         check_keywords(LoadedModel.stream_generate, media, media_keywords())
-        rendering = {"tools": tools, "thinking": thinking, "literal": literal}
-        ids, features = self._prepared(prompt_or_messages, prompt_tokens, rendering, media)
-        prompt = check_prompt(self, ids, max_new_tokens, cache, features)
-        splitter = self._splitter(prompt.ids, tools)
-        ends = self._stop_ids(stop_ids)
-        return answer_stream(self.engine, prompt, sampling, ends, StopStrings(stop), splitter, self.load_seconds)
-
-    def _check_text(self, prompt: Any, tokens: Any, stop: Sequence[str]) -> None:
-        """Raise InputError unless there is one prompt, which the tokenizer can read, and stop strings that it can."""
-        if (prompt is None) == (tokens is None):
+        if (prompt_or_messages is None) == (prompt_tokens is None):
             raise InputError("give exactly one of prompt_or_messages and prompt_tokens")
-        StopStrings(stop)
-        ready = tokens is not None or isinstance(prompt, PreparedInputs)
-        if not has_text(self.tokenizer) and (not ready or stop):
-            what = f"the stop string {stop[0]!r}" if ready else "a prompt of text"
-            raise InputError(f"{what} needs a tokenizer, {self.context.path} has none: give token ids "
-                             f"(prompt_tokens=, --prompt-tokens)")
-        if is_ids(prompt):
-            raise InputError("prompt_or_messages is a list of token ids: give them as prompt_tokens=")
+        request = Request.of(
+            prompt_or_messages, prompt_tokens=prompt_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed, stop=stop, stop_ids=stop_ids,
+            ignore_eos=ignore_eos, tools=tools, thinking=thinking, literal=literal, top_logprobs=top_logprobs,
+            logits_processor=logits_processor, constraint=constraint, draft=draft, num_draft_tokens=num_draft_tokens,
+            **media,
+        )
+        request.check_text(self)
+        ids, features = request.inputs(self)
+        prompt = self._checked(request, ids, max_new_tokens, cache, features)
+        return answer_stream(self.engine, prompt, request.parts(self, prompt.sequence.ids), self.load_seconds)
 
-    def _prepared(
-        self, prompt: Any, tokens: Sequence[int] | None, rendering: Mapping[str, Any], media: Mapping[str, Any]
-    ) -> tuple[Any, Mapping[str, Any]]:
-        """Ids and features of a prompt; those of one that is prepared already as they are."""
-        if isinstance(prompt, PreparedInputs):
-            if media:
-                raise InputError(f"{next(iter(media))}: a prepared prompt holds its media already")
-            return prompt.input_ids, prompt.features
-        if tokens is not None and not media:
-            return tokens, {}
-        made = self.processor.prepare_inputs(prompt if tokens is None else list(tokens), **rendering, **media)
-        return made.input_ids, made.features
+    def answer_all(
+        self, requests: Iterable[Request | str | Sequence[Mapping[str, Any]]], *, parallel: int | str = 8,
+        context: int | None = None,
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yield the answers to many requests as they finish, each with the number of its request.
 
-    def _splitter(self, ids: list[int], tools: Sequence[Mapping[str, Any]] | None) -> AnswerSplitter | NoText:
-        return AnswerSplitter(self.tokenizer, ids, tools=tools) if has_text(self.tokenizer) else NoText()
+        ::
+
+            for index, answer in model.answer_all(["One,", Request(messages=[…], temperature=0.7)], parallel=8):
+                print(index, answer.text)
+
+        Args:
+            requests: ``Request`` objects, raw prompts or lists of messages. They are taken as they are needed.
+            parallel: how many run at once, or ``auto``: as many as fit into free memory.
+            context: positions for each prompt with its answer; None is the model's context, at most 8192.
+
+        Raises:
+            InputError: for ``parallel`` or ``context``. A bad request has its ``error`` in its answer.
+        """
+        return answer_all(self, requests, parallel, context)
 
     def embed(self, texts: str | Sequence[str]) -> np.ndarray:
         """One vector for each text: the mean of the last hidden states over its tokens, BOS included, of length 1.
@@ -309,8 +340,3 @@ class LoadedModel(GemmaModel):
     def _repr_html_(self) -> str:
         return model_table(self, {"format": self.format_name, "device": self.device_name})
 
-
-def is_ids(value: Any) -> bool:
-    """Whether somebody gave token ids where text or messages belong."""
-    first = value[0] if isinstance(value, Sequence) and not isinstance(value, str | bytes) and value else value
-    return isinstance(first, int | np.integer) or isinstance(value, np.ndarray)

@@ -144,6 +144,11 @@ class SlotStore:
 
     # ------------------------------------------------------------------------------------------- contents
 
+    def tokens(self, slot: int) -> list[int]:
+        """The ids that a slot holds, content marks where soft tokens stand: the same list as long as one sequence has
+        the slot."""
+        return self.held[slot].tokens
+
     def truncate(self, slot: int, length: int, slack: int | None = None) -> bool:
         """Take back all but the first ``length`` positions of a slot. False where a ring no longer holds their window:
         then the slot is empty. ``slack`` is how far a ring may be wound back once it has wrapped; the rings' own

@@ -24,8 +24,8 @@ def _writes(held: UOp, new: UOp, slot: UOp, start: UOp, valid: UOp) -> UOp:
 
 
 def count_tokens(counts: Tensor, slot: Tensor, token: Tensor, valid: Tensor) -> Tensor:
-    """``counts [S, V]`` with one more in place at ``token [M]`` of slot ``slot [M]`` where ``valid [M]`` is not 0; int32
-    numbers. Rows of one slot may be several."""
+    """``counts [S, V]`` with one more in place at ``token [M]`` of slot ``slot [M]`` where ``valid [M]`` is not 0;
+    int32 numbers. Rows of one slot may be several."""
     return counts.custom_kernel(slot, token.contiguous(), valid, fxn=_counts)[0]
 
 

@@ -16,6 +16,8 @@ CALLABLES: dict[str, tuple[str, ...]] = {
     "device": ("unusable",),
     "optimizer": ("build",),
     "transform": ("apply",),
+    "drafter": ("build",),
+    "constraint": ("build",),
 }
 OPTIONAL_CALLABLES = (
     "save", "token_ids", "amount", "trained_part", "prepare", "operations", "free_memory", "details",
@@ -58,7 +60,7 @@ def _check(kind: str, item: Any) -> None:
     for field in TEXTS.get(kind, ()):
         if not isinstance(getattr(item, field), str) or not getattr(item, field):
             raise TypeError(f"'{name}': {field} is not a non-empty string")
-    if kind in ("modality", "transform"):
+    if kind in ("modality", "transform", "drafter"):
         _check_options(name, item)
 
 

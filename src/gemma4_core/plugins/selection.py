@@ -13,8 +13,10 @@ from gemma4_core.config import GemmaConfig, expected_text_tensors
 from gemma4_core.contracts import (
     KINDS,
     CheckpointFormat,
+    ConstraintBackend,
     Context,
     DeviceBackend,
+    DrafterBackend,
     ModalityTower,
     ModelTransform,
     OptimizerBackend,
@@ -26,7 +28,8 @@ from gemma4_core.plugins.manager import LoadedPlugin, PluginManager
 from gemma4_core.plugins.origin import describe, nearest, one_line
 from gemma4_core.plugins.views import Chooser, Entry, UnknownPluginError, View
 
-OPTIONS = {kind: f"--{kind}" if kind != "transform" else kind for kind in KINDS}
+OPTIONS = {kind: f"--{kind}" for kind in KINDS}
+OPTIONS |= {"transform": "transform", "drafter": "--draft", "constraint": "constraint"}
 """The option that chooses a plugin of each kind, as messages name it."""
 TITLES = {
     "format": "checkpoint formats",
@@ -35,6 +38,8 @@ TITLES = {
     "device": "devices",
     "optimizer": "optimizers",
     "transform": "model transforms",
+    "drafter": "drafters",
+    "constraint": "constraints",
 }
 MESSAGE_LIMIT = 480
 VALUE_LIMIT = 120
@@ -68,6 +73,8 @@ class Registry:
         self.devices: View[DeviceBackend] = self._view("device")
         self.optimizers: View[OptimizerBackend] = self._view("optimizer")
         self.transforms: View[ModelTransform] = self._view("transform")
+        self.drafters: View[DrafterBackend] = self._view("drafter")
+        self.constraints: View[ConstraintBackend] = self._view("constraint")
 
     # ------------------------------------------------------------------------------------------------ choosing
 
@@ -222,15 +229,18 @@ class Registry:
         self.match_errors.clear()
 
     def __repr__(self) -> str:
-        views = (self.formats, self.modalities, self.tokenizers, self.devices, self.optimizers, self.transforms)
-        return "\n".join([*map(repr, views), *(f"! {problem}" for problem in self.problems())])
+        return "\n".join([*map(repr, self._views), *(f"! {problem}" for problem in self.problems())])
 
     def _repr_html_(self) -> str:
-        views = (self.formats, self.modalities, self.tokenizers, self.devices, self.optimizers, self.transforms)
         problems = "".join(f"<li>{html.escape(problem)}</li>" for problem in self.problems())
-        return "".join(view._repr_html_() for view in views) + (f"<ul>{problems}</ul>" if problems else "")
+        return "".join(view._repr_html_() for view in self._views) + (f"<ul>{problems}</ul>" if problems else "")
 
     # ------------------------------------------------------------------------------------------------ inside
+
+    @property
+    def _views(self) -> tuple[View[Any], ...]:
+        return (self.formats, self.modalities, self.tokenizers, self.devices, self.optimizers, self.transforms,
+                self.drafters, self.constraints)
 
     def _view(self, kind: str) -> View[Any]:
         chooser = Chooser(partial(self.select, kind), partial(self.matching, kind), partial(self._absent, kind))

@@ -17,7 +17,7 @@ from gemma4_core.errors import PluginError
 if TYPE_CHECKING:
     from gemma4_core.plugins import Row
 
-KINDS = ("format", "modality", "tokenizer", "device", "optimizer", "transform", "command")
+KINDS = ("format", "modality", "tokenizer", "device", "optimizer", "transform", "drafter", "constraint", "command")
 COLUMNS = ("NAME", "KIND", "STATUS", "FROM", "SUMMARY")
 
 

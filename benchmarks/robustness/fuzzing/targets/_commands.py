@@ -38,7 +38,7 @@ class Model:
         return None
 
     def stream_generate(self, prompt: Any = None, max_new_tokens: Any = None, **asked: Any) -> Iterator[Any]:
-        from gemma4_core.generation.stream import Part, Stats
+        from gemma4_core.generation.parts import Part, Stats
 
         yield Part("One", token=10, logprob=-0.5)
         yield Part(" two", token=11, logprob=-0.5)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma4_core.errors import InputError
-from gemma4_core.generation.chat import Answer, Chat
+from gemma4_core.generation.answers import Answer
+from gemma4_core.generation.chat import Chat
 from gemma4_plugins.commands.model_loading import model_name
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -18,7 +19,7 @@ CONVERSATION_LIMIT = 64 << 20
 if TYPE_CHECKING:
     from gemma4_core.contracts import ModalityTower
     from gemma4_core.generation.loaded_model import LoadedModel
-    from gemma4_core.generation.stream import Part, Stats
+    from gemma4_core.generation.parts import Part, Stats
 
 
 class Conversation(Chat):

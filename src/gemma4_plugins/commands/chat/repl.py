@@ -11,13 +11,13 @@ from gemma4_core.cli.failures import report
 from gemma4_core.cli.interrupt import Interrupt
 from gemma4_core.cli.output import note
 from gemma4_core.errors import Gemma4Error, InputError
-from gemma4_core.generation.chat import Answer
+from gemma4_core.generation.answers import Answer
 from gemma4_plugins.commands.chat.conversation import Conversation
 from gemma4_plugins.commands.chat.line_editor import QUOTES, LineReader
 from gemma4_plugins.commands.chat.settings import SAMPLING_OPTIONS, option_name, setting, shown_setting
 
 if TYPE_CHECKING:
-    from gemma4_core.generation.stream import Part
+    from gemma4_core.generation.parts import Part
 
 STOPPING = "stopping after this step; Ctrl-C again stops at once"
 HELP = [

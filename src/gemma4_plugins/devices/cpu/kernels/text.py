@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tinygrad.dtype import DType
 
     from gemma4_core.contracts.rows import Rows, SamplingRows
-    from gemma4_core.contracts.steps import DecoderView, Slots
+    from gemma4_core.contracts.steps import DecoderView, Slots, StepResult
 
 SOURCES = (
     "entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c",
@@ -89,7 +89,7 @@ class CpuStep:
 
     def __call__(
         self, rows: Rows, sampling: SamplingRows | None, *, hidden: bool = False, logits: bool = False
-    ) -> Outcome | Hidden:
+    ) -> StepResult:
         """See ``Step``."""
         self.step.layers = ctypes.addressof(self.layers[int(rows.slot[0])])
         count, start = rows.count, int(rows.position[0])
@@ -110,7 +110,7 @@ class CpuStep:
         found = Tensor(states[rows.wanted], device=self.view.device).contiguous().realize()
         return Hidden(found) if sampling is None else self.view.finish(found, rows, sampling)
 
-    def _chosen(self, rows: Rows, sampling: SamplingRows | None) -> Outcome | Hidden:
+    def _chosen(self, rows: Rows, sampling: SamplingRows | None) -> StepResult:
         """What a call that ends with logits chose."""
         if sampling is None or not len(rows.wanted):
             return Hidden(None)

@@ -1,0 +1,73 @@
+"""What drafters propose for the sequences of a step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gemma4_core.engine.choices import SamplingTable
+from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.rows import joined
+from gemma4_core.engine.sequence import Sequence
+from gemma4_core.ops.graphs import upload
+
+if TYPE_CHECKING:
+    from gemma4_core.contracts.steps import Drafter
+
+
+class Proposals:
+    """The drafters of one scheduler."""
+
+    def __init__(self, engine: Engine, table: SamplingTable) -> None:
+        self.engine, self._table = engine, table
+        self._drafters: dict[tuple[str, int], Drafter] = {}
+        """By name and slots: a cache of one sequence may move to larger ones."""
+
+    def of(self, group: list[Sequence]) -> list[list[int]]:
+        """What is proposed to follow each sequence's newest token; nothing where no drafter is asked for."""
+        wanted = [self._count(sequence) for sequence in group]
+        found: dict[Sequence, list[int]] = {}
+        for name in {s.drafting.name for s, count in zip(group, wanted, strict=True) if s.drafting and count}:
+            mine = [(s, n) for s, n in zip(group, wanted, strict=True) if n and s.drafting and s.drafting.name == name]
+            found |= self._proposed(mine)
+        return [found.get(sequence, []) for sequence in group]
+
+    def _count(self, sequence: Sequence) -> int:
+        """Tokens to propose: the rows must fit into the answer, the slot, a chunk and the slack of the rings."""
+        if sequence.drafting is None or sequence.choices.processors:
+            return 0
+        lane, model = sequence.lane, self.engine.model
+        assert lane is not None
+        slot = lane.slots.capacity - sequence.length - sequence.run - 1
+        slack = max(model.chunk - model.operations.run_ahead, 1)
+        return sequence.drafting.wanted(min(sequence.limit - len(sequence.tokens) - 1, slot, slack - 1))
+
+    def _proposed(self, mine: list[tuple[Sequence, int]]) -> dict[Sequence, list[int]]:
+        """What one drafter proposes for some sequences, as much as counts, vocabulary and constraints allow."""
+        drafting, lane = mine[0][0].drafting, mine[0][0].lane
+        assert drafting is not None and lane is not None
+        key = (drafting.name, id(lane.slots))
+        if key not in self._drafters:
+            self._drafters[key] = drafting.build(lane.slots)
+        drafter, usable = self._drafters[key], self.engine.model.config.text_config.usable_ids
+        rows = joined([sequence.next_rows() for sequence, _ in mine])
+        states = [s.drafting.hidden for s, _ in mine if s.drafting is not None and s.drafting.hidden is not None]
+        hidden = None
+        if drafter.needs_hidden:
+            if len(states) < len(mine):
+                return {}
+            hidden = upload(np.stack(states), self.engine.model.device)
+        made = drafter.propose(rows, hidden, max(count for _, count in mine))
+        proposals = made if isinstance(made, np.ndarray) else made.numpy()
+        found = {}
+        for (sequence, count), proposal in zip(mine, proposals.tolist(), strict=True):
+            draft = proposal[:count]
+            stop = next((i for i, token in enumerate(draft) if not 0 <= token < usable), len(draft))
+            found[sequence] = self._table.allowed(sequence, draft[:stop])
+        return found
+
+    def wants_hidden(self, group: list[Sequence]) -> bool:
+        """Whether a drafter of these sequences needs the hidden states that their tokens are chosen from."""
+        names = {sequence.drafting.name for sequence in group if sequence.drafting is not None}
+        return any(drafter.needs_hidden for (name, _), drafter in self._drafters.items() if name in names)

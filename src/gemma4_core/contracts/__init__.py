@@ -14,11 +14,12 @@ from gemma4_core.contracts.modalities import MediaProcessor, ModalityTower, Prep
 from gemma4_core.contracts.optimizers import Optimizer, OptimizerBackend
 from gemma4_core.contracts.steps import Constraint, Drafter
 from gemma4_core.contracts.tokenizers import StreamDecoder, Tokenizer, TokenizerBackend
-from gemma4_core.contracts.transforms import ModelTransform, TrainedPart
+from gemma4_core.contracts.transforms import AdapterSet, ModelTransform, TrainedPart
 
 __all__ = [
     "FORMAT_KEY",
     "KINDS",
+    "AdapterSet",
     "CheckpointFormat",
     "CheckpointMetadata",
     "Constraint",

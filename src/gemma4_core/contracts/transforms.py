@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gemma4_core.contracts.context import Context, Matches, Option, always
 
@@ -13,6 +13,24 @@ if TYPE_CHECKING:
     from tinygrad import Tensor
 
     from gemma4_core.model import GemmaModel
+
+
+class AdapterSet(Protocol):
+    """Adapters of one model, of which some are in force; what a transform sets as ``model.adapters``."""
+
+    @property
+    def loaded(self) -> Mapping[str, Any]:
+        """Those that can be put in force, by name."""
+
+    @property
+    def active(self) -> Mapping[str, float]:
+        """Names of those in force, with their strength."""
+
+    def activate(self, *names: str, strength: float = 1.0) -> None:
+        """Put these in force, and no others. Raises InputError for one that is not loaded."""
+
+    def deactivate(self) -> None:
+        """Put none in force."""
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from gemma4_core.contracts.rows import Rows, SamplingRows
 from gemma4_core.contracts.steps import StepResult
+from gemma4_core.engine.admission import Admission
 from gemma4_core.engine.choices import SamplingTable, host_choice, top_tokens
 from gemma4_core.engine.engine import Engine
-from gemma4_core.engine.prefix import WORTH, PrefixStore
+from gemma4_core.engine.prefix import PrefixStore
 from gemma4_core.engine.proposals import Proposals
-from gemma4_core.engine.rows import chunks, common_ids, greedy_rows, joined, prompt_rows
-from gemma4_core.engine.sequence import Sequence, SlotLane, Token
+from gemma4_core.engine.rows import chunks, greedy_rows, joined, prompt_rows
+from gemma4_core.engine.sequence import Sequence, Token
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.model.ids import check_rows
 from gemma4_core.model.slots import SlotStore
@@ -69,6 +70,8 @@ class TokenScheduler:
     slots: SlotStore | None = None
     prefixes: PrefixStore | None = None
     parallel: int = 1
+    switch: Callable[[str | None], None] = lambda adapter: None
+    """Puts an adapter in force; all sequences that run need the same one."""
     waiting: deque[Sequence] = field(default_factory=deque)
     active: list[Sequence] = field(default_factory=list)
     """Sequences with a slot, in the order of their arrival."""
@@ -78,6 +81,7 @@ class TokenScheduler:
     def __post_init__(self) -> None:
         text = self.engine.model.config.text_config
         self._every_id_runs = text.usable_ids == text.vocab_size
+        self._admission = Admission(self.engine, self.slots, self.prefixes, self.parallel, self.switch)
         self._table = SamplingTable(self.engine.model, 1 if self.slots is None else self.slots.count)
         self._proposals = Proposals(self.engine, self._table)
         self._prompt_rate = 0.0
@@ -97,7 +101,8 @@ class TokenScheduler:
     def step(self) -> list[Event]:
         """Run what there is to run once; tokens and ends of sequences, in the order of arrival."""
         events: list[Event] = list(self._drop_cancelled())
-        self._admit()
+        for sequence in self._admission.admit(self.waiting, self.active):
+            self._table.start(sequence)
         if not self.issued:
             self._issue()
         others = bool(self.issued)
@@ -140,56 +145,6 @@ class TokenScheduler:
 
     def _forget_ended(self) -> None:
         self.active = [sequence for sequence in self.active if sequence.finish_reason is None]
-
-    # ------------------------------------------------------------------------------------------- admission
-
-    def _admit(self) -> None:
-        """Give slots to those that came first, in order."""
-        while self.waiting and len(self.active) < self.parallel:
-            sequence = self.waiting[0]
-            if self.slots is not None and not self._give_slot(sequence, self.slots):
-                return
-            sequence.admitted = time.perf_counter()
-            assert sequence.lane is not None
-            self._table.start(sequence)
-            self.active.append(self.waiting.popleft())
-
-    def _give_slot(self, sequence: Sequence, slots: SlotStore) -> bool:
-        """A slot with as much of the prompt as is found; False where it is worth waiting for another prompt that begins
-        alike."""
-        revision = self.engine.model.weights_revision
-        source, shared = self.prefixes.best(sequence, revision) if self.prefixes is not None else (0, 0)
-        if any(self._soon(other, sequence) >= shared + WORTH for other in self.active):
-            return False
-        if shared and shared < WORTH:
-            shared = 0
-        mine = not slots.held[source].claimed and shared > 0
-        slot = source if mine else slots.claim(sequence.length)
-        slots.held[slot].claimed = True
-        if shared and not mine:
-            slots.copy(source, slot, shared)
-        elif not slots.truncate(slot, shared, self.prefixes.slack if self.prefixes is not None else None):
-            shared = 0
-        held = slots.held[slot]
-        held.revision, held.key = revision, sequence.key
-        if self.prefixes is not None:
-            stats = self.prefixes.stats
-            self.prefixes.used(source)
-            stats.hits, stats.misses = stats.hits + bool(shared), stats.misses + (not shared)
-            stats.reused_tokens += shared
-        sequence.lane, sequence.reused = SlotLane(slots, slot), shared
-        return True
-
-    def _soon(self, running: Sequence, sequence: Sequence) -> int:
-        """How much of a prompt can be copied once another one's has run as far."""
-        if self.prefixes is None or running.first or running.finish_reason or running.key != sequence.key:
-            return 0
-        whole = running.prompt.signature
-        shared = common_ids(whole, sequence.prompt.signature)
-        if shared >= len(whole) - 1:
-            return shared
-        ends = [end for end in running.boundaries if end <= shared] if self.prefixes.kept else []
-        return max(ends, default=0)
 
     # ------------------------------------------------------------------------------------------- prompts
 

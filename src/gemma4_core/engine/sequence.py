@@ -97,8 +97,10 @@ class Sequence:
     stops: frozenset[int] = frozenset()
     boundaries: tuple[int, ...] = ()
     """Where messages end in the prompt: beginnings that other prompts may share."""
-    key: tuple[object, ...] = ()
-    """What besides ids must be equal where keys and values are shared: adapter and salt."""
+    adapter: str | None = None
+    """The adapter in force while it runs."""
+    salt: str = ""
+    """Beginnings are shared among sequences of equal salt alone."""
     deadline: float | None = None
     """Of ``time.monotonic()``."""
     drafting: Drafting | None = None
@@ -119,6 +121,11 @@ class Sequence:
     admitted: float = 0.0
     first: float = 0.0
     last: float = 0.0
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What besides ids must be equal where keys and values are shared."""
+        return self.adapter, self.salt
 
     @property
     def length(self) -> int:

@@ -15,6 +15,7 @@ from gemma4_core.engine.scheduler import TokenScheduler
 from gemma4_core.engine.sequence import Sequence, Token
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.formatting import shown
+from gemma4_core.generation.adapters import AdapterSwitch
 from gemma4_core.generation.answers import Answer
 from gemma4_core.generation.parts import AnswerParts, Part, statistics
 from gemma4_core.generation.requests import Request
@@ -134,7 +135,10 @@ class Scheduler:
         self._slots = model.pool.take(model, self.parallel + snapshots, self.context).current(model)
         slack = max(model.chunk - model.operations.run_ahead, 0)
         self._prefixes = PrefixStore(self._slots, self.parallel, snapshots, slack)
-        self._tokens = TokenScheduler(model.engine, self._slots, self._prefixes, self.parallel)
+        self._adapters = AdapterSwitch(model)
+        self._tokens = TokenScheduler(
+            model.engine, self._slots, self._prefixes, self.parallel, switch=self._adapters.use
+        )
         self._arrived: deque[Running] = deque()
         self._choices: dict[Sequence, _Choice] = {}
         self._preparing = threading.Lock()
@@ -202,6 +206,7 @@ class Scheduler:
                 answer.finish_reason = answer.finish_reason or "cancelled"
         self._arrived.clear()
         self._choices.clear()
+        self._adapters.use(None)
         self.model.pool.give(self._slots)
 
     def __enter__(self) -> Scheduler:
@@ -219,13 +224,15 @@ class Scheduler:
             if isinstance(running.prepared, Exception):
                 raise running.prepared
             ids, features = running.prepared
+            self._adapters.check(request.adapter)
             for number in range(request.n):
                 sequence = make_sequence(
                     self.model, ids, request.max_new_tokens, self.context, features,
                     request.choices(self.model, number), request.ends(self.model),
                 )
                 sequence.drafting = request.drafting(self.model)
-                sequence.key, sequence.deadline = (request.adapter, request.salt), running.deadline
+                sequence.adapter, sequence.salt = request.adapter, request.salt
+                sequence.deadline = running.deadline
                 sequence.began = running.began
                 running.sequences.append(sequence)
         except Gemma4Error as error:

@@ -164,7 +164,7 @@ def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, captu
     used = used_towers(model, media)
     refuse_unserved(model, ids)
     placeholders = Placeholders(model, ids)
-    signature = ids.astype(np.int64)
+    signature: list[int] = ids[0].tolist()
     encoded: list[Tensor] = []
     times: dict[str, MediaTime] = {}
     for spec in model.known_specs:
@@ -176,16 +176,16 @@ def place(model: GemmaModel, ids: np.ndarray, media: Mapping[str, Any], *, captu
                 Device[model.device].synchronize()
                 amount, unit = spec.amount(features) if spec.amount is not None else (len(tokens), "medium")
                 times[spec.name] = MediaTime(time.perf_counter() - began, amount, unit)
-            signature[where] = marks
+            for position, mark in zip(np.flatnonzero(where[0]), marks, strict=False):
+                signature[position] = mark
             encoded += tokens
     check_rows(placeholders.clean, model.config.text_config)
-    signed = signature[0].tolist()
     if not encoded:
-        return PlacedPrompt(ids, signature=signed)
+        return PlacedPrompt(ids, signature=signature)
     together = encoded[0].cat(*encoded[1:], dim=0) if len(encoded) > 1 else encoded[0]
     return PlacedPrompt(
         placeholders.clean, placeholders.soft, placeholders.blocks, together, soft_count=int(together.shape[0]),
-        signature=signed, times=times,
+        signature=signature, times=times,
     )
 
 
@@ -237,5 +237,5 @@ def _encode(tower: Tower, features: Mapping[str, Any], capture: bool) -> tuple[l
     if not capture:
         return tokens, [-1] * sum(int(t.shape[0]) for t in tokens)
     tokens = [t.realize() for t in tokens]
-    digests = [-1 - int.from_bytes(digest[:7], "big") for digest in tower.digests(features)]
+    digests = [-1 - int.from_bytes(digest, "big") for digest in tower.digests(features)]
     return tokens, [d for d, t in zip(digests, tokens, strict=True) for _ in range(int(t.shape[0]))]

@@ -11,7 +11,7 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType
 from tinygrad.uop import Ops
 
-from gemma4_core.contracts import Context, ModalityTower, Tower, TrainedPart
+from gemma4_core.contracts import AdapterSet, Context, ModalityTower, Tower, TrainedPart
 from gemma4_core.errors import PluginError
 from gemma4_core.model.cache import GemmaCache
 from gemma4_core.model.decoder import TextDecoder
@@ -80,6 +80,8 @@ class GemmaModel:
         """Descriptions of the loaded towers, in the same order."""
         self.trained_part: TrainedPart | None = None
         """What trains and is saved in place of the whole model, such as an adapter."""
+        self.adapters: AdapterSet | None = None
+        """Adapters that requests may choose among, where a transform brings them."""
         self.transformed = False
         """Whether a transform changed it."""
         self.pool = SlotPool()

@@ -18,7 +18,7 @@ PIECE, HASHERS = 1 << 20, 4
 
 
 def _hash(data: Any) -> Any:
-    return hashlib.sha1(data, usedforsecurity=False)
+    return hashlib.sha256(data)
 
 
 def digest(*parts: Any) -> bytes:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import numpy as np
 from tinygrad import Tensor
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 MODES = ("auto", "merged", "beside")
 SLACK = 1.2
 """Free memory that merged copies need, as a multiple of their size."""
-_known: WeakKeyDictionary[GemmaModel, Adapters] = WeakKeyDictionary()
 
 
 class Adapter:
@@ -77,9 +76,9 @@ class Adapters:
     @classmethod
     def of(cls, model: GemmaModel) -> Adapters:
         """The adapters of a model, none loaded at first."""
-        if model not in _known:
-            _known[model] = cls(model)
-        return _known[model]
+        if not isinstance(model.adapters, Adapters):
+            model.adapters = cls(model)
+        return model.adapters
 
     def __repr__(self) -> str:
         shown_names = [f"{name} (active)" if name in self.active else name for name in self.loaded]

@@ -324,8 +324,9 @@ def _answers(scheduler: Scheduler, requests: Iterator[Any]) -> Iterator[tuple[in
                 else:
                     numbers[running] = count
                 count += 1
-            for running, part in scheduler.step():
+            parts = scheduler.step()
+            for running, part in parts:
                 if part.finish_reason is not None:
                     yield numbers[running], running.answers[part.choice]
-                    if running.done:
-                        del numbers[running]
+            for running in {running for running, _ in parts if running.done}:
+                del numbers[running]

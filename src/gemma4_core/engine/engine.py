@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -29,34 +28,39 @@ GREEDY_TOKEN = ("token", Kind(True))
 
 
 class Several:
-    """The results of rows that were run one call after another."""
+    """The results of rows that were run one call after another, each taken over before the next call overwrites it."""
 
-    def __init__(self, results: Sequence[StepResult]) -> None:
-        self.results = results
+    def __init__(self) -> None:
+        self._choices: list[tuple[int, float]] = []
+        self._hidden: list[np.ndarray] = []
+        self._logits: list[np.ndarray] = []
+
+    def take(self, result: StepResult, count: int, *, hidden: bool, logits: bool) -> None:
+        """Take over the next call's result, of so many wanted rows."""
+        self._choices += result.read()
+        parts = ((hidden, result.hidden, self._hidden), (logits, result.logits, self._logits))
+        for asked, found, into in parts:
+            if asked and found is not None:
+                into.append(found.float().numpy()[:count])
 
     @property
     def ids(self) -> Tensor:
         """int32 ``[M]``."""
-        return Tensor([token for token, _ in self.read()])
+        return Tensor(np.array([token for token, _ in self._choices], np.int32))
 
     @property
     def hidden(self) -> Tensor | None:
         """``[M, H]``."""
-        return _together([result.hidden for result in self.results])
+        return Tensor(np.concatenate(self._hidden)) if self._hidden else None
 
     @property
     def logits(self) -> Tensor | None:
         """fp32 ``[M, V]``."""
-        return _together([result.logits for result in self.results])
+        return Tensor(np.concatenate(self._logits)) if self._logits else None
 
     def read(self) -> list[tuple[int, float]]:
         """See ``StepResult.read``."""
-        return [choice for result in self.results for choice in result.read()]
-
-
-def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
-    found = [part.float().numpy() for part in parts if part is not None]
-    return Tensor(np.concatenate(found)) if len(found) == len(parts) else None
+        return self._choices
 
 
 class Engine:
@@ -88,16 +92,21 @@ class Engine:
             return step(rows, sampling, hidden=hidden, logits=logits)
         if len(rows.runs) == 1 or (step is None and rows.media is None):
             return self.portable.run(slots, rows, sampling)
-        parts = [self._part(rows, sampling, run) for run in rows.runs]
-        return Several([self.run(slots, part, one, hidden=hidden, logits=logits) for part, one in parts])
+        several, ids = Several(), rows.ids.numpy() if isinstance(rows.ids, Tensor) else rows.ids
+        for run in rows.runs:
+            part, one = self._part(rows, ids, sampling, run)
+            result = self.run(slots, part, one, hidden=hidden, logits=logits)
+            several.take(result, len(part.wanted), hidden=hidden, logits=logits)
+        return several
 
     @staticmethod
-    def _part(rows: Rows, sampling: SamplingRows | None, run: slice) -> tuple[Rows, SamplingRows | None]:
+    def _part(
+        rows: Rows, ids: np.ndarray, sampling: SamplingRows | None, run: slice
+    ) -> tuple[Rows, SamplingRows | None]:
         """The rows of one slot, and how they choose."""
         mine = (rows.wanted >= run.start) & (rows.wanted < run.stop)
-        ids = rows.ids.numpy()[run] if isinstance(rows.ids, Tensor) else rows.ids[run]
         media = None if rows.media is None else rows.media.part(run)
-        part = Rows(ids, rows.slot[run], rows.position[run], rows.wanted[mine] - run.start, media)
+        part = Rows(ids[run], rows.slot[run], rows.position[run], rows.wanted[mine] - run.start, media)
         return part, None if sampling is None else sampling.part(mine)
 
     def chunk_size(self, slots: SlotStore) -> int:

@@ -282,7 +282,7 @@ class CudaStep:
             ids = ids.numpy()
         number = self.taken % HISTORY
         if self.taken and number == 0:
-            launch.wait()  # no kernel that is still to run may find a later one's id
+            self._check()  # waits: no kernel that is still to run may find a later one's id
         self.taken += 1
         self.given.array[number] = ids[0]
         return self.given.address + 4 * number, ids

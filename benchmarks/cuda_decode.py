@@ -15,16 +15,15 @@ import statistics
 import time
 
 import numpy as np
-from cuda_models import ModelWithEngine, random_model, use_binaries, with_chunk
+from cuda_models import ModelWithEngine, chunk_rows, one_row, random_model, use_binaries, with_chunk
 from tinygrad import Tensor
 
+from gemma4_core.engine.rows import greedy_rows
 from gemma4_core.ops import portable
-from gemma4_core.ops.steps import Chunk, PrefillResult
 from gemma4_core.plugins import registry
 from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
 from gemma4_plugins.commands.bench.traffic import weight_bytes
 from gemma4_plugins.devices.cuda.kernels import launch, plan
-from gemma4_plugins.devices.cuda.kernels import prefill as cuda_prefill
 from gemma4_plugins.devices.cuda.kernels import step as cuda_step
 from gemma4_plugins.devices.cuda.kernels.plan import Machine, Plan, make_plan
 from gemma4_plugins.devices.cuda.kernels.sources import ENTRY, device_source, step_source
@@ -33,26 +32,26 @@ PARTS = ("qkv", "o", "router", "gate_up", "down", "experts", "experts_down", "pl
 
 
 def timed_step(model: ModelWithEngine, context: int, warps: int, parts: bool) -> cuda_step.CudaStep:
-    """The step against a cache for this context."""
-    storage = model.pool.take(model, 1, context + 256)
+    """The step against a slot for this context."""
+    slots = model.pool.take(model, 1, context + 256)
     machine = dataclasses.replace(cuda_step.machine(), warps=warps)
-    plan = make_plan(model.text.config, machine, cuda_step.served(model, storage) == "int8", parts)
+    plan = make_plan(model.text.config, machine, cuda_step.served(model.engine.view) == "int8", parts)
     assert plan is not None, "the kernel does not fit this device"
     source = device_source(step_source(plan))
     kernel = launch.Kernel(source, ENTRY, plan.threads, plan.shared_bytes, launch.features())
     assert kernel.resident_blocks() >= 1, "the kernel's blocks would not all be resident"
-    return cuda_step.CudaStep(model.engine.view, storage, plan, kernel, False)
+    return cuda_step.CudaStep(model.engine.view, slots, plan, kernel)
 
 
 def measure(step: cuda_step.CudaStep, context: int, steps: int) -> list[float]:
     """Seconds per step of five runs."""
-    token = Tensor(np.array([[5]], np.int32), device=launch.DEVICE).contiguous().realize()
-    times = []
+    ids = Tensor(np.array([5], np.int32), device=launch.DEVICE).contiguous().realize()
+    greedy, times = greedy_rows(1), []
     for run in range(6):
         launch.wait()
         began = time.perf_counter()
         for i in range(steps if run else 10):
-            token = step(token, context + i % 64, None)[0]
+            ids = step(one_row(ids, context + i % 64), greedy).ids
         launch.wait()
         times.append((time.perf_counter() - began) / steps)
     return times[1:]
@@ -60,20 +59,21 @@ def measure(step: cuda_step.CudaStep, context: int, steps: int) -> list[float]:
 
 def measure_prompt(model: ModelWithEngine, length: int, runs: int) -> tuple[list[float], int]:
     """Seconds of prefills of a prompt, the first token included, and bytes of its keys and values."""
-    ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
-    storage = model.pool.take(model, 1, length + 8)
-    step = cuda_prefill.prefill(model.engine.view, storage)
-    assert step is not None, "the chunk kernels do not serve this model here"
-    times = []
+    ids = (np.arange(length, dtype=np.int32) * 7919 + 3) % model.config.text_config.vocab_size
+    slots = model.pool.take(model, 1, length + 8)
+    step = model.engine.step(slots)
+    assert isinstance(step, cuda_step.CudaStep) and step.chunked, "the chunk kernels do not serve this model here"
+    greedy, times = greedy_rows(1), []
     for _ in range(runs + 1):
         launch.wait()
         began = time.perf_counter()
         for start in range(0, length, model.chunk):
-            done = step(Chunk(ids[:, start : start + model.chunk]), start, None, False, start + model.chunk >= length)
-        assert isinstance(done, PrefillResult)
-        done.token.item()
+            part = ids[start : start + model.chunk]
+            last = start + model.chunk >= length
+            done = step(chunk_rows(part, start, [len(part) - 1] if last else []), greedy if last else None)
+        done.read()
         times.append(time.perf_counter() - began)
-    return times[1:], sum(held.nbytes() for held in storage.layers if held is not None)
+    return times[1:], sum(held.nbytes() for held in slots.layers if held is not None)
 
 
 def parts_of(plan: Plan, step: cuda_step.CudaStep, layers: int) -> str:
@@ -124,7 +124,7 @@ def main() -> None:
     assert rate is not None, "the read of the device's memory failed"
     print(f"plain read {rate / 1e12:.2f} TB/s", flush=True)
     for name in options.models:
-        operations = dataclasses.replace(with_chunk(portable(), 512), decode_step=cuda_step.decode_step)
+        operations = dataclasses.replace(with_chunk(portable(), 512), step=cuda_step.step)
         preset, _, int8 = name.partition("@")
         model = random_model(preset, operations, int8=int8 == "int8")
         size = weight_bytes(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import expected_text_tensors, parse_config, preset_dict
 from gemma4_core.contracts import Context
+from gemma4_core.contracts.rows import MediaRows, Rows
 from gemma4_core.engine.engine import Engine
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import Operations
@@ -171,6 +172,21 @@ def in_fp32(model: ModelWithEngine, operations: Operations) -> ModelWithEngine:
 def with_chunk(operations: Operations, chunk: int) -> Operations:
     """The operations with another prefill chunk, hence other rings."""
     return dataclasses.replace(operations, prefill_chunk=chunk)
+
+
+def one_row(ids: Tensor | np.ndarray, position: int, slot: int = 0) -> Rows:
+    """One wanted row, as a sequence that is decoding has it; its id int32 ``[1]`` may be on the device."""
+    number = lambda n: np.array([n], np.int32)  # noqa: E731
+    return Rows(ids, number(slot), number(position), number(0))
+
+
+def chunk_rows(
+    ids: np.ndarray, start: int, wanted: Sequence[int] = (), slot: int = 0, media: MediaRows | None = None
+) -> Rows:
+    """A chunk of a prompt, int32 ``[N]``, from position ``start`` on; ``wanted`` counts from its first row."""
+    count = len(ids)
+    positions = np.arange(start, start + count, dtype=np.int32)
+    return Rows(ids.astype(np.int32), np.full(count, slot, np.int32), positions, np.array(wanted, np.int32), media)
 
 
 def binary_name(source: str, features: str) -> str:

@@ -15,61 +15,58 @@ import argparse
 import sys
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from cuda_check import model_of, relative, step_logits
+from cuda_check import model_of, relative, step_logits, step_of
+from cuda_models import ModelWithEngine, chunk_rows, one_row
 from tinygrad import Tensor
 
-from gemma4_core.model.cache import Storage
-from gemma4_core.model.model import GemmaModel
-from gemma4_core.ops.sampling import SamplingState
-from gemma4_core.ops.steps import Chunk
+from gemma4_core.contracts.rows import SamplingRows
+from gemma4_core.model.slots import SlotStore
+from gemma4_core.ops.graphs import upload
 from gemma4_plugins.devices.cuda.kernels import launch
-from gemma4_plugins.devices.cuda.kernels import prefill as cuda_prefill
 from gemma4_plugins.devices.cuda.kernels import step as cuda_step
 
-
-def upload(array: np.ndarray) -> Tensor:
-    """The array on the device."""
-    return Tensor(array, device=launch.DEVICE).contiguous().realize()
+if TYPE_CHECKING:
+    from gemma4_core.contracts.steps import StepResult
 
 
-def drawn(model: GemmaModel, step: cuda_step.CudaStep, count: int, every: int) -> tuple[list[int], list[float]]:
-    """Tokens after token 2, at temperature 1, and the seconds that each ``every`` of them took."""
-    state = SamplingState(
-        upload(np.array([1, 64, 0.95, 0, 1], np.float32)), upload(np.array([7], np.uint32)),
-        upload(np.zeros((1, model.engine.vocab), np.bool_)),
-    )  # fmt: skip
-    token, tokens, seconds = upload(np.array([[2]], np.int32)), [2], []
-    waiting: deque[Any] = deque()
+def drawn(model: ModelWithEngine, step: cuda_step.CudaStep, count: int, every: int) -> tuple[list[int], list[float]]:
+    """Tokens behind token 2, at temperature 1, and the seconds that each ``every`` of them took."""
+    params = np.array([[1, 64, 0.95, 0, 1, 0, 0]], np.float32)
+    counts = upload(np.zeros((1, model.engine.vocab), np.int32), launch.DEVICE)
+    sampling = SamplingRows(params, np.array([7], np.uint32), counts)
+    ids: np.ndarray | Tensor = np.array([2], np.int32)
+    tokens, seconds = [2], []
+    waiting: deque[StepResult] = deque()
     began = time.perf_counter()
     for position in range(count):
-        issued = step(token, position, state)
-        token = issued[0]
+        issued = step(one_row(ids, position), sampling)
+        ids = issued.ids
         waiting.append(issued)
         if len(waiting) > step.ahead:
-            tokens.append(waiting.popleft().read()[0])
+            tokens.append(waiting.popleft().read()[0][0])
         if (position + 1) % every == 0:
             seconds.append(time.perf_counter() - began)
             began = time.perf_counter()
-    tokens += [issued.read()[0] for issued in waiting]
+    tokens += [issued.read()[0][0] for issued in waiting]
     return tokens, seconds
 
 
-def as_prompt(model: GemmaModel, storage: Storage, tokens: list[int], portably: bool) -> None:
-    """Fill a cache with these tokens' keys and values, an operation at a time."""
-    step = None if portably else cuda_prefill.prefill(model.engine.view, storage)
+def as_prompt(model: ModelWithEngine, slots: SlotStore, tokens: list[int], portably: bool) -> None:
+    """Fill a slot with these tokens' keys and values, an operation at a time."""
+    step = None if portably else step_of(model, slots)
     for start in range(0, len(tokens), model.chunk):
-        chunk = Chunk(np.array([tokens[start : start + model.chunk]], np.int32))
+        rows = chunk_rows(np.array(tokens[start : start + model.chunk]), start)
         if step is not None:
-            step(chunk, start, None, False, False)
+            step(rows, None)
         else:
-            model.engine.append_portable(storage, start, chunk, None, False)
+            model.engine.portable.run(slots, rows, None)
 
 
-def distances(model: GemmaModel, ours: Storage, theirs: Storage, count: int) -> list[float]:
-    """The worst relative distance over layers that hold all positions, quarter by quarter."""
+def distances(model: ModelWithEngine, ours: SlotStore, theirs: SlotStore, count: int) -> list[float]:
+    """Of layers that hold all positions: the worst relative distance, quarter by quarter."""
     worst = [0.0] * 4
     for layer, a, b in zip(model.text.config.layers, ours.layers, theirs.layers, strict=True):
         if a is None or b is None or layer.window is not None:
@@ -86,16 +83,16 @@ def soak(name: str, count: int, portably: bool) -> bool:
     model = model_of(name)
     ours, theirs = (model.pool.take(model, 1, count + 8) for _ in range(2))
     steps = []
-    for storage in (ours, theirs):
-        step = cuda_step.decode_step(model.engine.view, storage, True)
-        assert isinstance(step, cuda_step.CudaStep), "the kernel does not serve this model here"
+    for slots in (ours, theirs):
+        step = step_of(model, slots)
+        assert step is not None, "the kernel does not serve this model here"
         steps.append(step)
     every = max(1, min(1000, count // 4))
     tokens, seconds = drawn(model, steps[0], count, every)
     began = time.perf_counter()
     as_prompt(model, theirs, tokens[:count], portably)
     apart = distances(model, ours, theirs, count)
-    last = upload(np.array([[tokens[count]]], np.int32))
+    last = np.array([tokens[count]], np.int32)
     logits = [step_logits(step, last, count) for step in steps]
     good = apart[3] <= 1.5 * apart[0] + 1e-3 and bool(np.isfinite(logits).all())
     others = "the portable graph's" if portably else "single operations'"

@@ -22,13 +22,12 @@ from collections import defaultdict
 
 import numpy as np
 from cuda_check import filled, in_fp32, relative
-from cuda_models import ModelWithEngine, random_model, with_chunk
-from tinygrad import Device, Tensor
+from cuda_models import ModelWithEngine, chunk_rows, one_row, random_model, with_chunk
+from tinygrad import Device
 
-from gemma4_core.model.cache import Storage
+from gemma4_core.engine.rows import greedy_rows
+from gemma4_core.model.slots import SlotStore
 from gemma4_core.ops import portable
-from gemma4_core.ops.graphs import CapturedGraph
-from gemma4_core.ops.steps import Chunk
 from gemma4_core.plugins import registry
 from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
 from gemma4_plugins.commands.bench.traffic import weight_bytes
@@ -46,45 +45,43 @@ def model_of(name: str, chunk: int = 128) -> ModelWithEngine:
 
 def measure(model: ModelWithEngine, context: int, steps: int) -> tuple[list[float], float]:
     """Seconds per step of five runs, and kernels per layer."""
-    storage = model.pool.take(model, 1, context + 256)
-    step = model.engine.portable_step(storage, False)
-    token = Tensor(np.array([[5]], np.int32), device=model.device).contiguous().realize()
-    times = []
+    slots = model.pool.take(model, 1, context + 256)
+    ids, greedy, times = np.array([5], np.int32), greedy_rows(1), []
     for run in range(6):
         Device[model.device].synchronize()
         began = time.perf_counter()
         for i in range(steps if run else 3):
-            token = step(token, context + i % 64, None)[0]
+            model.engine.run(slots, one_row(ids, context + i % 64), greedy)
         Device[model.device].synchronize()
         times.append((time.perf_counter() - began) / steps)
-    graph = storage.graphs["decode graph", False]
-    assert isinstance(graph, CapturedGraph)
-    return times[1:], graph.kernels / model.config.text_config.num_hidden_layers
+    return times[1:], model.engine.step_kernels(slots) / model.config.text_config.num_hidden_layers
 
 
 def measure_prompt(name: str, length: int, chunk: int) -> float:
     """Positions per second of a prompt through the portable graph, in chunks of this many."""
     model = model_of(name, chunk)
-    storage = model.pool.take(model, 1, length)
-    ids = (np.arange(length, dtype=np.int32)[None] * 7919 + 3) % model.config.text_config.vocab_size
+    slots = model.pool.take(model, 1, length)
+    ids = (np.arange(length, dtype=np.int32) * 7919 + 3) % model.config.text_config.vocab_size
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
         for start in range(0, length, chunk):
-            model.engine.append_portable(storage, start, Chunk(ids[:, start : start + chunk]), None, False)
+            model.engine.run(slots, chunk_rows(ids[start : start + chunk], start), None)
         Device[model.device].synchronize()
         seconds.append(time.perf_counter() - began)
     return length / min(seconds[1:])
 
 
-def hidden(model: ModelWithEngine, storage: Storage, position: int, plain: bool) -> np.ndarray:
+def hidden(model: ModelWithEngine, slots: SlotStore, position: int, plain: bool) -> np.ndarray:
     """The final hidden state of a token at a position."""
     operations = model.operations
     if plain:
         model.operations = with_chunk(portable(), 128)
-    storage.graphs.clear()
-    found: np.ndarray = model.engine.hidden_step(storage, position, np.array([[7]], np.int32)).float().numpy().ravel()
-    storage.graphs.clear()
+    slots.graphs.clear()
+    result = model.engine.run(slots, one_row(np.array([7], np.int32), position), None, hidden=True)
+    assert result.hidden is not None
+    found: np.ndarray = result.hidden.float().numpy().ravel()
+    slots.graphs.clear()
     model.operations = operations
     return found
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 
-from gemma4_core.ops.sampling import SamplingState, sample
-from gemma4_plugins.devices.cuda.kernels.choose import Chooser
+from gemma4_core.contracts.rows import SamplingRows
+from gemma4_core.ops.sampling import IN_PROMPT, SamplingTensors, sample
+from gemma4_plugins.devices.cuda.kernels.choose import Chooser, Drawing
 from gemma4_plugins.devices.cuda.kernels.plan import HISTORY
 
 VOCABULARY = 1500
@@ -34,24 +35,27 @@ def test_draws_what_the_portable_operation_draws(name: str, cpu: str, monkeypatc
     upload = lambda array: Tensor(array, device=cpu).contiguous().realize()  # noqa: E731
     suppressed = upload(banned)
     chooser = Chooser(VOCABULARY, cpu, suppressed if name in ("plain", "gemma") else None)
-    arrays = (np.array(PARAMS[name], np.float32), np.array([9], np.uint32), rng.random((1, VOCABULARY)) < 0.1)
-    ours, theirs = (SamplingState(*map(upload, arrays)) for _ in range(2))
-    outputs = upload(np.zeros((1, 1), np.int32)), upload(np.zeros((1, 1), np.float32))
-    drawn = set()
+    params, seed = np.array([(*PARAMS[name], 0, 0)], np.float32), np.array([9], np.uint32)
+    # the second of three slots; with no penalty nothing is counted
+    counted = params[0, 4] != 1
+    counts = np.where(rng.random((3, VOCABULARY)) < 0.1, IN_PROMPT, 0).astype(np.int32)
+    table = upload(counts) if counted else None
+    drawing = Drawing.of(SamplingRows(params, seed, table))
+    ids, logprob = upload(np.zeros(1, np.int32)), upload(np.zeros(1, np.float32))
+    outputs, drawn = (cuda_emulation.address(ids), cuda_emulation.address(logprob)), set()
     for position in range(6):
         values = np.round(rng.standard_normal((1, VOCABULARY)) * 3, 1 if position % 2 else 6).astype(np.float32)  # ties
         logits = upload(values)
-        chooser.launch(logits, position, ours, outputs, history.address, position + 1)
+        at = cuda_emulation.address(logits)
+        chooser.launch(at, position, drawing, 1, outputs, history.address, position + 1)
         masked = suppressed.where(-1e30, logits) if chooser.suppressed is not None else logits
-        token, logprob = sample(masked, theirs, position)
-        expected, given = int(token.item()), int(outputs[0].numpy()[0, 0])
-        assert given == expected
-        assert outputs[1].numpy()[0, 0] == pytest.approx(logprob.item(), abs=1e-4)
+        theirs = SamplingTensors(upload(params), upload(seed), upload(counts[1:2]) if counted else None)
+        expected, right = (t.numpy()[0] for t in sample(masked, theirs, upload(np.array([position], np.int32))))
+        given = int(ids.numpy()[0])
+        assert given == expected and logprob.numpy()[0] == pytest.approx(right, abs=1e-4)
         slot = history.array[(position + 1) % HISTORY]
         assert (slot[0], slot[2]) == (given, position + 1)
-        marks = theirs.seen.numpy()
-        marks[0, given] = True
-        assert (ours.seen.numpy() == marks).all()
-        theirs = SamplingState(theirs.params, theirs.seed, upload(marks))
+        counts[1, given] += 1
+        assert table is None or (table.numpy() == counts).all()
         drawn.add(given)
     assert len(drawn) > 1

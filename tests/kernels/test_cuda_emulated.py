@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from tinygrad import Tensor, dtypes
 
+from gemma4_core.contracts.rows import SamplingRows
+from gemma4_core.engine.rows import greedy_rows
 from gemma4_core.errors import DeviceError
 from gemma4_core.model.ple import HostTable
-from gemma4_core.ops.sampling import SamplingState
 from gemma4_plugins.devices.cuda.kernels import plan, step
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import cuda_check
 import cuda_soak
+from cuda_models import ModelWithEngine, chunk_rows, one_row
 
 SMALL = cuda_check.TINY | {
     "vocab_size": 192, "vocab_size_per_layer_input": 192, "hidden_size": 64, "intermediate_size": 64,
@@ -48,6 +50,13 @@ def emulated(cpu: str, plain_loops: None, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cuda_check, "OWN", {"small": SMALL, "mixture": MIXTURE, "wide": WIDE})
 
 
+def stepping(model: ModelWithEngine, positions: int, slots: int = 1) -> step.CudaStep:
+    """The kernels' step against slots of random keys and values."""
+    made = step.step(model.engine.view, cuda_check.filled(model, positions, count=slots))
+    assert isinstance(made, step.CudaStep)
+    return made
+
+
 @pytest.mark.parametrize(("name", "joined"), [("small", 2), ("mixture@int8", 0)])
 def test_steps_and_prompts_are_as_near_to_the_truth_as_the_portable_form(
     name: str, joined: int, emulated: None, monkeypatch: pytest.MonkeyPatch
@@ -74,52 +83,105 @@ def test_a_soak_compares_its_cache_with_single_operations(
 
 
 def test_drawn_tokens_are_read_like_greedy_ones(emulated: None) -> None:
+    """Of the second of two slots, whose counts are the second row of the table."""
     model = cuda_check.model_of("small")
-    storage = cuda_check.filled(model, 40)
-    drawing = step.decode_step(model.engine.view, storage, True)
-    assert isinstance(drawing, step.CudaStep) and drawing.ahead == step.AHEAD
-    upload = lambda array: Tensor(array, device="CPU").contiguous().realize()  # noqa: E731
-    arrays = (np.array([1, 8, 0.9, 0, 1.1], np.float32), np.array([3], np.uint32), np.zeros((1, 192), np.bool_))
-    ours, theirs = (SamplingState(*map(upload, arrays)) for _ in range(2))
-    first = drawing(upload(np.array([[7]], np.int32)), 20, ours)
-    second = drawing(first[0], 21, ours)  # queued before the first is read
-    assert drawing.logits is not None
-    theirs.seen.assign(upload(np.arange(192)[None] == first.read()[0])).realize()  # type: ignore[attr-defined]
-    expected = model.engine.choose(drawing.logits, 22, theirs)
-    token, logprob = second.read()  # type: ignore[attr-defined]
-    assert token == expected[0].item() and logprob == pytest.approx(expected[1].item(), abs=1e-4)
-    assert (ours.seen.numpy() == theirs.seen.numpy()).all()
+    drawing = stepping(model, 40, slots=2)
+    assert drawing.ahead == step.AHEAD
+    params, seed = np.array([[1, 8, 0.9, 0, 1.1, 0, 0]], np.float32), np.array([3], np.uint32)
+    ours, theirs = (SamplingRows(params, seed, Tensor.zeros(2, 192, dtype=dtypes.int32).contiguous().realize())
+                    for _ in range(2))  # fmt: skip
+    first = drawing(one_row(np.array([7], np.int32), 20, 1), ours)
+    second = drawing(one_row(first.ids, 21, 1), ours, logits=True)  # queued before the first is read
+    assert second.logits is not None and ours.counts is not None and theirs.counts is not None
+    [(token, _)] = first.read()
+    theirs.counts.assign(Tensor((np.arange(192) == token) * np.array([[0], [1]], np.int32))).realize()
+    [expected] = model.engine.view.choose(second.logits, one_row(np.array([token]), 21, 1), theirs).read()
+    assert second.read() == [(expected[0], pytest.approx(expected[1], abs=1e-4))]
+    assert drawing.ahead == step.AHEAD
+    counts = ours.counts.numpy()
+    assert (counts == theirs.counts.numpy()).all() and not counts[0].any() and counts[1].sum() == 2
+    assert drawing(one_row(np.array([7], np.int32), 20), greedy_rows(1)).logits is None
 
 
 def test_the_token_after_a_prompt_is_drawn_by_the_kernel(emulated: None) -> None:
     model = cuda_check.model_of("small")
-    greedy = step.decode_step(model.engine.view, cuda_check.filled(model, 40), False)
-    assert isinstance(greedy, step.CudaStep)
-    upload = lambda array: Tensor(array, device="CPU").contiguous().realize()  # noqa: E731
-    arrays = (np.array([1, 8, 0.9, 0, 1.1], np.float32), np.array([5], np.uint32), np.zeros((1, 192), np.bool_))
-    ours, theirs = (SamplingState(*map(upload, arrays)) for _ in range(2))
-    finished = greedy.finish(upload(np.array([[7]], np.int32)), 20)
-    expected = model.engine.choose(finished.logits, 21, theirs)
-    token, logprob = finished.choose(model.engine.view, 21, ours)
-    assert greedy.chooser is not None
-    assert token.item() == expected[0].item() and logprob.item() == pytest.approx(expected[1].item(), abs=1e-4)
-    assert (ours.seen.numpy() == theirs.seen.numpy()).all() and ours.seen.numpy().sum() == 1
-    assert finished.choose(model.engine.view, 21, None)[0].item() == finished.logits.numpy().argmax()
+    made = stepping(model, 40)
+    assert made.chunked and made.max_rows == 1024
+    params, seed = np.array([[1, 8, 0.9, 0, 1, 0, 0]], np.float32), np.array([5], np.uint32)
+    sampling = SamplingRows(params, seed)
+    rows = chunk_rows(np.arange(3, 10), 0, [6])
+    assert made.serves(rows, sampling)
+    done = made(rows, sampling, logits=True)
+    assert made.chooser is not None and done.logits is not None
+    [expected] = model.engine.view.choose(done.logits, rows, sampling).read()
+    assert done.read() == [(expected[0], pytest.approx(expected[1], abs=1e-4))]
+    assert made(rows, greedy_rows(1)).read()[0][0] == done.logits.numpy().argmax()
+
+
+def test_what_the_kernel_does_not_choose_is_chosen_in_a_graph(emulated: None) -> None:
+    """A presence penalty, and rows of which each one is wanted. Such steps are read before the next is queued."""
+    model = cuda_check.model_of("small")
+    made = stepping(model, 40)
+    params = np.array([[0, 0, 1, 0, 1, 2, 0]], np.float32)
+    counts = Tensor.zeros(1, 192, dtype=dtypes.int32).contiguous().realize()
+    first = made(one_row(np.array([7], np.int32), 20), SamplingRows(params, np.zeros(1, np.uint32), counts))
+    [(token, _)] = first.read()
+    assert made.ahead == 0 and counts.numpy()[0, token] == 1
+    assert made(one_row(first.ids, 21), greedy_rows(1)).read() and made.ahead == step.AHEAD
+    ids = np.arange(3, 8)
+    checked = made(chunk_rows(ids, 22, range(5)), greedy_rows(5), hidden=True)
+    assert checked.hidden is not None and checked.logits is not None and len(checked.read()) == 5
+    last = made(chunk_rows(ids, 22, [4]), greedy_rows(1), logits=True).logits
+    assert last is not None and cuda_check.relative(checked.logits.numpy()[4], last.numpy()[0]) < 3e-2
+    expected = checked.hidden.float().numpy()[4]
+    states = made(chunk_rows(ids, 22, [4]), None, hidden=True).hidden
+    assert states is not None and states.shape == (1, 64)
+    np.testing.assert_array_equal(states.float().numpy()[0], expected)
+
+
+def test_rows_that_are_left_to_others(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cuda_check.model_of("small")
+    made = stepping(model, 8, slots=2)
+    two = chunk_rows(np.arange(2), 0)
+    assert made.serves(two, None)
+    two.slot[:] = 0, 1
+    assert not made.serves(two, None) and not made.serves(chunk_rows(np.zeros(1025), 0), None)
+    monkeypatch.setattr(step, "fits", lambda text: False)
+    made = stepping(model, 8)
+    one = one_row(np.array([7], np.int32), 0)
+    assert made.max_rows == 1 and made.serves(one, greedy_rows(1)) and not made.serves(one, None)
+    assert not made.serves(chunk_rows(np.arange(2), 0), None)
+    made(chunk_rows(np.array([5]), 0), None)
+    with pytest.raises(DeviceError, match="shared memory"):
+        made(one, greedy_rows(1), hidden=True)
+
+
+def test_ids_from_the_host_are_not_overwritten_while_they_wait(
+    emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[int] = []
+    made = stepping(cuda_check.model_of("small"), 8)
+    monkeypatch.setattr(made, "_launch", lambda *_: None)
+    monkeypatch.setattr(step.launch, "wait", lambda: waited.append(made.taken))
+    for n in range(2 * plan.HISTORY + 1):
+        at, _ = made._token(np.array([n], np.int32))
+        assert at == made.given.address + 4 * (n % plan.HISTORY) and made.given.array[n % plan.HISTORY] == n
+    assert waited == [plan.HISTORY, 2 * plan.HISTORY]
 
 
 @pytest.mark.parametrize("name", ["small", "small@int8"])
 def test_per_layer_rows_may_come_from_the_host(name: str, emulated: None) -> None:
     model = cuda_check.model_of(name)
-    table, token = model.text.ple_table, Tensor(np.array([[7]], np.int32), device="CPU").contiguous().realize()
+    table, token = model.text.ple_table, np.array([7], np.int32)
     assert table is not None and model.ple_host is None
     found = []
     for on_host in (False, True):
         if on_host:
             read = lambda ids: table.matrix.rows(Tensor(ids, device="CPU")).float().numpy()  # noqa: E731
             model.ple_host, model.text.ple_table = HostTable(read, "CPU", dtypes.bfloat16), None
-        taken = step.decode_step(model.engine.view, model.pool.take(model, 1, 8), True)
-        assert isinstance(taken, step.CudaStep)
-        found.append(cuda_check.step_logits(taken, token, 0))
+        made = stepping(model, 8)
+        assert made.ahead == (0 if on_host else step.AHEAD)
+        found.append(cuda_check.step_logits(made, token, 0))
     assert np.isfinite(found[0]).all() and (found[0] == found[1]).all()
 
 

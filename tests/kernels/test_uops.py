@@ -17,10 +17,12 @@ from tinygrad.uop.ops import Ops, UOp
 from uops_models import Drawn, model_of, nothing, small
 
 from gemma4_core.config import GemmaConfig, parse_config, preset_dict
-from gemma4_core.engine.engine import Engine, first_position
+from gemma4_core.contracts.rows import Rows
 from gemma4_core.engine.graph_cache import GraphCache
-from gemma4_core.model.cache import Storage, allocate
+from gemma4_core.engine.portable import PortableSteps, numbers
+from gemma4_core.engine.rows import greedy_rows
 from gemma4_core.model.model import GemmaModel
+from gemma4_core.model.slots import SlotStore
 from gemma4_core.model.spans import TokenSpan
 from gemma4_core.ops import LAYER_KERNELS, portable
 from gemma4_core.weights import DenseMatrix
@@ -45,9 +47,9 @@ POSITIONS = (3, 75)
 """Within every window; behind the ring's first round, and with several slices."""
 
 
-def filled(model: GemmaModel, positions: int) -> Storage:
+def filled(model: GemmaModel, positions: int) -> SlotStore:
     """A cache of random keys and values, the same on every device."""
-    storage = allocate(model, 1, positions)
+    storage = SlotStore(model, 1, positions)
     random = np.random.default_rng(5)
     for held in storage.layers:
         if held is not None:
@@ -56,17 +58,17 @@ def filled(model: GemmaModel, positions: int) -> Storage:
     return storage
 
 
-def hidden(model: GemmaModel, storage: Storage, position: int, own: bool) -> np.ndarray:
+def hidden(model: GemmaModel, storage: SlotStore, position: int, own: bool) -> np.ndarray:
     """The final hidden state of a token, from these kernels or from portable operations."""
     text, ids = model.text, Tensor(np.array([[7]], np.int32), device=model.device)
-    table, start = text.rotation_table(storage.capacity + model.chunk), first_position(storage, position)
+    table, start = text.rotation_table(storage.capacity + model.chunk), numbers(storage, 0, position)[1]
     inputs = text.inputs(ids, text.embed(ids), portable())
     if own:
         found = token_layers(text, inputs, storage.layers, table, start)
         assert found is not None
     else:
-        span = TokenSpan(storage.layers, start, model.device)
-        found = text.run(inputs, span, text.rotation(table, start, 1), portable())
+        span = TokenSpan(storage.layers, 0, start, model.device)
+        found = text.run(inputs, span, table.rows(start, 1), portable())
     values: np.ndarray = found.float().numpy().ravel()
     return values
 
@@ -112,13 +114,13 @@ def test_bf16_is_nearer_to_fp32_than_the_portable_form(cpu: str, few_threads: No
     assert np.linalg.norm(ours - truth) < np.linalg.norm(usual - truth)
 
 
-def chosen(model: GemmaModel, storage: Storage, steps: int) -> list[tuple[int, float]]:
+def chosen(model: GemmaModel, storage: SlotStore, steps: int) -> list[tuple[int, float]]:
     """Tokens and log-probabilities of the captured graph, from position 20 on."""
-    step = model.engine.portable_step(storage, False)
-    token, found = Tensor(np.array([[7]], np.int32), device=model.device).contiguous().realize(), []
+    token, found = 7, []
     for position in range(20, 20 + steps):
-        token, logprob = (t.clone().realize() for t in step(token, position, None))
-        found.append((int(token.item()), round(float(logprob.item()), 4)))
+        ids, slot, at, wanted = (np.array([n], np.int32) for n in (token, 0, position, 0))
+        [(token, logprob)] = model.engine.run(storage, Rows(ids, slot, at, wanted), greedy_rows(1)).read()
+        found.append((token, round(logprob, 4)))
     return found
 
 
@@ -145,7 +147,7 @@ def test_a_captured_step_chooses_what_the_portable_step_chooses_and_is_kept(
         paths.append(GraphCache(model, storage, {}).path("graph"))
     assert paths[0] != paths[1]
     # a later process takes the graph from disk, and traces nothing
-    monkeypatch.setattr(Engine, "_token_function", lambda *_, **__: lambda *_: pytest.fail("traced again"))
+    monkeypatch.setattr(PortableSteps, "_token_function", lambda *_, **__: lambda *_: pytest.fail("traced again"))
     later = model_of(config, kind, EMULATED, operations, drawn.on(EMULATED))
     assert chosen(later, filled(later, 40), 2) == expected[:2]
 
@@ -186,11 +188,11 @@ def test_gated_mlp_of_several_rows(cpu: str) -> None:
 def test_what_is_not_served_is_left_to_portable_operations(cpu: str) -> None:
     config, kind = MODELS["shared fp32"]
     model = model_of(config, kind, cpu, uops.operations(), Drawn().on(cpu))
-    one, two = allocate(model, 1, 40), allocate(model, 2, 40)
+    one, two = SlotStore(model, 1, 40), SlotStore(model, 2, 40)
     assert served(model.text, one.layers) and not served(model.text, two.layers)
     ids = Tensor(np.array([[7, 8]], np.int32), device=cpu)
     inputs = model.text.inputs(ids, model.text.embed(ids), portable())
-    table, start = model.text.rotation_table(one.capacity + model.chunk), first_position(one, 3)
+    table, start = model.text.rotation_table(one.capacity + model.chunk), numbers(one, 0, 3)[1]
     assert token_layers(model.text, inputs, one.layers, table, start) is None  # two positions
     place = model.text.layers[1].feed_forward.gate
     plain = place.matrix
@@ -211,8 +213,8 @@ def test_a_model_that_is_too_wide_is_left_to_portable_operations(cpu: str) -> No
     for change in ({"hidden_size": 8192}, {"head_dim": 4096}):
         config = small("tiny-31b", **TWO, **change)
         model = model_of(config, "bf16", "NULL", uops.operations(), nothing("NULL"))
-        storage = allocate(model, 1, 40)
-        ids, start = Tensor(np.array([[7]], np.int32), device="NULL"), first_position(storage, 3)
+        storage = SlotStore(model, 1, 40)
+        ids, start = Tensor(np.array([[7]], np.int32), device="NULL"), numbers(storage, 0, 3)[1]
         inputs = model.text.inputs(ids, model.text.embed(ids), portable())
         table = model.text.rotation_table(storage.capacity + model.chunk)
         assert served(model.text, storage.layers)
@@ -234,8 +236,8 @@ def scheduled(preset: str, kind: str, capacity: int = 512) -> tuple[int, list[UO
     config = parse_config(preset_dict(preset, towers=False))
     with Context(DEV="NULL"), recording():
         model = model_of(config, kind, "NULL", uops.operations(), nothing("NULL"))
-        storage = allocate(model, 1, capacity)
-        text, start = model.text, first_position(storage, capacity - 1)
+        storage = SlotStore(model, 1, capacity)
+        text, start = model.text, numbers(storage, 0, capacity - 1)[1]
         table = text.rotation_table(capacity + model.chunk)
         ids = Tensor(np.array([[7]], np.int32), device="NULL").realize()
         inputs = text.inputs(ids, text.embed(ids), model.operations)

@@ -29,30 +29,30 @@ GREEDY_TOKEN = ("token", Kind(True))
 
 
 class Several:
-    """The results of rows that were run one call after another: read at once, since a call may overwrite what the one
-    before left."""
+    """The results of rows that were run one call after another, each taken over before the next call overwrites it."""
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.choices: list[tuple[int, float]] = []
+        self._choices: list[tuple[int, float]] = []
         self._hidden: list[np.ndarray] = []
         self._logits: list[np.ndarray] = []
 
-    def add(self, result: StepResult, rows: int) -> None:
-        """Take in the next result, of so many wanted rows."""
-        self.choices += result.read()
-        for tensor, parts in ((result.hidden, self._hidden), (result.logits, self._logits)):
-            if tensor is not None:
-                parts.append(tensor.float().numpy()[:rows])
+    def take(self, result: StepResult, count: int, *, hidden: bool, logits: bool) -> None:
+        """Take over the next call's result, of so many wanted rows."""
+        self._choices += result.read()
+        parts = ((hidden, result.hidden, self._hidden), (logits, result.logits, self._logits))
+        for asked, found, into in parts:
+            if asked and found is not None:
+                into.append(found.float().numpy()[:count])
 
     @property
     def ids(self) -> Tensor:
         """int32 ``[M]``."""
-        return upload(np.array([token for token, _ in self.choices], np.int32), self.device)
+        return upload(np.array([token for token, _ in self._choices], np.int32), self.device)
 
     @property
     def hidden(self) -> Tensor | None:
-        """fp32 ``[M, H]``."""
+        """``[M, H]``."""
         return upload(np.concatenate(self._hidden), self.device) if self._hidden else None
 
     @property
@@ -62,7 +62,7 @@ class Several:
 
     def read(self) -> list[tuple[int, float]]:
         """See ``StepResult.read``."""
-        return self.choices
+        return self._choices
 
 
 class Engine:
@@ -94,18 +94,21 @@ class Engine:
             return step(rows, sampling, hidden=hidden, logits=logits)
         if len(rows.runs) == 1 or (step is None and rows.media is None):
             return self.portable.run(slots, rows, sampling)
-        found = Several(self.model.device)
-        for part, one in (self._part(rows, sampling, run) for run in rows.runs):
-            found.add(self.run(slots, part, one, hidden=hidden, logits=logits), len(part.wanted))
-        return found
+        several, ids = Several(self.model.device), rows.ids.numpy() if isinstance(rows.ids, Tensor) else rows.ids
+        for run in rows.runs:
+            part, one = self._part(rows, ids, sampling, run)
+            result = self.run(slots, part, one, hidden=hidden, logits=logits)
+            several.take(result, len(part.wanted), hidden=hidden, logits=logits)
+        return several
 
     @staticmethod
-    def _part(rows: Rows, sampling: SamplingRows | None, run: slice) -> tuple[Rows, SamplingRows | None]:
+    def _part(
+        rows: Rows, ids: np.ndarray, sampling: SamplingRows | None, run: slice
+    ) -> tuple[Rows, SamplingRows | None]:
         """The rows of one slot, and how they choose."""
         mine = (rows.wanted >= run.start) & (rows.wanted < run.stop)
-        ids = rows.ids.numpy()[run] if isinstance(rows.ids, Tensor) else rows.ids[run]
         media = None if rows.media is None else rows.media.part(run)
-        part = Rows(ids, rows.slot[run], rows.position[run], rows.wanted[mine] - run.start, media)
+        part = Rows(ids[run], rows.slot[run], rows.position[run], rows.wanted[mine] - run.start, media)
         return part, None if sampling is None else sampling.part(mine)
 
     def chunk_size(self, slots: SlotStore) -> int:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tinygrad import Tensor, UOp
 
-from gemma4_core.engine.engine import Engine, first_position
+from gemma4_core.contracts.rows import Rows
+from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.portable import numbers
+from gemma4_core.engine.rows import greedy_rows
 from gemma4_core.generation.loaded_model import LoadedModel
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.model import GemmaModel
@@ -24,7 +27,7 @@ from gemma4_core.ops import Operations, portable
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.graphs import CapturedGraph
 from gemma4_core.ops.multiply import made
-from gemma4_core.ops.steps import Chunk
+from gemma4_core.ops.sampling import SamplingTensors
 from gemma4_core.weights import Matrix
 from gemma4_plugins.commands.bench.speed import prompt_ids
 from gemma4_plugins.commands.bench.timing import median_seconds
@@ -34,7 +37,10 @@ if TYPE_CHECKING:
     from gemma4_core.config import LayerConfig
 
 SETTINGS = ("name", "prefill_chunk", "graph_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for", "towers")
-NAMES = tuple(field.name for field in dataclasses.fields(Operations) if field.name not in SETTINGS)
+STEPS = ("decode_step", "prefill")
+"""What ``Operations.step`` takes over: a token, and a chunk of a prompt."""
+NAMES = tuple(name for field in dataclasses.fields(Operations) if field.name not in SETTINGS
+              for name in (STEPS if field.name == "step" else (field.name,)))  # fmt: skip
 """The operations of the text model, including whole decode steps and chunks of a prompt; benchmarks/towers.py measures
 towers."""
 TRAINED_ROWS = 128
@@ -239,10 +245,13 @@ class Cases:
         """Greedy, and with top-k and top-p."""
         logits = Tensor(self.random.standard_normal((1, self.text.vocab_size), np.float32), device=self.model.device)
         logits = logits.contiguous().realize()
-        state = Sampling(1.0, 64, 0.95, seed=0).state(self.text.vocab_size, [], self.model.device)
-        for kind, given in (("greedy", None), ("top-k 64, top-p 0.95", state)):
+        params = Sampling(1.0, 64, 0.95).choices().params
+        params, seed = (Tensor(x, device=self.model.device).contiguous().realize()
+                        for x in (params[None], np.zeros(1, np.uint32)))
+        drawn, position = SamplingTensors(params, seed), self.ids(np.array([7]))
+        for kind, given in (("greedy", None), ("top-k 64, top-p 0.95", drawn)):
             shape, nbytes = f"{self.text.vocab_size}: {kind}", int(logits.nbytes())
-            yield self.case("sample", shape, nbytes, [(logits, given, 7)])
+            yield self.case("sample", shape, nbytes, [(logits, given, position)])
 
     # ------------------------------------------------------------------------------------------- whole steps
 
@@ -254,33 +263,40 @@ class Cases:
             max_context=m.max_context, ple_host=m.ple_host,
         ))
 
+    def running(self, engine: Engine, start: int, count: int) -> Callable[[], Any]:
+        """Runs so many positions from ``start`` on, of which the last one chooses."""
+        cache = engine.model.make_cache()
+        slots, sampling = cache.reserve(engine.model, 1, start + count), greedy_rows(1)
+        rows = Rows(np.array(prompt_ids(self.model, count), np.int32), np.zeros(count, np.int32),
+                    np.arange(start, start + count, dtype=np.int32), np.array([count - 1], np.int32))
+
+        def run(cache: Any = cache) -> Any:  # the slots are another's once the cache is gone
+            return engine.run(slots, rows, sampling).read()
+
+        return run
+
     def of_decode_step(self) -> Iterator[Case]:
         """A whole greedy decode step, from embedding to next token."""
-        token = self.ids(np.array(prompt_ids(self.model, 1)).reshape(1, 1))
-
-        def stepping(engine: Engine) -> Callable[[], Any]:
-            storage = engine.model.make_cache().reserve(engine.model, 1, self.depth + 1)
-            step = engine.decode_step(storage, None)
-            return lambda: step(token, self.depth, None)[0].item()
-
         nbytes = weight_bytes(self.model) + cache_bytes(self.model, self.depth)
-        own = stepping(self.model.engine) if self.has_own("decode") else None
-        yield Case("decode_step", f"1 token after {self.depth}", nbytes, 1, own, stepping(self.portable_engine()))
+        own = self.running(self.model.engine, self.depth, 1) if self.has_own("decode") else None
+        plain = self.running(self.portable_engine(), self.depth, 1)
+        yield Case("decode_step", f"1 token after {self.depth}", nbytes, 1, own, plain)
 
     def of_layers(self) -> Iterator[Case]:
         """All layers of one token and the final norm."""
         text, layers = self.model.text, self.model.operations.layers
-        storage = self.model.make_cache().reserve(self.model, 1, self.depth + 1)
+        cache = self.model.make_cache()
+        storage = cache.reserve(self.model, 1, self.depth + 1)
         table = text.rotation_table(storage.capacity + self.model.chunk)
-        ids, start = self.ids(np.array(prompt_ids(self.model, 1)).reshape(1, 1)), first_position(storage, self.depth)
+        ids, start = self.ids(np.array(prompt_ids(self.model, 1)).reshape(1, 1)), numbers(storage, 0, self.depth)[1]
         ple_rows = self.model.ple_host.rows(np.zeros((1, 1), np.int32)) if self.model.ple_host is not None else None
 
         def inputs() -> Inputs:
             return text.inputs(ids, text.embed(ids), self.plain_table, ple_rows)
 
         def plain(start: UOp) -> Tensor:
-            span = TokenSpan(storage.layers, start, self.model.device)
-            return text.run(inputs(), span, text.rotation(table, start, 1), self.plain_table).contiguous().realize()
+            span = TokenSpan(storage.layers, 0, start, self.model.device)
+            return text.run(inputs(), span, table.rows(start, 1), self.plain_table).contiguous().realize()
 
         def own(start: UOp) -> Tensor | None:
             found = layers(text, inputs(), storage.layers, table, start) if layers is not None else None
@@ -296,22 +312,10 @@ class Cases:
     def of_prefill(self) -> Iterator[Case]:
         """A chunk of a prompt, each form at the length that suits it; times are per position."""
         own_length, length = self.model.chunk, min(PORTABLE_CHUNK, self.model.chunk)
-
-        def chunking(engine: Engine, length: int) -> Callable[[], Any]:
-            ids = np.array(prompt_ids(self.model, length), np.int32).reshape(1, length)
-            cache = engine.model.make_cache()
-            cache.reserve(engine.model, 1, length)
-
-            def run() -> Any:
-                cache.reset()
-                hidden = engine.append(cache, Chunk(ids, signature=ids[0].tolist()))
-                return engine.first_token(hidden, length, None)[0].item()
-
-            return run
-
-        own = chunking(self.model.engine, own_length) if self.has_own("prefill") else None
+        own = self.running(self.model.engine, 0, own_length) if self.has_own("prefill") else None
+        plain = self.running(self.portable_engine(), 0, length)
         nbytes, shape = weight_bytes(self.model) // own_length, f"1 of {own_length} positions (portable: of {length})"
-        yield Case("prefill", shape, nbytes, own_length, own, chunking(self.portable_engine(), length), length)
+        yield Case("prefill", shape, nbytes, own_length, own, plain, length)
 
     def has_own(self, what: str) -> bool:
         """Whether the device plugin runs whole steps (``decode``) or chunks (``prefill``) itself."""

@@ -134,7 +134,7 @@ class Bench:
         """Generate ``limit`` tokens after the first ``length`` ids; what the cache holds of them is reused."""
         progress = Generation()
         prompt = check_prompt(self.model, self.ids[:length], limit, self.cache, {})
-        for _ in run(self.model.engine, prompt, Sampling(), (), progress):
+        for _ in run(self.model.engine, prompt, Sampling().choices(), (), progress):
             pass
         return progress
 

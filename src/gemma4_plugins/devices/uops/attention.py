@@ -127,7 +127,7 @@ def slices_of(layer: LayerConfig, heads: int, cache: Tensor) -> Slices:
 
 
 def attend(cut: Slices, heads: Heads, cache: Tensor, start: UOp, eps: float) -> tuple[Parts, Tensor]:
-    """Queries of one position against the cache ``[2, 1, kv heads, slots, D]``, which gets this position's key and
+    """Queries of one position against the cache ``[1, 2, kv heads, slots, D]``, which gets this position's key and
     value where the layer has its own. Returns the slices' parts, and the cache after that."""
     own, device = not cut.layer.is_shared, cache.device
     groups = lambda position: cut.count(position) * cut.items  # noqa: E731

@@ -62,10 +62,10 @@ def token_layers(
 
 
 def served(text: TextDecoder, storage: Sequence[Tensor | None]) -> bool:
-    """Whether the kernels can read the whole model in place: one row, whole words, weights of known kinds, of the same
-    kind within a kernel."""
+    """Whether the kernels read all of the model in place: one slot, whole words, weights of known kinds, those of one
+    kernel of the same kind."""
     caches = [cache for cache in storage if cache is not None]
-    if any(int(cache.shape[1]) != 1 or cache.dtype not in (dtypes.bfloat16, dtypes.float32) for cache in caches):
+    if any(int(cache.shape[0]) != 1 or cache.dtype not in (dtypes.bfloat16, dtypes.float32) for cache in caches):
         return False
     sizes = all(layer.config.head_dim % 4 == 0 for layer in text.layers)
     return sizes and all(kind(weights) is not None for layer in text.layers for weights in together(layer))

@@ -19,11 +19,10 @@ def operations() -> Operations:
     from gemma4_plugins.devices import uops
     from gemma4_plugins.devices.cuda.kernels.chunk import CHUNK
     from gemma4_plugins.devices.cuda.kernels.matmul import matmul
-    from gemma4_plugins.devices.cuda.kernels.prefill import prefill
-    from gemma4_plugins.devices.cuda.kernels.step import AHEAD, decode_step
+    from gemma4_plugins.devices.cuda.kernels.step import AHEAD, step
     from gemma4_plugins.devices.cuda.kernels.towers import tower_operations
 
     return replace(
-        uops.operations(), name="cuda", prefill_chunk=CHUNK, decode_step=decode_step, run_ahead=AHEAD, prefill=prefill,
-        prefill_both_ways=CHUNK, matmul=matmul, towers=tower_operations,
+        uops.operations(), name="cuda", prefill_chunk=CHUNK, step=step, run_ahead=AHEAD, prefill_both_ways=CHUNK,
+        matmul=matmul, towers=tower_operations,
     )

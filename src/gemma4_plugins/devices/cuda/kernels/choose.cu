@@ -90,13 +90,13 @@ DEVICE u64 find_digit(Room* room, const u64* bins, u64& rest, u32& digit) {
   return whole;
 }
 
-KERNEL(256) choose_token(const float* logits, const u8* suppressed, const float* params, const u32* seed, u8* seen, Board* all, int* token, float* logprob,
-                         u32* history, int position, u32 sequence) {
+// `counts` is null where nothing is counted; what it counts is punished, whether it stood in the prompt or was generated.
+KERNEL(256) choose_token(const float* logits, const u8* suppressed, int* counts, Board* all, int* token, float* logprob, u32* history, int position,
+                         u32 sequence, float temperature, float top_k, float top_p, float min_p, float penalty, u32 seed) {
   SHARED_MEMORY(memory);
   Room* room = (Room*)memory;
   const int t = threadIdx.x, block = this_block();
-  const float temperature = params[0], top_k = params[1], top_p = params[2], min_p = params[3], penalty = params[4];
-  const u32 start = mix(*seed + (u32)position * 0x9e3779b1u);
+  const u32 start = mix(seed + (u32)position * 0x9e3779b1u);
   auto larger_of = [](float a, float b) { return fmaxf(a, b); };
   auto added = [](float a, float b) { return a + b; };
   auto given = [&](int id) { return suppressed && suppressed[id] ? EXCLUDED : logits[id]; };
@@ -107,7 +107,7 @@ KERNEL(256) choose_token(const float* logits, const u8* suppressed, const float*
     int id = (i * GRID + block) * CHOOSERS + t;
     if (id >= VOCAB) continue;
     float v = given(id);
-    score[i] = !seen[id] ? v : v > 0 ? v / penalty : v * penalty;
+    score[i] = !counts || !counts[id] ? v : v > 0 ? v / penalty : v * penalty;
     scaled[i] = score[i] / (temperature > 0 ? temperature : 1.f);
     key[i] = ordered(scaled[i]);
     kept |= 1u << i;
@@ -194,6 +194,7 @@ KERNEL(256) choose_token(const float* logits, const u8* suppressed, const float*
   sum = 0;
   for (int b = 0; b < GRID; b++) sum += parts[b].sum * expf(parts[b].top - top);
   float chosen = logit - top - logf(sum);
-  *token = which, *logprob = chosen, seen[which] = 1;
+  *token = which, *logprob = chosen;
+  if (counts) counts[which] += 1;
   tell_host(history, sequence, which, chosen);
 }

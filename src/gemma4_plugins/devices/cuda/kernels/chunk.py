@@ -11,6 +11,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import TextConfig
+from gemma4_core.engine.rows import bucket
 from gemma4_core.weights import Weight
 from gemma4_plugins.devices.cuda.kernels import launch
 from gemma4_plugins.devices.cuda.kernels.plan import model_constants, of_kind
@@ -199,6 +200,7 @@ class Buffers:
         inputs = text.num_hidden_layers * per_layer
         self.context, self.ple = (make(CHUNK, inputs) if per_layer else None for _ in range(2))
         self.gate, self.gated = (make(CHUNK, per_layer) if per_layer else None for _ in range(2))
+        self._states: dict[int, Tensor] = {}
         self.experts: Experts | None = None
         if text.enable_moe_block:
             top, count, inner = text.top_k_experts, text.num_experts, text.moe_intermediate_size
@@ -210,3 +212,11 @@ class Buffers:
                 inner=make(rows, inner), out=make(rows, hidden), inputs=make(CHUNK, hidden), sums=make(CHUNK, count),
                 joined=make(CHUNK, hidden, dtype=fp32), tiles=tiles,
             )  # fmt: skip
+
+    def states(self, count: int) -> Tensor:
+        """bf16 ``[count or more, H]`` for final hidden states: one of few sizes, since graphs are captured for each."""
+        size = bucket(count)
+        if size not in self._states:
+            self._states[size] = Tensor.zeros(size, self.x.shape[1], dtype=self.x.dtype, device=self.x.device)
+            self._states[size] = self._states[size].contiguous().realize()
+        return self._states[size]

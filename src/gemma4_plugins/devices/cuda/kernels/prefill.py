@@ -1,13 +1,14 @@
 """Chunks of a prompt through tensor-core kernels, launched one after another past tinygrad's scheduler.
 
 For a prompt only keys and values of the positions are needed, so layers that share theirs do not run, nor does the last
-own layer beyond its keys and values; the last position goes through the decode step, which ends in logits. Where every
-row's hidden state is wanted, all layers run for all rows.
+own layer beyond its keys and values; the last position goes through the persistent kernel, which ends in logits. Where
+hidden states are wanted, all layers run for all rows.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -15,24 +16,15 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.model.ids import block_ends
-from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
+from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward, Rotation
 from gemma4_core.ops.graphs import upload
-from gemma4_core.ops.steps import Chunk, PrefillResult
 from gemma4_core.weights import Weight
-from gemma4_plugins.devices.cuda.kernels.chunk import CHUNK, Buffers, Experts, Kernels, fits, passing
-from gemma4_plugins.devices.cuda.kernels.step import CudaStep
+from gemma4_plugins.devices.cuda.kernels.chunk import Buffers, Experts, Kernels, passing
 from gemma4_plugins.devices.cuda.kernels.table import scale_of, tensor_of
 
 if TYPE_CHECKING:
-    from gemma4_core.contracts.steps import CacheBuffers, ChunkStep, DecoderView
-
-
-def prefill(view: DecoderView, storage: CacheBuffers) -> ChunkStep | None:
-    """The chunk step for these buffers, or None where the decode kernel does not serve them or the device is small."""
-    if "cuda prefill" not in storage.graphs:
-        step = view.decode_step(storage, None) if fits(view.text.config) else None
-        storage.graphs["cuda prefill"] = CudaPrefill(view, storage, step) if isinstance(step, CudaStep) else None
-    return storage.graphs["cuda prefill"]  # type: ignore[return-value]
+    from gemma4_core.contracts.rows import MediaRows
+    from gemma4_core.contracts.steps import DecoderView, Slots
 
 
 @dataclass(frozen=True)
@@ -47,70 +39,64 @@ class Addition:
 
 @dataclass(frozen=True)
 class Piece:
-    """Positions that run together: the first, how many, and whether all layers run."""
+    """Rows of one slot that run together: the first position, how many, whether all layers run for all of them, and
+    where each layer's keys and values of that slot lie."""
 
     start: int
     count: int
     every: bool
+    caches: Sequence[ctypes.c_uint64]
     until: Tensor | None = None
     """int32: the last position that each one sees on sliding layers, where tokens of a picture see each other."""
 
 
-class CudaPrefill:
-    """Runs chunks against one cache's buffers."""
+class Chunks:
+    """Runs chunks against slots. What it leaves on the device is overwritten by the next chunk of the model."""
 
-    def __init__(self, view: DecoderView, storage: CacheBuffers, step: CudaStep) -> None:
-        self.view, self.storage, self.step = view, storage, step
+    def __init__(self, view: DecoderView, slots: Slots, rotation: Rotation) -> None:
+        self.view, self.slots, self.rotation = view, slots, rotation
         self.text = view.text.config
-        self.rotation = view.text.rotation_table(storage.capacity + view.chunk)
         if "cuda chunks" not in view.scratch:
             view.scratch["cuda chunks"] = (Kernels(self.text), Buffers(self.text, view.device))
-        self.run, self.b = cast(tuple[Kernels, Buffers], view.scratch["cuda chunks"])
+        self.kernels, self.b = cast(tuple[Kernels, Buffers], view.scratch["cuda chunks"])
 
-    def __call__(
-        self, chunk: Chunk, start: int, soft_tokens: Tensor | None, every: bool, wanted: bool
-    ) -> Tensor | PrefillResult:
-        """See ``ChunkStep``."""
-        ids = chunk.ids[0]
-        soft = chunk.soft[0] if chunk.soft is not None else None
-        # the decode step takes ids: a soft token at the end goes with the rows before it
-        as_row = every or (wanted and soft is not None and soft[-1] >= 0)
-        body = len(ids) if as_row or not wanted else len(ids) - 1
-        hidden = []
-        for at in range(0, body, CHUNK):
-            here = slice(at, min(at + CHUNK, body))
-            piece = Piece(start + at, here.stop - at, as_row, self._until(chunk, start))
-            self._piece(piece, ids[here], None if soft is None else soft[here], soft_tokens)
-            if as_row:
-                hidden.append(self.b.x[: piece.count].unsqueeze(0).clone().realize())
-        if as_row:
-            whole = hidden[0].cat(*hidden[1:], dim=1) if len(hidden) > 1 else hidden[0]
-            return whole if every else whole[:, -1:].contiguous().realize()
-        if not wanted:
-            return self.b.x
-        return self.step.finish(self._upload(ids[-1:].reshape(1, 1)), start + body)
+    def run(
+        self, ids: np.ndarray, media: MediaRows | None, start: int, count: int, caches: Sequence[ctypes.c_uint64],
+        *, every: bool = False,
+    ) -> Tensor | None:  # fmt: skip
+        """Append the first ``count`` of the rows at positions from ``start`` on, at most ``CHUNK``; with ``every``
+        their final hidden states ``[count or more, H]``.
+
+        Args:
+            ids: int32 ``[N]``.
+            media: the soft tokens among all N rows.
+            caches: see ``Piece``.
+        """
+        piece = Piece(start, count, every, caches, self._until(media, start))
+        self._piece(piece, ids[:count], media)
+        return self.b.states(count) if every else None
 
     def _upload(self, array: np.ndarray) -> Tensor:
         return upload(np.ascontiguousarray(array, np.int32), self.view.device)
 
-    def _until(self, chunk: Chunk, start: int) -> Tensor | None:
-        """See ``Piece``; chunks with such tokens are one piece (``Operations.prefill_both_ways``)."""
-        if chunk.blocks is None or not chunk.sees_both_ways:
+    def _until(self, media: MediaRows | None, start: int) -> Tensor | None:
+        """See ``Piece``."""
+        if media is None or media.blocks is None or not media.sees_both_ways:
             return None
-        return self._upload(start + block_ends(chunk.blocks))
+        return self._upload(start + block_ends(media.blocks[None]))
 
     def _last(self, piece: Piece) -> int:
         """Layers that run."""
         return self.text.num_hidden_layers if piece.every else self.text.first_shared_layer
 
-    def _piece(self, piece: Piece, ids: np.ndarray, soft: np.ndarray | None, soft_tokens: Tensor | None) -> None:
+    def _piece(self, piece: Piece, ids: np.ndarray, media: MediaRows | None) -> None:
         b, count, text = self.b, piece.count, self.view.text
         tokens = self._upload(ids)
-        marks = media = None
-        if soft is not None and soft_tokens is not None and (soft >= 0).any():
-            marks, media = self._upload(soft), soft_tokens.cast(dtypes.bfloat16).contiguous().realize()
+        marks = soft = None
+        if media is not None and (media.soft[:count] >= 0).any():
+            marks, soft = self._upload(media.soft[:count]), media.tokens.cast(dtypes.bfloat16).contiguous().realize()
         given = passing(tokens)
-        self.run("embed_rows", count, given, passing(marks), passing(media), tensor_of(text.embedding),
+        self.kernels("embed_rows", count, given, passing(marks), passing(soft), tensor_of(text.embedding),
                  scale_of(text.embedding), b.h, b.x)  # fmt: skip
         rows = self._ple_inputs(piece, ids, given) if text.per_layer else None
         add = Addition()
@@ -118,20 +104,20 @@ class CudaPrefill:
             self._norm(count, add, layer.before)
             add = self._layer(layer, piece)
         if piece.every:
-            self._norm(count, add, text.norm)
-        self.references = (tokens, marks, media, rows, piece.until)
+            self._norm(count, add, text.norm, b.states(count))
+        self.references = (tokens, marks, soft, rows, piece.until)
 
-    def _norm(self, count: int, add: Addition, before: Tensor | None) -> None:
-        b = self.b
-        self.run(
-            "norm_rows", count, b.h, add.y, add.parts, add.after, add.scalar, before, b.x, None, None, 1.0, None, None
+    def _norm(self, count: int, add: Addition, before: Tensor | None, out: Tensor | None = None) -> None:
+        b, out = self.b, self.b.x if out is None else out
+        self.kernels(
+            "norm_rows", count, b.h, add.y, add.parts, add.after, add.scalar, before, out, None, None, 1.0, None, None
         )
 
     def _added(self, a: Tensor, weight: Weight, count: int, inner: int) -> int:
         """A product that is added to the stream, in ``y``; returns its parts."""
         hidden = self.text.hidden_size
-        parts = self.run.parts(count, hidden, inner)
-        self.run.product(a, [weight], self.b.y, count, hidden, inner, parts=parts)
+        parts = self.kernels.parts(count, hidden, inner)
+        self.kernels.product(a, [weight], self.b.y, count, hidden, inner, parts=parts)
         return parts
 
     def _ple_inputs(self, piece: Piece, ids: np.ndarray, tokens: ctypes.c_uint64) -> Tensor | None:
@@ -139,13 +125,13 @@ class CudaPrefill:
         layers = self._last(piece) if piece.every else self._last(piece) - 1
         if not layers:
             return None
-        self.run.product(b.x, [text.ple_projection], b.context, piece.count, layers * width, self.text.hidden_size)
+        self.kernels.product(b.x, [text.ple_projection], b.context, piece.count, layers * width, self.text.hidden_size)
         host = self.view.ple_host
         rows = host.rows(ids.reshape(1, -1)) if host is not None else None
         table = tensor_of(text.ple_table) if rows is None else passing(rows)
         scales = scale_of(text.ple_table) if rows is None else None
         length, by_position = ctypes.c_uint64(self.text.num_hidden_layers * width), int(host is not None)
-        self.run("ple_rows", piece.count, tokens, b.context, table, scales, length, by_position, text.ple_norm, b.ple,
+        self.kernels("ple_rows", piece.count, tokens, b.context, table, scales, length, by_position, text.ple_norm, b.ple,
                  layers)  # fmt: skip
         return rows
 
@@ -165,9 +151,9 @@ class CudaPrefill:
             return Addition(b.y, dense, ff.after, layer.scalar)
         assert b.gate is not None and b.gated is not None
         self._norm(count, Addition(b.y, dense, ff.after), None)
-        self.run.product(b.x, [ple.gate], b.gate, count, self.view.text.per_layer, self.text.hidden_size)
+        self.kernels.product(b.x, [ple.gate], b.gate, count, self.view.text.per_layer, self.text.hidden_size)
         layers = self._last(piece) if piece.every else self._last(piece) - 1
-        self.run("ple_gate", count, b.gate, b.ple, b.gated, config.index, layers)
+        self.kernels("ple_gate", count, b.gate, b.ple, b.gated, config.index, layers)
         parts = self._added(b.gated, ple.projection, count, self.view.text.per_layer)
         return Addition(b.y, parts, ple.after, layer.scalar)
 
@@ -178,47 +164,48 @@ class CudaPrefill:
         b, config, attention, count = self.b, layer.config, layer.attention, piece.count
         own, queries = not config.is_shared, self._width(layer)
         keys = config.num_key_value_heads * config.head_dim
-        cache = self.storage.layers[config.donor if config.donor is not None else config.index]
-        assert cache is not None
+        held = self.slots.layers[config.donor if config.donor is not None else config.index]
+        assert held is not None
+        cache, positions = piece.caches[config.index], int(held.shape[3])
         matrices = [attention.q_proj]
         if own:
             matrices.append(attention.k_proj)
             if attention.v_proj is not None:
                 matrices.append(attention.v_proj)
         width, splits = queries + keys * (len(matrices) - 1), (queries, queries + keys)
-        self.run.product(b.x, matrices, b.qkv, count, width, self.text.hidden_size, splits)
+        self.kernels.product(b.x, matrices, b.qkv, count, width, self.text.hidden_size, splits)
         kind = "full" if config.is_full else "sliding"
-        slots, norm_k = int(cache.shape[3]), attention.k_norm if own else None
-        self.run(f"heads_{kind}", count, b.qkv, width, int(own), int(len(matrices) == 2), attention.q_norm, norm_k,
-                 *self.rotation.of(config), b.queries, cache, slots, piece.start)  # fmt: skip
+        norm_k = attention.k_norm if own else None
+        self.kernels(f"heads_{kind}", count, b.qkv, width, int(own), int(len(matrices) == 2), attention.q_norm, norm_k,
+                 *self.rotation.of(config), b.queries, cache, positions, piece.start)  # fmt: skip
         if not keys_only:
             rows = count * (self.text.num_attention_heads // config.num_key_value_heads)
             sliding = [] if config.is_full else [config.window, passing(piece.until)]
-            self.run(f"attend_{kind}", -(-rows // 64), b.queries, cache, b.mixed, slots, piece.start, count, *sliding,
+            self.kernels(f"attend_{kind}", -(-rows // 64), b.queries, cache, b.mixed, positions, piece.start, count, *sliding,
                      height=config.num_key_value_heads)  # fmt: skip
 
     def _dense(self, layer: DecoderLayer, count: int) -> int:
         b, ff, width, hidden = self.b, layer.feed_forward, layer.config.intermediate_size, self.text.hidden_size
-        self.run.gated(b.x, ff.gate, ff.up, b.inner, count, width, hidden)
+        self.kernels.gated(b.x, ff.gate, ff.up, b.inner, count, width, hidden)
         return self._added(b.inner, ff.down, count, width)
 
     def _mixture(self, layer: DecoderLayer, ff: ExpertFeedForward, count: int, attended: int) -> Addition:
         b, hidden, text = self.b, self.text.hidden_size, self.text
         e = cast(Experts, b.experts)
         inner = text.moe_intermediate_size
-        self.run("norm_rows", count, b.h, b.y, attended, layer.after, None, ff.before, b.x, ff.router_scale, b.z,
+        self.kernels("norm_rows", count, b.h, b.y, attended, layer.after, None, ff.before, b.x, ff.router_scale, b.z,
                  hidden**-0.5, ff.experts_before, e.inputs)  # fmt: skip
-        self.run.product(b.z, [ff.router], e.sums, count, text.num_experts, hidden)
-        self.run("choose_rows", count, e.sums, ff.expert_scale, e.chosen, e.weight, e.counts)
-        self.run("plan_experts", 1, e.counts, e.first, e.next, e.tile_expert, e.tile_row, e.tiles)
-        self.run("place_rows", count, e.chosen, e.next, e.source, e.place)
+        self.kernels.product(b.z, [ff.router], e.sums, count, text.num_experts, hidden)
+        self.kernels("choose_rows", count, e.sums, ff.expert_scale, e.chosen, e.weight, e.counts)
+        self.kernels("plan_experts", 1, e.counts, e.first, e.next, e.tile_expert, e.tile_row, e.tiles)
+        self.kernels("place_rows", count, e.chosen, e.next, e.source, e.place)
         tiles = (e.first, e.tile_expert, e.tile_row)
-        (gate_up,), (scale,) = self.run.weights([ff.gate_up])
-        self.run("gemm_experts_gated", e.tiles, e.inputs, gate_up, scale, e.inner, e.source, *tiles,
+        (gate_up,), (scale,) = self.kernels.weights([ff.gate_up])
+        self.kernels("gemm_experts_gated", e.tiles, e.inputs, gate_up, scale, e.inner, e.source, *tiles,
                  height=-(-inner // 128))  # fmt: skip
-        (down,), (scale,) = self.run.weights([ff.experts_down])
-        self.run("gemm_experts_down", e.tiles, e.inner, down, scale, e.out, *tiles, height=-(-hidden // 256))
+        (down,), (scale,) = self.kernels.weights([ff.experts_down])
+        self.kernels("gemm_experts_down", e.tiles, e.inner, down, scale, e.out, *tiles, height=-(-hidden // 256))
         dense = self._dense(layer, count)
-        self.run("gather_experts", count, e.out, e.place, e.weight, b.z)
-        self.run("join_branches", count, b.y, dense, b.z, ff.dense_after, ff.experts_after, e.joined)
+        self.kernels("gather_experts", count, e.out, e.place, e.weight, b.z)
+        self.kernels("join_branches", count, b.y, dense, b.z, ff.dense_after, ff.experts_after, e.joined)
         return Addition(e.joined, 1, ff.after, layer.scalar)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.contracts.steps import CacheBuffers
+from gemma4_core.contracts.steps import Slots
 from gemma4_core.model.decoder import TextDecoder
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward, Rotation
 from gemma4_core.weights import Weight
@@ -37,11 +37,23 @@ def scale_of(weight: Weight | None) -> Tensor | None:
     return None if weight is None else weight.matrix.parts().get("_scale")
 
 
+def cache_addresses(text: TextDecoder, slots: Slots, slot: int, address: Address) -> list[int]:
+    """Where each layer's keys and values of one slot lie, ``[2, kv heads, positions, head_dim]``. A shared layer reads
+    its donor's."""
+    found = []
+    for layer in text.config.layers:
+        held = slots.layers[layer.donor if layer.donor is not None else layer.index]
+        assert held is not None
+        found.append(address(held) + slot * (int(held.nbytes()) // slots.count))
+    return found
+
+
 def address_table(
-    text: TextDecoder, storage: CacheBuffers, rotation: Rotation, suppressed: Tensor | None, address: Address
-) -> np.ndarray:
-    """uint64 ``[1 + layers, 2, FIELDS]``: addresses, and those of row scales. Vectors must be bf16: the kernel converts
-    nothing."""
+    text: TextDecoder, slots: Slots, caches: Sequence[int], rotation: Rotation, suppressed: Tensor | None,
+    address: Address,
+) -> np.ndarray:  # fmt: skip
+    """uint64 ``[1 + layers, 2, FIELDS]``: addresses, and those of row scales; ``caches`` are those of one slot. Vectors
+    must be bf16: the kernel converts nothing."""
 
     def at(tensor: Tensor | Weight | None) -> tuple[int, int]:
         if isinstance(tensor, Weight):
@@ -51,34 +63,33 @@ def address_table(
 
     table = np.zeros((1 + len(text.layers), 2, FIELDS), np.uint64)
     per_layer = (text.ple_table, text.ple_projection, text.ple_norm) if text.per_layer else (None, None, None)
-    slots = {
-        x.is_full: int(t.shape[3]) for x, t in zip(text.config.layers, storage.layers, strict=True) if t is not None
+    positions = {
+        x.is_full: int(t.shape[3]) for x, t in zip(text.config.layers, slots.layers, strict=True) if t is not None
     }
     model = [at(text.embedding), at(text.norm), *map(at, per_layer), *map(at, (*rotation.sliding, *rotation.full))]
-    model += [at(suppressed), (slots.get(False, 1), 0), (slots.get(True, 1), 0)]
+    model += [at(suppressed), (positions.get(False, 1), 0), (positions.get(True, 1), 0)]
     all_kinds = kinds(text.config)
     model += [(info | width << 32, 0) for info, width in all_kinds]
     table[0, :, : len(model)] = np.array(model, np.uint64).T
-    for row, layer in zip(table[1:], text.layers, strict=True):
+    for row, layer, cache in zip(table[1:], text.layers, caches, strict=True):
         kind = all_kinds.index((layer_info(layer.config), layer.config.intermediate_size))
-        fields = layer_fields(layer, kind, storage, at)
+        fields = layer_fields(layer, kind, cache, at)
         row[:, : len(fields)] = np.array(fields, np.uint64).T
     return table
 
 
 def layer_fields(
-    layer: DecoderLayer, kind: int, storage: CacheBuffers, at: Callable[[Tensor | Weight | None], tuple[int, int]]
+    layer: DecoderLayer, kind: int, cache: int, at: Callable[[Tensor | Weight | None], tuple[int, int]]
 ) -> list[tuple[int, int]]:
-    """One layer's row, in the order of the kernel's ``Field``. A shared layer reads its donor's cache."""
+    """One layer's row, in the order of the kernel's ``Field``, with its cache's address."""
     config, attention, ff, ple = layer.config, layer.attention, layer.feed_forward, layer.per_layer
     own = not config.is_shared
-    held = storage.layers[config.donor if config.donor is not None else config.index]
     mixture = ff if isinstance(ff, ExpertFeedForward) else None
     nothing = (0, 0)
     fields = [
         at(attention.q_proj), at(attention.k_proj) if own else nothing, at(attention.v_proj) if own else nothing,
         at(attention.o_proj), at(ff.gate), at(ff.up), at(ff.down), at(ple.gate if ple else None),
-        at(ple.projection if ple else None), at(held), at(layer.before), at(attention.q_norm),
+        at(ple.projection if ple else None), (cache, 0), at(layer.before), at(attention.q_norm),
         at(attention.k_norm) if own else nothing, at(layer.after), at(ff.before), at(ff.after),
         at(ple.after if ple else None), at(layer.scalar), (layer_info(config) | kind * KIND, 0),
     ]  # fmt: skip

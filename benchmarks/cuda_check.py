@@ -20,6 +20,7 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.model.cache import Storage
 from gemma4_core.ops import portable
+from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.steps import Chunk, PrefillResult
 from gemma4_plugins.devices.cuda.kernels import launch
 from gemma4_plugins.devices.cuda.kernels import prefill as cuda_prefill
@@ -141,7 +142,7 @@ def check_rows(name: str, model: ModelWithEngine, truth_model: ModelWithEngine, 
     for served, own in ((model, True), (model, False), (truth_model, False)):
         storage = filled(served, before + length + 8)
         step = cuda_prefill.prefill(served.engine.view, storage) if own else None
-        given = Tensor(media, device=launch.DEVICE).cast(served.dtype).contiguous().realize()
+        given = upload(media, launch.DEVICE, served.dtype)
         for start, chunk in ((0, Chunk(ids[:, :before])), (before, Chunk(ids[:, before:], soft, blocks))):
             if step is not None:
                 hidden = step(chunk, start, given, True, True)
@@ -180,7 +181,7 @@ def check(name: str, positions: list[int], prompts: list[int]) -> bool:
         good = check_rows(name, model, truth_model, 20) and good
     for position in positions:
         token = (position * 7919 + 11) % model.config.text_config.vocab_size
-        given = Tensor(np.array([[token]], np.int32), device=launch.DEVICE).contiguous().realize()
+        given = upload(np.array([[token]], np.int32), launch.DEVICE)
         got = step_logits(logits_step, given, position)
         again, logprob = greedy_step(given, position, None).read()  # type: ignore[attr-defined]
         plain = portable_logits(model, theirs, token, position)

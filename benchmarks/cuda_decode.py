@@ -16,9 +16,9 @@ import time
 
 import numpy as np
 from cuda_models import ModelWithEngine, random_model, use_binaries, with_chunk
-from tinygrad import Tensor
 
 from gemma4_core.ops import portable
+from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.steps import Chunk, PrefillResult
 from gemma4_core.plugins import registry
 from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
@@ -46,7 +46,7 @@ def timed_step(model: ModelWithEngine, context: int, warps: int, parts: bool) ->
 
 def measure(step: cuda_step.CudaStep, context: int, steps: int) -> list[float]:
     """Seconds per step of five runs."""
-    token = Tensor(np.array([[5]], np.int32), device=launch.DEVICE).contiguous().realize()
+    token = upload(np.array([[5]], np.int32), launch.DEVICE)
     times = []
     for run in range(6):
         launch.wait()

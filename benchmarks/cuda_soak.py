@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 from cuda_check import model_of, relative, step_logits
-from tinygrad import Tensor
 
 from gemma4_core.model.cache import Storage
 from gemma4_core.model.model import GemmaModel
+from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_core.ops.steps import Chunk
 from gemma4_plugins.devices.cuda.kernels import launch
@@ -30,18 +30,14 @@ from gemma4_plugins.devices.cuda.kernels import prefill as cuda_prefill
 from gemma4_plugins.devices.cuda.kernels import step as cuda_step
 
 
-def upload(array: np.ndarray) -> Tensor:
-    """The array on the device."""
-    return Tensor(array, device=launch.DEVICE).contiguous().realize()
-
-
 def drawn(model: GemmaModel, step: cuda_step.CudaStep, count: int, every: int) -> tuple[list[int], list[float]]:
     """Tokens after token 2, at temperature 1, and the seconds that each ``every`` of them took."""
     state = SamplingState(
-        upload(np.array([1, 64, 0.95, 0, 1], np.float32)), upload(np.array([7], np.uint32)),
-        upload(np.zeros((1, model.engine.vocab), np.bool_)),
-    )  # fmt: skip
-    token, tokens, seconds = upload(np.array([[2]], np.int32)), [2], []
+        upload(np.array([1, 64, 0.95, 0, 1], np.float32), launch.DEVICE),
+        upload(np.array([7], np.uint32), launch.DEVICE),
+        upload(np.zeros((1, model.engine.vocab), np.bool_), launch.DEVICE),
+    )
+    token, tokens, seconds = upload(np.array([[2]], np.int32), launch.DEVICE), [2], []
     waiting: deque[Any] = deque()
     began = time.perf_counter()
     for position in range(count):
@@ -95,7 +91,7 @@ def soak(name: str, count: int, portably: bool) -> bool:
     began = time.perf_counter()
     as_prompt(model, theirs, tokens[:count], portably)
     apart = distances(model, ours, theirs, count)
-    last = upload(np.array([[tokens[count]]], np.int32))
+    last = upload(np.array([[tokens[count]]], np.int32), launch.DEVICE)
     logits = [step_logits(step, last, count) for step in steps]
     good = apart[3] <= 1.5 * apart[0] + 1e-3 and bool(np.isfinite(logits).all())
     others = "the portable graph's" if portably else "single operations'"

@@ -23,11 +23,11 @@ from collections import defaultdict
 import numpy as np
 from cuda_check import filled, in_fp32, relative
 from cuda_models import ModelWithEngine, random_model, with_chunk
-from tinygrad import Device, Tensor
+from tinygrad import Device
 
 from gemma4_core.model.cache import Storage
 from gemma4_core.ops import portable
-from gemma4_core.ops.graphs import CapturedGraph
+from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.ops.steps import Chunk
 from gemma4_core.plugins import registry
 from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
@@ -48,7 +48,7 @@ def measure(model: ModelWithEngine, context: int, steps: int) -> tuple[list[floa
     """Seconds per step of five runs, and kernels per layer."""
     storage = model.pool.take(model, 1, context + 256)
     step = model.engine.portable_step(storage, False)
-    token = Tensor(np.array([[5]], np.int32), device=model.device).contiguous().realize()
+    token = upload(np.array([[5]], np.int32), model.device)
     times = []
     for run in range(6):
         Device[model.device].synchronize()

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tinygrad import Tensor
 
 from gemma4_core.errors import InputError
 from gemma4_core.formatting import shown
+from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.sampling import SamplingState
 
 
@@ -68,4 +68,4 @@ class Sampling:
             [self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty], np.float32
         )
         arrays = (params, np.array([seed & 0xFFFFFFFF], np.uint32), marks)
-        return SamplingState(*(Tensor(a, device=device).contiguous().realize() for a in arrays))
+        return SamplingState(*(upload(array, device) for array in arrays))

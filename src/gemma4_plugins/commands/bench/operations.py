@@ -22,7 +22,7 @@ from gemma4_core.model.layers import DenseFeedForward, ExpertFeedForward, matrix
 from gemma4_core.model.spans import TokenSpan
 from gemma4_core.ops import Operations, portable
 from gemma4_core.ops.attention import KeyValues
-from gemma4_core.ops.graphs import CapturedGraph
+from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.ops.multiply import made
 from gemma4_core.ops.steps import Chunk
 from gemma4_core.weights import Matrix
@@ -105,13 +105,11 @@ class Cases:
 
     def normal(self, *shape: int) -> Tensor:
         """Noise in the model's dtype."""
-        values = self.random.standard_normal(shape, np.float32)
-        return Tensor(values, device=self.model.device).cast(self.model.dtype).contiguous().realize()
+        return upload(self.random.standard_normal(shape, np.float32), self.model.device, self.model.dtype)
 
     def ids(self, values: np.ndarray) -> Tensor:
         """int32 on the device."""
-        tensor = Tensor(np.ascontiguousarray(values, np.int32), device=self.model.device)
-        return tensor.contiguous().realize()
+        return upload(np.asarray(values, np.int32), self.model.device)
 
     def case(self, operation: str, shape: str, nbytes: int, runs: Sequence[tuple[Any, ...]]) -> Case:
         """A case that calls an operation with the arguments of each run, captured in one graph per form."""
@@ -226,8 +224,7 @@ class Cases:
         """Causal for several rows, none for one, which sees every key."""
         if self.rows == 1:
             return None
-        allowed = np.tri(self.rows, past + self.rows, past, dtype=np.bool_)
-        return Tensor(allowed, device=self.model.device).contiguous().realize()
+        return upload(np.tri(self.rows, past + self.rows, past, dtype=np.bool_), self.model.device)
 
     def kinds(self) -> Iterator[tuple[str, list[LayerConfig]]]:
         """Sliding and full layers."""
@@ -237,8 +234,7 @@ class Cases:
 
     def of_sample(self) -> Iterator[Case]:
         """Greedy, and with top-k and top-p."""
-        logits = Tensor(self.random.standard_normal((1, self.text.vocab_size), np.float32), device=self.model.device)
-        logits = logits.contiguous().realize()
+        logits = upload(self.random.standard_normal((1, self.text.vocab_size), np.float32), self.model.device)
         state = Sampling(1.0, 64, 0.95, seed=0).state(self.text.vocab_size, [], self.model.device)
         for kind, given in (("greedy", None), ("top-k 64, top-p 0.95", state)):
             shape, nbytes = f"{self.text.vocab_size}: {kind}", int(logits.nbytes())

@@ -11,6 +11,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.errors import DeviceError
+from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.sampling import SamplingState
 from gemma4_core.ops.steps import PrefillResult
 from gemma4_plugins.devices.cuda.kernels import launch
@@ -49,7 +50,7 @@ def compiled(source: str, threads: int, shared_bytes: int) -> launch.Kernel:
 def widens() -> bool:
     """Whether int8 numbers become bf16 on this device as they should: all 256 of them, by the kernels' own means."""
     numbers = np.arange(-128, 128, dtype=np.int8)
-    given = Tensor(numbers, device=launch.DEVICE).contiguous().realize()
+    given = upload(numbers, launch.DEVICE)
     made = Tensor.zeros(256, dtype=dtypes.bfloat16, device=launch.DEVICE).contiguous().realize()
     values = (ctypes.c_uint64(launch.address(given)), ctypes.c_uint64(launch.address(made)), ctypes.c_uint64(256))
     launch.Kernel(expand_source(), "expand", 256).launch(1, values)
@@ -113,7 +114,7 @@ class CudaStep:
         # what the table points to must stay, whatever becomes of the model
         self.references: list[Any] = [storage.layers, rotation, [view.suppressed, *held_tensors(view)]]
         table = address_table(view.text, storage, rotation, view.suppressed, launch.address)
-        self.table = Tensor(table, device=view.device).contiguous().realize()
+        self.table = upload(table, view.device)
         self.scratch = self._zeros(plan.scratch_packets, 2, dtype=dtypes.uint32)
         self.fixed = (launch.address(self.table), launch.address(self.scratch))
         self.logits = self._zeros(1, view.vocab, dtype=dtypes.float32) if sampled else None

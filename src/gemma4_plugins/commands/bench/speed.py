@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma4_core.devices.memory import peak_memory_bytes
-from gemma4_core.generation.parts import Stats, statistics
+from gemma4_core.generation.parts import Stats
+from gemma4_core.generation.parts import statistics as stats_of
 from gemma4_core.generation.tokens import check_prompt, run
 from gemma4_plugins.commands.bench.traffic import cache_bytes, weight_bytes
 
@@ -134,7 +135,7 @@ class Bench:
         """Generate ``limit`` tokens after the first ``length`` ids; what the cache holds of them is reused."""
         prompt = check_prompt(self.model, self.ids[:length], limit, self.cache, {})
         count = sum(1 for _ in run(self.model.engine, prompt))
-        return statistics(prompt.sequence, count, 0.0, self.model.device)
+        return stats_of(prompt.sequence, count, 0.0, self.model.device)
 
     def warm_up(self) -> tuple[float, int]:
         """Compile and capture what the tests need; returns seconds to the first token and the prompt's length."""

@@ -32,6 +32,7 @@ from gemma4_core.contracts.rows import MediaRows
 from gemma4_core.engine.rows import greedy_rows
 from gemma4_core.model.slots import SlotStore
 from gemma4_core.ops import portable
+from gemma4_core.ops.graphs import upload
 from gemma4_plugins.devices.cuda.kernels import launch
 from gemma4_plugins.devices.cuda.kernels import step as cuda_step
 
@@ -163,7 +164,7 @@ def check_rows(name: str, model: ModelWithEngine, truth_model: ModelWithEngine, 
     for served, own in ((model, True), (model, False), (truth_model, False)):
         slots = filled(served, before + length + 8)
         step = step_of(served, slots) if own else None
-        given = Tensor(tokens, device=launch.DEVICE).cast(served.dtype).contiguous().realize()
+        given = upload(tokens, launch.DEVICE, served.dtype)
         first = chunk_rows(ids[:before], 0)
         rows = chunk_rows(ids[before:], before, range(length), media=MediaRows(given, soft, blocks))
         if step is not None:
@@ -212,7 +213,7 @@ def check(name: str, positions: list[int], prompts: list[int]) -> bool:
         good = check_rows(name, model, truth_model, 20) and good
     for position in positions:
         token = (position * 7919 + 11) % model.config.text_config.vocab_size
-        given = Tensor(np.array([token], np.int32), device=launch.DEVICE).contiguous().realize()
+        given = upload(np.array([token], np.int32), launch.DEVICE)
         got = step_logits(step, given, position, slot=1)
         # the same id from the host, without logits
         [(again, logprob)] = step(one_row(np.array([token], np.int32), position, 1), greedy_rows(1)).read()

@@ -16,10 +16,10 @@ import time
 
 import numpy as np
 from cuda_models import ModelWithEngine, chunk_rows, one_row, random_model, use_binaries, with_chunk
-from tinygrad import Tensor
 
 from gemma4_core.engine.rows import greedy_rows
 from gemma4_core.ops import portable
+from gemma4_core.ops.graphs import upload
 from gemma4_core.plugins import registry
 from gemma4_plugins.commands.bench.bandwidth import read_bandwidth
 from gemma4_plugins.commands.bench.traffic import weight_bytes
@@ -45,7 +45,7 @@ def timed_step(model: ModelWithEngine, context: int, warps: int, parts: bool) ->
 
 def measure(step: cuda_step.CudaStep, context: int, steps: int) -> list[float]:
     """Seconds per step of five runs."""
-    ids = Tensor(np.array([5], np.int32), device=launch.DEVICE).contiguous().realize()
+    ids = upload(np.array([5], np.int32), launch.DEVICE)
     greedy, times = greedy_rows(1), []
     for run in range(6):
         launch.wait()

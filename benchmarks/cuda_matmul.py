@@ -14,10 +14,11 @@ import sys
 from functools import partial
 
 import numpy as np
-from tinygrad import Tensor, TinyJit, dtypes
+from tinygrad import dtypes
 
 from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate
+from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.ops.multiply import made
 from gemma4_plugins.commands.bench.timing import median_seconds
 from gemma4_plugins.devices.cuda.kernels.matmul import matmul
@@ -49,10 +50,10 @@ def main() -> None:
     _, device = activate("cuda", DeviceSettings())
     rng, good = np.random.default_rng(0), True
     for form, first, second in shapes(options.rows):
-        draw = lambda shape: Tensor(rng.standard_normal(shape, np.float32)).cast(dtypes.bfloat16).contiguous()  # noqa: E731
-        a, b = (draw(shape).realize() for shape in (first, second))
-        own = TinyJit(lambda a, b, form=form: made(matmul, a, b, form).realize())
-        plain = TinyJit(lambda a, b, form=form: made(None, a, b, form).contiguous().realize())
+        draw = lambda shape: upload(rng.standard_normal(shape, np.float32), device, dtypes.bfloat16)  # noqa: E731
+        a, b = draw(first), draw(second)
+        own = CapturedGraph(lambda a, b, form=form: made(matmul, a, b, form).realize())
+        plain = CapturedGraph(lambda a, b, form=form: made(None, a, b, form).contiguous().realize())
         found, truth = own(a, b).float().numpy(), made(None, a.float(), b.float(), form, True).numpy()
         error = float(np.abs(found - truth).max() / np.abs(truth).max())
         inner = first[-2] if form == "tn" else first[-1]

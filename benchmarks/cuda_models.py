@@ -19,6 +19,7 @@ from gemma4_core.contracts.rows import MediaRows, Rows
 from gemma4_core.engine.engine import Engine
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import Operations
+from gemma4_core.ops.graphs import upload
 from gemma4_core.weights import DenseMatrix, DenseStack, Weight
 from gemma4_plugins.devices.cuda.kernels import launch
 from gemma4_plugins.layouts.int8 import Int8Matrix, Int8Stack
@@ -97,7 +98,7 @@ class ByteFiller:
         values = (ctypes.c_uint64(launch.address(tensor)), ctypes.c_uint64(words), ctypes.c_uint32(self.seed))
         self.kernel.launch(min(2048, -(-words // 256)), values)
         rows = np.random.default_rng(self.seed).uniform(0.5, 1.5, shape[:-1]).astype(np.float32) * (scale / 74)
-        return tensor, Tensor(rows, device=launch.DEVICE).contiguous().realize()
+        return tensor, upload(rows, launch.DEVICE)
 
 
 def spread(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

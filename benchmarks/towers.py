@@ -25,6 +25,7 @@ from gemma4_core.config import parse_config, preset_dict
 from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate
 from gemma4_core.ops import portable
+from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.towers import tower_operations
 from gemma4_core.weights import DenseMatrix
 
@@ -44,7 +45,7 @@ class RandomWeights:
             values = np.array(-40.0 if name.endswith("_min") else 40.0, np.float32)
         else:
             values = random.standard_normal(shape, np.float32) * shape[-1] ** -0.5 if len(shape) > 1 else np.ones(shape)
-        return Tensor(np.ascontiguousarray(values, np.float32), device=device).cast(dtype).contiguous().realize()
+        return upload(np.asarray(values, np.float32), device, dtype)
 
 
 def image(columns: int, rows: int) -> Features:
@@ -93,7 +94,7 @@ def check(device: str, operations: Any) -> float:
     """The largest error of the device's kernels, in units of the result's spread; bf16 alone makes 0.02."""
     products = tower_operations(operations, device)
     errors: list[float] = []
-    draw = lambda *shape: Tensor(random.standard_normal(shape, np.float32), device=device).cast(dtypes.bfloat16).contiguous().realize()  # noqa: E501, E731
+    draw = lambda *shape: upload(random.standard_normal(shape, np.float32), device, dtypes.bfloat16)  # noqa: E731
     wide = lambda tensor: tensor.float().numpy().astype(np.float64)  # noqa: E731
 
     def compare(what: str, found: Tensor, truth: np.ndarray) -> None:
@@ -107,7 +108,7 @@ def check(device: str, operations: Any) -> float:
         compare(f"linear {rows} x {inner} x {width}", products.linear(x, DenseMatrix(w)), truth)
     for count, heads, groups, size, real in ((256, 3, 3, 64, 256), (2560, 16, 16, 72, 2394), (128, 4, 2, 24, 70)):
         q, k, v = draw(count, heads, size), draw(count, groups, size), draw(count, groups, size)
-        seen = Tensor(np.arange(count) < real, device=device).contiguous().realize()
+        seen = upload(np.arange(count) < real, device)
         keys, values = (np.repeat(wide(t)[:real], heads // groups, 1) for t in (k, v))
         scores = np.einsum("qhd,khd->hqk", wide(q), keys)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
@@ -118,7 +119,7 @@ def check(device: str, operations: Any) -> float:
     compare("norm", products.norm(x, w, 1e-6), truth)
     for heads, size in ((12, 64), (16, 72)):
         x, w, angles = draw(2560, heads * size), draw(size), random.uniform(0, 60, (2560, 2, size // 4))
-        turn = tuple(Tensor(f(angles).astype(np.float32), device=device).realize() for f in (np.cos, np.sin))
+        turn = tuple(upload(f(angles).astype(np.float32), device) for f in (np.cos, np.sin))
         split = wide(x).reshape(2560, heads, size)
         normed = split / np.sqrt((split**2).mean(-1, keepdims=True) + 1e-6) * wide(w)
         turned = normed.reshape(2560, heads, 2, 2, size // 4)

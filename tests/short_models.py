@@ -11,12 +11,21 @@ import json
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from reference_data import DATA
 from reference_weights import draw, write_safetensors
 
 from gemma4_core import registry
-from gemma4_core.config import parse_config
+from gemma4_core.config import parse_config, preset_dict
+
+
+def few_layers_config() -> dict[str, Any]:
+    """config.json of ``tiny-e2b`` without towers and with one layer of each kind, the last of which shares K/V."""
+    config = preset_dict("tiny-e2b", towers=False)
+    config["text_config"] |= {"num_hidden_layers": 3, "num_kv_shared_layers": 1,
+                              "layer_types": ["sliding_attention", "full_attention", "full_attention"]}  # fmt: skip
+    return config
 
 
 @lru_cache

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from cli_tools import environment
+from short_models import few_layers_config
 from tinygrad import Tensor
 
 from gemma4_core import load_pretrained
@@ -28,7 +29,7 @@ PROMPT = [2, 5, 9, 11, 7]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_checkpoint(tmp_path_factory.mktemp("kept") / "model", "tiny-e2b", towers=False)
+    return write_random_checkpoint(tmp_path_factory.mktemp("kept") / "model", few_layers_config())
 
 
 @pytest.fixture
@@ -83,13 +84,14 @@ def captured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Engine, name, function)
 
 
+@pytest.mark.slow
 def test_a_later_model_traces_nothing_and_reads_its_own_weights(
     folder: Path, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = answers(opened(folder))
     files = {file.name for file in graphs.iterdir()}
     assert len(files) >= 4 and all(file.stat().st_mode & 0o777 == 0o600 for file in graphs.iterdir())
-    other = write_random_checkpoint(tmp_path / "other", "tiny-e2b", towers=False, seed=1)
+    other = write_random_checkpoint(tmp_path / "other", few_layers_config(), seed=1)
     monkeypatch.setenv("GEMMA4_KEEP_GRAPHS", "0")
     expected = answers(opened(other))
     assert expected != first
@@ -185,6 +187,7 @@ print(list(model.generate([2, 5, 9, 11, 7], 3, stop_ids=())))
 """
 
 
+@pytest.mark.slow
 def test_operations_of_another_package_are_kept_while_its_files_are_the_same(folder: Path, tmp_path: Path) -> None:
     package = tmp_path / "packages" / "gemma4_fast"
     package.mkdir(parents=True)

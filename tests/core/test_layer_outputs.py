@@ -14,12 +14,20 @@ from gemma4_core.model.layers import matrix
 BOTH = {"return_hidden": True, "return_attention": True}
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_loops")]
 
 
 @cache
 def model(name: str) -> LoadedModel:
     return load_pretrained(load(name).folder, device="cpu", dtype="float32")
+
+
+@cache
+def inside_of(name: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Hidden states and attention weights of the reference's first prompt, without a cache."""
+    _, none, inside = model(name).forward_ids(load(name).ids[:1], **BOTH)
+    assert none is None and inside.hidden is not None and inside.attention is not None
+    return inside.hidden.numpy(), [weights.numpy() for weights in inside.attention]
 
 
 @pytest.mark.parametrize("name", ["e2b", "moe", "dense"])
@@ -36,13 +44,13 @@ def test_hidden_states_are_the_references(name: str) -> None:
 def test_attention_is_what_the_formula_says() -> None:
     """The first layer computed again in float64: norm, projections, rotation by angle, softmax over the window."""
     name = "e2b"
-    ids = load(name).ids[:1, :20]
-    _, _, inside = model(name).forward_ids(ids, **BOTH)
+    ids = load(name).ids[:1]
+    hidden, weights_found = inside_of(name)
     attention, config = model(name).text.layers[0].attention, model(name).text.layers[0].config
     text = model(name).config.text_config
-    assert inside.hidden is not None and inside.attention is not None
-    assert len(inside.attention) == text.num_hidden_layers and config.window is not None
-    h = inside.hidden.numpy()[0, 0].astype(np.float64)
+    assert len(weights_found) == text.num_hidden_layers and config.window is not None
+    assert ids.shape[1] > config.window
+    h = hidden[0, 0].astype(np.float64)
 
     def normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + text.rms_norm_eps) * weight
@@ -63,22 +71,21 @@ def test_attention_is_what_the_formula_says() -> None:
     row, column = np.arange(len(x))[:, None], np.arange(len(x))
     scores[:, (column > row) | (column <= row - config.window)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    np.testing.assert_allclose(inside.attention[0].numpy()[0], weights / weights.sum(-1, keepdims=True), atol=2e-5)
+    np.testing.assert_allclose(weights_found[0][0], weights / weights.sum(-1, keepdims=True), atol=2e-5)
 
 
 def test_with_a_cache_it_is_the_same_in_the_order_of_positions() -> None:
     name = "e2b"
     ids = load(name).ids[:1]
-    _, _, whole = model(name).forward_ids(ids, **BOTH)
+    hidden, attention = inside_of(name)
     held = model(name).make_cache()
     model(name).forward_ids(ids[:, :-5], cache=held)
     logits, held_too, inside = model(name).forward_ids(ids[:, -5:], cache=held, **BOTH)
     assert held_too is held and held.length == ids.shape[1]
-    assert whole.hidden is not None and inside.hidden is not None
-    np.testing.assert_allclose(inside.hidden.numpy(), whole.hidden.numpy()[:, :, -5:], atol=2e-3)
-    assert whole.attention is not None and inside.attention is not None
-    for ours, theirs in zip(inside.attention, whole.attention, strict=True):
-        np.testing.assert_allclose(ours.numpy(), theirs.numpy()[:, :, -5:], atol=1e-4)
+    assert inside.hidden is not None and inside.attention is not None
+    np.testing.assert_allclose(inside.hidden.numpy(), hidden[:, :, -5:], atol=2e-3)
+    for ours, theirs in zip(inside.attention, attention, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs[:, :, -5:], atol=1e-4)
         np.testing.assert_allclose(ours.numpy().sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(logits.numpy(), load(name).logits[:1, -5:], atol=2e-3)
     # what the portable run wrote into the cache is read by the steps that follow

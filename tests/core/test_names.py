@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "src"
+from gemma4_core.cli.packages import packages
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src"
+PACKAGES = {path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml")}
+"""Distributions of this repository that bring plugins of their own."""
 MODULES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
 CORE = {name: path for name, path in MODULES.items() if name.startswith("gemma4_core/")}
 LONGEST = 400
@@ -70,7 +76,7 @@ def names_of_plugins(tree: ast.AST, names: set[str]) -> set[str]:
     """
     words = {word for name in identifiers(tree) for word in re.split(r"[_\W]+", name)}
     texts = set(strings(tree))
-    parts = {part for part in PARTS_OF_NAMES for text in texts if part in text}
+    parts = {part for part in (*PARTS_OF_NAMES, *PACKAGES) for text in texts if part in text}
     return ((words | texts) & names) | (texts & SUFFIXES) | parts
 
 
@@ -83,7 +89,7 @@ def test_no_name_is_a_riddle(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", CORE)
-def test_the_core_names_no_built_in_plugin(module: str) -> None:
+def test_the_core_names_no_plugin_of_ours(module: str) -> None:
     found = names_of_plugins(ast.parse(CORE[module].read_text()), plugin_names())
     assert found <= PROMISED.get(module, set())
 
@@ -94,5 +100,19 @@ def test_no_module_is_long(module: str) -> None:
 
 
 def test_what_names_a_plugin_is_found() -> None:
-    code = "x = registry.formats['bf16']\ndef save_int8(): ...\ny = f'{name}_scale'\n'''about bf16'''"
-    assert names_of_plugins(ast.parse(code), plugin_names()) == {"bf16", "int8", "_scale"}
+    code = "x = formats['bf16']\ndef save_int8(): ...\ny = f'{name}_scale', 'a gemma4-lora'\n'''about bf16'''"
+    assert names_of_plugins(ast.parse(code), plugin_names()) == {"bf16", "int8", "_scale", "gemma4-lora"}
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_the_table_says_what_a_package_brings(package: str) -> None:
+    """Each of its commands, and prefixes that are some of its options'; else nothing names it where it is missing."""
+    folder, brings = ROOT / "plugins" / package, packages().get(package, {"options": [], "commands": []})
+    groups = tomllib.loads((folder / "pyproject.toml").read_text())["project"].get("entry-points", {})
+    assert sorted(brings["commands"]) == sorted(groups.get("gemma4.commands", {}))
+    code = "".join(path.read_text() for path in sorted(folder.glob("src/**/*.py")))
+    assert [prefix for prefix in brings["options"] if f'"{prefix}' not in code] == []
+
+
+def test_the_table_names_no_other_package() -> None:
+    assert set(packages()) <= PACKAGES

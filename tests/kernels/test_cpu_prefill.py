@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from installed import once
+from training_tools import quick
 from wide_model import CONFIG, IDS
 
 from gemma4_core import load_pretrained
@@ -34,6 +36,24 @@ def logits_of(folder: Path, dtype: str, pieces: tuple[int, ...]) -> np.ndarray:
     return np.concatenate(found)
 
 
+@pytest.fixture(scope="module")
+def portable(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What the portable form makes of the whole prompt at once, bf16 and fp32: logits, hidden states with blocks."""
+
+    def make(target: Path) -> None:
+        target.mkdir()
+        with quick(), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GEMMA4_KERNELS", "portable")
+            found = {f"logits {dtype}": logits_of(folder, dtype, (len(IDS),)) for dtype in ("bfloat16", "float32")}
+            patch.setattr(GemmaModel, "bidirectional", True)
+            found |= {f"hidden {dtype}": np.concatenate(hidden_with_blocks(folder, dtype, len(IDS)))
+                      for dtype in ("bfloat16", "float32")}
+        np.savez(target / "found.npz", **found)
+
+    with np.load(once(tmp_path_factory, "portable-wide", make) / "found.npz") as file:
+        return dict(file)
+
+
 def in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile the form for AMX, with its instructions said in C."""
     at = text.SOURCES.index("amx.c")
@@ -52,13 +72,12 @@ def registers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("plain_loops", "registers")
 @pytest.mark.parametrize("pieces", [(331,), (3, 301, 27)])
 def test_chunks_are_as_near_to_the_truth_as_the_portable_form(
-    folder: Path, pieces: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    folder: Path, pieces: tuple[int, ...], portable: dict[str, np.ndarray]
 ) -> None:
     ours, exact = logits_of(folder, "bfloat16", pieces), logits_of(folder, "float32", pieces)
     model = load_pretrained(folder, device="cpu")
     first = next(iter(model.stream_generate(prompt_tokens=IDS, max_new_tokens=1, stop_ids=())))
-    monkeypatch.setenv("GEMMA4_KERNELS", "portable")
-    plain, truth = logits_of(folder, "bfloat16", pieces), logits_of(folder, "float32", pieces)
+    plain, truth = portable["logits bfloat16"], portable["logits float32"]
     distance = lambda x: float(np.linalg.norm(x - truth) / np.linalg.norm(truth - truth.mean()))  # noqa: E731
     assert distance(exact) < 1e-4
     assert distance(ours) < 1.25 * distance(plain)
@@ -68,32 +87,33 @@ def test_chunks_are_as_near_to_the_truth_as_the_portable_form(
     assert first.logprob == pytest.approx(float(-np.log(np.exp(shares).sum())), abs=0.02)
 
 
-def hidden_with_blocks(folder: Path, dtype: str) -> np.ndarray:
-    """Hidden states of all rows; two blocks, one longer than window and chunk, see themselves both ways."""
+def hidden_with_blocks(folder: Path, dtype: str, chunk: int) -> list[np.ndarray]:
+    """Hidden states of all rows by chunk. Two blocks see themselves both ways, one of them longer than window and
+    chunk."""
     model = load_pretrained(folder, device="cpu", dtype=dtype)
     blocks = np.full((1, len(IDS)), -1, np.int32)
     blocks[:, 20:35], blocks[:, 36:320] = 0, 1
     cache, found = model.make_cache(), []
-    for start, stop in split(len(IDS), 256, blocks):
-        chunk = Chunk(np.array([IDS[start:stop]], np.int32), None, blocks[:, start:stop], IDS[start:stop])
-        hidden = model.engine.append(cache, chunk, every=True).numpy()[0]
+    for start, stop in split(len(IDS), chunk, blocks):
+        given = Chunk(np.array([IDS[start:stop]], np.int32), None, blocks[:, start:stop], IDS[start:stop])
+        hidden = model.engine.append(cache, given, every=True).numpy()[0]
         found.append(hidden[: stop - start])  # rows of padding may follow
-    assert [len(piece) for piece in found] == [36, 284, 11]
-    return np.concatenate(found)
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("plain_loops", "registers")
-def test_blocks_that_see_both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_see_both_ways(
+    folder: Path, portable: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(GemmaModel, "bidirectional", True)
     taken: list[int] = []
     monkeypatch.setattr(Engine, "append_portable", lambda *given: taken.append(1))
-    ours, exact = hidden_with_blocks(folder, "bfloat16"), hidden_with_blocks(folder, "float32")
+    pieces = [hidden_with_blocks(folder, dtype, 256) for dtype in ("bfloat16", "float32")]
     assert not taken
-    monkeypatch.undo()
-    monkeypatch.setattr(GemmaModel, "bidirectional", True)
-    monkeypatch.setenv("GEMMA4_KERNELS", "portable")
-    plain, truth = hidden_with_blocks(folder, "bfloat16"), hidden_with_blocks(folder, "float32")
+    assert [[len(piece) for piece in given] for given in pieces] == [[36, 284, 11]] * 2
+    ours, exact = map(np.concatenate, pieces)
+    plain, truth = portable["hidden bfloat16"], portable["hidden float32"]
     distance = lambda x: float(np.linalg.norm(x - truth) / np.linalg.norm(truth))  # noqa: E731
     assert distance(exact) < 1e-4
     assert distance(ours) < 1.25 * distance(plain)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reference_data import load
-from short_models import short_folder
+from short_models import few_layers_config, short_folder
 from tinygrad import Tensor, nn
 from tinygrad.codegen import to_program_cache
 from tinygrad.helpers import Context
@@ -137,7 +137,7 @@ def test_distillation_as_the_guide_shows_it(
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     [snippet] = [part for part in re.findall(r"```python\n(.*?)```", page, re.S) if "teacher" in part]
     for seed, name in enumerate(("teacher", "student")):
-        write_random_checkpoint(tmp_path / name, "tiny-e2b", seed, towers=False)
+        write_random_checkpoint(tmp_path / name, few_layers_config(), seed)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEMMA4_DEVICE", "cpu")
     exec(compile(snippet, "docs/training.md", "exec"), {})
@@ -161,7 +161,7 @@ def test_a_further_length_lowers_no_kernel_of_the_model(
 ) -> None:
     monkeypatch.setenv("GEMMA4_KERNELS", kernels)
     monkeypatch.setenv("GEMMA4_KEEP_GRAPHS", "0")
-    model = tiny(folder=write_random_checkpoint(tmp_path / "tiny", "tiny-e2b", towers=False))
+    model = tiny(folder=write_random_checkpoint(tmp_path / "tiny", few_layers_config()))
     run = lambda *shape: model.forward_ids(np.full(shape, 7))[0].realize()  # noqa: E731
     run(1, 6)
     assert lowered(lambda: run(1, 7)) <= 1  # the copy of the result, for its shape

@@ -34,6 +34,8 @@ def test_both_ways_give_what_peft_gives(name: str) -> None:
 def test_what_is_written_has_the_keys_and_bits_of_peft(name: str, tmp_path: Path) -> None:
     adapter = read_adapter(HERE / name, load_config(base_folder(name)))
     save_adapter(tmp_path / "mine", adapter)
+    modes = {path.stat().st_mode for path in (tmp_path / "mine").iterdir()}
+    assert len(modes) == 1, "others may read either file or neither"
     theirs, mine = (load_file(folder / "adapter_model.safetensors") for folder in (HERE / name, tmp_path / "mine"))
     assert theirs.keys() == mine.keys()
     assert all(np.array_equal(theirs[key], mine[key]) and mine[key].dtype == np.float32 for key in theirs)

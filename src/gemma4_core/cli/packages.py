@@ -1,29 +1,37 @@
-"""The options and commands of this repository's separate packages, to name the package where it is missing."""
+"""The options and commands of this repository's separate packages, to name the package where it is missing.
+
+They stand in ``data/packages.json``, an object per package: ``options`` are prefixes of its options, each alone or
+followed by a hyphen, ``commands`` its commands.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.resources import files
 
-OPTIONS = {
-    "gemma4-lora": ("--adapter", "--lora"),
-    "gemma4-video": ("--video",),
-}
-"""Prefixes of a package's options."""
-COMMANDS = {"fuse": "gemma4-lora"}
-"""Package by command."""
+
+@cache
+def packages() -> dict[str, dict[str, list[str]]]:
+    """The table, by package."""
+    table: dict[str, dict[str, list[str]]] = json.loads(
+        (files("gemma4_core") / "data" / "packages.json").read_text(encoding="utf-8")
+    )
+    return table
 
 
 def owner_of_option(flag: str) -> str | None:
     """The package that an option belongs to, where it is not installed."""
-    owners = (package for package, beginnings in OPTIONS.items() if _is_one_of(flag, beginnings))
+    owners = (package for package, brings in packages().items() if _is_one_of(flag, brings["options"]))
     return next((package for package in owners if not installed(package)), None)
 
 
 def owner_of_command(name: str) -> str | None:
     """The package that a command belongs to, where it is not installed."""
-    package = COMMANDS.get(name)
-    return package if package is not None and not installed(package) else None
+    owners = (package for package, brings in packages().items() if name in brings["commands"])
+    return next((package for package in owners if not installed(package)), None)
 
 
 def missing(what: str, package: str) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.dtype import DType
 
+from gemma4_core.ops.graphs import upload
+
 
 class HostTable:
     """Rows of a table in host memory or on disk, brought to the device when asked for."""
@@ -17,4 +19,4 @@ class HostTable:
 
     def rows(self, ids: np.ndarray) -> Tensor:
         """Ids ``[B, T]`` to realized rows ``[B, T, layers * P]`` on the device."""
-        return Tensor(self.read(ids), device=self.device).cast(self.dtype).contiguous().realize()
+        return upload(self.read(ids), self.device, self.dtype)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import ref
 
-import numpy as np
 from tinygrad import Tensor
 
 from gemma4_core import DenseMatrix, DenseStack, ExpertStack, InputError, Matrix, Weight
 from gemma4_core.devices import free_memory_bytes
 from gemma4_core.formatting import is_number, shown
+from gemma4_core.ops import upload
 from gemma4_lora.config import LoraConfig
 from gemma4_lora.files import AdapterFiles, Pair, read_adapter, save_adapter
 from gemma4_lora.matrices import LowRank, beside, summed
@@ -104,7 +104,7 @@ class Adapters:
         """Upload an adapter from host memory. Raises InputError for a name that is in use."""
         self._check_free(name)
         changes = {
-            tensor: LowRank(self._upload(pair.a), self._upload(pair.b), pair.scale)
+            tensor: LowRank(upload(pair.a, self.device), upload(pair.b, self.device), pair.scale)
             for tensor, pair in files.pairs.items() if tensor in self.places
         }  # fmt: skip
         if not changes:
@@ -206,9 +206,6 @@ class Adapters:
             model.invalidate(graphs=exchanged)
 
     # ------------------------------------------------------------------------------------------------ helpers
-
-    def _upload(self, array: np.ndarray) -> Tensor:
-        return Tensor(np.ascontiguousarray(array), device=self.device).clone().realize()
 
     def _get(self, name: str) -> Adapter:
         if name not in self.loaded:

@@ -15,20 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 
 from gemma4_core import CheckpointError, InputError
 from gemma4_core.checkpoint import (
     LAST,
     STORED,
     Entry,
-    Planned,
     Shard,
-    Silent,
     atomic_folder,
     cached_snapshot,
     float32_values,
     replaceable_adapter,
-    write_file,
 )
 from gemma4_core.config import GemmaConfig, ignorable
 from gemma4_core.formatting import shown, shown_path
@@ -232,11 +230,11 @@ def write_adapter(folder: Path, adapter: AdapterFiles) -> None:
         if a.ndim == 3:
             a = a.reshape(-1, a.shape[-1])  # [E, r, in] -> [E * r, in]
             b = b.transpose(1, 2, 0).reshape(b.shape[1], -1)  # [E, out, r] -> [out, r, E] -> [out, r * E]
-        arrays[f"{key}.lora_A.weight"], arrays[f"{key}.lora_B.weight"] = a, b
-    plan = [Planned(key, "F32", array.shape) for key, array in sorted(arrays.items())]
-    with open(folder / MODEL_FILE, "xb") as file:
-        data = lambda planned: [np.ascontiguousarray(arrays[planned.name], np.float32).data.cast("B")]  # noqa: E731
-        write_file(file, plan, data, {"format": "pt"}, Silent())
+        for half, values in zip(HALVES, (a, b), strict=True):
+            # the library writes the memory behind an array whatever its strides
+            arrays[f"{key}.{half}.weight"] = np.ascontiguousarray(values, np.float32)
+    with open(folder / MODEL_FILE, "xb") as file:  # save_file would make a file that none but its owner can read
+        file.write(safetensors.numpy.save(arrays, {"format": "pt"}))
     modules = [module_of(name) for name in adapter.pairs if not is_stack(name)]
     content = config_json(adapter.config, modules, [name for name in adapter.pairs if is_stack(name)])
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tinygrad import Tensor
 
 from gemma4_core import CheckpointError, Context, InputError, TrainedPart
 from gemma4_core.formatting import shown, shown_path
+from gemma4_core.ops import upload
 from gemma4_lora.adapters import Adapter, Adapters
 from gemma4_lora.files import AdapterFiles, check_adapter, read_adapter, write_adapter
 from gemma4_lora.fresh import fresh_adapter, plan_adapter
@@ -124,4 +124,4 @@ def take(adapter: Adapter, files: AdapterFiles, folder: Path) -> None:
                               f"that trains, such as {shown(min(odd))}; give the options of the run that wrote it")
     for name, change in adapter.changes.items():
         for tensor, array in ((change.a, files.pairs[name].a), (change.b, files.pairs[name].b)):
-            tensor.assign(Tensor(np.ascontiguousarray(array), device=tensor.device)).realize()
+            tensor.assign(upload(array, str(tensor.device))).realize()

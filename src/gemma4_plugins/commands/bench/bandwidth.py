@@ -28,7 +28,9 @@ def read_bandwidth(backend: DeviceBackend) -> float | None:
 
 def portable_read(target: str) -> float | None:
     """Bytes per second of the fastest of a few sums over fp32 numbers on an opened tinygrad device."""
-    from tinygrad import Device, Tensor, TinyJit, dtypes
+    from tinygrad import Device, Tensor, dtypes
+
+    from gemma4_core.ops.graphs import CapturedGraph
 
     if target in EMULATED:
         return None
@@ -37,9 +39,9 @@ def portable_read(target: str) -> float | None:
     if size * 4 * ROWS < SMALLEST:
         return None
     data = Tensor.ones(ROWS, size, dtype=dtypes.float32, device=target).contiguous().realize()
-    total = TinyJit(lambda: data.sum(1).realize())
+    total = CapturedGraph(lambda: data.sum(1).realize())
     seconds = []
-    for _ in range(PASSES + 2):  # the first two calls compile and capture
+    for _ in range(PASSES + 2):  # the first call compiles and captures, the second prepares replays
         Device[target].synchronize()
         began = time.perf_counter()
         total()

@@ -25,7 +25,7 @@ from gemma4_core.model.layers import DenseFeedForward, ExpertFeedForward, matrix
 from gemma4_core.model.spans import TokenSpan
 from gemma4_core.ops import Operations, portable
 from gemma4_core.ops.attention import KeyValues
-from gemma4_core.ops.graphs import CapturedGraph
+from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.ops.multiply import made
 from gemma4_core.ops.sampling import SamplingTensors
 from gemma4_core.weights import Matrix
@@ -111,13 +111,11 @@ class Cases:
 
     def normal(self, *shape: int) -> Tensor:
         """Noise in the model's dtype."""
-        values = self.random.standard_normal(shape, np.float32)
-        return Tensor(values, device=self.model.device).cast(self.model.dtype).contiguous().realize()
+        return upload(self.random.standard_normal(shape, np.float32), self.model.device, self.model.dtype)
 
     def ids(self, values: np.ndarray) -> Tensor:
         """int32 on the device."""
-        tensor = Tensor(np.ascontiguousarray(values, np.int32), device=self.model.device)
-        return tensor.contiguous().realize()
+        return upload(np.asarray(values, np.int32), self.model.device)
 
     def case(self, operation: str, shape: str, nbytes: int, runs: Sequence[tuple[Any, ...]]) -> Case:
         """A case that calls an operation with the arguments of each run, captured in one graph per form."""
@@ -232,8 +230,7 @@ class Cases:
         """Causal for several rows, none for one, which sees every key."""
         if self.rows == 1:
             return None
-        allowed = np.tri(self.rows, past + self.rows, past, dtype=np.bool_)
-        return Tensor(allowed, device=self.model.device).contiguous().realize()
+        return upload(np.tri(self.rows, past + self.rows, past, dtype=np.bool_), self.model.device)
 
     def kinds(self) -> Iterator[tuple[str, list[LayerConfig]]]:
         """Sliding and full layers."""
@@ -246,7 +243,7 @@ class Cases:
         logits = Tensor(self.random.standard_normal((1, self.text.vocab_size), np.float32), device=self.model.device)
         logits = logits.contiguous().realize()
         params = Sampling(1.0, 64, 0.95).choices().params
-        params, seed = (Tensor(x, device=self.model.device).contiguous().realize()
+        params, seed = (upload(x, self.model.device)
                         for x in (params[None], np.zeros(1, np.uint32)))
         drawn, position = SamplingTensors(params, seed), self.ids(np.array([7]))
         for kind, given in (("greedy", None), ("top-k 64, top-p 0.95", drawn)):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma4_core.devices.memory import peak_memory_bytes
-from gemma4_core.generation.sampling import Sampling
-from gemma4_core.generation.tokens import Generation, check_prompt, run
+from gemma4_core.generation.parts import Stats
+from gemma4_core.generation.parts import statistics as stats_of
+from gemma4_core.generation.tokens import check_prompt, run
 from gemma4_plugins.commands.bench.traffic import cache_bytes, weight_bytes
 
 if TYPE_CHECKING:
@@ -130,13 +131,11 @@ class Bench:
         self.cache: GemmaCache = model.make_cache()
         self.cache.reserve(model, 1, min(len(ids) + WARM_TOKENS, model.max_context))
 
-    def run(self, length: int, limit: int) -> Generation:
+    def run(self, length: int, limit: int) -> Stats:
         """Generate ``limit`` tokens after the first ``length`` ids; what the cache holds of them is reused."""
-        progress = Generation()
         prompt = check_prompt(self.model, self.ids[:length], limit, self.cache, {})
-        for _ in run(self.model.engine, prompt, Sampling().choices(), (), progress):
-            pass
-        return progress
+        count = sum(1 for _ in run(self.model.engine, prompt))
+        return stats_of(prompt.sequence, count, 0.0, self.model.device)
 
     def warm_up(self) -> tuple[float, int]:
         """Compile and capture what the tests need; returns seconds to the first token and the prompt's length."""

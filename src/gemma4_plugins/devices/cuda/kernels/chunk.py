@@ -12,6 +12,7 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.config import TextConfig
 from gemma4_core.engine.rows import bucket
+from gemma4_core.ops.graphs import upload
 from gemma4_core.weights import Weight
 from gemma4_plugins.devices.cuda.kernels import launch
 from gemma4_plugins.devices.cuda.kernels.plan import model_constants, of_kind
@@ -82,8 +83,8 @@ class Kernels:
         operands' layout is the instruction's own, which nothing else would notice to be wrong."""
         rows, columns, inner = 128, 256, 192
         noise = np.random.default_rng(0)
-        upload = lambda array: Tensor(array.astype(np.float32), device=launch.DEVICE).cast(dtypes.bfloat16)  # noqa: E731
-        a, w = (upload(noise.standard_normal((n, inner))).contiguous().realize() for n in (rows, columns))
+        draw = lambda count: noise.standard_normal((count, inner)).astype(np.float32)  # noqa: E731
+        a, w = (upload(draw(count), launch.DEVICE, dtypes.bfloat16) for count in (rows, columns))
         results = []
         for name in ("wide_plain", "gemm_plain"):
             c = Tensor.zeros(rows, columns, device=launch.DEVICE, dtype=dtypes.float32).contiguous().realize()

@@ -12,6 +12,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.errors import DeviceError
+from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.steps import Hidden, Outcome
 from gemma4_plugins.devices.cuda.kernels import launch
 from gemma4_plugins.devices.cuda.kernels.choose import Chooser, Drawing
@@ -41,7 +42,7 @@ def compiled(source: str, threads: int, shared_bytes: int) -> launch.Kernel:
 def widens() -> bool:
     """Whether int8 numbers become bf16 on this device as they should: all 256 of them, by the kernels' own means."""
     numbers = np.arange(-128, 128, dtype=np.int8)
-    given = Tensor(numbers, device=launch.DEVICE).contiguous().realize()
+    given = upload(numbers, launch.DEVICE)
     made = Tensor.zeros(256, dtype=dtypes.bfloat16, device=launch.DEVICE).contiguous().realize()
     values = (ctypes.c_uint64(launch.address(given)), ctypes.c_uint64(launch.address(made)), ctypes.c_uint64(256))
     launch.Kernel(expand_source(), "expand", 256).launch(1, values)
@@ -208,7 +209,7 @@ class CudaStep:
         found = self._chunk_kernels().run(ids, rows.media, start, rows.count, caches, every=True)
         assert found is not None
         if len(rows.wanted) != rows.count:
-            found = found[Tensor(rows.wanted.astype(np.int32), device=self.view.device)].contiguous().realize()
+            found = found[upload(rows.wanted.astype(np.int32), self.view.device)].contiguous().realize()
         if sampling is None:
             return Hidden(found)
         self.ahead = 0
@@ -258,7 +259,7 @@ class CudaStep:
             text = self.view.text
             caches = cache_addresses(text, self.slots, slot, launch.address)
             numbers = address_table(text, self.slots, caches, self.rotation, self.view.suppressed, launch.address)
-            table = Tensor(numbers, device=self.view.device).contiguous().realize()
+            table = upload(numbers, self.view.device)
             found = SlotAddresses(table, launch.address(table), tuple(map(ctypes.c_uint64, caches)))
             self._addresses[slot] = found
         return found

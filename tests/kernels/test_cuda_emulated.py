@@ -13,8 +13,13 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.contracts.rows import SamplingRows
 from gemma4_core.engine.rows import greedy_rows
+from gemma4_core.engine.scheduler import TokenScheduler
+from gemma4_core.engine.sequence import Sequence
 from gemma4_core.errors import DeviceError
+from gemma4_core.generation.sampling import Sampling
+from gemma4_core.model.media import place
 from gemma4_core.model.ple import HostTable
+from gemma4_core.model.slots import SlotStore
 from gemma4_plugins.devices.cuda.kernels import plan, step
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -137,6 +142,29 @@ def test_what_the_kernel_does_not_choose_is_chosen_in_a_graph(emulated: None) ->
     states = made(chunk_rows(ids, 22, [4]), None, hidden=True).hidden
     assert states is not None and states.shape == (1, 64)
     np.testing.assert_array_equal(states.float().numpy()[0], expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "repetition_penalty": 1.2}, {"presence_penalty": 0.5}])
+def test_two_sequences_have_the_tokens_that_each_has_alone(settings: dict[str, float], emulated: None) -> None:
+    """Greedy ones, those that the kernel draws, and those that a captured graph chooses; both slots are used."""
+    model = cuda_check.model_of("small")
+    prompts = ([2, 5, 9, 70], [2, 90, 17, 33, 41, 8, 6])
+
+    def tokens(which: list[int]) -> list[list[int]]:
+        scheduler = TokenScheduler(model.engine, SlotStore(model, 2, 64), parallel=2)
+        sequences = [
+            Sequence(place(model, np.array([prompts[n]], np.int32), {}, capture=True), 5,
+                     Sampling(**settings, seed=n).choices(), frozenset())  # type: ignore[arg-type]
+            for n in which
+        ]  # fmt: skip
+        for sequence in sequences:
+            scheduler.submit(sequence)
+        while not scheduler.idle:
+            scheduler.step()
+        assert all(sequence.error is None and len(sequence.tokens) == 5 for sequence in sequences)
+        return [sequence.tokens for sequence in sequences]
+
+    assert tokens([0, 1]) == tokens([0]) + tokens([1])
 
 
 def test_rows_that_are_left_to_others(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:

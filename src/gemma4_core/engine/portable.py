@@ -149,14 +149,15 @@ class PortableSteps:
             ids[i, :count], slot[i] = flat_ids[run], rows.slot[run.start]
             start[i], valid[i] = rows.position[run.start], count
             places[run] = i * length + np.arange(count)
-        end = UOp.variable("end", 1, slots.capacity).bind(int(rows.position.max()) + 1)
+        # tinygrad sets a CUDA graph up with variables of 0, and launches of that size must not be empty
+        last = UOp.variable("last", 0, slots.capacity - 1).bind(int(rows.position.max()))
         given = self._ids(put, ids, (batch, length)) | {
             "slot": put.put("slot", slot), "start": put.put("start", start), "valid": put.put("valid", valid),
             "wanted": put.put("wanted", padded(places[rows.wanted], max(size, 1))),
         }
         if kind is not None:
             given |= self.chooser.inputs(put, rows, cast(SamplingRows, sampling), size)
-        out = captured.graph(given, end)
+        out = captured.graph(given, last)
         if kind is None:
             return Hidden(out[0])
         return Outcome(out[0], out[1], out[2], out[3], len(rows.wanted))
@@ -165,8 +166,8 @@ class PortableSteps:
         model, text, ops = self.model, self.model.text, self.model.operations
         table = text.rotation_table(slots.capacity + model.chunk)
 
-        def run(named: dict[str, Tensor], end: UOp) -> tuple[Tensor, ...]:
-            ids = named["ids"]
+        def run(named: dict[str, Tensor], last: UOp) -> tuple[Tensor, ...]:
+            ids, end = named["ids"], last + 1
             inputs = text.inputs(ids, text.embed(ids), ops, named.get("ple_rows"))
             span = RowsSpan(slots.layers, named["slot"], named["start"], named["valid"], length, end, model.device)
             hidden = text.run(inputs, span, table.at(span.rows), ops)

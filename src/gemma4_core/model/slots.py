@@ -169,19 +169,20 @@ class SlotStore:
                 self.graphs["copy"] = CapturedGraph(self._copying())
             last = max(self.count - 1, 1)
             numbers = (UOp.variable("source", 0, last).bind(source), UOp.variable("target", 0, last).bind(target))
-            self.graphs["copy"](*numbers, UOp.variable("length", 1, self.capacity).bind(length))  # type: ignore[operator]
+            # the last position, not their number: a CUDA graph is set up with variables of 0
+            self.graphs["copy"](*numbers, UOp.variable("last", 0, self.capacity - 1).bind(length - 1))  # type: ignore[operator]
         held, new = self.held[source], self.held[target]
         new.length, new.tokens = length, held.tokens[:length]
         new.revision, new.key = held.revision, held.key
 
     def _copying(self):  # type: ignore[no-untyped-def]
-        """A function of two slots' numbers and a length; rings are copied whole."""
+        """A function of two slots' numbers and the last position to copy; rings are copied whole."""
         rings = set(self.rings)
 
-        def copy(source: UOp, target: UOp, length: UOp) -> Tensor:
+        def copy(source: UOp, target: UOp, last: UOp) -> Tensor:
             written = []
             for tensor in (t for t in self.layers if t is not None):
-                stop = int(tensor.shape[3]) if int(tensor.shape[3]) in rings else length
+                stop = int(tensor.shape[3]) if int(tensor.shape[3]) in rings else last + 1
                 there, here = (tensor[n : n + 1, :, :, :stop] for n in (source, target))
                 written.append(Tensor(tensor.uop.after(here.uop.store(there.contiguous().uop))))
             done = Tensor.ones(1, dtype=dtypes.int32, device=written[0].device).contiguous()

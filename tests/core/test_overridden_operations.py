@@ -53,18 +53,18 @@ def test_overridden_operation_makes_larger_pieces_step_back(device: str, name: s
         assert (getattr(changed, piece) is None) == (name in PIECES[piece]), piece
     assert changed.replaced(name) and not table.replaced(name)
     # a name is no operation, and a further change of settings brings nothing back
-    assert dataclasses.replace(table, name="other").decode_step is table.decode_step
-    assert dataclasses.replace(changed, prefill_chunk=64).prefill is None or name not in PIECES["prefill"]
+    assert dataclasses.replace(table, name="other").step is table.step
+    assert dataclasses.replace(changed, prefill_chunk=64).step is None or name not in PIECES["step"]
 
 
 def test_pieces_stay_where_they_are_given_for_the_operations_at_hand() -> None:
     table = tables()["cpu"]
     mine, _ = counted(table, "rms_norm")
     vouched = dataclasses.replace(table, rms_norm=mine, built_for={})
-    assert vouched.decode_step is table.decode_step and vouched.rms_norm is mine
-    assert dataclasses.replace(vouched, rms_norm=portable().rms_norm).decode_step is None
+    assert vouched.step is table.step is not None and vouched.rms_norm is mine
+    assert dataclasses.replace(vouched, rms_norm=portable().rms_norm).step is None
     step = lambda *arguments: None  # noqa: E731
-    assert dataclasses.replace(table, rms_norm=mine, decode_step=step).decode_step is step
+    assert dataclasses.replace(table, rms_norm=mine, step=step).step is step
 
 
 def with_operation(model: GemmaModel, name: str) -> list[int]:

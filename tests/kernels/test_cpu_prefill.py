@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tinygrad import Tensor
 from wide_model import CONFIG, IDS
 
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
-from gemma4_core.engine.engine import Engine
+from gemma4_core.contracts.rows import MediaRows, Rows
+from gemma4_core.engine.portable import PortableSteps
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.ids import split
-from gemma4_core.ops.steps import Chunk
 from gemma4_core.quantize import quantize
 from gemma4_plugins.devices.cpu.kernels import text
 from gemma4_plugins.devices.cpu.kernels.amx import permitted
@@ -73,11 +74,17 @@ def hidden_with_blocks(folder: Path, dtype: str) -> np.ndarray:
     model = load_pretrained(folder, device="cpu", dtype=dtype)
     blocks = np.full((1, len(IDS)), -1, np.int32)
     blocks[:, 20:35], blocks[:, 36:320] = 0, 1
-    cache, found = model.make_cache(), []
+    slots, found, text = model.make_cache().reserve(model, 1, len(IDS)), [], np.full(len(IDS), -1, np.int32)
+    nothing = Tensor.zeros(1, model.config.text_config.hidden_size, device=model.device)
     for start, stop in split(len(IDS), 256, blocks):
-        chunk = Chunk(np.array([IDS[start:stop]], np.int32), None, blocks[:, start:stop], IDS[start:stop])
-        hidden = model.engine.append(cache, chunk, every=True).numpy()[0]
-        found.append(hidden[: stop - start])  # rows of padding may follow
+        here, count = slice(start, stop), stop - start
+        numbers = np.arange(count, dtype=np.int32)
+        rows = Rows(
+            np.array(IDS[here], np.int32), numbers * 0, start + numbers, numbers,
+            MediaRows(nothing, text[here], blocks[0, here]),
+        )
+        hidden = model.engine.run(slots, rows, None, hidden=True).hidden
+        found.append(hidden.float().numpy()[:count])  # rows of padding may follow
     assert [len(piece) for piece in found] == [36, 284, 11]
     return np.concatenate(found)
 
@@ -87,7 +94,7 @@ def hidden_with_blocks(folder: Path, dtype: str) -> np.ndarray:
 def test_blocks_that_see_both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GemmaModel, "bidirectional", True)
     taken: list[int] = []
-    monkeypatch.setattr(Engine, "append_portable", lambda *given: taken.append(1))
+    monkeypatch.setattr(PortableSteps, "run", lambda *given: taken.append(1))
     ours, exact = hidden_with_blocks(folder, "bfloat16"), hidden_with_blocks(folder, "float32")
     assert not taken
     monkeypatch.undo()

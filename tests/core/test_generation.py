@@ -15,9 +15,11 @@ from reference_data import load
 from tinygrad import Tensor, TinyJit
 
 from gemma4_core import Gemma4Error, GemmaCache, load_pretrained
-from gemma4_core.generation.tokens import Generation, Sampling, check_prompt, run
+from gemma4_core.engine.sequence import Sequence
+from gemma4_core.generation.sampling import Sampling
+from gemma4_core.generation.tokens import check_prompt, run
 from gemma4_core.model import GemmaModel
-from gemma4_core.ops.sampling import SamplingState, sample
+from gemma4_core.ops.sampling import IN_PROMPT, SamplingTensors, sample
 
 pytestmark = pytest.mark.usefixtures("plain_loops")
 NEW = 12
@@ -41,16 +43,15 @@ def ids(row: int = 0) -> list[int]:
 
 def answer(
     model: GemmaModel, prompt: list[int], cache: GemmaCache | None = None, **options: Any
-) -> tuple[list[int], Generation]:
-    progress = Generation()
-    checked = check_prompt(model, prompt, NEW, cache, {})
-    tokens = [token.id for token in run(model.engine, checked, Sampling(**options), (), progress)]
-    return tokens, progress
+) -> tuple[list[int], Sequence]:
+    checked = check_prompt(model, prompt, NEW, cache, {}, Sampling(**options).choices())
+    tokens = [token.id for token in run(model.engine, checked)]
+    return tokens, checked.sequence
 
 
 def test_a_second_call_captures_and_compiles_nothing(either: GemmaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     first = answer(either, ids()[:9])[0]
-    answer(either, ids()[:9], temperature=1.0, seed=1)
+    answer(either, ids()[:9], temperature=1.0, top_p=0.9, seed=1)
     from tinygrad.device import Compiler
 
     def refuse(*_: object, **__: object) -> bytes:
@@ -70,9 +71,9 @@ def test_continuing_equals_a_cold_start(either: GemmaModel) -> None:
     prompt, before = ids()[:21], 0
     for turn in range(3):  # the window is far exceeded
         expected, _ = answer(either, prompt)
-        tokens, progress = answer(either, prompt, cache)
+        tokens, sequence = answer(either, prompt, cache)
         assert tokens == expected
-        assert progress.reused_tokens == (0 if turn == 0 else before + NEW - 1)
+        assert sequence.reused == (0 if turn == 0 else before + NEW - 1)
         before = len(prompt)
         prompt = [*prompt, *tokens, *ids(1)[turn * 5 : turn * 5 + 5]]
 
@@ -88,8 +89,8 @@ def test_a_partly_shared_prompt_equals_a_cold_start(either: GemmaModel, shared: 
 def test_the_same_prompt_again_reuses_all_but_its_last_token() -> None:
     cache = model().make_cache()
     first, _ = answer(model(), ids(), cache)
-    second, progress = answer(model(), ids(), cache)
-    assert second == first and progress.reused_tokens == len(ids()) - 1
+    second, sequence = answer(model(), ids(), cache)
+    assert second == first and sequence.reused == len(ids()) - 1
 
 
 def test_a_cache_grows_with_its_contents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,17 +116,18 @@ def test_narrow_sampling_is_greedy(options: dict[str, Any]) -> None:
 
 
 @TinyJit
-def draw(logits: Tensor, params: Tensor, seen: Tensor, seed: Tensor) -> Tensor:
-    return sample(logits, SamplingState(params, seed, seen), 3)[0].realize()
+def draw(logits: Tensor, params: Tensor, counts: Tensor, seed: Tensor) -> Tensor:
+    return sample(logits, SamplingTensors(params, seed, counts), Tensor([3]))[0].realize()
 
 
 def draws(probabilities: list[float], count: int = 100, seen: tuple[int, ...] = (), **options: float) -> np.ndarray:
     """Tokens drawn with different seeds from five probabilities."""
-    names = {"temperature": 1.0, "top_k": 0.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0} | options
+    names = {"temperature": 1.0, "top_k": 0.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence": 0.0,
+             "frequency": 0.0} | options
     arrays = (
         np.log(np.array([probabilities], np.float32)),
-        np.array(list(names.values()), np.float32),
-        np.isin(np.arange(5), seen)[None],
+        np.array([list(names.values())], np.float32),
+        np.isin(np.arange(5), seen)[None].astype(np.int32) * IN_PROMPT,
     )
     fixed = [Tensor(array).contiguous().realize() for array in arrays]
     return np.array(
@@ -193,6 +195,11 @@ def test_bad_ids_are_refused_at_once(bad: Any, named: str) -> None:
         {"top_k": -1},
         {"seed": -1},
         {"repetition_penalty": 0.0},
+        {"presence_penalty": 2.5},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": {10**6: 1.0}},
+        {"logit_bias": [1]},
+        {"num_draft_tokens": 0},
         {"max_new_tokens": -1},
     ],
 )

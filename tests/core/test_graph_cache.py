@@ -20,7 +20,8 @@ from tinygrad import Tensor
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.engine import graph_cache
-from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.choosing import Chooser
+from gemma4_core.engine.portable import PortableSteps
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops.graphs import CapturedGraph
 
@@ -80,8 +81,9 @@ def captured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return run
 
-    for name in ("_chunk_function", "_token_function", "_choosing"):
-        monkeypatch.setattr(Engine, name, function)
+    for name in ("_chunk_function", "_token_function", "_rows_function"):
+        monkeypatch.setattr(PortableSteps, name, function)
+    monkeypatch.setattr(Chooser, "choose", function())
 
 
 @pytest.mark.slow
@@ -172,12 +174,14 @@ WITH_THIRD_PARTY = """
 import sys, dataclasses
 from pathlib import Path
 from gemma4_core import load_pretrained
-from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.choosing import Chooser
+from gemma4_core.engine.portable import PortableSteps
 from gemma4_fast.operations import sample
 
 if sys.argv[2] == "stored":
-    for name in ("_chunk_function", "_token_function", "_choosing"):
-        setattr(Engine, name, lambda *_, **__: lambda *_: sys.exit("traced again"))
+    for name in ("_chunk_function", "_token_function", "_rows_function"):
+        setattr(PortableSteps, name, lambda *_, **__: lambda *_: sys.exit("traced again"))
+    Chooser.choose = lambda *_: sys.exit("traced again")
 model = load_pretrained(sys.argv[1], device="cpu", modalities=("text",))
 if sys.argv[2] == "closure":
     inner = sample

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gemma4_core.contracts.rows import MediaRows, Rows
 from gemma4_core.engine.engine import Engine
 from gemma4_core.model.ids import block_ends, split
 from gemma4_core.ops import portable
-from gemma4_core.ops.steps import Chunk
 
 
 @pytest.mark.parametrize(
@@ -29,22 +29,30 @@ def test_a_block_is_never_cut() -> None:
 
 
 @pytest.mark.parametrize(("longest", "count", "own"), [(0, 2, False), (4, 4, True), (4, 5, False)])
-def test_a_device_takes_blocks_up_to_its_own_length(
-    longest: int, count: int, own: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_takes_blocks_up_to_its_own_length(longest: int, count: int, own: bool) -> None:
     taken: list[bool] = []
 
     class Model:
         pass
 
+    class Longest:
+        def serves(self, rows: Rows, sampling: object) -> bool:
+            both_ways = rows.media is not None and rows.media.sees_both_ways
+            return not both_ways or rows.count <= longest
+
+        def __call__(self, rows: Rows, sampling: object, **options: bool) -> None:
+            taken.append(True)
+
     model: Any = Model()
-    step: Any = lambda *given: taken.append(True)  # noqa: E731
-    model.operations = replace(portable(), prefill=lambda view, storage: step, prefill_both_ways=longest)
+    model.operations = replace(portable(), step=lambda view, slots: Longest())
     engine: Any = object.__new__(Engine)
-    engine.model = engine.view = model
-    monkeypatch.setattr(Engine, "append_portable", lambda *given: taken.append(False))
-    cache: Any = Model()
-    cache.length, cache.reserve, cache.note = 0, lambda *given: None, lambda signature: None
-    for blocks in (np.zeros((1, count), np.int32), np.full((1, count), -1, np.int32)):
-        engine.append(cache, Chunk(np.ones((1, count), np.int32), np.zeros((1, count), np.int32), blocks))
+    engine.model, engine.view, engine.portable = model, model, Model()
+    engine.portable.run = lambda *given: taken.append(False)
+    slots: Any = Model()
+    slots.graphs = {}
+    positions = np.arange(count, dtype=np.int32)
+    soft: Any = None
+    for blocks in (np.zeros(count, np.int32), np.full(count, -1, np.int32)):
+        media = MediaRows(soft, np.zeros(count, np.int32), blocks)
+        engine.run(slots, Rows(positions, np.zeros(count, np.int32), positions, positions[:0], media), None)
     assert taken == [own, True]  # without blocks a chunk of any length is its own

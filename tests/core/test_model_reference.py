@@ -47,7 +47,7 @@ def test_cached_runs_equal_the_full_forward(family: str, steps: list[int]) -> No
 @pytest.mark.usefixtures("plain_loops")
 def test_portable_cached_runs_and_greedy_tokens(family: str) -> None:
     reference, portable = load(family), model(family, "portable")
-    assert portable.operations.decode_step is None
+    assert portable.operations.step is None
     logits = cached_logits(portable, reference.ids[0].tolist(), [3, 30, 1, 6])
     assert relative_error(logits, reference.logits[0]) < TOLERANCE
     tokens = list(portable.generate(reference.ids[0].tolist(), max_new_tokens=24, stop_ids=()))

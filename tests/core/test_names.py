@@ -27,7 +27,7 @@ PARTS_OF_NAMES = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio
 """What belongs to built-in plugins wherever it stands in a string: prefixes of tensors, and the plugins' package."""
 SUFFIXES = {"_scale"}
 """What a built-in format adds to a tensor's name."""
-SHARED_WORDS = {"cpu", "raw", "huggingface", "vision", "audio", "tinygrad"}
+SHARED_WORDS = {"cpu", "raw", "lookup", "huggingface", "vision", "audio", "tinygrad"}
 """Entry points whose names mean other things as well, such as a library or a kind of media."""
 
 PROMISED = {

@@ -20,13 +20,18 @@ NAMES = (*LAYERS, "logits", "sample")
 IDS = [2, 5, 9, 3, 7, 11]
 
 
-def tables() -> dict[str, Operations]:
-    from gemma4_plugins.devices import uops
+def table_of(device: str) -> Operations:
+    if device == "cpu":
+        cpu = registry.devices["cpu"].operations
+        assert cpu is not None
+        return cpu()
+    if device == "uops":
+        from gemma4_plugins.devices import uops
+
+        return uops.operations()
     from gemma4_plugins.devices.cuda import kernels as cuda
 
-    cpu = registry.devices["cpu"].operations
-    assert cpu is not None
-    return {"cpu": cpu(), "cuda": cuda.operations(), "uops": uops.operations()}
+    return cuda.operations()
 
 
 def counted(table: Operations, name: str) -> tuple[Callable[..., Any], list[int]]:
@@ -44,7 +49,7 @@ def counted(table: Operations, name: str) -> tuple[Callable[..., Any], list[int]
 @pytest.mark.parametrize("device", ["cpu", "cuda", "uops"])
 @pytest.mark.parametrize("name", NAMES)
 def test_overridden_operation_makes_larger_pieces_step_back(device: str, name: str) -> None:
-    table = tables()[device]
+    table = table_of(device)
     brought = [piece for piece in PIECES if getattr(table, piece) is not None]
     assert brought
     mine, _ = counted(table, name)
@@ -53,18 +58,18 @@ def test_overridden_operation_makes_larger_pieces_step_back(device: str, name: s
         assert (getattr(changed, piece) is None) == (name in PIECES[piece]), piece
     assert changed.replaced(name) and not table.replaced(name)
     # a name is no operation, and a further change of settings brings nothing back
-    assert dataclasses.replace(table, name="other").decode_step is table.decode_step
-    assert dataclasses.replace(changed, prefill_chunk=64).prefill is None or name not in PIECES["prefill"]
+    assert dataclasses.replace(table, name="other").step is table.step
+    assert dataclasses.replace(changed, prefill_chunk=64).step is None or name not in PIECES["step"]
 
 
 def test_pieces_stay_where_they_are_given_for_the_operations_at_hand() -> None:
-    table = tables()["cpu"]
+    table = table_of("cpu")
     mine, _ = counted(table, "rms_norm")
     vouched = dataclasses.replace(table, rms_norm=mine, built_for={})
-    assert vouched.decode_step is table.decode_step and vouched.rms_norm is mine
-    assert dataclasses.replace(vouched, rms_norm=portable().rms_norm).decode_step is None
+    assert vouched.step is table.step is not None and vouched.rms_norm is mine
+    assert dataclasses.replace(vouched, rms_norm=portable().rms_norm).step is None
     step = lambda *arguments: None  # noqa: E731
-    assert dataclasses.replace(table, rms_norm=mine, decode_step=step).decode_step is step
+    assert dataclasses.replace(table, rms_norm=mine, step=step).step is step
 
 
 def with_operation(model: GemmaModel, name: str) -> list[int]:
@@ -95,7 +100,7 @@ def test_overridden_norm_changes_the_answer() -> None:
 
 
 def test_overridden_product_is_called_by_towers(cpu: str) -> None:
-    table = tables()["cpu"]
+    table = table_of("cpu")
     mine, calls = counted(table, "linear")
     towers = tower_operations(dataclasses.replace(table, linear=mine), cpu)
     assert towers.name == "portable" and tower_operations(table, cpu).name == "cpu"

@@ -13,6 +13,7 @@ PROMISED = [
     "GemmaTrainingBatch", "build_optimizer", "train_step", "compute_loss", "save_training_checkpoint",
     "load_training_checkpoint", "CheckpointFormat", "ModalityTower", "TokenizerBackend", "DeviceBackend",
     "OptimizerBackend", "ModelTransform", "Gemma4Error", "Answer", "Chat", "GemmaModel", "LoadedModel",
+    "DrafterBackend", "ConstraintBackend", "Constraint", "Drafter", "Request", "Scheduler", "quantizable",
 ]  # fmt: skip
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from installed import once
+from tinygrad import Tensor
 from training_tools import quick
 from wide_model import CONFIG, IDS
 
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
-from gemma4_core.engine.engine import Engine
+from gemma4_core.contracts.rows import MediaRows, Rows
+from gemma4_core.engine.portable import PortableSteps
 from gemma4_core.model import GemmaModel
 from gemma4_core.model.ids import split
-from gemma4_core.ops.steps import Chunk
 from gemma4_core.quantize import quantize
 from gemma4_plugins.devices.cpu.kernels import text
 from gemma4_plugins.devices.cpu.kernels.amx import permitted
@@ -93,11 +94,18 @@ def hidden_with_blocks(folder: Path, dtype: str, chunk: int) -> list[np.ndarray]
     model = load_pretrained(folder, device="cpu", dtype=dtype)
     blocks = np.full((1, len(IDS)), -1, np.int32)
     blocks[:, 20:35], blocks[:, 36:320] = 0, 1
-    cache, found = model.make_cache(), []
+    slots, found, text = model.make_cache().reserve(model, 1, len(IDS)), [], np.full(len(IDS), -1, np.int32)
+    nothing = Tensor.zeros(1, model.config.text_config.hidden_size, device=model.device)
     for start, stop in split(len(IDS), chunk, blocks):
-        given = Chunk(np.array([IDS[start:stop]], np.int32), None, blocks[:, start:stop], IDS[start:stop])
-        hidden = model.engine.append(cache, given, every=True).numpy()[0]
-        found.append(hidden[: stop - start])  # rows of padding may follow
+        here, count = slice(start, stop), stop - start
+        numbers = np.arange(count, dtype=np.int32)
+        rows = Rows(
+            np.array(IDS[here], np.int32), numbers * 0, start + numbers, numbers,
+            MediaRows(nothing, text[here], blocks[0, here]),
+        )
+        hidden = model.engine.run(slots, rows, None, hidden=True).hidden
+        assert hidden is not None
+        found.append(hidden.float().numpy()[:count])  # rows of padding may follow
     return found
 
 
@@ -108,7 +116,7 @@ def test_blocks_that_see_both_ways(
 ) -> None:
     monkeypatch.setattr(GemmaModel, "bidirectional", True)
     taken: list[int] = []
-    monkeypatch.setattr(Engine, "append_portable", lambda *given: taken.append(1))
+    monkeypatch.setattr(PortableSteps, "run", lambda *given: taken.append(1))
     pieces = [hidden_with_blocks(folder, dtype, 256) for dtype in ("bfloat16", "float32")]
     assert not taken
     assert [[len(piece) for piece in given] for given in pieces] == [[36, 284, 11]] * 2

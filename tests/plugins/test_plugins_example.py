@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from gemma4_core.devices import activate
 
 sys.path.append(str(EXAMPLE / "src"))
 
-from gemma4_example import byte_tokenizer, dots, npz, one_core, scale, signum
+from gemma4_example import byte_tokenizer, dots, echo, npz, one_core, one_of, scale, signum
 
 
 @pytest.fixture(name="cpu", scope="module")
@@ -36,10 +37,13 @@ def cpu_fixture() -> None:
     activate("cpu", DeviceSettings())
 
 
-PARTS = {"npz": npz, "dots": dots, "bytes": byte_tokenizer, "one-core": one_core, "signum": signum, "scale": scale}
+PARTS = {
+    "npz": npz, "dots": dots, "bytes": byte_tokenizer, "one-core": one_core, "signum": signum, "scale": scale,
+    "echo": echo, "one-of": one_of,
+}  # fmt: skip
 KINDS = {
     "npz": "format", "dots": "modality", "bytes": "tokenizer", "one-core": "device", "signum": "optimizer",
-    "scale": "transform", "hello": "command",
+    "scale": "transform", "echo": "drafter", "one-of": "constraint", "hello": "command",
 }  # fmt: skip
 
 
@@ -203,7 +207,7 @@ def test_one_core_norm_agrees_with_the_portable_one(cpu: None) -> None:
     assert np.array_equal(bare, portable().rms_norm(Tensor(x), None, 1e-6).numpy())
     assert table.linear is portable().linear
     built_in = registry.devices["cpu"].operations
-    assert built_in is not None and table.decode_step is built_in().decode_step is not None  # as fast as that one
+    assert built_in is not None and table.step is built_in().step is not None  # as fast as that one
 
 
 def test_signum_moves_by_the_sign_of_the_momentum(cpu: None) -> None:
@@ -252,3 +256,34 @@ def test_scaled_matrix_is_the_matrix_times_the_factor(cpu: None) -> None:
     assert np.allclose(matrix.matmul(x).numpy(), (np.ones((2, 4)) @ values.T) * 0.5, atol=1e-6)
     assert np.allclose(matrix.rows(Tensor([2])).numpy(), values[[2]] * 0.5)
     assert np.allclose(matrix.parts()[""].numpy(), values * 0.5)
+
+
+def test_echo_proposes_what_stood_some_distance_back() -> None:
+    rows = SimpleNamespace(count=2, slot=np.array([0, 1]), ids=np.array([9, 4], np.int32))
+    slots = SimpleNamespace(tokens=lambda slot: [[7, 8], []][slot])
+    [description] = echo.gemma4_drafters()
+    drafter = description.build(None, slots, {"echo_distance": 2})
+    assert drafter.propose(rows, None, 3).tolist() == [[8, 9, 8], [-1] * 3]
+    with pytest.raises(InputError, match="--echo-distance 0"):
+        description.build(None, slots, {"echo_distance": 0})
+
+
+def test_one_of_allows_the_texts_and_then_the_end(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer.load(byte_folder(tmp_path))
+    [description] = one_of.gemma4_constraints()
+    constraint = description.build(tokenizer, {"one_of": ["no", "nay"]})
+
+    def allowed() -> list[int]:
+        bits = constraint.mask()[:, None] >> np.arange(32, dtype=np.uint32) & 1
+        return np.flatnonzero(bits.reshape(-1)).tolist()
+
+    n, o, a = tokenizer.encode("noa")
+    assert allowed() == constraint.forced() == [n]
+    constraint.advance(n)
+    assert allowed() == sorted([a, o]) and constraint.forced() == []
+    constraint.advance(o)
+    assert allowed() == [tokenizer.special_tokens["<eos>"]]
+    constraint.rollback(1)
+    assert allowed() == sorted([a, o])
+    with pytest.raises(InputError, match="one-of"):
+        description.build(tokenizer, {"one_of": []})

@@ -64,7 +64,7 @@ def cpu_fixture() -> None:
 
 
 def test_there_is_a_hook_for_each_kind() -> None:
-    assert sorted(hook for hook, _ in KINDS.values()) == HOOKS and len(HOOKS) == 6
+    assert sorted(hook for hook, _ in KINDS.values()) == HOOKS and len(HOOKS) == 8
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -193,6 +193,29 @@ def test_the_transform(cpu: None) -> None:
     assert places["a"].matrix.dense().numpy().tolist() == [[1, 3], [2, 4]] and calls == [1]
     with pytest.raises(InputError, match="'b'"):
         description.apply(model, {"transpose_matrix": "b"})
+
+
+def test_the_drafter() -> None:
+    description = described("gemma4_drafters")
+    drafter = description.build(None, None, {})
+    rows = types.SimpleNamespace(ids=np.array([7, 9], np.int32))
+    assert not drafter.needs_hidden and drafter.propose(rows, None, 3).tolist() == [[7] * 3, [9] * 3]
+
+
+def test_the_constraint() -> None:
+    description = described("gemma4_constraints")
+    tokenizer = types.SimpleNamespace(vocab_size=40)
+    constraint = description.build(tokenizer, {"alternating": [3, 39]})
+    found = []
+    for token in (3, 39, 3):
+        found.append(constraint.mask().tolist())
+        assert constraint.forced() == [token]
+        constraint.advance(token)
+    assert found == [[8, 0], [0, 128], [8, 0]]
+    constraint.rollback(2)
+    assert constraint.mask().tolist() == [0, 128]
+    with pytest.raises(InputError, match="two token ids"):
+        description.build(tokenizer, {"alternating": [3, 40]})
 
 
 def test_the_command() -> None:

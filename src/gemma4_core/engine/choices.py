@@ -6,7 +6,9 @@ import numpy as np
 from tinygrad import Tensor
 
 from gemma4_core.contracts.rows import Rows, SamplingRows
+from gemma4_core.engine.drafting import LONGEST
 from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.rows import bucket
 from gemma4_core.engine.sequence import Sequence
 from gemma4_core.errors import InputError
 from gemma4_core.model.model import GemmaModel
@@ -109,8 +111,9 @@ class SamplingTable:
 
 
 def taken(drafts: list[list[int]]) -> np.ndarray:
-    """int32 ``[M, k]``: for each row the drafts before it, -1 for none. k is a power of two, so that few differ."""
-    most = 1 << max(max(len(draft) for draft in drafts) - 1, 0).bit_length()
+    """int32 ``[M, k]``: for each row the drafts before it, -1 for none. k is a power of two and not small, so that few
+    graphs are captured."""
+    most = bucket(max(LONGEST, *(len(draft) for draft in drafts)))
     rows = []
     for draft in drafts:
         for count in range(len(draft) + 1):

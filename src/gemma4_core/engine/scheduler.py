@@ -203,8 +203,7 @@ class TokenScheduler:
     def _issue(self) -> None:
         """Give the device the next rows of all sequences that are decoding; further ones where it may run ahead."""
         while True:
-            ready = [sequence for sequence in self.active if sequence.decoding]
-            ready = [sequence for sequence in ready if sequence.run < sequence.limit - 1]
+            ready = [sequence for sequence in self.active if sequence.decoding and sequence.run < sequence.limit - 1]
             if not ready or not self._may_issue(ready):
                 return
             on_host = [sequence for sequence in ready if sequence.choices.processors]
@@ -289,8 +288,7 @@ class TokenScheduler:
 
     @staticmethod
     def _host_logits(issued: Issued) -> np.ndarray | None:
-        wanted = any(sequence.choices.wants_logits for sequence in issued.sequences)
-        found = issued.result.logits if wanted else None
+        found = issued.result.logits if any(s.choices.wants_logits for s in issued.sequences) else None
         return None if found is None else found.float().numpy()
 
     def _take(

@@ -8,13 +8,10 @@ from typing import Any, Literal, overload
 
 import numpy as np
 from tinygrad import Tensor
-from tinygrad.dtype import DType
 
 from gemma4_core.checkpoint.model_weights import save_weights
-from gemma4_core.config import GenerationConfig
-from gemma4_core.contracts import Constraint, Context, ModalityTower, Tokenizer
+from gemma4_core.contracts import Constraint
 from gemma4_core.engine.drafting import LONGEST
-from gemma4_core.engine.engine import Engine
 from gemma4_core.engine.forward import Logits, forward_ids, forward_inside
 from gemma4_core.engine.sequence import LogitsProcessor
 from gemma4_core.errors import InputError
@@ -25,79 +22,24 @@ from gemma4_core.generation.keywords import check_keywords, feature_keywords, me
 from gemma4_core.generation.requests import Request
 from gemma4_core.generation.scheduler import answer_all
 from gemma4_core.generation.stream import AnswerStream, answer_stream
+from gemma4_core.generation.text_model import TextModel
 from gemma4_core.generation.tokens import CheckedPrompt, check_prompt, run
 from gemma4_core.model.cache import GemmaCache
 from gemma4_core.model.layer_outputs import LayerOutputs
-from gemma4_core.model.model import GemmaModel
-from gemma4_core.model.ple import HostTable
-from gemma4_core.ops import Operations
 from gemma4_core.processing.inputs import PreparedInputs
-from gemma4_core.processing.processor import GemmaMultimodalProcessor
-from gemma4_core.text import ChatTemplate
-from gemma4_core.weights import Weight
 
 
-class LoadedModel(GemmaModel):
+class LoadedModel(TextModel):
     """A model with everything that is needed to use it.
 
     A subclass, not a wrapper: all that takes a ``GemmaModel`` (training, transforms, towers, caches) takes a loaded one
     as it is, and there is one set of weights, revisions and graphs, whichever name a caller holds it by.
-
-    Args:
-        context, device, dtype, operations, places, tensors, max_context, ple_host, known_specs, stored_names, unserved,
-            format_name: as for ``GemmaModel``.
-        tokenizer: the folder's; one without text (``--tokenizer raw``) where it has none.
-        template: the folder's chat template, if it has one.
-        processor: prepares prompts and media for this model.
-        generation_config: the folder's generation_config.json, filled up from the config.
-        options: values of the plugins' own options that it is loaded with.
-        device_name: name of the device plugin.
     """
-
-    def __init__(
-        self,
-        context: Context,
-        device: str,
-        dtype: DType,
-        operations: Operations,
-        places: dict[str, Weight],
-        tensors: dict[str, Tensor],
-        *,
-        max_context: int | None,
-        ple_host: HostTable | None,
-        known_specs: Sequence[ModalityTower],
-        stored_names: Mapping[str, str],
-        unserved: Sequence[str],
-        format_name: str,
-        tokenizer: Tokenizer,
-        template: ChatTemplate | None,
-        processor: GemmaMultimodalProcessor,
-        generation_config: GenerationConfig,
-        options: Mapping[str, Any],
-        device_name: str,
-    ) -> None:
-        super().__init__(
-            context, device, dtype, operations, places, tensors, suppressed_ids=generation_config.suppress_tokens,
-            max_context=max_context, ple_host=ple_host, known_specs=known_specs, stored_names=stored_names,
-            unserved=unserved, format_name=format_name,
-        )
-        self.tokenizer, self.template, self.processor = tokenizer, template, processor
-        self.generation_config, self.options = generation_config, dict(options)
-        self.device_name = device_name
-        self.load_seconds = 0.0
-        """How long ``load_pretrained`` took."""
-        self.engine = Engine(self)
-        """Runs prompts and steps as captured graphs."""
 
     def __repr__(self) -> str:
         text = self.config.text_config
         return (f"GemmaModel({text.num_hidden_layers} layers, hidden {text.hidden_size}, {self.format_name} on "
                 f"{self.device_name}, towers: {', '.join(self.towers) or 'none'})")
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: generation_config's, else the config's."""
-        return self.generation_config.eos_token_ids
 
     # ------------------------------------------------------------------------------------------- ids
 

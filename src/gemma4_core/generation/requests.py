@@ -20,7 +20,7 @@ from gemma4_core.processing.inputs import PreparedInputs
 from gemma4_core.text import AnswerSplitter, StopStrings, has_text
 
 if TYPE_CHECKING:
-    from gemma4_core.generation.loaded_model import LoadedModel
+    from gemma4_core.generation.text_model import TextModel
 
 MOST_TOP_LOGPROBS = 20
 MOST_ANSWERS = 128
@@ -136,7 +136,7 @@ class Request:
         raw = prompt is None or isinstance(prompt, str | PreparedInputs)
         return cls(prompt, **options) if raw else cls(messages=prompt, **options)
 
-    def check_text(self, model: LoadedModel) -> None:
+    def check_text(self, model: TextModel) -> None:
         """Raise InputError where the request needs a tokenizer that the model does not have."""
         ready = self.prompt_tokens is not None or isinstance(self.prompt, PreparedInputs)
         if not has_text(model.tokenizer) and (not ready or self.stop):
@@ -144,7 +144,7 @@ class Request:
             raise InputError(f"{what} needs a tokenizer, {model.context.path} has none: give token ids "
                              f"(prompt_tokens=, --prompt-tokens)")
 
-    def inputs(self, model: LoadedModel) -> tuple[Any, Mapping[str, Any]]:
+    def inputs(self, model: TextModel) -> tuple[Any, Mapping[str, Any]]:
         """Ids and features of the prompt; those of one that is prepared already as they are."""
         if isinstance(self.prompt, PreparedInputs):
             if self.media:
@@ -158,7 +158,7 @@ class Request:
         made = model.processor.prepare_inputs(source, **rendering, **self.media)
         return made.input_ids, made.features
 
-    def choices(self, model: LoadedModel, number: int = 0) -> Choices:
+    def choices(self, model: TextModel, number: int = 0) -> Choices:
         """How the tokens of answer ``number`` are chosen. Further answers count on from the seed."""
         made = self.sampling.choices(
             bias=self.logit_bias, constraint=self._constraint(model), processors=list(self.processors),
@@ -167,7 +167,7 @@ class Request:
         made.seed += number
         return made
 
-    def _constraint(self, model: LoadedModel) -> Constraint | None:
+    def _constraint(self, model: TextModel) -> Constraint | None:
         if self.constraint is None or not isinstance(self.constraint, Mapping):
             return self.constraint
         if not registry.constraints:
@@ -176,7 +176,7 @@ class Request:
         built: Constraint = backend.build(model.tokenizer, self.constraint)
         return built
 
-    def drafting(self, model: LoadedModel) -> Drafting | None:
+    def drafting(self, model: TextModel) -> Drafting | None:
         """The request's drafts. Raises PluginError for an unknown drafter."""
         if self.draft is None:
             return None
@@ -185,13 +185,13 @@ class Request:
         view = model.engine.view
         return Drafting(backend.name, lambda slots: backend.build(view, slots, values), self.num_draft_tokens)
 
-    def ends(self, model: LoadedModel) -> tuple[int, ...]:
+    def ends(self, model: TextModel) -> tuple[int, ...]:
         """The ids that end the answer."""
         if self.stop_ids is not None:
             return tuple(self.stop_ids)
         return () if self.ignore_eos else model.stop_ids
 
-    def parts(self, model: LoadedModel, ids: list[int]) -> AnswerParts:
+    def parts(self, model: TextModel, ids: list[int]) -> AnswerParts:
         """What makes text of the answer's tokens."""
         text = has_text(model.tokenizer)
         splitter = AnswerSplitter(model.tokenizer, ids, tools=self.tools) if text else NoText()

@@ -23,7 +23,7 @@ from gemma4_core.generation.tokens import make_sequence
 from gemma4_core.model.slots import slot_bytes
 
 if TYPE_CHECKING:
-    from gemma4_core.generation.loaded_model import LoadedModel
+    from gemma4_core.generation.text_model import TextModel
 
 USUAL_CONTEXT = 8192
 """Positions of a slot where nothing else is asked for."""
@@ -121,7 +121,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, model: LoadedModel, parallel: int | str = "auto", context: int | None = None,
+        self, model: TextModel, parallel: int | str = "auto", context: int | None = None,
         prefix_bytes: int | None = None,
     ) -> None:
         self.model = model
@@ -272,7 +272,7 @@ class Scheduler:
         return [Part("", finish_reason=choice.parts.reason(sequence.finish_reason), stats=stats, error=error)]
 
 
-def slot_context(model: LoadedModel, context: int | None) -> int:
+def slot_context(model: TextModel, context: int | None) -> int:
     """Positions of a slot. Raises InputError for a context outside the model's."""
     if context is None:
         return min(USUAL_CONTEXT, model.max_context)
@@ -281,7 +281,7 @@ def slot_context(model: LoadedModel, context: int | None) -> int:
     return context
 
 
-def slot_count(model: LoadedModel, parallel: int | str, size: int) -> int:
+def slot_count(model: TextModel, parallel: int | str, size: int) -> int:
     """How many requests run at once in slots of ``size`` bytes. Raises InputError for a number below 1, and for one
     that free memory does not hold."""
     free = free_memory_bytes(model.device)
@@ -299,7 +299,7 @@ def slot_count(model: LoadedModel, parallel: int | str, size: int) -> int:
 
 
 def answer_all(
-    model: LoadedModel, requests: Iterable[Any], parallel: int | str, context: int | None
+    model: TextModel, requests: Iterable[Any], parallel: int | str, context: int | None
 ) -> Iterator[tuple[int, Answer]]:
     """See ``LoadedModel.answer_all``."""
     scheduler = Scheduler(model, parallel, context)

@@ -107,8 +107,12 @@ class CpuStep:
         del kept
         if not every:
             return self._chosen(rows, sampling)
-        found = Tensor(states[rows.wanted], device=self.view.device).contiguous().realize()
-        return Hidden(found) if sampling is None else self.view.finish(found, rows, sampling)
+        if sampling is None:
+            return Hidden(Tensor(states[rows.wanted], device=self.view.device).contiguous().realize())
+        # graphs that choose are captured for few numbers of rows
+        few = np.zeros((1 << max(len(rows.wanted) - 1, 0).bit_length(), states.shape[1]), np.float32)
+        few[: len(rows.wanted)] = states[rows.wanted]
+        return self.view.finish(Tensor(few, device=self.view.device).contiguous().realize(), rows, sampling)
 
     def _chosen(self, rows: Rows, sampling: SamplingRows | None) -> StepResult:
         """What a call that ends with logits chose."""

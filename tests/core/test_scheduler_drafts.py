@@ -1,0 +1,148 @@
+"""Drafts and constraints: proposals change how fast an answer comes and never what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scheduling import CONTEXT, FAMILIES, Residues, alone, answers, drafter, drain, mixed, model
+
+from gemma4_core import InputError, PluginError, Request, Scheduler
+
+pytestmark = pytest.mark.usefixtures("plain_loops")
+SOME = ["dense-mm", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "dense-mm")]
+Script = Callable[[list[int], int], list[int]]
+
+
+WILD = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.2, "presence_penalty": 0.4,
+        "frequency_penalty": 0.5, "logit_bias": {11: 2.0}}
+
+
+def requests(name: str, count: int = 8) -> list[dict[str, Any]]:
+    """Some that choose greedily, some with everything that there is; prompts that repeat themselves among them."""
+    made = [{"seed": 1, "stop_ids": (), "max_new_tokens": 12} | ({} if number % 2 else WILD)
+            | {key: options[key] for key in ("prompt", "prompt_tokens") if key in options}
+            for number, options in enumerate(mixed(name, count))]
+    made[-1]["prompt_tokens"], made[-2]["prompt_tokens"] = [*range(10, 16)] * 5, [*range(20, 26)] * 5
+    return made
+
+
+def scripts(name: str, whole: list[list[int]]) -> dict[str, Script]:
+    """Drafters that are random, always right, always wrong, and propose more than there is room for."""
+    vocabulary, rng = model(name).config.text_config.vocab_size, np.random.default_rng(3)
+
+    def right(ids: list[int], k: int) -> list[int]:
+        for full in whole:
+            if full[: len(ids)] == ids:
+                return full[len(ids) : len(ids) + k]
+        return []
+
+    return {
+        "random": lambda ids, k: rng.integers(-2, vocabulary + 2, k).tolist(),
+        "right": right,
+        "wrong": lambda ids, k: [(token + 1) % vocabulary for token in right(ids, k)],
+        "half": lambda ids, k: [token if i < 2 else 5 for i, token in enumerate(right(ids, k))],
+        "more": lambda ids, k: [*right(ids, k), *[7] * k],
+        "none": lambda ids, k: [],
+    }
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_drafted_answer_is_the_one_without_drafts(name: str) -> None:
+    ours, made = model(name), requests(name)
+    expected = [alone(ours, options) for options in made]
+    # tokens of media are told by marks that no drafter of these knows
+    whole = [[*options["prompt_tokens"], *tokens] for options, tokens in zip(made, expected, strict=True)
+             if "prompt_tokens" in options]
+    for kind, script in {"lookup": None, **scripts(name, whole)}.items():
+        draft = "lookup" if script is None else f"test-{kind}"
+        with drafter(draft, script) if script is not None else pytest.MonkeyPatch.context():
+            found = answers(ours, [options | {"draft": draft} for options in made], 4)
+            assert [answer.tokens for answer in found] == expected, kind
+            assert alone(ours, made[-1] | {"draft": draft}) == expected[-1], kind
+        drafted = sum(answer.stats.drafted_tokens for answer in found if answer.stats is not None)
+        accepted = sum(answer.stats.accepted_tokens for answer in found if answer.stats is not None)
+        assert accepted <= drafted and (drafted > 0) == (kind != "none")
+        assert kind != "right" or accepted == drafted
+        assert kind != "wrong" or accepted == 0
+
+
+def test_right_drafts_save_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = model("dense-mm")
+    options = {"prompt_tokens": [5, 6, 7], "max_new_tokens": 24, "stop_ids": (), "seed": 0}
+    whole = [5, 6, 7, *alone(ours, options)]
+    steps = []
+    with drafter("test-right", lambda ids, k: whole[len(ids) : len(ids) + k]):
+        for draft in ("off", "test-right"):
+            with Scheduler(ours, 1, CONTEXT) as scheduler:
+                running = scheduler.submit(Request(**options, draft=draft))
+                drain(scheduler)
+                steps.append(scheduler.stats().steps)
+            assert [5, 6, 7, *running.answer.tokens] == whole
+    assert steps[0] == 23 and steps[1] <= 6
+
+
+def test_drafts_that_never_fit_are_given_up_for_a_while() -> None:
+    ours = model("dense-mm")
+    options = {"prompt_tokens": [5, 6, 7], "max_new_tokens": 40, "stop_ids": (), "seed": 0}
+    whole = [5, 6, 7, *alone(ours, options)]
+    with drafter("test-wrong", lambda ids, k: [(whole[len(ids)] + 1) % 300]):
+        [answer] = answers(ours, [options | {"draft": "test-wrong"}], 1)
+    assert answer.stats is not None and answer.stats.accepted_tokens == 0
+    assert answer.stats.drafted_tokens < 10 and answer.tokens == whole[3:]
+
+
+def test_drafts_end_where_slot_and_answer_end() -> None:
+    ours = model("e2b-mm")
+    options = {"prompt_tokens": [*range(10, 40)], "stop_ids": (), "seed": 2, "temperature": 1.0}
+    limit = alone(ours, options | {"max_new_tokens": 11})
+    with drafter("test-long", lambda ids, k: [9] * k):
+        [answer] = answers(ours, [options | {"draft": "test-long", "num_draft_tokens": 64}], 2, context=40)
+    assert answer.tokens == limit and answer.finish_reason == "length"
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_constrained_answer_is_the_same_drafted_and_in_company(name: str) -> None:
+    ours, vocabulary = model(name), model(name).config.text_config.vocab_size
+    made = [options | {"max_new_tokens": 12, "stop_ids": ()} for options in requests(name, 6)]
+    expected = [alone(ours, options | {"constraint": Residues(vocabulary)}) for options in made]
+    for tokens in expected:
+        assert all(token % 5 == (sum(tokens[:i]) + i) % 5 for i, token in enumerate(tokens))
+    whole = [[*options["prompt_tokens"], *tokens] for options, tokens in zip(made, expected, strict=True)
+             if "prompt_tokens" in options]
+    known = scripts(name, whole)
+    for kind in ("right", "half", "random", "off"):
+        constraints = [Residues(vocabulary) for _ in made]
+        draft = f"test-{kind}" if kind != "off" else "off"
+        with drafter(f"test-{kind}", known.get(kind, known["none"])):
+            found = answers(ours, [options | {"draft": draft, "constraint": constraint}
+                                   for options, constraint in zip(made, constraints, strict=True)], 3)
+        assert [answer.tokens for answer in found] == expected, kind
+        assert [constraint.taken for constraint in constraints] == expected, kind
+
+
+def test_some_constrained_and_some_free_run_together() -> None:
+    ours, vocabulary = model("e2b-mm"), model("e2b-mm").config.text_config.vocab_size
+    made = requests("e2b-mm", 6)
+    free = [alone(ours, options) for options in made]
+    held = [alone(ours, options | {"constraint": Residues(vocabulary)}) for options in made]
+    both = [options | ({"constraint": Residues(vocabulary)} if i % 2 else {}) for i, options in enumerate(made)]
+    expected = [held[i] if i % 2 else free[i] for i in range(len(made))]
+    assert [answer.tokens for answer in answers(ours, both, 4)] == expected
+
+
+def test_an_unknown_drafter_and_a_specification_that_nobody_builds_end_one_request() -> None:
+    ours = model("dense-mm")
+    with pytest.raises(PluginError, match="lookup"):
+        ours.generate([5, 6], 3, draft="lokup")
+    with pytest.raises(InputError, match="constraint"):
+        ours.generate([5, 6], 3, constraint={"regex": "a"})
+    with Scheduler(ours, 2, CONTEXT) as scheduler:
+        bad = [scheduler.submit(Request(prompt_tokens=[5, 6], max_new_tokens=3, **options))
+               for options in ({"draft": "lokup"}, {"constraint": {"regex": "a"}})]
+        good = scheduler.submit(Request(prompt_tokens=[5, 6], max_new_tokens=3, stop_ids=()))
+        drain(scheduler)
+    assert all(one.answer.finish_reason == "cancelled" and one.answer.error for one in bad)
+    assert good.answer.tokens == alone(ours, {"prompt_tokens": [5, 6], "max_new_tokens": 3, "stop_ids": ()})

@@ -26,6 +26,8 @@ def stats_line(stats: Stats, finish_reason: str | None) -> str:
     parts = [prompt + rate(values["prompt_tps"]), answer + rate(values["generation_tps"])]
     for name, time in values["media"].items():
         parts.append(f"{name} {time['seconds']:.2f} s ({three_digits(time['seconds_each'])} s per {time['unit']})")
+    if values["drafted_tokens"]:
+        parts.append(f"drafts {values['accepted_tokens']} of {values['drafted_tokens']} tokens accepted")
     if values.get("peak_memory_bytes"):
         parts.append(f"peak memory {human_bytes(values['peak_memory_bytes'])}")
     if values.get("load_seconds"):
@@ -38,8 +40,9 @@ def rate(per_second: float) -> str:
     return f" ({three_digits(per_second)} tok/s)" if per_second else ""
 
 
-def answer_json(answer: Answer, textless: bool) -> dict[str, Any]:
-    """The object that ``--json`` prints; ``thinking`` and ``tool_calls`` only where there are any."""
+def answer_json(answer: Answer, textless: bool, logprobs: bool = False) -> dict[str, Any]:
+    """The object that ``--json`` prints; ``thinking`` and ``tool_calls`` only where there are any, ``logprobs`` and
+    ``top_logprobs`` where they were asked for."""
     stats = answer.stats.as_dict() if answer.stats is not None else {}
     found: dict[str, Any] = {
         "text": None if textless else answer.text,
@@ -52,6 +55,8 @@ def answer_json(answer: Answer, textless: bool) -> dict[str, Any]:
         found["thinking"] = answer.thinking
     if answer.tool_calls:
         found["tool_calls"] = [dict(call) for call in answer.tool_calls]
+    if logprobs:
+        found["logprobs"], found["top_logprobs"] = answer.logprobs, answer.top_logprobs
     return found
 
 

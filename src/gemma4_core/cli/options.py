@@ -102,6 +102,20 @@ class TokenIds(click.ParamType):
         return [int(piece) for piece in pieces]
 
 
+class Bias(click.ParamType):
+    """What is added to the logit of an id: ``106=-5``, as a pair."""
+
+    name = "ID=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
+        if isinstance(value, tuple):
+            return value
+        token, equals, added = str(value).partition("=")
+        if not equals:
+            self.fail(f"{clipped(value)} is not an id with a number, such as 106=-5.", param, ctx)
+        return Whole(0).convert(token, param, ctx), Number(-1e6, 1e6).convert(added, param, ctx)
+
+
 class Beam(click.ParamType):
     """Width of the kernel search, or ``max``."""
 
@@ -184,16 +198,28 @@ def device_options(function: F) -> F:
     ])
 
 
+CONTEXT_HELP = "Tokens of the longest context. Default: the config's."
+
+
+def context_option(help: str = CONTEXT_HELP) -> Callable[[F], F]:
+    """``--context``, which is also ``-c``."""
+    return click.option("--context", "-c", type=Whole(), default=None, metavar="TOKENS", help=help)
+
+
 def loading_options(function: F) -> F:
     """Arguments of ``load_pretrained`` besides model and device."""
-    return apply(function, [
+    return loading_options_with(context_option())(function)
+
+
+def loading_options_with(context: Callable[[F], F]) -> Callable[[F], F]:
+    """``loading_options`` where ``--context`` has a description of its own."""
+    return lambda function: apply(function, [
         format_option(),
         click.option("--modality", cls=ManyOption, separator=",", default=None, metavar="NAME,…",
                      shell_complete=completion.plugins("modalities", "text"),
                      help="Towers to load, such as text,vision; text alone loads none. Default: all."),
         tokenizer_option,
-        click.option("--context", "-c", type=Whole(), default=None, metavar="TOKENS",
-                     help="Tokens of the longest context. Default: the config's."),
+        context,
         click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True,
                      help="Type to compute in; auto is that of config.json."),
         click.option("--ple", type=click.Choice(["auto", "device", "host", "disk"]), default="auto", show_default=True,
@@ -215,9 +241,20 @@ def sampling_options(function: F) -> F:
                      help="Sample among tokens at least this likely, relative to the most likely one."),
         click.option("--repetition-penalty", type=Number(0, 1000, above=True), default=None,
                      help="Above 1, tokens that were seen before become less likely."),
+        click.option("--presence-penalty", type=Number(-2, 2), default=None,
+                     help="Taken off the logit of every token that the answer holds; -2 to 2."),
+        click.option("--frequency-penalty", type=Number(-2, 2), default=None,
+                     help="Taken off that logit for each time that the answer holds the token; -2 to 2."),
+        click.option("--logit-bias", type=Bias(), multiple=True,
+                     help="Add a number to the logit of a token id, such as 106=-5; may be given more than once."),
         click.option("--seed", type=Whole(0, (1 << 32) - 1), default=None, help="Make sampling repeatable."),
+        click.option("--ignore-eos", is_flag=True, help="Go on past the ids that end an answer."),
         click.option("--stop", multiple=True, type=Text(), metavar="TEXT",
                      help="End the answer before this text; may be given more than once."),
+        click.option("--draft", default=None, metavar="NAME|off", shell_complete=completion.plugins("drafters", "off"),
+                     help="Drafter plugin that proposes tokens, such as lookup; the answer stays the same."),
+        click.option("--num-draft-tokens", type=Whole(1, 64), default=None, metavar="N",
+                     help="Most tokens that the drafter proposes at once."),
     ])
 
 

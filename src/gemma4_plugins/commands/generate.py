@@ -10,6 +10,7 @@ from gemma4_core.cli.answers import Printer, answer_json, show_all, stats_line
 from gemma4_core.cli.completion import files
 from gemma4_core.cli.options import (
     TokenIds,
+    Whole,
     device_options,
     literal_option,
     loading_options,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 @loading_options
 @click.option("--json", "as_json", is_flag=True,
               help="Print one JSON object: text, tokens, finish_reason, prompt_tokens, stats.")
+@click.option("--top-logprobs", type=Whole(0, 20), default=None, metavar="N",
+              help="With --json: the log-probabilities of the N likeliest ids at each token, and the chosen one's.")
 @click.option("--stream/--no-stream", default=True, show_default=True,
               help="Print the answer as it comes, or all at once at its end.")
 @click.option("--stats/--no-stats", default=None, help="Statistics on stderr. Default: on a terminal.")
@@ -78,16 +81,21 @@ def generate(
     """Generate and print an answer. ``stats`` None prints statistics where stderr is a terminal."""
     from gemma4_core.text import has_text, render_process
 
+    top = values.pop("top_logprobs")
+    if top is not None and not as_json:
+        raise click.UsageError(f"--top-logprobs {top} needs --json.")
     prompt, loading = prompt_from_options(values, plugin_values), Loading.from_options(values)
     if prompt.text is not None and not prompt.raw:
         render_process.start()  # it gets ready while tinygrad is imported
     stop = values["stop"]
     prepared: list[PreparedInputs] = []
-    model = loading.load(plugin_values, lambda found: prepared.append(prompt.prepared(found, loading.context, stop)))
+    model = loading.load(
+        plugin_values, lambda found: prepared.append(prompt.prepared(found, loading.context, stop)), values["draft"]
+    )
     if verbose:
         note(model_line(model))
     textless = not has_text(model.tokenizer)
-    chosen = sampling(model.generation_config, values)
+    chosen = sampling(model.generation_config, values) | ({"top_logprobs": top} if top else {})
     parts = model.stream_generate(prepared[0], values["max_new_tokens"], stop=stop, tools=prompt.tools, **chosen)
     printer = None if as_json else Printer(textless, stream)
     try:
@@ -97,6 +105,6 @@ def generate(
             printer.end()
         raise
     if as_json:
-        write(json_text(answer_json(answer, textless)) + "\n")
+        write(json_text(answer_json(answer, textless, top is not None)) + "\n")
     if answer.stats is not None and (on_terminal() if stats is None else stats):
         note(stats_line(answer.stats, answer.finish_reason))

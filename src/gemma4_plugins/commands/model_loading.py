@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
 FILTERS = ("top_k", "top_p", "min_p")
-SAMPLING = ("temperature", *FILTERS, "repetition_penalty", "seed")
+SAMPLING = (
+    "temperature", *FILTERS, "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed",
+    "ignore_eos", "draft", "num_draft_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,21 @@ class Loading:
         return cls(**{name: values.pop(name) for name in cls.__dataclass_fields__ if name in values})
 
     def load(
-        self, plugins: PluginValues, check: Callable[[GemmaMultimodalProcessor], None] | None = None
+        self, plugins: PluginValues, check: Callable[[GemmaMultimodalProcessor], None] | None = None,
+        draft: str | None = None,
     ) -> LoadedModel:
-        """Load the model. ``check`` may refuse the prompt before weights are read.
+        """Load the model. ``check`` may refuse the prompt, and an unknown drafter is refused, before weights are read.
 
         Raises a Gemma4Error before memory is spent where anything does not fit.
         """
         from gemma4_core import loading
+        from gemma4_core.plugins import registry
+
+        def checked(processor: GemmaMultimodalProcessor) -> None:
+            if draft not in (None, "off"):
+                registry.select("drafter", processor.context, draft)
+            if check is not None:
+                check(processor)
 
         # what a plugin prints must not get into the answer
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(record=True) as caught:
@@ -59,7 +70,7 @@ class Loading:
                 self.model, device=self.device, format=self.format, tokenizer=self.tokenizer,
                 modalities=tuple(self.modality) or None, dtype=None if self.dtype == "auto" else self.dtype,
                 max_context=self.context, ple=self.ple, beam=self.beam, beam_seconds=self.beam_seconds,
-                options=plugins.options, check=check,
+                options=plugins.options, check=checked,
             )
         for warning in caught:
             if issubclass(warning.category, Gemma4Warning):
@@ -72,7 +83,9 @@ def sampling(config: GenerationConfig, given: Mapping[str, Any]) -> dict[str, An
 
     A filter (``--top-k``, ``--top-p``, ``--min-p``) turns sampling on where the folder's default is greedy.
     """
-    asked = {name: given[name] for name in SAMPLING if given.get(name) is not None}
+    asked = {name: given[name] for name in SAMPLING if given.get(name) is not None and given[name] != ()}
+    if "logit_bias" in asked:
+        asked["logit_bias"] = dict(asked["logit_bias"])  # pairs on the command line
     greedy = not config.do_sample and "temperature" not in asked and not any(asked.get(name) for name in FILTERS)
     defaults: dict[str, Any] = {"repetition_penalty": config.repetition_penalty}
     defaults["temperature"] = 0.0 if greedy else config.temperature

@@ -67,7 +67,7 @@ def chat_command(
 
     declared = read_tools(tools) if tools else None
     system = checked_text("--system", system) if system else None
-    model = Loading.from_options(values).load(plugin_values, check_talks)
+    model = Loading.from_options(values).load(plugin_values, check_talks, values["draft"])
     wanted = sampling(model.generation_config, values)
     wanted |= {"max_new_tokens": values["max_new_tokens"], "stop": values["stop"], "literal": values["literal"]}
     conversation = Conversation(model, wanted, system, thinking, declared)

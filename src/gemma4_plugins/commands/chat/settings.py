@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from gemma4_core.cli.options import MAX_NEW_TOKENS, clipped, sampling_options
+from gemma4_core.engine.drafting import LONGEST
 from gemma4_core.errors import InputError
+from gemma4_core.plugins import registry
 from gemma4_core.plugins.origin import nearest
 
 
@@ -19,7 +21,9 @@ def _options(**values: Any) -> None:
 
 SAMPLING_OPTIONS = {str(param.name): param for param in _options.params}
 """The sampling options of ``generate`` by parameter name."""
-UNSET = {"temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS, "stop": ()}
+UNSET = {
+    "temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS, "stop": (), "ignore_eos": False, "num_draft_tokens": LONGEST,
+}
 """Values of options that cannot be unset: what ``off`` means for them."""
 OFF = ("off", "none", "default")
 
@@ -42,13 +46,18 @@ def setting(name: str, value: str) -> dict[str, Any]:
     if value.lower() in OFF:
         return {parameter: UNSET.get(parameter)}
     try:
-        return {parameter: (value,) if option.multiple else option.type.convert(value, option, None)}
+        found = option.type.convert(value, option, None)
     except click.BadParameter as error:
         raise InputError(f"/set {name}: {error.message} (given {clipped(value)})") from error
+    if parameter == "draft":
+        registry.drafters[found]  # raises PluginError
+    return {parameter: dict([found]) if parameter == "logit_bias" else (found,) if option.multiple else found}
 
 
 def shown_setting(value: Any) -> str:
     """A value as ``/set`` shows it."""
-    if value is None or value == ():
+    if value is None or value is False or value == ():
         return "off"
+    if isinstance(value, dict):
+        return ", ".join(f"{token}={added:g}" for token, added in value.items())
     return ", ".join(repr(text) for text in value) if isinstance(value, tuple) else str(value)

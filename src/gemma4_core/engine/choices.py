@@ -44,6 +44,7 @@ class SamplingTable:
             self.bias = self._with(self.bias, slot, biases)
 
     def _with(self, table: Tensor | None, slot: int, row: np.ndarray) -> Tensor:
+        self._last = None  # some devices give a new tensor
         if table is None:
             table = upload(np.zeros((self.slots, self.vocab), row.dtype), self.model.device)
         return put_rows(table, slot, upload(row, self.model.device), 1)

@@ -72,9 +72,15 @@ def make_sequence(
     room = context - length + 1  # the last token is chosen but never run
     limit = room if max_new_tokens is None else min(max_new_tokens, room)
     placed = place(model, array, media, capture=True)
-    ends = frozenset(model.config.eos_token_ids)
-    boundaries = tuple(i + 1 for i, token in enumerate(placed.signature[:-1]) if token in ends)
-    return Sequence(placed, limit, choices, frozenset(stops), boundaries)
+    return Sequence(placed, limit, choices, frozenset(stops), shared_ends(model, placed))
+
+
+def shared_ends(model: GemmaModel, placed: PlacedPrompt) -> tuple[int, ...]:
+    """Where a prompt's first and last message end: what other conversations share (a system prompt, tools, documents),
+    and what this one goes on from when its next message comes."""
+    marks = frozenset(model.config.eos_token_ids)
+    ends = [i + 1 for i, token in enumerate(placed.signature[:-1]) if token in marks]
+    return tuple(sorted({ends[0], ends[-1]})) if ends else ()
 
 
 def common_prefix(model: GemmaModel, cache: GemmaCache, placed: PlacedPrompt) -> int:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gemma4_core.model.layers import Rotation
     from gemma4_core.model.ple import HostTable
     from gemma4_core.ops import Operations
+    from gemma4_core.ops.steps import Outcome
     from gemma4_core.ops.tower_table import TowerOperations
     from gemma4_core.weights import Weight
 
@@ -111,11 +112,12 @@ class DecoderView(Protocol):
     def scratch(self) -> dict[object, object]:
         """What the device keeps for this model whatever the slots, by a key of its own; dropped when weights change."""
 
-    def choose(self, logits: Tensor, rows: Rows, sampling: SamplingRows) -> StepResult:
-        """The choices of the wanted rows from their logits fp32 ``[M, V]``, by a captured graph."""
+    def choose(self, logits: Tensor, rows: Rows, sampling: SamplingRows) -> Outcome:
+        """The choices of the wanted rows from their logits fp32 ``[M, V]``, by a captured graph. Rows of padding may
+        follow: a graph is captured for each number of rows."""
 
-    def finish(self, hidden: Tensor, rows: Rows, sampling: SamplingRows) -> StepResult:
-        """The choices of the wanted rows from their final hidden states ``[M, H]``, by a captured graph."""
+    def finish(self, hidden: Tensor, rows: Rows, sampling: SamplingRows) -> Outcome:
+        """The choices of the wanted rows from their final hidden states ``[M, H]``, likewise."""
 
 
 class StepResult(Protocol):

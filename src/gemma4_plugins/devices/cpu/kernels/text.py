@@ -13,14 +13,13 @@ from gemma4_core.devices import machine
 from gemma4_core.model.decoder import TextDecoder, rounded
 from gemma4_core.model.ids import block_ends
 from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
+from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.steps import Hidden, Outcome
 from gemma4_plugins.devices.cpu.kernels.build import load, loadable
 from gemma4_plugins.devices.cpu.kernels.structs import Arena, CCall, CLayer, CStep, address, supported
 from gemma4_plugins.devices.native.threads import runner
 
 if TYPE_CHECKING:
-    from tinygrad.dtype import DType
-
     from gemma4_core.contracts.rows import Rows, SamplingRows
     from gemma4_core.contracts.steps import DecoderView, Slots, StepResult
 
@@ -58,69 +57,100 @@ def top_experts(config: TextConfig) -> int:
     return config.top_k_experts or 0 if config.enable_moe_block else 0
 
 
+class Results:
+    """Where calls leave what they chose, for so many rows: ids int32 ``[n]``, log-probabilities fp32 ``[n]`` and logits
+    fp32 ``[n, V]``."""
+
+    def __init__(self, rows: int, view: DecoderView) -> None:
+        made = [((rows,), dtypes.int32), ((rows,), dtypes.float32), ((rows, view.vocab), dtypes.float32)]
+        self.ids, self.logprobs, self.logits = (
+            Tensor.zeros(*shape, dtype=dtype, device=view.device).contiguous().realize() for shape, dtype in made
+        )
+
+    def aim(self, step: CStep, row: int) -> None:
+        """Let the next call write to a row."""
+        size = 4 * int(self.logits.shape[1])
+        step.token_out, step.logprob_out = address(self.ids) + 4 * row, address(self.logprobs) + 4 * row
+        step.logits = address(self.logits) + size * row
+
+
 class CpuStep:
-    """One token or one chunk of one slot, by a call of the kernels on every thread; logits and the greedy token stay
-    where they are as tensors."""
+    """One chunk of one slot, or one token of each of several, by calls of the kernels on every thread; logits and
+    greedy tokens stay where they are as tensors."""
 
     max_rows, ahead = CHUNK, 0
 
     def __init__(self, view: DecoderView, slots: Slots) -> None:
         self.view, self.arena, self.threads = view, Arena(), machine.thread_count()
         self.program = load(SOURCES, ("YIELD_SYSCALL",))
-        self.token = self._empty(1, dtype=dtypes.int32)
-        self.logprob = self._empty(1, dtype=dtypes.float32)
-        self.logits = self._empty(1, view.vocab, dtype=dtypes.float32)
         self.step, self.layers = fill_step(
             view.text, slots, self.arena, self.threads, slots.capacity + view.longest_chunk
         )
         fill_chunk_buffers(self.step, view.text, self.arena, view.longest_chunk)
-        self.step.token_out, self.step.logprob_out = address(self.token), address(self.logprob)
-        self.step.logits = address(self.logits)
+        self.results: dict[int, Results] = {}
+        """By the number of rows, a power of two."""
         suppressed = np.array(view.suppressed_ids, np.uint32)
         self.step.suppressed_count, self.step.suppressed = suppressed.size, self.arena.array(suppressed)
-
-    def _empty(self, *shape: int, dtype: DType) -> Tensor:
-        return Tensor.zeros(*shape, dtype=dtype, device=self.view.device).contiguous().realize()
 
     def serves(self, rows: Rows, sampling: SamplingRows | None) -> bool:
         """See ``Step``."""
         both_ways = rows.media is not None and rows.media.sees_both_ways
-        return len(rows.runs) == 1 and (not both_ways or rows.count <= PICTURE)
+        if len(rows.runs) == 1:
+            return not both_ways or rows.count <= PICTURE
+        return rows.count == len(rows.runs) == len(rows.wanted) and rows.media is None and sampling is not None
 
     def __call__(
         self, rows: Rows, sampling: SamplingRows | None, *, hidden: bool = False, logits: bool = False
     ) -> StepResult:
         """See ``Step``."""
-        self.step.layers = ctypes.addressof(self.layers[int(rows.slot[0])])
-        count, start = rows.count, int(rows.position[0])
         ids = np.ascontiguousarray(rows.ids.numpy() if isinstance(rows.ids, Tensor) else rows.ids, np.uint32)
-        fields = {"start": start, "count": count, "ids": ids.ctypes.data, "wanted": int(len(rows.wanted) > 0)}
-        every = hidden or len(rows.wanted) > 1
-        if count == 1 and not every and rows.media is None:
+        runs = rows.runs
+        every = hidden or len(rows.wanted) > len(runs)
+        results = self._results(len(runs))
+        states = np.empty((rows.count, int(self.step.hidden)), np.float32) if every else None
+        for number, run in enumerate(runs):
+            results.aim(self.step, number)
+            self._run(rows, run, ids[run], None if states is None else states[run])
+        if not len(rows.wanted):
+            return Hidden(None)
+        if states is not None:
+            return self._from_states(states[rows.wanted], rows, sampling)
+        if sampling is None:
+            return Hidden(None)
+        if sampling.plain:
+            return Outcome(results.ids, results.logprobs, logits=results.logits, count=len(rows.wanted))
+        return self.view.choose(results.logits, rows, sampling)
+
+    def _results(self, rows: int) -> Results:
+        size = 1 << (rows - 1).bit_length()
+        if size not in self.results:
+            self.results[size] = Results(size, self.view)
+        return self.results[size]
+
+    def _run(self, rows: Rows, run: slice, ids: np.ndarray, states: np.ndarray | None) -> None:
+        """The rows of one slot; their final hidden states fp32 ``[n, H]`` go to ``states``, where wanted."""
+        self.step.layers = ctypes.addressof(self.layers[int(rows.slot[run.start])])
+        start = int(rows.position[run.start])
+        fields = {"start": start, "count": len(ids), "ids": ids.ctypes.data, "wanted": int(len(rows.wanted) > 0)}
+        if len(ids) == 1 and states is None and rows.media is None:
             self.call(decode=1, **fields)
-            return self._chosen(rows, sampling)
-        if every:
-            states = np.empty((count, int(self.step.hidden)), np.float32)
+            return
+        if states is not None:
             fields |= {"every": 1, "hidden": states.ctypes.data}
         kept = self._media(rows, start, fields)
         self.call(**fields)
         del kept
-        if not every:
-            return self._chosen(rows, sampling)
-        if sampling is None:
-            return Hidden(Tensor(states[rows.wanted], device=self.view.device).contiguous().realize())
-        # graphs that choose are captured for few numbers of rows
-        few = np.zeros((1 << max(len(rows.wanted) - 1, 0).bit_length(), states.shape[1]), np.float32)
-        few[: len(rows.wanted)] = states[rows.wanted]
-        return self.view.finish(Tensor(few, device=self.view.device).contiguous().realize(), rows, sampling)
 
-    def _chosen(self, rows: Rows, sampling: SamplingRows | None) -> StepResult:
-        """What a call that ends with logits chose."""
-        if sampling is None or not len(rows.wanted):
-            return Hidden(None)
-        if sampling.plain:
-            return Outcome(self.token, self.logprob, logits=self.logits)
-        return self.view.choose(self.logits, rows, sampling)
+    def _from_states(self, states: np.ndarray, rows: Rows, sampling: SamplingRows | None) -> StepResult:
+        """The result of rows with these hidden states, fp32 ``[M, H]``."""
+        if sampling is None:
+            return Hidden(upload(states, self.view.device))
+        # graphs that choose are captured for few numbers of rows
+        few = np.zeros((1 << (len(states) - 1).bit_length(), states.shape[1]), np.float32)
+        few[: len(states)] = states
+        given = upload(few, self.view.device)
+        found = self.view.finish(given, rows, sampling)
+        return Outcome(found.ids, found.logprobs, given, found.logits, len(states))
 
     def _media(self, rows: Rows, start: int, fields: dict[str, int]) -> list[np.ndarray]:
         """Add the soft tokens to a call's fields; the arrays that must live as long as the call."""

@@ -8,6 +8,7 @@ from tinygrad import Tensor
 from gemma4_core.contracts.rows import Rows, SamplingRows
 from gemma4_core.engine.drafting import LONGEST
 from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.inputs import GraphInputs
 from gemma4_core.engine.rows import bucket
 from gemma4_core.engine.sequence import Sequence
 from gemma4_core.errors import InputError
@@ -28,6 +29,7 @@ class SamplingTable:
         """int32 ``[S, V]``, made when the first sequence needs it."""
         self.bias: Tensor | None = None
         """fp32 ``[S, V]``, likewise."""
+        self._rows = GraphInputs(model.device)
         self._last: tuple[list[Sequence], SamplingRows] | None = None
 
     def start(self, sequence: Sequence) -> None:
@@ -47,7 +49,7 @@ class SamplingTable:
         self._last = None  # some devices give a new tensor
         if table is None:
             table = upload(np.zeros((self.slots, self.vocab), row.dtype), self.model.device)
-        return put_rows(table, slot, upload(row, self.model.device), 1)
+        return put_rows(table, slot, self._rows.put(str(row.dtype), row), 1)
 
     def rows(self, group: list[Sequence], drafts: list[list[int]] | None = None) -> SamplingRows:
         """How a group's next rows choose: one of each sequence, and one more for each of its drafts."""

@@ -98,6 +98,8 @@ class SamplingRows:
         return not others and not self.params[:, 5:].any()
 
     def part(self, which: np.ndarray) -> SamplingRows:
-        """Those of some rows, by a mask or numbers."""
-        mask, drafted = (None if array is None else array[which] for array in (self.mask, self.drafted))
-        return SamplingRows(self.params[which], self.seed[which], self.counts, self.bias, mask, drafted)
+        """Those of some rows, by a mask or numbers; without counts where none of these has a penalty."""
+        params, mask = self.params[which], None if self.mask is None else self.mask[which]
+        counted = bool((params[:, 4] != 1).any() or params[:, 5:].any())
+        drafted = self.drafted[which] if self.drafted is not None and counted else None
+        return SamplingRows(params, self.seed[which], self.counts if counted else None, self.bias, mask, drafted)

@@ -25,6 +25,7 @@ from gemma4_core.engine.sequence import Sequence, Token
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.model.ids import check_rows
 from gemma4_core.model.slots import SlotStore
+from gemma4_core.ops.steps import Hidden
 
 PROMPTS = 2
 """Prompts that get rows in one step."""
@@ -104,15 +105,17 @@ class TokenScheduler:
         for sequence in self._admission.admit(self.waiting, self.active):
             self._table.start(sequence)
         if not self.issued:
-            self._issue()
-        others = bool(self.issued)
-        if self.issued:  # read first: the next call may overwrite what this one left
+            events += self._issue()
+        others, prompts = bool(self.issued), self._next_prompts(bool(self.issued))
+        while self.issued:  # read first: the next call may overwrite what this one left
             events += self._read(self.issued.popleft())
-        for sequence in self._next_prompts(others):
+            if not prompts:
+                break
+        for sequence in prompts:
             issued = self._prefill(sequence, others)
             if issued is not None:
                 events += self._read(issued)
-        self._issue()
+        events += self._issue()
         self._forget_ended()
         return events
 
@@ -172,7 +175,7 @@ class TokenScheduler:
         except Gemma4Error as error:
             sequence.error = error
             self._end(sequence, "cancelled")
-            return Issued(_Nothing(), [sequence], [[]], None)
+            return Issued(Hidden(None), [sequence], [[]], None)
         sequence.held.note(sequence.prompt.signature[start:stop])
         self.counts.prompt_tokens += stop - start
         if self.prefixes is not None and stop in sequence.boundaries:
@@ -200,21 +203,23 @@ class TokenScheduler:
 
     # ------------------------------------------------------------------------------------------- decoding
 
-    def _issue(self) -> None:
-        """Give the device the next rows of all sequences that are decoding; further ones where it may run ahead."""
+    def _issue(self) -> list[Event]:
+        """Give the device the next rows of all sequences that are decoding; further ones where it may run ahead. Rows
+        with logits processors run one after another and are read at once."""
+        events: list[Event] = []
         while True:
             ready = [sequence for sequence in self.active if sequence.decoding and sequence.run < sequence.limit - 1]
             if not ready or not self._may_issue(ready):
-                return
-            on_host = [sequence for sequence in ready if sequence.choices.processors]
-            together = [sequence for sequence in ready if not sequence.choices.processors]
+                return events
             if self.issued:
                 self._issue_ahead(ready)
                 continue
-            for group in ([together] if together else []) + [[sequence] for sequence in on_host]:
-                self.issued.append(self._decode(group))
-            if len(self.issued) > 1:  # a processor's rows are read one after another
-                return
+            for sequence in (sequence for sequence in ready if sequence.choices.processors):
+                events += self._read(self._decode([sequence]))
+            together = [sequence for sequence in ready if not sequence.choices.processors]
+            if not together:
+                return events
+            self.issued.append(self._decode(together))
 
     def _may_issue(self, ready: list[Sequence]) -> bool:
         if not self.issued:
@@ -279,7 +284,7 @@ class TokenScheduler:
                 events += self._take(sequence, draft, mine, rows)
                 if states is not None and sequence.drafting is not None:
                     sequence.drafting.hidden = states[first + max(len(sequence.tokens) - before - 1, 0)]
-            elif sequence.error is not None and isinstance(issued.result, _Nothing):
+            elif sequence.error is not None and not choices:  # it failed before anything ran
                 events.append((sequence, None))
         if issued.sampling is not None and issued.sampling.drafted is not None:
             for sequence in issued.sequences:
@@ -303,6 +308,8 @@ class TokenScheduler:
             try:
                 if sequence.choices.processors and row is not None:
                     token, logprob = host_choice(self.engine, sequence, self._table, row)
+                if sequence.choices.constraint is not None:
+                    sequence.choices.constraint.check()
                 top = top_tokens(row, sequence.choices.top_logprobs) if row is not None else ()
                 ended = self._ends(sequence, token)
                 if not ended:
@@ -343,13 +350,5 @@ class TokenScheduler:
             check_rows(np.array([token]), self.engine.model.config.text_config)
         if sequence.choices.constraint is not None:
             sequence.choices.constraint.advance(token)
+            sequence.choices.constraint.check()
 
-
-class _Nothing:
-    """The result of a step that failed before it ran."""
-
-    ids = hidden = logits = None
-
-    def read(self) -> list[tuple[int, float]]:
-        """Nothing."""
-        return []

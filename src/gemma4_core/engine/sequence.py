@@ -14,7 +14,7 @@ from gemma4_core.model.media import PlacedPrompt
 from gemma4_core.model.slots import Held, SlotStore
 
 if TYPE_CHECKING:
-    from gemma4_core.contracts.steps import Constraint
+    from gemma4_core.engine.constraining import GuardedConstraint
     from gemma4_core.engine.drafting import Drafting
 
 LogitsProcessor = Callable[[list[int], np.ndarray], np.ndarray]
@@ -56,7 +56,7 @@ class Choices:
     seed: int = 0
     bias: dict[int, float] = field(default_factory=dict)
     """What is added to the logits of some ids."""
-    constraint: Constraint | None = None
+    constraint: GuardedConstraint | None = None
     processors: list[LogitsProcessor] = field(default_factory=list)
     top_logprobs: int = 0
     """How many of the likeliest ids are told for each token."""

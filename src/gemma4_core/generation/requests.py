@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gemma4_core.contracts import Constraint
+from gemma4_core.engine.constraining import GuardedConstraint
 from gemma4_core.engine.drafting import LONGEST, Drafting
 from gemma4_core.engine.sequence import Choices, LogitsProcessor
 from gemma4_core.errors import InputError
@@ -109,14 +110,17 @@ class Request:
         self.logit_bias = checked_bias(logit_bias)
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         StopStrings(self.stop)
-        self.stop_ids, self.ignore_eos = stop_ids, ignore_eos
+        self.stop_ids, self.ignore_eos = None if stop_ids is None else checked_ids(stop_ids), ignore_eos
         self.tools, self.thinking, self.literal = tools, thinking, literal
         self.top_logprobs = whole("top_logprobs", top_logprobs, 0, MOST_TOP_LOGPROBS)
-        one = logits_processor is None or callable(logits_processor)
-        self.processors: list[Any] = [p for p in ([logits_processor] if one else [*logits_processor]) if p is not None]  # type: ignore[misc]
+        several = isinstance(logits_processor, Sequence)
+        given: Sequence[Any] = logits_processor if several else [logits_processor]  # type: ignore[assignment]
+        self.processors = [processor for processor in given if processor is not None]
         for processor in self.processors:
             if not callable(processor):
                 raise InputError(f"logits_processor {shown(processor)}: must be a callable of ids and logits")
+        if not (constraint is None or isinstance(constraint, Mapping) or callable(getattr(constraint, "mask", None))):
+            raise InputError(f"constraint {shown(constraint)}: must be a Constraint or a mapping")
         self.constraint = constraint
         self.draft = None if draft in (None, "off") else draft
         self.num_draft_tokens = whole("num_draft_tokens", num_draft_tokens, 1, 64)
@@ -167,14 +171,16 @@ class Request:
         made.seed += number
         return made
 
-    def _constraint(self, model: TextModel) -> Constraint | None:
-        if self.constraint is None or not isinstance(self.constraint, Mapping):
-            return self.constraint
+    def _constraint(self, model: TextModel) -> GuardedConstraint | None:
+        if self.constraint is None:
+            return None
+        vocabulary = model.config.text_config.vocab_size
+        if not isinstance(self.constraint, Mapping):
+            return GuardedConstraint(self.constraint, vocabulary)
         if not registry.constraints:
             raise InputError(f"constraint {shown(dict(self.constraint))}: no installed package builds constraints")
         backend = registry.select("constraint", model.context)
-        built: Constraint = backend.build(model.tokenizer, self.constraint)
-        return built
+        return GuardedConstraint(backend.build(model.tokenizer, self.constraint), vocabulary)
 
     def drafting(self, model: TextModel) -> Drafting | None:
         """The request's drafts. Raises PluginError for an unknown drafter."""
@@ -196,6 +202,15 @@ class Request:
         text = has_text(model.tokenizer)
         splitter = AnswerSplitter(model.tokenizer, ids, tools=self.tools) if text else NoText()
         return AnswerParts(splitter, StopStrings(self.stop))
+
+
+def checked_ids(ids: Any) -> tuple[int, ...]:
+    """Stop ids as a tuple. Raises InputError for anything but whole numbers."""
+    found = () if isinstance(ids, str | bytes) or not isinstance(ids, Iterable) else tuple(ids)
+    whole_numbers = all(isinstance(token, int | np.integer) and not isinstance(token, bool) for token in found)
+    if not whole_numbers or (not found and ids != () and ids != []):
+        raise InputError(f"stop_ids {shown(ids)}: must be token ids")
+    return tuple(int(token) for token in found)
 
 
 def checked_bias(bias: Mapping[int, float] | None) -> dict[int, float]:

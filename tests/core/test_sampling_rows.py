@@ -1,0 +1,146 @@
+"""``sample``: each row's choice against its definition in fp64, and the same alone and in company."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tinygrad import Tensor
+
+from gemma4_core.contracts.rows import SamplingRows
+from gemma4_core.ops.sampling import IN_PROMPT, SamplingTensors, hashed_uniform, sample
+
+pytestmark = pytest.mark.usefixtures("plain_loops", "cpu")
+V, M = 77, 24
+OFF = np.array([1, 0, 1, 0, 1, 0, 0], np.float32)
+
+
+def case(seed: int = 0) -> dict[str, np.ndarray]:
+    """Rows with every setting, each alone in some rows and with all the others in some."""
+    rng = np.random.default_rng(seed)
+    params = np.tile(OFF, (M, 1))
+    drawn = np.stack([
+        rng.uniform(0.3, 1.5, M), rng.integers(1, 20, M), rng.uniform(0.3, 0.95, M), rng.uniform(0.02, 0.4, M),
+        rng.uniform(0.7, 1.8, M), rng.uniform(-1, 2, M), rng.uniform(-1, 2, M),
+    ], 1).astype(np.float32)
+    for row in range(M):
+        which = range(7) if row >= M - 6 else [row % 8] if row % 8 < 7 else []
+        params[row, list(which)] = drawn[row, list(which)]
+    params[::7, 0] = 0
+    counts = (rng.integers(0, 5, (M, V)) - 2).clip(0) + IN_PROMPT * rng.integers(0, 2, (M, V))
+    allowed = rng.random((M, -(-V // 32), 32)) < 0.6
+    return {
+        "logits": rng.normal(0, 3, (M, V)).astype(np.float32), "params": params,
+        "seed": rng.integers(0, 1 << 32, M).astype(np.uint32), "position": rng.integers(0, 1000, M).astype(np.int32),
+        "counts": counts.astype(np.int32), "bias": np.where(rng.random((M, V)) < 0.1, 3.0, 0.0).astype(np.float32),
+        "mask": (allowed * (np.uint32(1) << np.arange(32, dtype=np.uint32))).sum(2).astype(np.uint32),
+        "drafted": rng.integers(-1, V, (M, 4)).astype(np.int32),
+    }
+
+
+def sampled(given: dict[str, np.ndarray], rows: Any = slice(None), **without: None) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and log-probabilities of some rows."""
+    tensors = {name: Tensor(array[rows]).contiguous().realize() for name, array in given.items() if name not in without}
+    logits, position = tensors.pop("logits"), tensors.pop("position")
+    ids, logprobs = sample(logits, SamplingTensors(**tensors), position)
+    return ids.numpy(), logprobs.numpy()
+
+
+def noise(given: dict[str, np.ndarray]) -> np.ndarray:
+    uniform = hashed_uniform(Tensor(given["seed"]), Tensor(given["position"]), V).numpy().astype(np.float64)
+    assert ((uniform > 0) & (uniform < 1)).all()
+    return -np.log(-np.log(uniform))
+
+
+def reference(given: dict[str, np.ndarray], row: int) -> np.ndarray:
+    """Scores fp64 ``[V]`` of which the largest is chosen."""
+    temperature, top_k, top_p, min_p, repetition, presence, frequency = given["params"][row].astype(np.float64)
+    scores = given["logits"][row].astype(np.float64) + given.get("bias", np.zeros((M, V)))[row]
+    if "counts" in given:
+        counts = given["counts"][row].astype(np.int64)
+        for token in given["drafted"][row] if "drafted" in given else []:
+            counts[token] += token >= 0
+        generated = np.where(counts >= IN_PROMPT, counts - IN_PROMPT, counts)
+        scores = np.where(counts > 0, np.where(scores > 0, scores / repetition, scores * repetition), scores)
+        scores = scores - presence * (generated > 0) - frequency * generated
+    if "mask" in given:
+        bits = given["mask"][row][:, None] >> np.arange(32, dtype=np.uint32) & 1
+        scores = np.where(bits.reshape(-1)[:V] != 0, scores, -np.inf)
+    if temperature == 0:
+        return scores
+    scores = scores / temperature
+    keep = np.ones(V, bool)
+    if top_k:
+        keep &= scores >= np.sort(scores)[-int(top_k)]
+    if top_p < 1:
+        share = softmax(np.where(keep, scores, -np.inf))
+        order = np.argsort(-share)
+        enough = int(np.searchsorted(np.cumsum(share[order]), top_p)) + 1
+        keep &= np.isin(np.arange(V), order[:enough])
+        kept = softmax(np.where(keep, scores, -np.inf))
+        keep &= kept >= min_p * kept.max()
+    elif min_p:
+        share = softmax(np.where(keep, scores, -np.inf))
+        keep &= share >= min_p * share.max()
+    return np.where(keep, scores + noise(given)[row], -np.inf)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    shares = np.exp(scores - scores.max())
+    return shares / shares.sum()
+
+
+@pytest.mark.parametrize("without", [(), ("drafted",), ("counts", "drafted"), ("mask",), ("bias", "mask"),
+                                     ("counts", "drafted", "bias", "mask")])
+def test_every_row_chooses_what_its_settings_say(without: tuple[str, ...]) -> None:
+    given = {name: array for name, array in case().items() if name not in without}
+    ids, logprobs = sampled(given)
+    for row in range(M):
+        scores = reference(given, row)
+        first, second = np.sort(scores)[-2:][::-1]
+        assert ids[row] == scores.argmax() or first - second < 1e-4, (row, given["params"][row])
+        logits = given["logits"][row].astype(np.float64)
+        model = logits[ids[row]] - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        assert logprobs[row] == pytest.approx(model, abs=1e-4)
+
+
+def test_a_row_alone_is_the_row_in_company_bit_for_bit() -> None:
+    given = case(1)
+    ids, logprobs = sampled(given)
+    for row in (0, 5, 11, M - 1):
+        alone, probability = sampled(given, slice(row, row + 1))
+        assert alone[0] == ids[row] and probability[0].tobytes() == logprobs[row].tobytes()
+    order = np.random.default_rng(0).permutation(M)
+    shuffled, probabilities = sampled(given, order)
+    assert shuffled.tolist() == ids[order].tolist() and probabilities.tobytes() == logprobs[order].tobytes()
+
+
+def test_the_first_of_equal_logits_is_taken_by_rows_that_do_not_draw() -> None:
+    logits = np.zeros((2, V), np.float32)
+    logits[:, [9, 40]] = 2
+    params = np.tile(OFF, (2, 1))
+    params[:, 0] = 0
+    for sampling in (None, SamplingTensors(Tensor(params), Tensor(np.array([1, 2], np.uint32)))):
+        ids, _ = sample(Tensor(logits), sampling, Tensor([3, 4]))
+        assert ids.tolist() == [9, 9]
+
+
+def test_rows_are_plain_and_simple_as_far_as_their_settings_go() -> None:
+    def rows(**options: Any) -> SamplingRows:
+        return SamplingRows(**{"params": np.tile(OFF, (2, 1)), "seed": np.zeros(2, np.uint32)} | options)
+
+    greedy = np.tile(OFF, (2, 1))
+    greedy[0, 0], greedy[1, 1] = 0, 1
+    mask, table = np.zeros((2, 3), np.uint32), Tensor.zeros(4, V)
+    assert rows(params=greedy).plain and not rows().plain and rows().simple
+    for options in ({"mask": mask}, {"bias": table}, {"counts": table}):
+        assert not rows(params=greedy, **options).plain
+    for options in ({"mask": mask}, {"bias": table}, {"drafted": np.zeros((2, 1), np.int32)}):
+        assert not rows(**options).simple
+    punished = np.tile(OFF, (2, 1))
+    punished[1, 4] = 1.5
+    both = rows(params=punished, counts=table, mask=mask, drafted=np.array([[1], [2]], np.int32))
+    one, other = both.part(np.array([True, False])), both.part(np.array([False, True]))
+    assert one.counts is None and one.drafted is None and one.mask is not None and one.mask.shape == (1, 3)
+    assert other.counts is table and other.drafted is not None and other.drafted.tolist() == [[2]]

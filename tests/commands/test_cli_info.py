@@ -16,7 +16,8 @@ from tiny_model import write_tiny_checkpoint
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
 from gemma4_core.config import preset_config
-from gemma4_core.model.cache import allocate, capacity_for
+from gemma4_core.model.cache import capacity_for
+from gemma4_core.model.slots import SlotStore
 from gemma4_plugins.commands import memory_sizes as sizes
 
 
@@ -83,7 +84,7 @@ def test_the_cache_formula_is_what_a_cache_takes() -> None:
         dtype = dtypes.bfloat16
 
     for context in (100, 600, 4096):
-        storage = allocate(Model, 1, capacity_for(context, 4096))  # type: ignore[arg-type]
+        storage = SlotStore(Model, 1, capacity_for(context, 4096))  # type: ignore[arg-type]
         taken = sum(tensor.nbytes() for tensor in storage.layers if tensor is not None)
         assert sizes.cache_bytes(Model.config, context, 32, 48) == taken
 
@@ -101,7 +102,7 @@ def test_text_only_and_tower_less_checkpoints(tmp_path: Path) -> None:
     assert about["towers"] == [] and about["model_type"] == "gemma4_text" and about["dtype"] == "float32"
     assert about["chat_template"] is None and about["tokenizer"] == "raw"
     model = load_pretrained(tmp_path / "text")
-    taken = allocate(model, 1, capacity_for(512, model.max_context)).layers
+    taken = SlotStore(model, 1, capacity_for(512, model.max_context)).layers
     assert about["memory"][0]["cache_bytes"] == sum(tensor.nbytes() for tensor in taken if tensor is not None)
 
 

@@ -40,7 +40,10 @@ def prompt_rows(
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """Rows of several slots, none of them with media, as one call."""
+    """Rows of several slots as one call; media are in none of them, or those of a single one."""
+    if len(parts) == 1:
+        return parts[0]
+    assert all(part.media is None for part in parts)
     firsts = np.cumsum([0, *(part.count for part in parts[:-1])])
     return Rows(
         np.concatenate([np.asarray(part.ids) for part in parts]),

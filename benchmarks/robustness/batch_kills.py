@@ -86,7 +86,7 @@ def main(rows: int, kills: int, parallel: int, seed: int) -> None:
         lines = [json.dumps(row) + "\n" for row in make_rows(rows, chance)]
         (folder / "in.jsonl").write_text("".join(lines))
         began = time.monotonic()
-        subprocess.run(command(folder, "unbroken", 4), check=False)
+        subprocess.run(command(folder, "unbroken", 4), check=False, stderr=subprocess.DEVNULL)
         once, torn, written = time.monotonic() - began, 0, []
         for _ in range(kills):
             process = subprocess.Popen(command(folder, "killed", parallel), stderr=subprocess.DEVNULL)
@@ -101,9 +101,9 @@ def main(rows: int, kills: int, parallel: int, seed: int) -> None:
             process.wait()
             written.append(len(whole_rows(folder / "killed.jsonl")) - before)
             torn += chance.random() < 0.3 and tear(folder / "killed.jsonl", chance)
-        last = subprocess.run(command(folder, "killed", parallel), check=False)
+        last = subprocess.run(command(folder, "killed", parallel), check=False, stderr=subprocess.DEVNULL)
         again = (folder / "killed.jsonl").read_bytes()
-        subprocess.run(command(folder, "killed", parallel), check=False)
+        subprocess.run(command(folder, "killed", parallel), check=False, stderr=subprocess.DEVNULL)
         expected = {row["custom_id"]: row for row in results(folder, "unbroken")}
         found = results(folder, "killed")
         ids = [row["custom_id"] for row in found]

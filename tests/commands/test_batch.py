@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from batch_tools import batch, question, read_rows, text_of, timeless, write_lines
 from cli_tools import failure, gemma4, usage
 
+from gemma4_plugins.commands.batch.lines import Batch, Defaults, Fault, Row
 from gemma4_plugins.commands.batch.row_file import RowFile
 
 
@@ -43,20 +46,23 @@ def test_every_row_is_answered_as_generate_answers(folder: Path) -> None:
     assert all(len(token["top_logprobs"]) == 2 for token in logprobs)
 
 
+def without_logprobs(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows without log-probabilities, whose last digit depends on how many rows a step had."""
+    for row in rows.values():
+        for choice in row["response"]["body"]["choices"]:
+            del choice["logprobs"]
+    return timeless(rows)
+
+
 def test_answers_do_not_depend_on_order_or_company(folder: Path) -> None:
     assert batch(folder, "--parallel", 1).code == 0
-    alone = timeless(read_rows(folder / "out.jsonl"))
+    alone = without_logprobs(read_rows(folder / "out.jsonl"))
     lines = (folder / "in.jsonl").read_text().splitlines()
     lines[4] = lines[4].replace("{", '{"id": "5", ')
     write_lines(folder / "in.jsonl", reversed(lines))
     for more in (("--parallel", 5), ("--draft", "lookup"), ("--parallel", "auto")):
         assert batch(folder, "--overwrite", *more).code == 0
-        together = timeless(read_rows(folder / "out.jsonl"))
-        for row in (alone["d"], together["d"]):  # the host computes these
-            for token in row["response"]["body"]["choices"][0].pop("logprobs", {"content": []})["content"]:
-                assert token["logprob"] < 0
-        assert together == alone
-        alone["d"]["response"]["body"]["choices"][0].setdefault("logprobs", {"content": []})
+        assert without_logprobs(read_rows(folder / "out.jsonl")) == alone
 
 
 def test_a_finished_output_stays_and_nothing_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +187,26 @@ def test_a_row_that_raises_fails_alone(folder: Path, monkeypatch: pytest.MonkeyP
     assert error == {"code": "internal_error", "message": "line 5: ValueError: no such luck"}
 
 
+def test_constraints_fail_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gemma4_core.generation.requests import Request
+
+    real = Request.choices
+
+    def choices(request: Request, *args: Any) -> Any:
+        if request.n == 2:
+            raise ValueError("no such schema")
+        return real(request, *args)
+
+    monkeypatch.setattr(Request, "choices", choices)
+    with open(folder / "in.jsonl", "a") as file:
+        file.write(json.dumps(question("json", response_format={"type": "json_object"})) + "\n")
+    assert batch(folder).code == 1
+    errors = read_rows(folder / "out.errors.jsonl")
+    assert errors["c"]["error"]["message"] == "line 3: ValueError: no such schema"
+    assert "no installed package builds constraints" in errors["json"]["error"]["message"]
+    assert len(read_rows(folder / "out.jsonl")) == 5
+
+
 def test_a_full_disk_keeps_what_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gemma4_plugins.commands.batch.row_file as module
 
@@ -221,3 +247,46 @@ def test_a_model_that_cannot_answer_is_refused_before_its_weights_are_read(
     monkeypatch.setattr("gemma4_core.loading.read_text", None)
     ran = batch(folder, "-m", load("dense").folder)
     assert ran.code == 1 and "has no tokenizer" in ran.err and not (folder / "out.jsonl").exists()
+
+
+def test_rows_with_pictures(tmp_path: Path) -> None:
+    picture = Path(__file__).parents[2] / "docs" / "images" / "picture.jpg"
+    data = "data:image/jpeg;base64," + base64.b64encode(picture.read_bytes()).decode()
+    write_lines(tmp_path / "in.jsonl", [
+        question(id, messages=[{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Describe the picture."}]}])
+        for id, url in (("file", str(picture)), ("data", data), ("web", "http://localhost:9/x.png"))
+    ])
+    ran = batch(tmp_path, "--temperature", 0)
+    assert ran.code == 1 and "line 3: http://localhost:9/x.png: URLs are fetched only with --allow-urls" in ran.err
+    rows = read_rows(tmp_path / "out.jsonl")
+    flags = ("-m", "demo", "--device", "cpu", "--dtype", "float32", "--temperature", 0, "-n", 8)
+    said = gemma4("generate", *flags, "--image", picture, "--prompt", "Describe the picture.").out
+    assert text_of(rows["file"]) == text_of(rows["data"]) == said.removesuffix("\n")
+
+
+def test_lines_are_read_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(tmp_path / "in.jsonl", [question(f"row-{number}", max_tokens=2) for number in range(24)])
+    real, ahead = Batch.again, []
+
+    def again(self: Batch) -> Iterator[Row | Fault]:
+        for number, line in enumerate(real(self)):
+            ahead.append(number - len((tmp_path / "out.jsonl").read_text().splitlines()))
+            yield line
+
+    monkeypatch.setattr(Batch, "again", again)
+    assert batch(tmp_path, "--parallel", 2).code == 0
+    assert len(ahead) == 24 and max(ahead) <= 4
+
+
+def test_an_input_that_changes_ends_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Batch.scanned
+
+    def scanned(path: Path, defaults: Defaults) -> Batch:
+        found = real(path, defaults)
+        path.write_text(path.read_text().replace('"id": "d"', '"id": "other"'))
+        return found
+
+    monkeypatch.setattr(Batch, "scanned", scanned)
+    ran = batch(folder)
+    assert (ran.code, ran.out) == (1, "") and "line 4 has changed while the batch ran" in ran.err

@@ -36,6 +36,7 @@ test-all: lint
 soak: $(VENV)/.test
 	$(BIN)/python benchmarks/robustness/fuzz.py --cases 100000 --jobs 2
 	$(BIN)/python benchmarks/robustness/kills.py --kills 1000
+	$(BIN)/python benchmarks/robustness/batch_kills.py --rows 2000 --kills 20
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -43,6 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     base = tmp_path_factory.mktemp("coming-from")
     folder = copy_of_the_project(base / "project")
     (folder / "train.jsonl").write_text(LINES * 2)
+    (folder / "in.jsonl").write_text('{"prompt": "Hi", "max_tokens": 4}\n')
     repository = base / "hub" / "models--google--gemma-4-E2B-it"
     shutil.copytree(packaged_demo(), repository / "snapshots" / "0123abc")
     (repository / "refs").mkdir()

@@ -21,6 +21,7 @@ from gemma4_core.generation.parts import AnswerParts, Part, statistics
 from gemma4_core.generation.requests import Request
 from gemma4_core.generation.tokens import make_sequence
 from gemma4_core.model.slots import slot_bytes
+from gemma4_core.plugins.origin import describe
 
 if TYPE_CHECKING:
     from gemma4_core.generation.text_model import TextModel
@@ -235,8 +236,9 @@ class Scheduler:
                 sequence.deadline = running.deadline
                 sequence.began = running.began
                 running.sequences.append(sequence)
-        except Gemma4Error as error:
-            return [(running, Part("", finish_reason="cancelled", error=str(error), choice=number))
+        except Exception as error:  # whatever a constraint or a drafter raises, the other requests go on
+            said = str(error) if isinstance(error, Gemma4Error) else describe(error)
+            return [(running, Part("", finish_reason="cancelled", error=said, choice=number))
                     for number in range(request.n)]
         found = []
         for number, sequence in enumerate(running.sequences):

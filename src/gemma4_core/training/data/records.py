@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,11 @@ from typing import Any
 
 from gemma4_core.errors import InputError
 from gemma4_core.formatting import shown, shown_path
+from gemma4_core.json_lines import parsed
 from gemma4_core.training.data.forms import KINDS, plain_line
 
 LINE_LIMIT = 16 << 20
 """Bytes of a line: no example that fits a context is longer, unless media are written into it."""
-DEEPEST = 64
-"""Objects and lists inside each other; messages need seven, arguments of tools some more."""
-VALUES = 1 << 20
-"""Values of a line at most, about: brackets and commas in it."""
 MEDIA_KEYS = ("path", "url", "source")
 """Keys of a content part that may hold the path of a medium, beside the part's own type."""
 
@@ -88,39 +84,6 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{where}: {fault.strerror or fault}; check the path") from fault
     except ValueError as fault:
         raise InputError(f"{where}: {fault}") from fault
-
-
-def parsed(line: bytes) -> Any:
-    """A line as JSON, nested at most ``DEEPEST`` deep. Raises InputError."""
-    nested = line.count(b"[") + line.count(b"{")
-    if nested + line.count(b",") > VALUES:
-        raise InputError(f"the line holds more than {VALUES} values")
-    try:
-        data = json.loads(line.decode("utf-8"), parse_constant=_no_number)
-    except UnicodeDecodeError as fault:
-        raise InputError(f"not UTF-8 text (byte {fault.start})") from fault
-    except json.JSONDecodeError as fault:
-        raise InputError(f"not valid JSON: {fault.msg} at column {fault.colno}") from fault
-    except RecursionError as fault:
-        raise too_deep() from fault
-    except ValueError as fault:
-        raise InputError(f"not valid JSON: {shown(str(fault))}") from fault
-    level = [data] if nested > DEEPEST else []
-    for _ in range(DEEPEST):
-        level = [item for held in level if isinstance(held, dict | list)
-                 for item in (held.values() if isinstance(held, dict) else held)]
-    if level:
-        raise too_deep()
-    return data
-
-
-def too_deep() -> InputError:
-    """The error for a line that is nested without end."""
-    return InputError(f"objects and lists are nested more than {DEEPEST} deep")
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def checked(data: Any) -> Mapping[str, Any]:

@@ -1,0 +1,1 @@
+"""Answer many prompts of a file."""

@@ -176,6 +176,13 @@ def test_file_in_no_folder(tmp_path: Path) -> None:
         pytest.fail("must not get here")
 
 
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="pipe is not an ordinary file"), atomic_file(tmp_path / "pipe"):
+        pass
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and len(list(tmp_path.iterdir())) == 1
+
+
 def test_writer_refuses_before_it_writes_where_room_is_short(tmp_path: Path) -> None:
     huge = [Planned("w", "F32", (1 << 40, 1 << 10))]
     with (

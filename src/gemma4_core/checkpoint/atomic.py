@@ -74,10 +74,13 @@ def atomic_file(target: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         mode: ``wb`` or ``w`` (UTF-8).
 
     Raises:
-        CheckpointError: the file cannot be written or the disk is full; nothing has changed.
+        CheckpointError: the file cannot be written, the disk is full, or the target is a device or a pipe, which a file
+            must not take the place of; nothing has changed.
     """
     try:
         final = Path(os.path.realpath(target))
+        if final.exists() and not final.is_file() and not final.is_dir():
+            raise CheckpointError(f"{shown_path(target)} is not an ordinary file; give another path")
         with temporary_path(final) as temporary:
             with open(temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
                 yield file

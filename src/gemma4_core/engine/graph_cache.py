@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gemma4_core.model.slots import SlotStore
     from gemma4_core.weights import ExpertStack, Matrix
 
-MAX_FILES = 64
+MAX_FILES = 256
 """Graphs stored at most; the least recently used are deleted first."""
 STALE_SECONDS = 3600.0
 """Age at which a temporary file is taken to be left over from a killed process."""

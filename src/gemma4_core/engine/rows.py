@@ -40,7 +40,9 @@ def prompt_rows(
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """Rows of several slots, none of them with media, as one call."""
+    """Rows of several slots, none of them with media, as one call. Those of one slot may have media."""
+    if len(parts) == 1:
+        return parts[0]
     firsts = np.cumsum([0, *(part.count for part in parts[:-1])])
     return Rows(
         np.concatenate([np.asarray(part.ids) for part in parts]),

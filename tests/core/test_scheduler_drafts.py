@@ -103,7 +103,8 @@ def test_drafts_end_where_slot_and_answer_end() -> None:
     assert answer.tokens == limit and answer.finish_reason == "length"
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_constrained_answer_is_the_same_drafted_and_in_company(name: str) -> None:
     ours, vocabulary = model(name), model(name).config.text_config.vocab_size
     made = [options | {"max_new_tokens": 12, "stop_ids": ()} for options in requests(name, 6)]

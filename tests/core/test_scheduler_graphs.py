@@ -94,7 +94,7 @@ def test_hundreds_of_requests_lose_no_slot_and_no_memory(demo: LoadedModel) -> N
                 if len(running) < 40 and rng.random() < 0.7:
                     which = int(rng.integers(len(kinds)))
                     running.append((which, scheduler.submit(Request(**kinds[which]))))
-                if running and rng.random() < 0.1:
+                if running and rng.random() < 0.25:
                     running[int(rng.integers(len(running)))][1].cancel()
                 scheduler.step()
             for which, one in running:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from gemma4_core import GemmaModel, load_pretrained
+from gemma4_core.engine.sequence import Token
 from gemma4_core.generation import stream
 from gemma4_core.generation.parts import Part
-from gemma4_core.generation.tokens import Token
+from gemma4_core.generation.tokens import CheckedPrompt
 
 TOOLS = [{"name": "get", "inputSchema": {"type": "object"}}]
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -28,11 +29,10 @@ def scripted(model: GemmaModel, monkeypatch: pytest.MonkeyPatch) -> Any:
     def answer(text: str, reason: str = "stop", **asked: Any) -> list[Part]:
         ids = model.tokenizer.encode(text)
 
-        def run(model: Any, prepared: Any, sampling: Any, stops: Any, progress: Any) -> Iterator[Token]:
+        def run(engine: Any, prompt: CheckedPrompt) -> Iterator[Token]:
             for token in ids:
-                progress.generated_tokens += 1
                 yield Token(token, -1.0)
-            progress.finish_reason = reason
+            prompt.sequence.finish_reason = reason
 
         monkeypatch.setattr(stream, "run", run)
         parts = list(model.stream_generate(MESSAGES, **{"tools": TOOLS, **asked}))

@@ -1,7 +1,7 @@
 """Thousands of mixed requests at once with random cancels: is any answer touched by another, is anything lost?
 
-    python benchmarks/robustness/requests.py --requests 10000 --seed 1
-    python benchmarks/robustness/requests.py --requests 300 --parallel 16 -m FOLDER
+    python benchmarks/robustness/soak.py --requests 10000 --seed 1
+    python benchmarks/robustness/soak.py --requests 300 --parallel 16 -m FOLDER
 
 Requests of random length with every way to choose tokens, drafts and stops go through one scheduler, as they come, in
 random company, and some are cancelled at random moments. Each answer must equal the one that ``generate`` gives to the

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from gemma4_core.contracts.rows import Rows, SamplingRows
 from gemma4_core.contracts.steps import StepResult
 from gemma4_core.engine.admission import Admission
 from gemma4_core.engine.choices import SamplingTable, host_choice, top_tokens
-from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.engine import Engine, Several
 from gemma4_core.engine.prefix import PrefixStore
 from gemma4_core.engine.proposals import Proposals
 from gemma4_core.engine.rows import chunks, greedy_rows, joined, prompt_rows
@@ -211,10 +211,21 @@ class TokenScheduler:
             if self.issued:
                 self._issue_ahead(ready)
                 continue
-            for group in ([together] if together else []) + [[sequence] for sequence in on_host]:
-                self.issued.append(self._decode(group))
+            groups = ([together] if together else []) + [[sequence] for sequence in on_host]
+            for group in groups:
+                issued = self._decode(group)
+                self.issued.append(issued if len(groups) == 1 else self._taken_over(issued))
             if len(self.issued) > 1:  # a processor's rows are read one after another
                 return
+
+    def _taken_over(self, issued: Issued) -> Issued:
+        """The same with a result that further calls do not overwrite."""
+        kept, group = Several(self.engine.model.device), issued.sequences
+        kept.take(
+            issued.result, sum(1 + len(draft) for draft in issued.drafts), hidden=self._proposals.wants_hidden(group),
+            logits=any(sequence.choices.wants_logits for sequence in group),
+        )
+        return replace(issued, result=kept)
 
     def _may_issue(self, ready: list[Sequence]) -> bool:
         if not self.issued:

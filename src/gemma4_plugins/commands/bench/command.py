@@ -14,6 +14,7 @@ from gemma4_core.cli.options import Whole, long_running
 from gemma4_core.cli.output import tell
 from gemma4_core.cli.tables import markdown, number
 from gemma4_core.formatting import human_bytes, human_count
+from gemma4_plugins.commands.bench.load_command import load_command
 from gemma4_plugins.commands.bench.operations_command import ops_command
 from gemma4_plugins.commands.bench.report import about, bench_options, load, print_report, same_for_all
 
@@ -33,14 +34,16 @@ class BenchGroup(GemmaCommand, click.Group):
               metavar="N…", help="Lengths of answers; 0 leaves them out.  [default: 128]")
 @click.option("--depth", "-d", "depths", cls=ManyOption, separator=",", type=Whole(0), default=["0"],
               metavar="N…", help="Tokens of context before each test.  [default: 0]")
+@click.option("--batch", "-b", "batches", cls=ManyOption, separator=",", type=Whole(1, 256), default=["1"],
+              metavar="N…", help="Conversations that are answered at once.  [default: 1]")
 @click.option("--repetitions", "-r", type=Whole(1, 1000), default=3, show_default=True, metavar="N",
               help="Runs of each test.")
 @bench_options
 @click.pass_context
 @long_running
 def bench_command(
-    ctx: click.Context, prompts: Sequence[int], answers: Sequence[int], depths: Sequence[int], repetitions: int,
-    **values: Any,
+    ctx: click.Context, prompts: Sequence[int], answers: Sequence[int], depths: Sequence[int], batches: Sequence[int],
+    repetitions: int, **values: Any,
 ) -> None:
     """Measure the speed of a model: prompts (pp) and answers (tg) in tokens per second.
 
@@ -48,9 +51,12 @@ def bench_command(
     gemma4 bench -m e2b-it
     gemma4 bench -m e2b-it -p 512 2048 -n 128 -d 0 8192 -r 5
     gemma4 bench -m ./checkpoint -p 512 -n 128 -r 3 --json
+    gemma4 bench -m e2b-it -p 512 -n 128 -b 1 8 32 128
     gemma4 bench ops -m e2b-it
+    gemma4 bench load -m e2b-it --parallel 8 --rate 2
 
-    Answers are greedy and continue past stop tokens. Compiling and capturing happens before the first sample.
+    Answers are greedy and continue past stop tokens. Compiling and capturing happens before the first sample. With more
+    than one conversation at once (-b) each has a prompt of its own, and the speed is that of all answers together.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -59,13 +65,16 @@ def bench_command(
     positive = [tuple(n for n in lengths if n) for lengths in (prompts, answers)]
     if not any(positive):
         raise click.UsageError("-p 0 -n 0: there is nothing to measure.")
-    workload = speed.Workload(positive[0], positive[1], tuple(depths), repetitions)
+    if not positive[1] and max(batches) > 1:
+        raise click.UsageError(f"-b {max(batches)} -n 0: conversations at once are measured by their answers.")
+    workload = speed.Workload(positive[0], positive[1], tuple(depths), repetitions, tuple(batches))
     model = load(values, workload.positions)
     found = speed.measure(model, workload, tell)
     print_report(values, bench_report(model, found), table, flat)
 
 
 bench_command.add_command(ops_command)
+bench_command.add_command(load_command)
 
 
 def bench_report(model: LoadedModel, found: Speed) -> dict[str, Any]:
@@ -98,7 +107,9 @@ def result_row(result: Result, read: float | None) -> dict[str, Any]:
         "prompt_tokens": result.prompt_tokens,
         "new_tokens": result.new_tokens,
         "depth": result.depth,
+        "batch": result.batch,
         "tokens_per_second": result.mean,
+        "tokens_per_second_each": result.mean / result.batch,
         "deviation": result.deviation,
         "samples": list(result.samples),
         "bytes_per_token": result.bytes_per_token,

@@ -1,7 +1,8 @@
 """The speed of a loaded model: prompts and answers through the ordinary generation loop.
 
-A test is a prompt (``pp512``: 512 tokens) or an answer (``tg128``: 128 tokens) after ``depth`` tokens of context.
-Everything is compiled and captured before the first sample.
+A test is a prompt (``pp512``: 512 tokens) or an answer (``tg128``: 128 tokens) after ``depth`` tokens of context, or
+the answers of many conversations at once, each after a prompt of its own (``tg128 @ p512 b8``). Everything is compiled
+and captured before the first sample.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 from gemma4_core.devices.memory import peak_memory_bytes
 from gemma4_core.generation.parts import Stats
 from gemma4_core.generation.parts import statistics as stats_of
+from gemma4_core.generation.scheduler import Scheduler
 from gemma4_core.generation.tokens import check_prompt, run
+from gemma4_plugins.commands.bench import together
 from gemma4_plugins.commands.bench.traffic import cache_bytes, weight_bytes
 
 if TYPE_CHECKING:
@@ -31,17 +34,50 @@ FIRST_PROMPT = 16
 
 @dataclass(frozen=True)
 class Workload:
-    """What to measure: each prompt length and each answer length at each depth, ``repetitions`` times."""
+    """What to measure: each prompt length and each answer length at each depth, ``repetitions`` times, and answers with
+    each number of conversations at once."""
 
     prompts: Sequence[int] = (512,)
     answers: Sequence[int] = (128,)
     depths: Sequence[int] = (0,)
     repetitions: int = 3
+    batches: Sequence[int] = (1,)
+
+    @property
+    def alone(self) -> int:
+        """The longest context that a test of one conversation needs."""
+        return max(self.depths) + max(max(self.prompts, default=0), max(self.answers, default=0) + 1, 1)
 
     @property
     def positions(self) -> int:
         """The longest context that a test needs."""
-        return max(self.depths) + max(max(self.prompts, default=0), max(self.answers, default=0) + 1, 1)
+        needed = [case.positions for depth in self.depths for case in self.together(depth)]
+        return max([self.alone, *needed])
+
+    def together(self, depth: int) -> list[Together]:
+        """The tests of several conversations at a depth."""
+        return [Together(batch, length, count, depth) for batch in self.batches if batch > 1
+                for length in self.prompts or (0,) for count in self.answers]
+
+
+@dataclass(frozen=True)
+class Together:
+    """A test of several conversations at once."""
+
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    depth: int
+
+    @property
+    def length(self) -> int:
+        """Tokens before the first that is measured."""
+        return max(self.depth + self.prompt_tokens, 1)
+
+    @property
+    def positions(self) -> int:
+        """Positions of each one's slot."""
+        return together.positions(self.length, self.new_tokens, self.batch)
 
 
 @dataclass(frozen=True)
@@ -53,12 +89,16 @@ class Result:
     depth: int
     samples: tuple[float, ...]
     bytes_per_token: int | None = None
-    """Weights and cache that each token of an answer reads; None for prompts, where one read serves many tokens."""
+    """Weights and cache that each token of an answer reads; None where one read serves many tokens."""
+    batch: int = 1
+    """Conversations at once; the samples are of all together."""
 
     @property
     def test(self) -> str:
         kind = f"tg{self.new_tokens}" if self.new_tokens else f"pp{self.prompt_tokens}"
-        return f"{kind} @ d{self.depth}" if self.depth else kind
+        place = [f"d{self.depth}"] if self.depth else []
+        place += [f"p{self.prompt_tokens}", f"b{self.batch}"] if self.batch > 1 else []
+        return f"{kind} @ {' '.join(place)}" if place else kind
 
     @property
     def mean(self) -> float:
@@ -94,10 +134,12 @@ class Speed:
 def measure(model: LoadedModel, workload: Workload, tell: Callable[[str], Any] = lambda text: None) -> Speed:
     """Run all tests; ``tell`` is called with a line before each.
 
-    Raises InputError where a test does not fit the context, before anything runs.
+    Raises InputError where a test does not fit the context or memory, before anything runs.
     """
-    ids = prompt_ids(model, workload.positions)
+    ids = prompt_ids(model, workload.alone)
     check_prompt(model, ids, 0, model.make_cache(), {})
+    for case in (case for depth in workload.depths for case in workload.together(depth)):
+        together.check_fits(model, "--batch", case.batch, case.positions)
     found = Speed()
     for depth in workload.depths:
         bench = Bench(model, ids, depth, workload)
@@ -111,13 +153,28 @@ def measure(model: LoadedModel, workload: Workload, tell: Callable[[str], Any] =
         if workload.answers:
             found.step_kernels = model.engine.step_kernels(storage)
             found.layer_kernels = model.engine.layer_kernels(storage)
+        found.results += [measure_together(model, case, workload.repetitions, tell)
+                          for case in workload.together(depth)]
         found.peak_memory_bytes = max(found.peak_memory_bytes, peak_memory_bytes(model.device))
     return found
 
 
-def prompt_ids(model: LoadedModel, count: int) -> list[int]:
+def measure_together(model: LoadedModel, case: Together, repetitions: int, tell: Callable[[str], Any]) -> Result:
+    """Run one test of several conversations, each with a prompt of its own."""
+    batch, length, count = case.batch, case.length, case.new_tokens
+    tell(f"{batch} answers of {count} tokens at once after {length} each")
+    ids = prompt_ids(model, batch * length)
+    prompts = [ids[at : at + length] for at in range(0, len(ids), length)]
+    with Scheduler(model, batch, case.positions, prefix_bytes=0) as scheduler:
+        together.decode(scheduler, prompts, together.WARM_TOKENS)
+        samples = tuple(together.decode(scheduler, prompts, count) for _ in range(repetitions))
+    model.pool.clear()  # the next test has slots of another size
+    return Result(case.prompt_tokens, count, case.depth, samples, None, batch)
+
+
+def prompt_ids(model: LoadedModel, count: int, seed: int = 0) -> list[int]:
     """Random ids of the vocabulary, the same in every run; none is a media placeholder."""
-    ids = np.random.default_rng(0).integers(0, model.config.text_config.usable_ids, count)
+    ids = np.random.default_rng(seed).integers(0, model.config.text_config.usable_ids, count)
     media = [spec.soft_token_id(model.config) for spec in model.known_specs]
     ids[np.isin(ids, media)] = model.config.pad_token_id
     return ids.tolist()
@@ -148,7 +205,7 @@ class Bench:
         for count in self.workload.prompts:
             tell(f"prompt of {count} tokens at depth {self.depth}")
             yield Result(count, 0, self.depth, tuple(self.prompt(count) for _ in range(self.workload.repetitions)))
-        for count in self.workload.answers:
+        for count in self.workload.answers if 1 in self.workload.batches else ():
             tell(f"answer of {count} tokens at depth {self.depth}")
             samples = tuple(self.answer(count) for _ in range(self.workload.repetitions))
             middle = max(self.depth, 1) + count / 2

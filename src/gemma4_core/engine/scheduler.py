@@ -17,7 +17,7 @@ from gemma4_core.contracts.rows import Rows, SamplingRows
 from gemma4_core.contracts.steps import StepResult
 from gemma4_core.engine.admission import Admission
 from gemma4_core.engine.choices import SamplingTable, host_choice, top_tokens
-from gemma4_core.engine.engine import Engine
+from gemma4_core.engine.engine import Engine, Several
 from gemma4_core.engine.prefix import PrefixStore
 from gemma4_core.engine.proposals import Proposals
 from gemma4_core.engine.rows import chunks, greedy_rows, joined, prompt_rows
@@ -230,8 +230,8 @@ class TokenScheduler:
         step = self.engine.step(lane.slots)
         free = all(not s.choices.on_host and s.drafting is None for s in ready)
         return (
-            step is not None and self._every_id_runs and free and last == ready and len(ready) <= step.max_rows
-            and len(self.issued) <= step.ahead
+            step is not None and self._every_id_runs and free and last == ready and len(self.issued) <= step.ahead
+            and not isinstance(self.issued[-1].result, Several)  # that one was read already
         )
 
     def _issue_ahead(self, ready: list[Sequence]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from batch_tools import batch, question, read_rows, text_of, timeless, write_lines
 from cli_tools import failure, gemma4, usage
 
-from gemma4_plugins.commands.batch.lines import Batch, Defaults, Fault, Row
+from gemma4_plugins.commands.batch.input_rows import Batch, Defaults, Fault, Row
 from gemma4_plugins.commands.batch.row_file import RowFile
 
 

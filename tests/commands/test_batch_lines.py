@@ -13,9 +13,9 @@ from cli_tools import STATS, failure
 
 from gemma4_core.config import GenerationConfig
 from gemma4_core.generation.answers import Answer
-from gemma4_plugins.commands.batch import lines as lines_module
+from gemma4_plugins.commands.batch import input_rows as lines_module
 from gemma4_plugins.commands.batch.bodies import answered, failed
-from gemma4_plugins.commands.batch.lines import NEUTRAL, Batch, Defaults, Fault, Row, read, seed_of
+from gemma4_plugins.commands.batch.input_rows import NEUTRAL, Batch, Defaults, Fault, Row, read, seed_of
 
 DEFAULTS = Defaults({"max_new_tokens": 1024, "stop": (), "logit_bias": (), "ignore_eos": False})
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -98,6 +98,27 @@ def test_figures_are_those_of_a_plain_computation(
     assert found["top1_agreement"] == pytest.approx(np.concatenate(same).mean())
 
 
+def test_windows_that_run_together_are_scored_as_alone(
+    folders: tuple[Path, Path], plain: GemmaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = prompt_ids(plain.tokenizer, TEXT, plain.config.bos_token_id)[:26]
+    alone = perplexity.score(plain, ids, 10, 5)
+    assert not perplexity.portable(plain)
+    with monkeypatch.context() as patch:  # a device that takes one row at a time
+        patch.setattr(perplexity, "portable", lambda model: True)
+        together = perplexity.score(plain, ids, 10, 5)
+    np.testing.assert_array_equal(np.concatenate(together.nll), np.concatenate(alone.nll))
+    monkeypatch.setenv("GEMMA4_KERNELS", "portable")
+    model = load_pretrained(folders[0], device="cpu", modalities=("text",), dtype="float32")
+    assert perplexity.portable(model)
+    found = list(perplexity.windows(ids, 10, 5, 2))
+    states = [states for _, [states] in perplexity.with_states([model], found, 4)]
+    expected = [states for _, [states] in perplexity.with_states([model], found, 1)]
+    assert [len(one) for one in states] == [window.scored for window in found] and len(found) > 3
+    for ours, theirs in zip(states, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
 def test_a_model_equals_itself(plain: GemmaModel) -> None:
     found = perplexity.figures(perplexity.score(plain, [2, 7, 8, 9, 10, 11], 64, 32, plain))
     assert abs(found["kl_divergence"]) < 1e-6 and found["top1_agreement"] == 1 and found["nll_change"] == 0

@@ -16,7 +16,7 @@ import gemma4_core
 SOURCE = Path(gemma4_core.__file__).parents[1]
 PACKAGES = ("gemma4_core", "gemma4_plugins")
 FLOORS = (
-    "errors contracts formatting console silence lazy_names",
+    "json_lines errors contracts formatting console silence lazy_names",
     "hookspecs config weights ops",
     "plugins devices",
     "checkpoint model quantize",

@@ -139,6 +139,8 @@ def host_choice(engine: Engine, sequence: Sequence, table: SamplingTable, logits
             raise InputError(f"logits_processor returned shape {list(changed.shape)}, not [{len(logits)}]")
         if np.isnan(changed).any():
             raise InputError("logits_processor returned NaN")
+    if changed.max() < -1e29:
+        raise InputError("logits_processor allows no id: every logit is -inf")
     assert sequence.lane is not None
     position = np.array([len(ids) - 1], np.int32)
     slot = np.array([sequence.lane.slot], np.int32)

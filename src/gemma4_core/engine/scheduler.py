@@ -346,7 +346,7 @@ class TokenScheduler:
         return True
 
     def _check(self, sequence: Sequence, token: int) -> None:
-        if not self._every_id_runs:
+        if not self._every_id_runs and len(sequence.tokens) + 1 < sequence.limit:  # the last one is never run
             check_rows(np.array([token]), self.engine.model.config.text_config)
         if sequence.choices.constraint is not None:
             sequence.choices.constraint.advance(token)

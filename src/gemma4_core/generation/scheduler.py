@@ -129,10 +129,8 @@ class Scheduler:
         model.invalidate_if_trained()
         self.context = slot_context(model, context)
         size = slot_bytes(model, self.context)
-        self.parallel = slot_count(model, parallel, size)
-        wanted = self.parallel * size * PREFIX_SHARE if prefix_bytes is None else prefix_bytes
-        snapshots = min(int(wanted // size), MOST_PARALLEL)
-        snapshots = snapshots if prefix_bytes is not None else max(snapshots, 1) if self.parallel > 1 else 0
+        self.parallel = slot_count(model, parallel, size, prefix_bytes)
+        snapshots = snapshot_count(self.parallel, size, prefix_bytes)
         self._slots = model.pool.take(model, self.parallel + snapshots, self.context).current(model)
         slack = max(model.chunk - model.operations.run_ahead, 0)
         self._prefixes = PrefixStore(self._slots, self.parallel, snapshots, slack)
@@ -283,18 +281,28 @@ def slot_context(model: TextModel, context: int | None) -> int:
     return context
 
 
-def slot_count(model: TextModel, parallel: int | str, size: int) -> int:
+def snapshot_count(parallel: int, size: int, prefix_bytes: int | None) -> int:
+    """Slots of ``size`` bytes for shared beginnings, beside so many for requests."""
+    if prefix_bytes is not None:
+        return min(max(prefix_bytes, 0) // size, MOST_PARALLEL)
+    return max(int(parallel * PREFIX_SHARE), 1) if parallel > 1 else 0
+
+
+def slot_count(model: TextModel, parallel: int | str, size: int, prefix_bytes: int | None = None) -> int:
     """How many requests run at once in slots of ``size`` bytes. Raises InputError for a number below 1, and for one
-    that free memory does not hold."""
+    that free memory does not hold together with its snapshots."""
     free = free_memory_bytes(model.device)
-    fits = MOST_PARALLEL if free is None else int(free * SHARE // size)
+    room = None if free is None else int(free * SHARE // size)
+    fits = MOST_PARALLEL if room is None else next(
+        (n for n in range(MOST_PARALLEL, 0, -1) if n + snapshot_count(n, size, prefix_bytes) <= room), 0
+    )
     if parallel == "auto":
         if fits < 1:
             raise InputError(f"a slot takes {size >> 20} MiB, more than is free; ask for a smaller context (--context)")
-        return min(fits, MOST_PARALLEL)
+        return fits
     if isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1:
         raise InputError(f"parallel {shown(parallel)}: must be a whole number from 1, or auto")
-    if free is not None and parallel * size > free:
+    if free is not None and (parallel + snapshot_count(parallel, size, prefix_bytes)) * size > free:
         raise InputError(f"parallel {parallel}: {parallel} slots of {size >> 20} MiB do not fit into {free >> 20} MiB "
                          f"of free memory; {max(fits, 0)} would, or ask for a smaller context (--context)")
     return parallel

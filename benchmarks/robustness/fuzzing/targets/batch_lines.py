@@ -44,7 +44,7 @@ class Target:
         return {**sample, name: b"\n".join(lines)}
 
     def run(self, folder: Path) -> None:
-        from gemma4_plugins.commands.batch.lines import Batch, Defaults, Fault
+        from gemma4_plugins.commands.batch.input_rows import Batch, Defaults, Fault
         from gemma4_plugins.commands.batch.row_file import Outputs
 
         batch = Batch.scanned(folder / LINES, Defaults({}))

@@ -27,7 +27,7 @@ from gemma4_plugins.commands.model_loading import Loading, model_name
 
 if TYPE_CHECKING:
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
-    from gemma4_plugins.commands.batch.lines import Batch
+    from gemma4_plugins.commands.batch.input_rows import Batch
     from gemma4_plugins.commands.batch.progress import BatchProgress
     from gemma4_plugins.commands.batch.row_file import Outputs
 
@@ -90,7 +90,7 @@ def batch_command(
     Every line is a row: {"id": …, "prompt": …} or an OpenAI batch line with custom_id and body. Rows are written as
     they finish. Interrupted at any time, the same command goes on where it stopped.
     """
-    from gemma4_plugins.commands.batch.lines import Batch, Defaults
+    from gemma4_plugins.commands.batch.input_rows import Batch, Defaults
     from gemma4_plugins.commands.batch.progress import BatchProgress
     from gemma4_plugins.commands.batch.row_file import Outputs
 

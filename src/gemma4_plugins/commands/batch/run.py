@@ -11,7 +11,7 @@ from gemma4_core.errors import Gemma4Error
 from gemma4_core.generation.scheduler import Running, Scheduler
 from gemma4_core.plugins.origin import describe
 from gemma4_plugins.commands.batch.bodies import answered, failed
-from gemma4_plugins.commands.batch.lines import Batch, Fault, Row
+from gemma4_plugins.commands.batch.input_rows import Batch, Fault, Row
 from gemma4_plugins.commands.batch.progress import BatchProgress
 from gemma4_plugins.commands.batch.row_file import Outputs
 from gemma4_plugins.commands.model_loading import model_name

@@ -110,7 +110,7 @@ class Batch:
         no line can be used."""
         batch = cls(path, defaults)
         twice: list[str] = []
-        for line in batch.lines():
+        for line in batch.input_rows():
             if line.id in batch.ids:
                 twice.append(f"lines {batch.ids[line.id]} and {line.number} have the id {shown(line.id, 60)}")
             batch.ids.setdefault(line.id, line.number)
@@ -129,14 +129,14 @@ class Batch:
             raise InputError(f"{where}: none of {batch.bad} lines can be used: {batch.faults[0].message}")
         return batch
 
-    def lines(self) -> Iterator[Row | Fault]:
+    def read(self) -> Iterator[Row | Fault]:
         """Every line that is not empty, checked. Raises InputError for a file that cannot be read."""
         for number, line in numbered(self.path):
             yield read(number, line, self.defaults)
 
     def again(self) -> Iterator[Row | Fault]:
         """The same lines once more. Raises InputError where the file has changed since they were checked."""
-        for line in self.lines():
+        for line in self.read():
             if self.ids.get(line.id) != line.number:
                 raise InputError(f"--input {shown_path(self.path)}: line {line.number} has changed while the batch "
                                  "ran; run it again")

@@ -185,7 +185,7 @@ def test_auto_takes_what_free_memory_holds(monkeypatch: pytest.MonkeyPatch) -> N
     size = scheduler_module.slot_bytes(model(NAME), 50)
     monkeypatch.setattr(scheduler_module, "free_memory_bytes", lambda device: 5 * size)
     with Scheduler(model(NAME), "auto", 50) as scheduler:
-        assert scheduler.parallel == 4
+        assert scheduler.parallel == 3  # and a slot for snapshots
     with pytest.raises(InputError, match="6 slots"):
         Scheduler(model(NAME), 6, 50)
     monkeypatch.setattr(scheduler_module, "free_memory_bytes", lambda device: size // 2)

@@ -110,7 +110,7 @@ class Batch:
         no line can be used."""
         batch = cls(path, defaults)
         twice: list[str] = []
-        for line in batch.input_rows():
+        for line in batch.read():
             if line.id in batch.ids:
                 twice.append(f"lines {batch.ids[line.id]} and {line.number} have the id {shown(line.id, 60)}")
             batch.ids.setdefault(line.id, line.number)

@@ -82,10 +82,10 @@ def test_a_sequence_keeps_its_list_of_ids_and_another_gets_a_new_one(slots: Slot
 def test_truncation_goes_back_as_far_as_the_rings_hold_a_window(slots: SlotStore, length: int) -> None:
     wrapped = length > min(slots.rings)
     fill(slots, 0, length)
-    assert slots.truncate(0, length - 3, CHUNK) and slots.held[0].length == length - 3 == len(slots.tokens(0))
-    assert slots.truncate(0, length - 3, 0)  # nothing is taken back
+    assert slots.truncate(0, length - 3) and slots.held[0].length == length - 3 == len(slots.tokens(0))
+    assert slots.truncate(0, length - 3)  # nothing is taken back
     fill(slots, 0, length)
-    assert slots.truncate(0, 1, CHUNK) == (not wrapped or length - 1 <= CHUNK)
+    assert slots.truncate(0, 1) == (not wrapped or length - 1 <= CHUNK)
     assert slots.held[0].length == (0 if wrapped else 1)
     assert not slots.truncate(0, 0)
 
@@ -122,7 +122,7 @@ def sequence(ids: list[int], key: tuple[object, ...] = ()) -> Any:
 
 def test_snapshots_take_the_place_of_the_one_that_was_used_longest_ago(cpu: str) -> None:
     slots = SlotStore(owner(cpu), 4, CAPACITY)
-    store = PrefixStore(slots, 1, 3, CHUNK)
+    store = PrefixStore(slots, 1, 3)
     assert [slots.held[slot].claimed for slot in range(4)] == [False, True, True, True]
     for first in (10, 20, 30):
         slots.truncate(0, 0)
@@ -145,7 +145,7 @@ def test_snapshots_take_the_place_of_the_one_that_was_used_longest_ago(cpu: str)
 
 def test_a_wrapped_slot_serves_only_near_its_end(cpu: str) -> None:
     slots = SlotStore(owner(cpu), 2, CAPACITY)
-    store = PrefixStore(slots, 1, 1, CHUNK)
+    store = PrefixStore(slots, 1, 1)
     slots.held[0].note([5 + i % 7 for i in range(150)])
     slots.held[0].revision = 1
     ids = [5 + i % 7 for i in range(150)]

@@ -47,7 +47,7 @@ class Slots(Protocol):
     def claim(self, positions: int) -> int:
         """A free slot for a sequence of at most so many positions."""
 
-    def truncate(self, slot: int, length: int, slack: int | None = None) -> bool:
+    def truncate(self, slot: int, length: int) -> bool:
         """Take back all but the first ``length`` positions; False where a ring no longer holds their window."""
 
     def copy(self, source: int, target: int, length: int) -> None:

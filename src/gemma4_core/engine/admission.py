@@ -75,7 +75,7 @@ class Admission:
         slots.held[slot].claimed = True
         if shared and not mine:
             slots.copy(source, slot, shared)
-        elif not slots.truncate(slot, shared, self.prefixes.slack if self.prefixes is not None else None):
+        elif not slots.truncate(slot, shared):
             shared = 0
         held = slots.held[slot]
         held.revision, held.key = revision, sequence.key

@@ -43,8 +43,8 @@ def common(held: Held, sequence: Sequence) -> int:
 class PrefixStore:
     """Finds beginnings among all slots, and keeps snapshots in slots ``first … first + count - 1``."""
 
-    def __init__(self, slots: SlotStore, first: int, count: int, slack: int) -> None:
-        self.slots, self.slack = slots, slack
+    def __init__(self, slots: SlotStore, first: int, count: int) -> None:
+        self.slots = slots
         self.kept: OrderedDict[int, None] = OrderedDict((slot, None) for slot in range(first, first + count))
         """Slots of snapshots, the least recently used first."""
         self.stats = PrefixStats()
@@ -57,8 +57,7 @@ class PrefixStore:
         if not held.length or held.revision != revision or held.key != sequence.key:
             return 0
         shared = common(held, sequence)
-        wrapped = any(held.length > ring for ring in self.slots.rings)
-        return 0 if wrapped and held.length - shared > self.slack else shared
+        return shared if self.slots.reaches(slot, shared) else 0
 
     def best(self, sequence: Sequence, revision: int) -> tuple[int, int]:
         """The slot with the longest beginning of a sequence's prompt, and its length; the length is 0 for none."""

@@ -40,8 +40,7 @@ class Proposals:
         lane, model = sequence.lane, self.engine.model
         assert lane is not None
         slot = lane.slots.capacity - sequence.length - sequence.run - 1
-        slack = max(model.chunk - model.operations.run_ahead, 1)
-        return sequence.drafting.wanted(min(sequence.limit - len(sequence.tokens) - 1, slot, slack - 1))
+        return sequence.drafting.wanted(min(sequence.limit - len(sequence.tokens) - 1, slot, model.chunk - 1))
 
     def _proposed(self, mine: list[tuple[Sequence, int]]) -> dict[Sequence, list[int]]:
         """What one drafter proposes for some sequences, as much as counts, vocabulary and constraints allow."""

@@ -29,10 +29,6 @@ from gemma4_core.ops.steps import Hidden
 
 PROMPTS = 2
 """Prompts that get rows in one step."""
-STEP_SECONDS = 0.25
-"""How long a step may take that other sequences wait for."""
-SMALLEST_CHUNK = 32
-"""Prompt positions that a step runs at least."""
 
 Event = tuple[Sequence, Token | None]
 """A token of a sequence, or None where it has ended; ``finish_reason`` says why."""
@@ -85,8 +81,6 @@ class TokenScheduler:
         self._admission = Admission(self.engine, self.slots, self.prefixes, self.parallel, self.switch)
         self._table = SamplingTable(self.engine.model, 1 if self.slots is None else self.slots.count)
         self._proposals = Proposals(self.engine, self._table)
-        self._prompt_rate = 0.0
-        """Prompt positions per second, as measured."""
 
     def submit(self, sequence: Sequence) -> None:
         """Add a sequence to those that wait."""
@@ -160,7 +154,6 @@ class TokenScheduler:
         """Run the next chunk of a prompt; the choice of the first token where it is the last one."""
         lane = sequence.lane
         assert lane is not None
-        began = time.perf_counter()
         filled = sequence.held.length
         start, stop = self._chunk(sequence, filled, others)
         last = stop == sequence.length
@@ -181,7 +174,6 @@ class TokenScheduler:
         if self.prefixes is not None and stop in sequence.boundaries:
             self.prefixes.keep(lane.slot, stop)
         if not last:
-            self._measure(stop - start, began)
             return None
         return Issued(result, [sequence], [[]], sampling)
 
@@ -190,16 +182,11 @@ class TokenScheduler:
         message's end that is to be kept."""
         assert sequence.lane is not None
         size = self.engine.chunk_size(sequence.lane.slots)
-        if others and self._prompt_rate:
-            room = int(self._prompt_rate * STEP_SECONDS)
-            size = max(min(size, SMALLEST_CHUNK), min(size, 1 << max(room, 1).bit_length() - 1))
+        if others:
+            size = min(size, self.engine.model.operations.shared_chunk)
         start, stop = chunks(sequence.prompt, 0, filled, size)[0]
         ends = [end for end in sequence.boundaries if start < end < stop] if self.prefixes is not None else []
         return start, ends[0] if ends else stop
-
-    def _measure(self, count: int, began: float) -> None:
-        rate = count / max(time.perf_counter() - began, 1e-6)
-        self._prompt_rate = rate if not self._prompt_rate else 0.8 * self._prompt_rate + 0.2 * rate
 
     # ------------------------------------------------------------------------------------------- decoding
 

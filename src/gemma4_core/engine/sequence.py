@@ -165,5 +165,6 @@ class Sequence:
         assert lane is not None
         ids = np.array([*(self.tokens[self.run : self.run + 1] or [0]), *(draft or [])], np.int32)
         lane.reserve(at + len(ids))
+        self.held.written = max(self.held.written, at + len(ids))
         numbers = np.arange(len(ids), dtype=np.int32)
         return Rows(ids, np.full(len(ids), lane.slot, np.int32), at + numbers, numbers)

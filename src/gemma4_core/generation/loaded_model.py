@@ -15,6 +15,7 @@ from gemma4_core.engine.drafting import LONGEST
 from gemma4_core.engine.forward import Logits, forward_ids, forward_inside
 from gemma4_core.engine.sequence import LogitsProcessor
 from gemma4_core.errors import InputError
+from gemma4_core.generation.adapters import AdapterSwitch
 from gemma4_core.generation.answers import Answer
 from gemma4_core.generation.embedding import embed
 from gemma4_core.generation.html import model_table
@@ -103,6 +104,7 @@ class LoadedModel(TextModel):
         constraint: Constraint | Mapping[str, Any] | None = None,
         draft: str | None = None,
         num_draft_tokens: int = LONGEST,
+        adapter: str | None = None,
         **media: Any,
     ) -> Iterator[int]:
         """Yield the ids that follow a prompt of ids, one by one.
@@ -123,7 +125,7 @@ class LoadedModel(TextModel):
             seed: makes sampled ids the same each time; None draws one.
             media: what the processor returned for images and sound, by the keywords of ``forward_ids``.
             presence_penalty, frequency_penalty, logit_bias, ignore_eos, logits_processor, constraint, draft,
-                num_draft_tokens: as for ``Request``.
+                num_draft_tokens, adapter: as for ``Request``.
 
         Raises:
             InputError: before anything runs, for ids outside the vocabulary, values outside their bounds, media that
@@ -140,7 +142,7 @@ class LoadedModel(TextModel):
             repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed, stop_ids=stop_ids,
             ignore_eos=ignore_eos, logits_processor=logits_processor, constraint=constraint, draft=draft,
-            num_draft_tokens=num_draft_tokens,
+            num_draft_tokens=num_draft_tokens, adapter=adapter,
         )
         prompt = self._checked(request, ids, max_new_tokens, cache, media)
         return (token.id for token in run(self.engine, prompt))
@@ -149,8 +151,11 @@ class LoadedModel(TextModel):
         self, request: Request, ids: Any, max_new_tokens: int | None, cache: GemmaCache | None, media: Mapping[str, Any]
     ) -> CheckedPrompt:
         """A request's sequence, checked, and the cache that it runs in."""
+        AdapterSwitch(self).check(request.adapter)
         choices, drafting = request.choices(self), request.drafting(self)
-        return check_prompt(self, ids, max_new_tokens, cache, media, choices, request.ends(self), drafting)
+        made = check_prompt(self, ids, max_new_tokens, cache, media, choices, request.ends(self), drafting)
+        made.sequence.adapter = request.adapter
+        return made
 
     # ------------------------------------------------------------------------------------------- text
 
@@ -181,6 +186,7 @@ class LoadedModel(TextModel):
         constraint: Constraint | Mapping[str, Any] | None = None,
         draft: str | None = None,
         num_draft_tokens: int = LONGEST,
+        adapter: str | None = None,
         **media: Any,
     ) -> AnswerStream:
         """Yield an answer as text, part by part: ``text``, ``kind`` (``text``, ``thinking``, ``tool_call``), ``token``,
@@ -202,7 +208,7 @@ class LoadedModel(TextModel):
             thinking: lets the template make the model think first.
             literal: special tokens that are spelt in the prompt, in messages or in tools are text.
             presence_penalty, frequency_penalty, logit_bias, ignore_eos, top_logprobs, logits_processor, constraint,
-                draft, num_draft_tokens: as for ``Request``.
+                draft, num_draft_tokens, adapter: as for ``Request``.
             media: files, images or arrays by each modality's keyword, such as ``images=[…]`` and ``audio=[…]``, and
                 the options of modalities, such as ``image_tokens``.
 
@@ -221,7 +227,7 @@ class LoadedModel(TextModel):
             frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed, stop=stop, stop_ids=stop_ids,
             ignore_eos=ignore_eos, tools=tools, thinking=thinking, literal=literal, top_logprobs=top_logprobs,
             logits_processor=logits_processor, constraint=constraint, draft=draft, num_draft_tokens=num_draft_tokens,
-            **media,
+            adapter=adapter, **media,
         )
         request.check_text(self)
         ids, features = request.inputs(self)

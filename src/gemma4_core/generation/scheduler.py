@@ -132,8 +132,7 @@ class Scheduler:
         self.parallel = slot_count(model, parallel, size, prefix_bytes)
         snapshots = snapshot_count(self.parallel, size, prefix_bytes)
         self._slots = model.pool.take(model, self.parallel + snapshots, self.context).current(model)
-        slack = max(model.chunk - model.operations.run_ahead, 0)
-        self._prefixes = PrefixStore(self._slots, self.parallel, snapshots, slack)
+        self._prefixes = PrefixStore(self._slots, self.parallel, snapshots)
         self._adapters = AdapterSwitch(model)
         self._tokens = TokenScheduler(
             model.engine, self._slots, self._prefixes, self.parallel, switch=self._adapters.use

@@ -12,6 +12,7 @@ from gemma4_core.engine.rows import common_ids
 from gemma4_core.engine.scheduler import TokenScheduler
 from gemma4_core.engine.sequence import Choices, Sequence, Token
 from gemma4_core.errors import InputError
+from gemma4_core.generation.adapters import adapter_in_force
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.model.cache import GemmaCache
 from gemma4_core.model.ids import bound, check_ids
@@ -85,15 +86,14 @@ def shared_ends(model: GemmaModel, placed: PlacedPrompt) -> tuple[int, ...]:
 
 def common_prefix(model: GemmaModel, cache: GemmaCache, placed: PlacedPrompt) -> int:
     """How many leading positions of the prompt the cache holds; the cache is cut to them. At least one position is
-    left to run, and a bidirectional media block is not entered halfway. Steps that were queued ahead of a stop have
-    written positions that the cache does not count, so a ring can be wound back by so many less. Nothing is shared
-    with a cache that was filled before weights changed."""
+    left to run, and a bidirectional media block is not entered halfway. Nothing is shared with a cache that was filled
+    before weights changed."""
     if cache.length and cache.revision != model.weights_revision:
         cache.reset()
     shared = common_ids(cache.tokens, placed.signature[:-1])
     while bound(placed.blocks, shared):
         shared -= 1
-    return shared if cache.truncate(shared, max(model.chunk - model.operations.run_ahead, 0)) else 0
+    return shared if cache.truncate(shared) else 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,12 @@ def run(engine: Engine, prompt: CheckedPrompt) -> Iterator[Token]:
     This is a scheduler of one sequence over a cache of its own.
     """
     model, sequence, cache = engine.model, prompt.sequence, prompt.cache
+    with adapter_in_force(model, sequence.adapter):
+        yield from _run(engine, sequence, cache)
+
+
+def _run(engine: Engine, sequence: Sequence, cache: GemmaCache) -> Iterator[Token]:
+    model = engine.model
     sequence.reused = common_prefix(model, cache, sequence.prompt)
     if sequence.limit == 0:
         sequence.finish_reason = "length"

@@ -98,16 +98,16 @@ class GemmaCache:
         self.storage = new
         self._release = weakref.finalize(self, model.pool.give, new)
 
-    def truncate(self, length: int, slack: int) -> bool:
+    def truncate(self, length: int) -> bool:
         """Take back all but the first ``length`` positions of every row; see ``SlotStore.truncate``."""
         if self.storage is None:
             return False
-        return all([self.storage.truncate(slot, length, slack) for slot in range(self.storage.count)])
+        return all([self.storage.truncate(slot, length) for slot in range(self.storage.count)])
 
     def reset(self) -> None:
         """Forget all tokens; buffers stay."""
         for held in self.storage.held if self.storage is not None else ():
-            held.length, held.tokens = 0, []
+            held.length, held.written, held.tokens = 0, 0, []
 
     def note(self, ids: Sequence[int]) -> None:
         """Record that every row holds as many positions more, row 0 these ids."""
@@ -116,4 +116,4 @@ class GemmaCache:
             if row == 0:
                 held.note(ids)
             else:
-                held.length += len(ids)
+                held.grow(len(ids))

@@ -70,7 +70,7 @@ class GemmaModel:
         text = self.config.text_config
         self.max_context = min(max_context or text.max_position_embeddings, text.max_position_embeddings)
         self.chunk = operations.chunk(self.max_context)
-        """Positions per chunk of a prompt, and the slack of sliding caches."""
+        """Positions per chunk of a prompt."""
         self.ple_host = ple_host
         self.text = TextDecoder(text, self.config.text_prefix, places, tensors, dtype)
         self.known_specs, self.unserved = list(known_specs), tuple(unserved)

@@ -44,6 +44,9 @@ class Held:
 
     length: int = 0
     """Positions."""
+    written: int = 0
+    """The position behind the newest that was ever written since the slot was empty: taken back, or never counted, it
+    stays in a ring until it is overwritten."""
     tokens: list[int] = field(default_factory=list)
     """Ids at those positions, for finding a common prefix, and content marks where soft tokens stand."""
     revision: int = 0
@@ -60,7 +63,12 @@ class Held:
     def note(self, ids: Sequence[int]) -> None:
         """Record that these ids follow."""
         self.tokens.extend(ids)
-        self.length += len(ids)
+        self.grow(len(ids))
+
+    def grow(self, count: int) -> None:
+        """Count positions on."""
+        self.length += count
+        self.written = max(self.written, self.length)
 
 
 def layer_shapes(model: SlotOwner, capacity: int) -> list[tuple[int, int, int, int] | None]:
@@ -105,6 +113,8 @@ class SlotStore:
         self.graphs: dict[object, object] = {}
         """What was captured or built against these buffers, by a key of its maker's."""
         self.revision = model.graphs_revision
+        self.slack = model.longest_chunk
+        """Positions that rings have beside their window."""
         self.rings = [
             int(tensor.shape[3]) for tensor, layer in zip(self.layers, model.config.text_config.layers, strict=True)
             if tensor is not None and layer.window is not None
@@ -149,21 +159,25 @@ class SlotStore:
         the slot."""
         return self.held[slot].tokens
 
-    def truncate(self, slot: int, length: int, slack: int | None = None) -> bool:
-        """Take back all but the first ``length`` positions of a slot. False where a ring no longer holds their window:
-        then the slot is empty. ``slack`` is how far a ring may be wound back once it has wrapped; the rings' own
-        slack where it is None."""
+    def reaches(self, slot: int, length: int) -> bool:
+        """Whether a slot can go on from its first ``length`` positions: rings that have wrapped hold a window before
+        one of their last positions alone."""
         held = self.held[slot]
-        back = held.length - length
-        wrapped = any(held.length > ring for ring in self.rings)
-        if wrapped and back > (0 if slack is None else slack):
-            length = 0
+        wrapped = any(held.written > ring for ring in self.rings)
+        return 0 < length <= held.length and not (wrapped and held.written - length > self.slack)
+
+    def truncate(self, slot: int, length: int) -> bool:
+        """Take back all but the first ``length`` positions of a slot. False where a ring no longer holds their window:
+        then the slot is empty."""
+        held = self.held[slot]
+        if not self.reaches(slot, length):
+            held.length, held.written, held.tokens = 0, 0, []
+            return False
         held.length, held.tokens = length, held.tokens[:length]
-        return length > 0
+        return True
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Make ``target`` hold the first ``length`` positions of ``source``, which must hold no more than the rings'
-        slack beyond them."""
+        """Make ``target`` hold the first ``length`` positions of ``source``, which must reach them."""
         if source != target:
             if "copy" not in self.graphs:
                 self.graphs["copy"] = CapturedGraph(self._copying())
@@ -173,7 +187,7 @@ class SlotStore:
             self.graphs["copy"](*numbers, UOp.variable("last", 0, self.capacity - 1).bind(length - 1))  # type: ignore[operator]
         held, new = self.held[source], self.held[target]
         new.length, new.tokens = length, held.tokens[:length]
-        new.revision, new.key = held.revision, held.key
+        new.written, new.revision, new.key = held.written, held.revision, held.key
 
     def _copying(self):  # type: ignore[no-untyped-def]
         """A function of two slots' numbers and the last position to copy; rings are copied whole."""
@@ -199,6 +213,7 @@ class SlotStore:
                 target.assign(source[:, :, :, :kept].cat(tail, dim=3).contiguous()).realize()
         for old_held, held in zip(old.held, self.held, strict=True):
             held.length, held.tokens, held.revision = old_held.length, list(old_held.tokens), old_held.revision
+            held.written = old_held.written
 
 
 class SlotPool:

@@ -72,6 +72,9 @@ class Operations:
     """The most positions of a prompt that this device takes in one call."""
     graph_chunk: int = 32
     """Positions per call where ``step`` does not serve and a captured graph does, padding included."""
+    shared_chunk: int = 32
+    """Positions of a prompt that share a step with conversations which are decoding: what a step has room for without
+    making them wait."""
     step: StepFactory | None = None
     """Whole calls of the decoder taken over by the device: a token of one slot, a chunk of a prompt, or whatever its
     ``serves`` says. None, or a result of None, means operation by operation."""

@@ -36,7 +36,10 @@ from gemma4_plugins.commands.bench.traffic import cache_bytes, stored_bytes, wei
 if TYPE_CHECKING:
     from gemma4_core.config import LayerConfig
 
-SETTINGS = ("name", "prefill_chunk", "graph_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for", "towers")
+SETTINGS = (
+    "name", "prefill_chunk", "graph_chunk", "shared_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for",
+    "towers",
+)
 STEPS = ("decode_step", "prefill")
 """What ``Operations.step`` takes over: a token, and a chunk of a prompt."""
 NAMES = tuple(name for field in dataclasses.fields(Operations) if field.name not in SETTINGS

@@ -214,7 +214,7 @@ class Bench:
 
     def prompt(self, count: int) -> float:
         """Tokens per second of a prompt after ``depth`` tokens, up to and with the choice of the first token."""
-        self.cache.truncate(self.depth, 0)
+        self.cache.truncate(self.depth)
         if self.cache.length < self.depth:
             self.run(self.depth, 1)
         return count / self.run(self.depth + count, 1).prompt_seconds

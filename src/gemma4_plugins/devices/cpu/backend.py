@@ -65,7 +65,8 @@ def operations() -> Operations:
     from gemma4_plugins.devices.cpu.kernels.towers import tower_operations
 
     return replace(
-        portable(), name="cpu", step=step, prefill_chunk=CHUNK, prefill_both_ways=PICTURE, towers=tower_operations,
+        portable(), name="cpu", step=step, prefill_chunk=CHUNK, shared_chunk=64, prefill_both_ways=PICTURE,
+        towers=tower_operations,
     )
 
 

@@ -25,5 +25,5 @@ def operations() -> Operations:
     return replace(
         portable(), name="uops", linear=linear, gated_mlp=gated_mlp, logits=logits, layers=token_layers,
         kernels=(linear, gated_mlp, logits),
-        prefill_chunk=PREFILL_CHUNK, graph_chunk=PREFILL_CHUNK,
+        prefill_chunk=PREFILL_CHUNK, graph_chunk=PREFILL_CHUNK, shared_chunk=PREFILL_CHUNK,
     )  # fmt: skip

@@ -23,6 +23,6 @@ def operations() -> Operations:
     from gemma4_plugins.devices.cuda.kernels.towers import tower_operations
 
     return replace(
-        uops.operations(), name="cuda", prefill_chunk=CHUNK, step=step, run_ahead=AHEAD, prefill_both_ways=CHUNK,
-        matmul=matmul, towers=tower_operations,
+        uops.operations(), name="cuda", prefill_chunk=CHUNK, shared_chunk=CHUNK, step=step, run_ahead=AHEAD,
+        prefill_both_ways=CHUNK, matmul=matmul, towers=tower_operations,
     )

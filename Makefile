@@ -20,7 +20,7 @@ help:
 	@echo "make demo      set everything up and show a tiny model at work"
 	@echo "make test      set everything up for development; ruff, mypy and the fast tests"
 	@echo "make test-all  the same with the slow tests, as CI runs them"
-	@echo "make soak      hours of fuzzing and of killed writers"
+	@echo "make soak      hours of fuzzing, of killed writers and of mixed requests"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make clean     remove what these made"
 
@@ -37,6 +37,7 @@ soak: $(VENV)/.test
 	$(BIN)/python benchmarks/robustness/fuzz.py --cases 100000 --jobs 2
 	$(BIN)/python benchmarks/robustness/kills.py --kills 1000
 	$(BIN)/python benchmarks/robustness/batch_kills.py --rows 2000 --kills 20
+	$(BIN)/python benchmarks/robustness/soak.py --requests 10000
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -23,7 +23,8 @@ class SamplingTable:
     sequences run."""
 
     def __init__(self, model: GemmaModel, slots: int) -> None:
-        self.model, self.slots = model, slots
+        # few sizes, because graphs that choose are captured for each
+        self.model, self.slots = model, slots if slots == 1 else max(bucket(slots), 8)
         self.vocab = model.config.text_config.vocab_size
         self.counts: Tensor | None = None
         """int32 ``[S, V]``, made when the first sequence needs it."""

@@ -21,6 +21,9 @@ from gemma4_core.model.spans import ChunkSpan, RowsSpan, TokenSpan
 from gemma4_core.ops.graphs import CapturedGraph
 from gemma4_core.ops.steps import Hidden, Outcome
 
+SHORTEST = 8
+"""Positions of the shortest chunk that checks drafts: a few of them share its graph."""
+
 
 @dataclass
 class Captured:
@@ -50,7 +53,7 @@ class PortableSteps:
         if rows.count == 1 and rows.media is None:
             return self.token(slots, rows, sampling)
         every = len(rows.wanted) > 1
-        hidden = self.chunk(slots, rows, every)
+        hidden = self.chunk(slots, rows, every, short=every and sampling is not None)
         flat = hidden.reshape(-1, hidden.shape[-1])  # [1, T, H] -> [T, H]
         if sampling is None or not len(rows.wanted):
             return Hidden(flat)
@@ -90,10 +93,11 @@ class PortableSteps:
 
         return run
 
-    def chunk(self, slots: SlotStore, rows: Rows, every: bool) -> Tensor:
-        """Positions of one slot: final hidden states ``[1, T, H]`` with ``every``, T padded, else ``[1, 1, H]``."""
+    def chunk(self, slots: SlotStore, rows: Rows, every: bool, short: bool = False) -> Tensor:
+        """Positions of one slot: final hidden states ``[1, T, H]`` with ``every``, T padded, else ``[1, 1, H]``. With
+        ``short``, as for drafts, T may be less than a whole chunk."""
         count, size = rows.count, min(self.model.chunk, self.model.operations.graph_chunk)
-        length = bucket(count) if every and count <= size // 2 else -(-count // size) * size
+        length = max(bucket(count), SHORTEST) if short and count <= size // 2 else -(-count // size) * size
         media, blocked = rows.media, self.model.bidirectional
         key = ("chunk", length, media is not None, blocked, every)
         captured = self._captured(slots, key, length, lambda: self._chunk_function(slots, length, every))

@@ -175,7 +175,12 @@ def test_a_bad_number_at_a_time_is_refused(parallel: Any) -> None:
         list(model(NAME).answer_all([], parallel=parallel))
 
 
-@pytest.mark.parametrize("context", [0, -5, 10**6, True, "long"])
+def test_a_context_is_at_most_the_models() -> None:
+    with Scheduler(model(NAME), 1, 10**6) as scheduler:
+        assert scheduler.context == model(NAME).max_context
+
+
+@pytest.mark.parametrize("context", [0, -5, 1.5, True, "long"])
 def test_a_context_outside_the_models_is_refused(context: Any) -> None:
     with pytest.raises(InputError, match="context"):
         Scheduler(model(NAME), 1, context)

@@ -114,11 +114,11 @@ class Scheduler:
     Args:
         model: what ``load_pretrained`` returned.
         parallel: how many requests run at once; ``auto`` is as many as fit into free memory.
-        context: positions of a slot, for a prompt with its answer; None is the model's context, at most 8192.
+        context: positions of a slot, for a prompt with its answer, at most the model's context; None is 8192 at most.
         prefix_bytes: device memory for beginnings that prompts share; None is a quarter of the slots'.
 
     Raises:
-        InputError: ``parallel`` below 1 or more than memory holds, ``context`` outside the model's.
+        InputError: ``parallel`` below 1 or more than memory holds, ``context`` below 1.
     """
 
     def __init__(
@@ -272,12 +272,10 @@ class Scheduler:
 
 
 def slot_context(model: TextModel, context: int | None) -> int:
-    """Positions of a slot. Raises InputError for a context outside the model's."""
-    if context is None:
-        return min(USUAL_CONTEXT, model.max_context)
-    if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= model.max_context:
-        raise InputError(f"context {shown(context)}: must be a whole number from 1 to {model.max_context}")
-    return context
+    """Positions of a slot, at most the model's context. Raises InputError for anything but a whole number from 1."""
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+        raise InputError(f"context {shown(context)}: must be a whole number from 1")
+    return min(USUAL_CONTEXT if context is None else context, model.max_context)
 
 
 def snapshot_count(parallel: int, size: int, prefix_bytes: int | None) -> int:

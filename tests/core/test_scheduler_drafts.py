@@ -49,6 +49,25 @@ def scripts(name: str, whole: list[list[int]]) -> dict[str, Script]:
     }
 
 
+def test_the_counts_of_an_answer_that_was_cancelled_reach_nobody_who_gets_its_slot() -> None:
+    ours = model("dense-mm")
+    penalties = {"repetition_penalty": 1.9, "presence_penalty": 2.0, "frequency_penalty": 2.0, "stop_ids": ()}
+    second: dict[str, Any] = {"prompt_tokens": [5, 6, 7], "max_new_tokens": 12, **penalties}
+    expected = alone(ours, second)
+    # the first answer holds what the second is going to choose
+    first = {"prompt_tokens": [8, 9], "max_new_tokens": 60, "logit_bias": dict.fromkeys(expected, 30.0), **penalties}
+    with drafter("test-any", lambda ids, k: [expected[len(ids) % len(expected)]] * k):
+        for steps in (3, 6, 9):
+            with Scheduler(ours, 1, CONTEXT) as scheduler:
+                cancelled = scheduler.submit(Request(**first, draft="test-any"))
+                for _ in range(steps):
+                    scheduler.step()
+                cancelled.cancel()
+                running = scheduler.submit(Request(**second))
+                drain(scheduler)
+                assert cancelled.answer.finish_reason == "cancelled" and running.answer.tokens == expected
+
+
 @pytest.mark.parametrize("name", SOME)
 def test_a_drafted_answer_is_the_one_without_drafts(name: str) -> None:
     ours, made = model(name), requests(name)

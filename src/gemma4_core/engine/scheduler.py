@@ -274,8 +274,8 @@ class TokenScheduler:
             elif sequence.error is not None and not choices:  # it failed before anything ran
                 events.append((sequence, None))
         if issued.sampling is not None and issued.sampling.drafted is not None:
-            for sequence in issued.sequences:
-                self._table.count(sequence)
+            for sequence in (sequence for sequence in issued.sequences if sequence.finish_reason is None):
+                self._table.count(sequence)  # the slot of one that has ended may be another's by now
         return events
 
     @staticmethod

@@ -68,6 +68,17 @@ def test_the_counts_of_an_answer_that_was_cancelled_reach_nobody_who_gets_its_sl
                 assert cancelled.answer.finish_reason == "cancelled" and running.answer.tokens == expected
 
 
+@pytest.mark.parametrize("script", [lambda ids, k: 1 // 0, lambda ids, k: [2.5, "x"]])
+def test_a_drafter_that_fails_ends_its_own_answers(script: Any) -> None:
+    ours = model("dense-mm")
+    options: dict[str, Any] = {"prompt_tokens": [5, 6, 7], "max_new_tokens": 6, "stop_ids": ()}
+    with drafter("test-bad", script), Scheduler(ours, 2, CONTEXT) as scheduler:
+        bad, good = scheduler.submit(Request(**options, draft="test-bad")), scheduler.submit(Request(**options))
+        drain(scheduler)
+    assert good.answer.tokens == alone(ours, options) and good.answer.error is None
+    assert "drafter test-bad" in (bad.answer.error or "") and bad.answer.finish_reason == "cancelled"
+
+
 @pytest.mark.parametrize("name", SOME)
 def test_a_drafted_answer_is_the_one_without_drafts(name: str) -> None:
     ours, made = model(name), requests(name)

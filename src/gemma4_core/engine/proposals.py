@@ -10,6 +10,7 @@ from gemma4_core.engine.choices import SamplingTable
 from gemma4_core.engine.engine import Engine
 from gemma4_core.engine.rows import joined
 from gemma4_core.engine.sequence import Sequence
+from gemma4_core.errors import InputError
 from gemma4_core.ops.graphs import upload
 
 if TYPE_CHECKING:
@@ -43,7 +44,18 @@ class Proposals:
         return sequence.drafting.wanted(min(sequence.limit - len(sequence.tokens) - 1, slot, model.chunk - 1))
 
     def _proposed(self, mine: list[tuple[Sequence, int]]) -> dict[Sequence, list[int]]:
-        """What one drafter proposes for some sequences, as much as counts, vocabulary and constraints allow."""
+        """What one drafter proposes for some sequences; where it raises, or gives anything but ids ``[N, k]``, their
+        answers end with that."""
+        try:
+            return self._asked(mine)
+        except Exception as error:
+            for sequence, _ in mine:
+                name = sequence.drafting.name if sequence.drafting is not None else ""
+                sequence.error = InputError(f"drafter {name}: {type(error).__name__}: {error}")
+            return {}
+
+    def _asked(self, mine: list[tuple[Sequence, int]]) -> dict[Sequence, list[int]]:
+        """As much of the proposals as counts, vocabulary and constraints allow."""
         drafting, lane = mine[0][0].drafting, mine[0][0].lane
         assert drafting is not None and lane is not None
         key = (drafting.name, id(lane.slots))

@@ -293,6 +293,8 @@ class TokenScheduler:
         for number, (token, logprob) in enumerate(choices):
             row = None if logits is None else logits[number]
             try:
+                if sequence.error is not None:
+                    raise sequence.error
                 if sequence.choices.processors and row is not None:
                     token, logprob = host_choice(self.engine, sequence, self._table, row)
                 if sequence.choices.constraint is not None:
@@ -301,7 +303,7 @@ class TokenScheduler:
                 ended = self._ends(sequence, token)
                 if not ended:
                     self._check(sequence, token)
-            except Exception as error:  # of a logits processor, a constraint or one id: it ends this answer alone
+            except Exception as error:  # of a processor, constraint, drafter or one id: it ends this answer alone
                 sequence.error = error
                 self._end(sequence, "cancelled")
                 yield sequence, None

@@ -53,7 +53,6 @@ class StepCounts:
     """Decoded rows, those of drafts included."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    most_rows: int = 0
 
 
 @dataclass
@@ -249,7 +248,6 @@ class TokenScheduler:
             sequence.note()
         self.counts.steps += 1
         self.counts.rows += rows.count
-        self.counts.most_rows = max(self.counts.most_rows, len(group))
         return Issued(result, group, drafts, sampling)
 
     # ------------------------------------------------------------------------------------------- results

@@ -19,8 +19,12 @@ from gemma4_core.contracts.rows import Rows
 from gemma4_core.contracts.steps import DecoderView, Slots
 from gemma4_core.processing.inputs import PreparedInputs
 
-FAMILIES = {"e2b-mm": ("image", "short_audio"), "odd-moe": ("image", "two_images"), "dense-mm": ("image", "touching")}
-"""Models with towers, and two prompts with media for each."""
+FAMILIES = {
+    "e2b-mm": ("image", "short_audio", "touching"),
+    "odd-moe": ("image", "two_images"),
+    "dense-mm": ("image", "touching"),
+}
+"""Models with towers, and prompts with media for each: two with images, and one with sound where there is a tower."""
 KEYWORDS = ("pixel_values", "image_position_ids", "input_features", "input_features_mask")
 CONTEXT = 400
 """Positions of a slot: rings hold fewer, so that they wrap."""

@@ -112,7 +112,8 @@ class PortableSteps:
             marks = np.full(count, -1, np.int32) if media is None or media.blocks is None else media.blocks
             given["blocks"] = put.put("blocks", padded(marks, length, -1)[None])
         slot, start = numbers(slots, int(rows.slot[0]), int(rows.position[0]))
-        found: Tensor = captured.graph(given, slot, start, UOp.variable("valid", 1, length).bind(count))
+        # tinygrad sets a CUDA graph up with variables of 0, and launches of that size must not be empty
+        found: Tensor = captured.graph(given, slot, start, UOp.variable("tail", 0, length - 1).bind(count - 1))
         return found
 
     def _chunk_function(self, slots: SlotStore, length: int, every: bool) -> Callable[..., Tensor]:
@@ -120,15 +121,15 @@ class PortableSteps:
         table = text.rotation_table(slots.capacity + length)
         alone = slots.count == 1
 
-        def run(named: dict[str, Tensor], slot: UOp, start: UOp, valid: UOp) -> Tensor:
-            ids = named["ids"]
+        def run(named: dict[str, Tensor], slot: UOp, start: UOp, tail: UOp) -> Tensor:
+            ids, valid = named["ids"], tail + 1
             h = text.embed(ids)
             if "soft_rows" in named:
                 h = put_soft(h, named["soft_rows"], named["is_soft"] != 0)
             mine = 0 if alone else slot
             span = ChunkSpan(slots.layers, mine, start, valid, length, model.device, named.get("blocks"))
             inputs = text.inputs(ids, h, ops, named.get("ple_rows"))
-            last = None if every else valid - 1
+            last = None if every else tail
             hidden = text.run(inputs, span, table.rows(start, length), ops, last=last).contiguous()
             return hidden.realize(*span.writes)
 
@@ -153,7 +154,7 @@ class PortableSteps:
             ids[i, :count], slot[i] = flat_ids[run], rows.slot[run.start]
             start[i], valid[i] = rows.position[run.start], count
             places[run] = i * length + np.arange(count)
-        # tinygrad sets a CUDA graph up with variables of 0, and launches of that size must not be empty
+        # not 0 for the same reason as in a chunk
         last = UOp.variable("last", 0, slots.capacity - 1).bind(int(rows.position.max()))
         given = self._ids(put, ids, (batch, length)) | {
             "slot": put.put("slot", slot), "start": put.put("start", start), "valid": put.put("valid", valid),

@@ -11,6 +11,7 @@ import numpy as np
 from tinygrad import Tensor, UOp, function
 
 from gemma4_core.errors import InputError
+from gemma4_core.model.decoder import Inputs
 from gemma4_core.model.layers import Rotation, matrix
 from gemma4_core.model.media import place, put_soft
 from gemma4_core.model.spans import FreshSpan
@@ -83,6 +84,18 @@ def hidden(
 ) -> Tensor:
     """Final hidden states ``[B, T, H]``. ``checkpointing`` recomputes each layer in the backward pass."""
     length = int(inputs.ids.shape[1])
+    operations = differentiable_operations(model.operations, checkpointing)
+    begin = start(model, inputs, operations)
+    rotation = rotation_table(model, length).rows(0, length)
+    span = FreshSpan(length, model.device, inputs.blocks, inputs.segments)
+    wrap = recomputed if checkpointing else in_memory
+    if recorder is not None:
+        operations, wrap = recorder.operations(operations), recorder.around(wrap)
+    return model.text.run(begin, span, rotation, operations, wrap=wrap)
+
+
+def start(model: GemmaModel, inputs: DeviceInputs, operations: Operations) -> Inputs:
+    """What the layers start from: the stream with soft tokens in their places, and per-layer inputs."""
     padding = (inputs.ids == model.config.pad_token_id).unsqueeze(-1)
     h = without_pad_gradient(padding, model.text.scaled(trainable_rows(matrix(model.text.embedding), inputs.ids)))
     if inputs.soft is not None and inputs.soft_tokens is not None and inputs.positions is not None:
@@ -90,14 +103,7 @@ def hidden(
     rows = inputs.ple_rows
     if rows is None and model.text.ple_table is not None:
         rows = without_pad_gradient(padding, trainable_rows(matrix(model.text.ple_table), inputs.ids))
-    operations = differentiable_operations(model.operations, checkpointing)
-    start = model.text.inputs(inputs.ids, h, operations, rows)
-    rotation = rotation_table(model, length).rows(0, length)
-    span = FreshSpan(length, model.device, inputs.blocks, inputs.segments)
-    wrap = recomputed if checkpointing else in_memory
-    if recorder is not None:
-        operations, wrap = recorder.operations(operations), recorder.around(wrap)
-    return model.text.run(start, span, rotation, operations, wrap=wrap)
+    return model.text.inputs(inputs.ids, h, operations, rows)
 
 
 def rotation_table(model: GemmaModel, length: int) -> Rotation:

@@ -1,0 +1,369 @@
+"""Forward and backward pass of one shape of batch: the programs of all layers, linked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor, UOp, dtypes
+from tinygrad.dtype import DType
+
+from gemma4_core.engine.inputs import GraphInputs
+from gemma4_core.model.differentiable import rotation_table
+from gemma4_core.model.model import GemmaModel
+from gemma4_core.ops import Operations
+from gemma4_core.ops.differentiable import differentiable_operations
+from gemma4_core.training.programs.kinds import Walk
+from gemma4_core.training.programs.pieces import (
+    Backward,
+    Outputs,
+    Piece,
+    gradient_of,
+    head_piece,
+    layer_piece,
+    start_piece,
+    sum_of,
+)
+from gemma4_core.training.programs.running import Replay
+from gemma4_core.training.programs.tracing import Program, compiled, placeholder, trace
+
+PIECE = 1 << 26
+"""Logits held at once: 256 MiB in fp32."""
+FORWARD = frozenset({"h out", "k out", "v out", "ple out", "loss"})
+
+Form = tuple[tuple[int, ...], DType]
+"""Shape and type of a tensor."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A program to be traced."""
+
+    piece: Callable[[], Piece]
+    inputs: Mapping[str, Form]
+    weights: Mapping[str, Tensor]
+
+    def trace(self, device: str) -> Program:
+        given = {name: placeholder(*shape, dtype=dtype, device=device) for name, (shape, dtype) in self.inputs.items()}
+        return trace(self.piece(), given, self.weights)
+
+
+@dataclass
+class Programs:
+    """The compiled programs of a model, by what they do; passes of other shapes and modes share them."""
+
+    device: str
+    done: dict[Hashable, Program] = field(default_factory=dict)
+
+    def add(self, tasks: Mapping[Hashable, Task]) -> None:
+        """Trace and compile what is missing."""
+        new = {key: task.trace(self.device) for key, task in tasks.items() if key not in self.done}
+        self.done |= compiled(new)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a pass gives gradients of, and where they go."""
+
+    gradients: Mapping[int, Tensor]
+    """By the parameter's ``id``: a realized tensor of its shape, in its dtype or, to be added to, in fp32."""
+    added: frozenset[int]
+    """Parameters whose gradients are added to what the tensor holds."""
+
+
+NOTHING = Trained({}, frozenset())
+
+
+class Pass:
+    """The loss of batches of one shape, and its gradients where something trains."""
+
+    def __init__(
+        self, model: GemmaModel, programs: Programs, forms: Mapping[str, Form], trained: Trained = NOTHING,
+        keep_bytes: float = 0,
+    ) -> None:
+        """``forms`` are shapes and types of the batch's arrays, ``keep_bytes`` how much memory layers may keep from
+        the forward pass for the backward pass; the others are computed again."""
+        self.model, self.programs, self.forms, self.trained = model, programs, dict(forms), trained
+        self.device, self.ops = str(model.device), differentiable_operations(model.operations)
+        self.put = GraphInputs(self.device)
+        self.batch, self.length = self.forms["ids"][0]
+        self.config = model.config.text_config
+        self.loss = Tensor.zeros(1, dtype=dtypes.float32, device=self.device).contiguous().realize()
+        self.own: set[UOp] = set()
+        """Buffers that nobody outside knows."""
+        self._views: list[UOp] = []
+        self._plan()
+        self.programs.add(self.tasks)
+        self.kept_layers = 0
+        self.replay = Replay(self._link(keep_bytes), self.own)
+
+    def __call__(self, arrays: Mapping[str, np.ndarray | Tensor], scale: float) -> None:
+        """Run a batch: ``loss`` grows by its summed cross entropy times ``scale``, gradients are written or added."""
+        for name, array in arrays.items():
+            self._take(name, array)
+        self._take("scale", np.array([scale], np.float32))
+        self.replay()
+
+    def _take(self, name: str, array: np.ndarray | Tensor) -> Tensor:
+        if isinstance(array, Tensor):
+            held = self.put.tensors.setdefault(name, array)
+            if held is not array:
+                held.assign(array).realize()
+            return held
+        return self.put.put(name, array)
+
+    # ------------------------------------------------------------------------------------------- what is traced
+
+    @property
+    def rows(self) -> Form:
+        return (self.batch, self.length, self.config.hidden_size), self.model.dtype
+
+    def _plan(self) -> None:
+        """Which programs there are, and which layer runs which."""
+        text, layers = self.model.text, self.config.layers
+        trained = self.trained.gradients
+        self.walks = [Walk(layer) for layer in text.layers]
+        self.head_walk = Walk({"norm": text.norm, "embedding": text.embedding})
+        in_layers = {id(t) for walk in self.walks for t in walk.tensors.values()}
+        named = self.model.named_tensors()
+        part = self.model.trained_part.tensors if self.model.trained_part is not None else {}
+        self.start_weights = {name: t for name, t in {**named, **part}.items() if id(t) not in in_layers}
+        start_trains = any(id(t) in trained for t in self.start_weights.values())
+        owners = [i for i, walk in enumerate(self.walks) if any(id(t) in trained for t in walk.tensors.values())]
+        self.lowest = 0 if start_trains else min(owners, default=len(layers))
+        """The first layer that something goes back through."""
+        if not trained:
+            self.lowest = len(layers) + 1
+        self.donors = {x.donor for x in layers if x.donor is not None}
+        self.tasks: dict[Hashable, Task] = {}
+        self.start_back = self._back(self.start_weights, ()) if start_trains else None
+        self.start_key = self._task("start", self._start_inputs(), self.start_weights, self.start_back,
+                                    lambda back: start_piece(self.model, self.ops, self.start_weights, back), ())
+        self.layer_keys, self.layer_backs = [], []
+        for layer, walk in zip(layers, self.walks, strict=True):
+            key, back = self._layer(layer.index, walk)
+            self.layer_keys.append(key)
+            self.layer_backs.append(back)
+        self.head_rows = self._head_rows()
+        weights = self.head_walk.tensors
+        inputs: dict[str, Form] = {
+            "h": ((self.head_rows, self.config.hidden_size), self.model.dtype),
+            "targets": ((self.head_rows,), dtypes.int32), "loss": ((1,), dtypes.float32), "scale": ((1,), dtypes.float32),
+        }
+        back = self._back(weights, ("h",) if self.lowest <= len(layers) else ()) if trained else None
+        self.head_back = back
+        self.head_key = self._task("head", inputs, weights, back,
+                                   lambda back: head_piece(self.model, self.ops, weights, back), self.head_walk.form)
+
+    def _back(self, weights: Mapping[str, Tensor], inputs: tuple[str, ...]) -> Backward:
+        mine = {name: t for name, t in weights.items() if id(t) in self.trained.gradients}
+        return Backward(tuple(mine), frozenset(n for n, t in mine.items() if id(t) in self.trained.added), inputs)
+
+    def _task(
+        self, what: str, inputs: Mapping[str, Form], weights: Mapping[str, Tensor], back: Backward | None,
+        piece: Callable[[Backward | None], Piece], form: Hashable,
+    ) -> Hashable:
+        given = dict(inputs)
+        if back is not None:
+            for name in back.added:
+                given[sum_of(name)] = tuple(int(n) for n in weights[name].shape), dtypes.float32
+        key = (what, form, tuple(given.items()), back)
+        self.tasks.setdefault(key, Task(lambda: piece(back), given, weights))
+        return key
+
+    def _start_inputs(self) -> dict[str, Form]:
+        inputs = {name: form for name, form in self.forms.items() if name not in ("targets", "segments", "blocks")}
+        if self.start_back is not None:
+            inputs["dh"] = self.rows
+            if self.per_layer:
+                inputs["dple"] = self._ple_form(self.config.num_hidden_layers)
+        return inputs
+
+    @property
+    def per_layer(self) -> int:
+        return int(self.model.text.per_layer or 0)
+
+    def _ple_form(self, layers: int | None = None) -> Form:
+        front = () if layers is None else (layers,)
+        return (*front, self.batch, self.length, self.per_layer), self.model.dtype
+
+    def _layer(self, index: int, walk: Walk) -> tuple[Hashable, Backward | None]:
+        layer, dtype = self.config.layers[index], self.model.dtype
+        kv = (self.batch, layer.num_key_value_heads, self.length, layer.head_dim)
+        half = (self.length, layer.head_dim // 2)
+        inputs: dict[str, Form] = {"h": self.rows, "cos": (half, dtype), "sin": (half, dtype)}
+        if self.per_layer:
+            inputs["ple"] = self._ple_form()
+        inputs |= {name: self.forms[name] for name in ("blocks", "segments") if name in self.forms}
+        if layer.is_shared:
+            inputs |= {"k": (kv, dtype), "v": (kv, dtype)}
+        donor = index in self.donors
+        back = None
+        if index >= self.lowest:
+            wanted = ["h"]
+            if self.per_layer and self.start_back is not None:
+                wanted.append("ple")
+            inputs["dh"] = self.rows
+            if layer.is_shared and layer.donor is not None and layer.donor >= self.lowest:
+                wanted += ["k", "v"]
+            if donor or "k" in wanted:
+                inputs |= {sum_of(name): (kv, dtypes.float32) for name in "kv"}
+            back = self._back(walk.tensors, tuple(wanted))
+        key = self._task("layer", inputs, walk.tensors, back, lambda back: layer_piece(
+            self.model, index, self.ops, walk.tensors, donor, back), (walk.form, donor))
+        return key, back
+
+    def _head_rows(self) -> int:
+        """Rows of a piece of the head: the most that divide all of them and have few enough logits."""
+        count = self.batch * self.length
+        most = max(1, PIECE // self.config.vocab_size)
+        return next(n for n in range(min(count, most), 0, -1) if count % n == 0)
+
+    # ------------------------------------------------------------------------------------------- what is linked
+
+    def buffer(self, shape: tuple[int, ...], dtype: DType) -> UOp:
+        """Memory of the pass's own, planned over the whole step."""
+        made = UOp.new_buffer(self.device, prod(shape), dtype)
+        self.own.add(made)
+        return made
+
+    def whole(self, shape: tuple[int, ...], dtype: DType) -> UOp:
+        """Memory that parts are taken of; it is not planned."""
+        return UOp.new_buffer(self.device, prod(shape), dtype)
+
+    @staticmethod
+    def part(buffer: UOp, index: int, size: int) -> UOp:
+        return buffer[index * size : (index + 1) * size]
+
+    def _use(
+        self, key: Hashable, bound: Mapping[str, UOp], places: dict[UOp, UOp], wanted: set[int]
+    ) -> list[UOp]:
+        calls = self.programs.done[key].bound(bound, places, wanted)
+        self.own.update(places.values())
+        return calls
+
+    def _weights(self, weights: Mapping[str, Tensor], back: Backward | None) -> dict[str, UOp]:
+        bound = {name: t.uop.base for name, t in weights.items()}
+        for name in back.trained if back is not None else ():
+            target = self.trained.gradients[id(weights[name])].uop.base
+            bound[sum_of(name) if back is not None and name in back.added else gradient_of(name)] = target
+        return bound
+
+    def _outputs(self, back: Backward | None) -> set[str]:
+        """Names of what goes back."""
+        if back is None:
+            return set()
+        sums = {sum_of(name) for name in back.added} | {sum_of(name) for name in "kv" if name in back.inputs}
+        return sums | {gradient_of(name) for name in (*back.trained, *back.inputs)} - {gradient_of("k"), gradient_of("v")}
+
+    def _link(self, keep_bytes: float) -> list[UOp]:
+        done, layers, back = self.programs.done, self.config.layers, bool(self.trained.gradients)
+        given = {name: self._input(name, form).uop.base for name, form in self.forms.items()}
+        scale = self._input("scale", ((1,), dtypes.float32)).uop.base
+        count, hidden, rows = self.batch * self.length, self.config.hidden_size, self.rows
+        h = [self.buffer(*rows) for _ in layers] + [self.whole(*rows)]
+        ple = self.whole(*self._ple_form(len(layers))) if self.per_layer else None
+        dple = self.whole(*self._ple_form(len(layers))) if self.per_layer and self.start_back is not None else None
+        size = count * self.per_layer
+        forward: list[UOp] = []
+        start = given | self._weights(self.start_weights, self.start_back) | {"h out": h[0]}
+        start |= {} if ple is None else {"ple out": ple}
+        forward += self._use(self.start_key, start, {}, done[self.start_key].needed(FORWARD))
+        table = rotation_table(self.model, self.length)
+        shared: dict[int, dict[str, UOp]] = {}
+        bounds, places, kept = [], [], []
+        left = keep_bytes
+        for layer, key in zip(layers, self.layer_keys, strict=True):
+            index = layer.index
+            bound = given | self._weights(self.walks[index].tensors, self.layer_backs[index])
+            bound |= {name: self._rotation(t) for name, t in zip(("cos", "sin"), table.of(layer), strict=True)}
+            bound |= {"h": h[index], "h out": h[index + 1]}
+            if ple is not None:
+                bound["ple"] = self.part(ple, index, size)
+            kv = (self.batch, layer.num_key_value_heads, self.length, layer.head_dim)
+            if layer.donor is not None:
+                bound |= shared[layer.donor]
+            elif index in self.donors:
+                held = {name: self.buffer(kv, self.model.dtype) for name in "kv"}
+                sums = {sum_of(name): self.buffer(kv, dtypes.float32) for name in "kv"}
+                shared[index] = held | sums
+                bound |= {f"{name} out": buffer for name, buffer in held.items()} | sums
+            mine: dict[UOp, UOp] = {}
+            forward += self._use(key, bound, mine, done[key].needed(FORWARD))
+            bounds.append(bound)
+            cost = self._kept_bytes(key, self.layer_backs[index])
+            kept.append(back and cost <= left)
+            left -= cost if kept[-1] else 0
+            places.append(mine if kept[-1] else {})
+        self.kept_layers = sum(kept)
+        dh = [self.whole(*rows), self.buffer(*rows)] if back else []
+        for first in range(0, count, self.head_rows):
+            number = first // self.head_rows
+            bound = self._weights(self.head_walk.tensors, self.head_back) | {"scale": scale, "loss": self.loss.uop.base}
+            bound |= {"h": self.part(h[-1], number, self.head_rows * hidden),
+                      "targets": self.part(given["targets"], number, self.head_rows)}
+            if back:
+                bound[gradient_of("h")] = self.part(dh[0], number, self.head_rows * hidden)
+            forward += self._use(self.head_key, bound, {}, done[self.head_key].needed({"loss"} | self._outputs(self.head_back)))
+        if not back:
+            return forward
+        clear = [self._cleared(buffer) for held in shared.values() for name, buffer in held.items() if name.startswith("sum")]
+        backward: list[UOp] = [call for calls in clear for call in calls]
+        turn = dh[0]
+        for layer, key in reversed(list(zip(layers, self.layer_keys, strict=True))):
+            index, way = layer.index, self.layer_backs[layer.index]
+            if way is None:
+                break
+            out = self.buffer(*rows)
+            bound = bounds[index] | {"dh": turn, gradient_of("h"): out}
+            if dple is not None:
+                bound[gradient_of("ple")] = self.part(dple, index, size)
+            wanted = done[key].needed(self._outputs(way))
+            if kept[index]:
+                wanted -= done[key].needed(FORWARD)
+            backward += self._use(key, bound, places[index], wanted)
+            turn = out
+        if self.start_back is not None:
+            bound = start | {"dh": turn} | ({} if dple is None else {"dple": dple})
+            backward += self._use(self.start_key, bound, {}, done[self.start_key].needed(self._outputs(self.start_back)))
+        return forward + backward
+
+    def _kept_bytes(self, key: Hashable, back: Backward | None) -> int:
+        """What a layer's own buffers hold that are made on the way forward and read on the way back."""
+        program = self.programs.done[key]
+        forward = program.needed(FORWARD)
+        later = program.needed(self._outputs(back)) - forward
+        made = {buffer for i in forward for buffer in program.calls[i].src[1:] if buffer in program.own}
+        read = {buffer for i in later for buffer in program.calls[i].src[1:]}
+        return sum(buffer.max_numel() * buffer.dtype.itemsize for buffer in made & read)
+
+    def _input(self, name: str, form: Form) -> Tensor:
+        shape, dtype = form
+        if name in self.put.tensors:
+            return self.put.tensors[name]
+        if dtype in (dtypes.int32, dtypes.float32):
+            return self.put.put(name, np.zeros(shape, np.int32 if dtype == dtypes.int32 else np.float32))
+        return self.put.tensors.setdefault(
+            name, Tensor.zeros(*shape, dtype=dtype, device=self.device).contiguous().realize()
+        )
+
+    def _rotation(self, table: Tensor) -> UOp:
+        """The angles of the pass's positions."""
+        size = self.length * int(table.shape[1])
+        base = table.uop.base
+        return base if base.max_numel() == size else base[:size]
+
+    def _cleared(self, buffer: UOp) -> list[UOp]:
+        """Calls that fill a buffer of fp32 numbers with zeros."""
+        size = buffer.max_numel()
+        key = ("clear", size)
+        self.programs.add({key: Task(lambda: cleared, {"sums": ((size,), dtypes.float32)}, {})})
+        return self.programs.done[key].bound({"sums": buffer}, {})
+
+
+def cleared(**given: Tensor) -> Outputs:
+    return {"sums": given["sums"].assign(given["sums"].zeros_like())}

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinygrad import Tensor
 
 from gemma4_core.model.differentiable import device_inputs
 from gemma4_core.training.batch import GemmaTrainingBatch
+from gemma4_core.training.checked import CheckedBatch
 from gemma4_core.training.loss import mean_loss
-from gemma4_core.training.step_graphs import CheckedBatch, capturable, graph_for, graph_loss
+from gemma4_core.training.programs.steps import Steps, fits
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
 
 
 class Evaluator:
-    """Mean losses of a model as its weights are now, through graphs that are captured once per shape."""
+    """Mean losses of a model as its weights are now, through programs that are linked once per shape."""
 
     def __init__(self, model: GemmaModel) -> None:
         self.model = model
-        self.graphs: dict[object, Any] = {}
+        self.steps = Steps(model, {})
 
     def loss(self, batches: Iterable[GemmaTrainingBatch]) -> float:
         """The mean cross entropy over all targets of the batches. Raises InputError for one that does not fit."""
@@ -34,14 +35,10 @@ class Evaluator:
         return total / targets if targets else math.nan
 
     def _mean(self, batch: CheckedBatch) -> float:
-        if not capturable(self.model, [batch]):
-            inputs = device_inputs(self.model, batch.ids, batch.media, batch.segments)
-            return mean_loss(self.model, inputs, Tensor(batch.targets, device=self.model.device)).item()
-
-        def loss(inputs: dict[str, Tensor]) -> Tensor:
-            return graph_loss(self.model, inputs, False).realize()
-
-        return graph_for(self.graphs, batch.shape, loss, self.model, batch)(batch.upload(self.model)).item()
+        if fits(self.model, [batch]):
+            return self.steps.run([batch])[0].item()
+        inputs = device_inputs(self.model, batch.ids, batch.media, batch.segments)
+        return mean_loss(self.model, inputs, Tensor(batch.targets, device=self.model.device)).item()
 
 
 def perplexity(loss: float) -> float:

@@ -15,8 +15,13 @@ from tinygrad.nn.state import get_state_dict
 
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.formatting import is_number, shown
+from gemma4_core.ops.graphs import CapturedGraph
 from gemma4_core.plugins import registry
 from gemma4_core.plugins.options import refuse_unknown
+from gemma4_core.training.gradients import set_gradients
+from gemma4_core.training.programs.steps import Steps
+from gemma4_core.training.programs.tracing import Programs
+from gemma4_core.training.programs.updates import Update
 from gemma4_core.weights import DenseMatrix, DenseStack, Matrix
 
 if TYPE_CHECKING:
@@ -39,10 +44,10 @@ class TrainingOptimizer:
         self.named_params = dict(named_params)
         self.frozen = dict(frozen)
         """Numbers of elements of the tensors that stay as they are, by name."""
-        self.graphs: dict[object, Any] = {}
-        """Captured steps, by what they were captured for."""
-        self.sums: dict[int, Tensor] = {}
-        """Where captured steps add up the gradients of several batches, by index of the parameter."""
+        self.memory_limit: int | None = None
+        """Bytes of device memory that training may use; None is all that is free."""
+        self._steps: Steps | None = None
+        self._updates: dict[object, Update | CapturedGraph] = {}
         self.gradient_norm: Tensor | None = None
         """Global norm of the last step's gradients before it was limited, where it was."""
 
@@ -59,6 +64,56 @@ class TrainingOptimizer:
 
     def __repr__(self) -> str:
         return f"<{self.summary}>"
+
+    def steps(self, model: GemmaModel) -> Steps:
+        """The passes of a model that train these parameters."""
+        if self._steps is None or self._steps.model is not model:
+            self._steps = Steps(model, self.named_params)
+        self._steps.memory_limit = self.memory_limit
+        return self._steps
+
+    @property
+    def shapes(self) -> int:
+        """Different shapes of batches that steps were linked for so far."""
+        return 0 if self._steps is None else len(self._steps.passes)
+
+    def update(self, gradients: Mapping[str, Tensor], max_norm: float | None) -> Tensor | None:
+        """Take a step from realized gradients by name, limited to a global norm where one is given; the norm before."""
+        if not hasattr(self.inner, "schedule_step"):
+            norm = set_gradients(self, gradients, max_norm)
+            norm = None if norm is None else norm.contiguous().realize()
+            self.step()
+            self.zero_grad()
+            return norm
+        key = (tuple((name, id(g.uop.base)) for name, g in gradients.items()), max_norm is not None)
+        if hasattr(self.inner, "kind"):
+            known = self._updates.get(key)
+            if not isinstance(known, Update):
+                known = self._updates[key] = Update(self, self._programs(gradients), gradients, max_norm is not None)
+            norm = known(max_norm)
+        else:
+            norm = self._whole(key, gradients, max_norm)
+        return None if norm is None else norm.detach().clone().realize().reshape(())
+
+    def _programs(self, gradients: Mapping[str, Tensor]) -> Programs:
+        return self._steps.programs if self._steps is not None else Programs(str(next(iter(gradients.values())).device))
+
+    def _whole(self, key: object, gradients: Mapping[str, Tensor], max_norm: float | None) -> Tensor | None:
+        """The update of an optimizer whose rule is not told for each tensor, as one graph."""
+
+        def finish() -> Tensor | None:
+            with TinygradContext(TRAINING=1):
+                norm = set_gradients(self, gradients, max_norm)
+                changed = self.inner.schedule_step()
+                self.zero_grad()
+                Tensor.realize(*changed)
+                return norm
+
+        known = self._updates.get((key, max_norm))
+        if not isinstance(known, CapturedGraph):
+            known = self._updates[key, max_norm] = CapturedGraph(finish)
+        norm: Tensor | None = known()
+        return norm
 
     def step(self) -> None:
         """Update the parameters from their ``.grad``."""

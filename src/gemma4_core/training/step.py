@@ -11,9 +11,11 @@ from tinygrad import Tensor, dtypes
 from gemma4_core.errors import InputError
 from gemma4_core.model.differentiable import device_inputs
 from gemma4_core.training.batch import GemmaTrainingBatch
+from gemma4_core.training.checked import CheckedBatch
+from gemma4_core.training.gradients import reached
 from gemma4_core.training.loss import mean_loss
 from gemma4_core.training.optimizer import TrainingOptimizer
-from gemma4_core.training.step_graphs import CheckedBatch, capturable, reached, set_gradients, summed_step, whole_step
+from gemma4_core.training.programs.steps import fits
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -50,13 +52,11 @@ def train_step(
     prepared = [CheckedBatch.of(model, one) for one in batches]
     if lr is not None:
         trained.set_lr(lr)
-    if not capturable(model, prepared) or not hasattr(trained.inner, "schedule_step"):
-        loss, norm = accumulated(model, trained, prepared, max_norm, checkpointing)
-    elif len(prepared) == 1:
-        loss, norm = whole_step(model, trained, prepared[0], max_norm, checkpointing)
+    if fits(model, prepared):
+        loss, gradients = trained.steps(model).run(prepared, checkpointing)
     else:
-        loss, norm = summed_step(model, trained, prepared, max_norm, checkpointing)
-    trained.gradient_norm = norm
+        loss, gradients = accumulated(model, trained, prepared, checkpointing)
+    trained.gradient_norm = trained.update(gradients, max_norm)
     model.invalidate()
     return loss
 
@@ -76,26 +76,20 @@ def adopted(model: GemmaModel, optimizer: Any) -> TrainingOptimizer:
 
 
 def accumulated(
-    model: GemmaModel, optimizer: TrainingOptimizer, batches: Sequence[CheckedBatch], max_norm: float | None,
-    checkpointing: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of one batch after the other, then the update; nothing is captured."""
+    model: GemmaModel, optimizer: TrainingOptimizer, batches: Sequence[CheckedBatch], checkpointing: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean loss, and gradients of one batch after the other added up, traced anew for each."""
     targets = sum(batch.count for batch in batches)
     total = Tensor.zeros((), dtype=dtypes.float32, device=model.device)
-    sums: list[Tensor | None] = [None] * len(optimizer.params)
+    sums: dict[str, Tensor] = {}
     for batch in batches:
         inputs = device_inputs(model, batch.ids, batch.media, batch.segments)
         labels = Tensor(batch.targets, device=model.device)
         loss = mean_loss(model, inputs, labels, checkpointing) * (batch.count / targets)
-        for index, grad in enumerate(loss.gradient(*optimizer.params)):
+        for name, grad in zip(optimizer.named_params, loss.gradient(*optimizer.params), strict=True):
             if reached(grad):
-                held = sums[index]
                 wide = grad if len(batches) == 1 else grad.cast(dtypes.float32)
-                sums[index] = (wide if held is None else held + wide).contiguous()
+                sums[name] = (sums[name] + wide if name in sums else wide).contiguous()
         total = total + loss
-        total = total.realize(*(s for s in sums if s is not None)).detach()
-    norm = set_gradients(optimizer, sums, max_norm)
-    norm = None if norm is None else norm.contiguous().realize()
-    optimizer.step()
-    optimizer.zero_grad()
-    return total, norm
+        total = total.realize(*sums.values()).detach()
+    return total, sums

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from tinygrad import Tensor, dtypes
@@ -62,6 +62,10 @@ class NamedOptimizer(ABC):
     def decay(self, value: Tensor) -> float:
         """The weight decay of a tensor: matrices decay, norms and scalars do not."""
         return self.weight_decay if value.ndim >= 2 else 0.0
+
+    def kind(self, name: str) -> Hashable:
+        """What tells whether another parameter of the same shape, type and slots is updated by the same rule."""
+        return self.decay(self.params[name])
 
     def schedule_step(self) -> list[Tensor]:
         """The step as lazy assignments: what must be realized for it to happen.

@@ -8,6 +8,8 @@ from gemma4_core.contracts import OptimizerBackend
 from gemma4_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from tinygrad import Tensor
 
     from gemma4_plugins.optimizers.base import Adam
@@ -41,6 +43,9 @@ def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **
 
         def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
             return ("momentum",) if orthogonal(name, param) else super().slots(name, param)
+
+        def kind(self, name: str) -> Hashable:
+            return super().kind(name), orthogonal(name, self.params[name])
 
         def moments(self, name: str, value: Tensor, gradient: Tensor) -> dict[str, Tensor]:
             if not orthogonal(name, value):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
+from tinygrad.device import Buffer
 from tinygrad.dtype import DType
+from tinygrad.uop import Ops
 
 from gemma4_core.engine.inputs import GraphInputs
+from gemma4_core.errors import InputError
+from gemma4_core.formatting import human_bytes
 from gemma4_core.model.differentiable import rotation_table
 from gemma4_core.model.model import GemmaModel
-from gemma4_core.ops import Operations
 from gemma4_core.ops.differentiable import differentiable_operations
 from gemma4_core.training.programs.kinds import Walk
 from gemma4_core.training.programs.pieces import (
@@ -28,65 +30,33 @@ from gemma4_core.training.programs.pieces import (
     start_piece,
     sum_of,
 )
-from gemma4_core.training.programs.running import Replay
-from gemma4_core.training.programs.tracing import Program, compiled, placeholder, trace
+from gemma4_core.training.programs.running import Replay, view
+from gemma4_core.training.programs.tracing import Form, Programs, Task
 
 PIECE = 1 << 26
 """Logits held at once: 256 MiB in fp32."""
 FORWARD = frozenset({"h out", "k out", "v out", "ple out", "loss"})
 
-Form = tuple[tuple[int, ...], DType]
-"""Shape and type of a tensor."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A program to be traced."""
-
-    piece: Callable[[], Piece]
-    inputs: Mapping[str, Form]
-    weights: Mapping[str, Tensor]
-
-    def trace(self, device: str) -> Program:
-        given = {name: placeholder(*shape, dtype=dtype, device=device) for name, (shape, dtype) in self.inputs.items()}
-        return trace(self.piece(), given, self.weights)
-
-
-@dataclass
-class Programs:
-    """The compiled programs of a model, by what they do; passes of other shapes and modes share them."""
-
-    device: str
-    done: dict[Hashable, Program] = field(default_factory=dict)
-
-    def add(self, tasks: Mapping[Hashable, Task]) -> None:
-        """Trace and compile what is missing."""
-        new = {key: task.trace(self.device) for key, task in tasks.items() if key not in self.done}
-        self.done |= compiled(new)
-
-
 @dataclass(frozen=True)
 class Trained:
-    """What a pass gives gradients of, and where they go."""
+    """What a pass gives gradients of, and where they go. Parameters are known by ``id``."""
 
-    gradients: Mapping[int, Tensor]
-    """By the parameter's ``id``: a realized tensor of its shape, in its dtype or, to be added to, in fp32."""
-    added: frozenset[int]
-    """Parameters whose gradients are added to what the tensor holds."""
-
-
-NOTHING = Trained({}, frozenset())
+    parameters: frozenset[int] = frozenset()
+    added: frozenset[int] = frozenset()
+    """Those whose gradients are added to what is there, in fp32."""
+    target: Callable[[int], Tensor] | None = None
+    """The realized tensor that the gradient of a parameter goes to, of its shape, in its dtype or in fp32."""
 
 
 class Pass:
     """The loss of batches of one shape, and its gradients where something trains."""
 
     def __init__(
-        self, model: GemmaModel, programs: Programs, forms: Mapping[str, Form], trained: Trained = NOTHING,
-        keep_bytes: float = 0,
+        self, model: GemmaModel, programs: Programs, forms: Mapping[str, Form], trained: Trained = Trained(),
+        clear: bool = False,
     ) -> None:
-        """``forms`` are shapes and types of the batch's arrays, ``keep_bytes`` how much memory layers may keep from
-        the forward pass for the backward pass; the others are computed again."""
+        """``forms`` are shapes and types of the batch's arrays. With ``clear`` sums begin at zero. Call ``link`` before
+        the first run."""
         self.model, self.programs, self.forms, self.trained = model, programs, dict(forms), trained
         self.device, self.ops = str(model.device), differentiable_operations(model.operations)
         self.put = GraphInputs(self.device)
@@ -95,17 +65,56 @@ class Pass:
         self.loss = Tensor.zeros(1, dtype=dtypes.float32, device=self.device).contiguous().realize()
         self.own: set[UOp] = set()
         """Buffers that nobody outside knows."""
-        self._views: list[UOp] = []
+        self.reached: dict[int, Tensor] = {}
+        """Where the gradients of the parameters lie that the loss depends on."""
+        self.kept_layers = 0
+        """Layers that keep what their way back needs."""
         self._plan()
         self.programs.add(self.tasks)
-        self.kept_layers = 0
-        self.replay = Replay(self._link(keep_bytes), self.own)
+        self.clear = clear
+        self.replay: Replay | None = None
+        self.bound = [(t, t.uop.base) for t in {id(t): t for t in self._tensors()}.values()]
+        self.matrices = [(place, place.matrix) for place in model.places.values()]
+
+    def link(self, keep_bytes: float | None, room: Callable[[], float]) -> None:
+        """Link the programs of all layers. ``keep_bytes`` is how much layers may keep from the forward pass for the
+        backward pass; the others are computed again. None is as much as ``room`` has. Raises InputError where nothing
+        kept is still too much."""
+        replay = self._replay(math.inf if keep_bytes is None else keep_bytes)
+        if replay.size > (free := room()):
+            replay = self._replay(0.0)
+            if replay.size > free:
+                raise too_large(replay.size, free)
+            if keep_bytes is None:
+                replay = self._replay(free - replay.size)
+        self.replay = replay
+
+    def _replay(self, keep_bytes: float) -> Replay:
+        self.own.clear()
+        calls = self._link(keep_bytes)
+        sums = [self.reached[i] for i in self.reached if self.clear and i in self.trained.added]
+        cleared = [call for tensor in [self.loss, *sums] for call in self._cleared(tensor.uop.base)]
+        return Replay([*cleared, *calls], self.own, self.programs.arena)
+
+    def _tensors(self) -> list[Tensor]:
+        """What the programs read by its place in memory."""
+        walks = [*self.walks, self.head_walk]
+        return [*self.start_weights.values(), *(t for walk in walks for t in walk.tensors.values())]
+
+    def stale(self) -> bool:
+        """Whether weights lie elsewhere than when this was linked."""
+        if written := [t for t, _ in self.bound if t.uop.base.op is Ops.AFTER]:
+            Tensor.realize(*written)
+        return any(t.uop.base is not base for t, base in self.bound) or any(
+            place.matrix is not matrix for place, matrix in self.matrices
+        )
 
     def __call__(self, arrays: Mapping[str, np.ndarray | Tensor], scale: float) -> None:
         """Run a batch: ``loss`` grows by its summed cross entropy times ``scale``, gradients are written or added."""
         for name, array in arrays.items():
             self._take(name, array)
         self._take("scale", np.array([scale], np.float32))
+        assert self.replay is not None
         self.replay()
 
     def _take(self, name: str, array: np.ndarray | Tensor) -> Tensor:
@@ -125,7 +134,7 @@ class Pass:
     def _plan(self) -> None:
         """Which programs there are, and which layer runs which."""
         text, layers = self.model.text, self.config.layers
-        trained = self.trained.gradients
+        trained = self.trained.parameters
         self.walks = [Walk(layer) for layer in text.layers]
         self.head_walk = Walk({"norm": text.norm, "embedding": text.embedding})
         in_layers = {id(t) for walk in self.walks for t in walk.tensors.values()}
@@ -152,7 +161,8 @@ class Pass:
         weights = self.head_walk.tensors
         inputs: dict[str, Form] = {
             "h": ((self.head_rows, self.config.hidden_size), self.model.dtype),
-            "targets": ((self.head_rows,), dtypes.int32), "loss": ((1,), dtypes.float32), "scale": ((1,), dtypes.float32),
+            "targets": ((self.head_rows,), dtypes.int32), "loss": ((1,), dtypes.float32),
+            "scale": ((1,), dtypes.float32),
         }
         back = self._back(weights, ("h",) if self.lowest <= len(layers) else ()) if trained else None
         self.head_back = back
@@ -160,7 +170,7 @@ class Pass:
                                    lambda back: head_piece(self.model, self.ops, weights, back), self.head_walk.form)
 
     def _back(self, weights: Mapping[str, Tensor], inputs: tuple[str, ...]) -> Backward:
-        mine = {name: t for name, t in weights.items() if id(t) in self.trained.gradients}
+        mine = {name: t for name, t in weights.items() if id(t) in self.trained.parameters}
         return Backward(tuple(mine), frozenset(n for n, t in mine.items() if id(t) in self.trained.added), inputs)
 
     def _task(
@@ -231,13 +241,13 @@ class Pass:
         self.own.add(made)
         return made
 
-    def whole(self, shape: tuple[int, ...], dtype: DType) -> UOp:
+    def whole(self, shape: tuple[int, ...], dtype: DType) -> Buffer:
         """Memory that parts are taken of; it is not planned."""
-        return UOp.new_buffer(self.device, prod(shape), dtype)
+        return Buffer(self.device, prod(shape), dtype)
 
     @staticmethod
-    def part(buffer: UOp, index: int, size: int) -> UOp:
-        return buffer[index * size : (index + 1) * size]
+    def part(buffer: Buffer, index: int, size: int) -> UOp:
+        return view(buffer, index * size * buffer.dtype.itemsize, size, buffer.dtype)
 
     def _use(
         self, key: Hashable, bound: Mapping[str, UOp], places: dict[UOp, UOp], wanted: set[int]
@@ -246,11 +256,16 @@ class Pass:
         self.own.update(places.values())
         return calls
 
-    def _weights(self, weights: Mapping[str, Tensor], back: Backward | None) -> dict[str, UOp]:
+    def _weights(self, key: Hashable, weights: Mapping[str, Tensor], back: Backward | None) -> dict[str, UOp]:
+        """The weights of a use of a program, and where its gradients go."""
         bound = {name: t.uop.base for name, t in weights.items()}
+        known = set(self.programs.done[key].names.values())
         for name in back.trained if back is not None else ():
-            target = self.trained.gradients[id(weights[name])].uop.base
-            bound[sum_of(name) if back is not None and name in back.added else gradient_of(name)] = target
+            output = sum_of(name) if back is not None and name in back.added else gradient_of(name)
+            if output in known and self.trained.target is not None:
+                parameter = id(weights[name])
+                self.reached[parameter] = target = self.trained.target(parameter)
+                bound[output] = target.uop.base
         return bound
 
     def _outputs(self, back: Backward | None) -> set[str]:
@@ -258,20 +273,22 @@ class Pass:
         if back is None:
             return set()
         sums = {sum_of(name) for name in back.added} | {sum_of(name) for name in "kv" if name in back.inputs}
-        return sums | {gradient_of(name) for name in (*back.trained, *back.inputs)} - {gradient_of("k"), gradient_of("v")}
+        return sums | {gradient_of(name) for name in (*back.trained, *back.inputs)}
 
     def _link(self, keep_bytes: float) -> list[UOp]:
-        done, layers, back = self.programs.done, self.config.layers, bool(self.trained.gradients)
-        given = {name: self._input(name, form).uop.base for name, form in self.forms.items()}
-        scale = self._input("scale", ((1,), dtypes.float32)).uop.base
+        done, layers, back = self.programs.done, self.config.layers, bool(self.trained.parameters)
+        self.forms["scale"] = (1,), dtypes.float32
+        given = {name: self._input(name).uop.base for name in self.forms}
+        scale = given["scale"]
         count, hidden, rows = self.batch * self.length, self.config.hidden_size, self.rows
-        h = [self.buffer(*rows) for _ in layers] + [self.whole(*rows)]
+        last = self.whole(*rows)
+        h = [*(self.buffer(*rows) for _ in layers), UOp.from_buffer(last)]
         ple = self.whole(*self._ple_form(len(layers))) if self.per_layer else None
         dple = self.whole(*self._ple_form(len(layers))) if self.per_layer and self.start_back is not None else None
         size = count * self.per_layer
         forward: list[UOp] = []
-        start = given | self._weights(self.start_weights, self.start_back) | {"h out": h[0]}
-        start |= {} if ple is None else {"ple out": ple}
+        start = given | self._weights(self.start_key, self.start_weights, self.start_back) | {"h out": h[0]}
+        start |= {} if ple is None else {"ple out": UOp.from_buffer(ple)}
         forward += self._use(self.start_key, start, {}, done[self.start_key].needed(FORWARD))
         table = rotation_table(self.model, self.length)
         shared: dict[int, dict[str, UOp]] = {}
@@ -279,7 +296,7 @@ class Pass:
         left = keep_bytes
         for layer, key in zip(layers, self.layer_keys, strict=True):
             index = layer.index
-            bound = given | self._weights(self.walks[index].tensors, self.layer_backs[index])
+            bound = given | self._weights(key, self.walks[index].tensors, self.layer_backs[index])
             bound |= {name: self._rotation(t) for name, t in zip(("cos", "sin"), table.of(layer), strict=True)}
             bound |= {"h": h[index], "h out": h[index + 1]}
             if ple is not None:
@@ -300,20 +317,22 @@ class Pass:
             left -= cost if kept[-1] else 0
             places.append(mine if kept[-1] else {})
         self.kept_layers = sum(kept)
-        dh = [self.whole(*rows), self.buffer(*rows)] if back else []
+        dh = self.whole(*rows)
         for first in range(0, count, self.head_rows):
             number = first // self.head_rows
-            bound = self._weights(self.head_walk.tensors, self.head_back) | {"scale": scale, "loss": self.loss.uop.base}
-            bound |= {"h": self.part(h[-1], number, self.head_rows * hidden),
-                      "targets": self.part(given["targets"], number, self.head_rows)}
+            bound = self._weights(self.head_key, self.head_walk.tensors, self.head_back)
+            bound |= {"scale": scale, "loss": self.loss.uop.base,
+                      "h": self.part(last, number, self.head_rows * hidden),
+                      "targets": self.part(self._input("targets").uop.base.buffer, number, self.head_rows)}
             if back:
-                bound[gradient_of("h")] = self.part(dh[0], number, self.head_rows * hidden)
-            forward += self._use(self.head_key, bound, {}, done[self.head_key].needed({"loss"} | self._outputs(self.head_back)))
+                bound[gradient_of("h")] = self.part(dh, number, self.head_rows * hidden)
+            wanted = done[self.head_key].needed({"loss"} | self._outputs(self.head_back))
+            forward += self._use(self.head_key, bound, {}, wanted)
         if not back:
             return forward
-        clear = [self._cleared(buffer) for held in shared.values() for name, buffer in held.items() if name.startswith("sum")]
-        backward: list[UOp] = [call for calls in clear for call in calls]
-        turn = dh[0]
+        added = [held[sum_of(name)] for held in shared.values() for name in "kv"]
+        backward = [call for buffer in added for call in self._cleared(buffer)]
+        turn = UOp.from_buffer(dh)
         for layer, key in reversed(list(zip(layers, self.layer_keys, strict=True))):
             index, way = layer.index, self.layer_backs[layer.index]
             if way is None:
@@ -328,8 +347,9 @@ class Pass:
             backward += self._use(key, bound, places[index], wanted)
             turn = out
         if self.start_back is not None:
-            bound = start | {"dh": turn} | ({} if dple is None else {"dple": dple})
-            backward += self._use(self.start_key, bound, {}, done[self.start_key].needed(self._outputs(self.start_back)))
+            bound = start | {"dh": turn} | ({} if dple is None else {"dple": UOp.from_buffer(dple)})
+            wanted = done[self.start_key].needed(self._outputs(self.start_back))
+            backward += self._use(self.start_key, bound, {}, wanted)
         return forward + backward
 
     def _kept_bytes(self, key: Hashable, back: Backward | None) -> int:
@@ -341,8 +361,8 @@ class Pass:
         read = {buffer for i in later for buffer in program.calls[i].src[1:]}
         return sum(buffer.max_numel() * buffer.dtype.itemsize for buffer in made & read)
 
-    def _input(self, name: str, form: Form) -> Tensor:
-        shape, dtype = form
+    def _input(self, name: str) -> Tensor:
+        shape, dtype = self.forms[name]
         if name in self.put.tensors:
             return self.put.tensors[name]
         if dtype in (dtypes.int32, dtypes.float32):
@@ -354,8 +374,7 @@ class Pass:
     def _rotation(self, table: Tensor) -> UOp:
         """The angles of the pass's positions."""
         size = self.length * int(table.shape[1])
-        base = table.uop.base
-        return base if base.max_numel() == size else base[:size]
+        return view(table.uop.base.buffer, 0, size, table.dtype)
 
     def _cleared(self, buffer: UOp) -> list[UOp]:
         """Calls that fill a buffer of fp32 numbers with zeros."""
@@ -363,6 +382,13 @@ class Pass:
         key = ("clear", size)
         self.programs.add({key: Task(lambda: cleared, {"sums": ((size,), dtypes.float32)}, {})})
         return self.programs.done[key].bound({"sums": buffer}, {})
+
+
+def too_large(needed: float, room: float) -> InputError:
+    """The error of a pass that does not fit."""
+    return InputError(f"a training step of this shape needs {human_bytes(int(needed))} of memory beside weights, "
+                      f"gradients and optimizer state, and {human_bytes(max(int(room), 0))} may be used; use shorter "
+                      f"rows (--max-length), fewer at once (--batch-size) or a larger --max-memory")
 
 
 def cleared(**given: Tensor) -> Outputs:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tinygrad import Tensor, UOp
-from tinygrad.dtype import AddrSpace
+from tinygrad.dtype import AddrSpace, DType
 from tinygrad.engine.realize import capturing, compile_linear, get_call_outs_ins
 from tinygrad.helpers import Context as TinygradContext
 from tinygrad.uop import Ops
+
+from gemma4_core.training.programs.running import Arena
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,41 @@ def compiled(programs: Mapping[Any, Program]) -> dict[Any, Program]:
     }
 
 
+Form = tuple[tuple[int, ...], DType]
+"""Shape and type of a tensor."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A program to be traced."""
+
+    piece: Callable[[], Callable[..., Mapping[str, Tensor]]]
+    inputs: Mapping[str, Form]
+    weights: Mapping[str, Tensor]
+
+    def trace(self, device: str) -> Program:
+        given = {name: placeholder(*shape, dtype=dtype, device=device) for name, (shape, dtype) in self.inputs.items()}
+        return trace(self.piece(), given, self.weights)
+
+
+@dataclass
+class Programs:
+    """The compiled programs of a model, by what they do; passes of other shapes and modes share them."""
+
+    device: str
+    done: dict[Hashable, Program] = field(default_factory=dict)
+    arena: Arena = field(init=False)
+    """Memory that all replays of these programs use."""
+
+    def __post_init__(self) -> None:
+        self.arena = Arena(self.device)
+
+    def add(self, tasks: Mapping[Hashable, Task]) -> None:
+        """Trace and compile what is missing."""
+        new = {key: task.trace(self.device) for key, task in tasks.items() if key not in self.done}
+        self.done |= compiled(new)
+
+
 # ------------------------------------------------------------------------------------------------------------- copies
 
 
@@ -119,7 +156,7 @@ def without_copies(calls: list[UOp], names: dict[UOp, str]) -> list[UOp]:
     kernel's reshaped result. The copy becomes another name of what it was copied from."""
     writers = Counter(buffer for call in calls for buffer in written(call))
     same: dict[UOp, UOp] = {}
-    kept = []
+    kept: list[UOp] = []
     for call in calls:
         call = call.replace(src=(call.src[0], *(same.get(buffer, buffer) for buffer in call.src[1:])))
         pair = copied(call)

@@ -115,7 +115,7 @@ class Reporter:
             "targets": self.targets,
             "seconds": round(time.perf_counter() - self.began, 3),
             "tokens_per_second": round(self.tokens / self.seconds, 3) if self.seconds else None,
-            "captures": len(optimizer.graphs),
+            "captures": optimizer.shapes,
             "peak_memory_bytes": peak_memory_bytes(self.trainer.model.device),
             "optimizer": optimizer.name,
             "trained_parameters": sum(int(p.numel()) for p in optimizer.params),

@@ -1,0 +1,127 @@
+"""Training steps over programs: which pass a batch takes, where gradients lie, and how much memory there is."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+from tinygrad.dtype import DType
+from tinygrad.helpers import GlobalCounters
+
+from gemma4_core.devices import free_memory_bytes
+from gemma4_core.model.model import GemmaModel
+from gemma4_core.training.checked import CheckedBatch
+from gemma4_core.training.programs.kinds import Walk
+from gemma4_core.training.programs.passes import Pass, Trained
+from gemma4_core.training.programs.running import views
+from gemma4_core.training.programs.tracing import Form, Programs
+
+SHARE = 0.9
+"""The part of free memory that a pass may fill."""
+TYPES: dict[np.dtype[Any], DType] = {
+    np.dtype(np.int32): dtypes.int32, np.dtype(np.float32): dtypes.float32, np.dtype(np.bool_): dtypes.bool,
+    np.dtype(np.float16): dtypes.float16, np.dtype(np.int64): dtypes.int64, np.dtype(np.uint8): dtypes.uint8,
+}
+
+
+def fits(model: GemmaModel, batches: Sequence[CheckedBatch]) -> bool:
+    """Whether programs serve these batches: towers that do not arrange their media run outside of them."""
+    return views(str(model.device)) and all(batch.arranged for batch in batches)
+
+
+class Steps:
+    """The passes of a model over batches, with gradients of ``parameters`` where there are any."""
+
+    def __init__(self, model: GemmaModel, parameters: Mapping[str, Tensor]) -> None:
+        self.model, self.parameters = model, dict(parameters)
+        self.programs = Programs(str(model.device))
+        self.passes: dict[Hashable, Pass] = {}
+        """By the shapes of their batch and how they treat gradients."""
+        self.memory_limit: int | None = None
+        """Bytes of device memory that may be in use; None is all that is free."""
+        self._names = {id(tensor): name for name, tensor in self.parameters.items()}
+        self._held: dict[tuple[str, bool], Tensor] = {}
+        text = model.text
+        self._shared = {id(t) for t in Walk((text.embedding, text.norm)).tensors.values()}
+        """Tensors with several gradients in one pass: of the head's pieces, and of embedded ids."""
+
+    def run(
+        self, batches: Sequence[CheckedBatch], checkpointing: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over all targets of the batches, a detached fp32 scalar, and gradients by parameter, each in
+        memory that the next call overwrites. Raises InputError where memory does not suffice."""
+        targets = sum(batch.count for batch in batches)
+        several = len(batches) > 1
+        passes = [self.pass_of(batch, several, checkpointing) for batch in batches]
+        if several:
+            self._clear({i: t for one in passes for i, t in one.reached.items()})
+        total: Tensor | None = None
+        for one, batch in zip(passes, batches, strict=True):
+            one(self.arrays(batch), 1 / max(targets, 1))
+            loss = one.loss.clone().realize()
+            total = loss if total is None else (total + loss).realize()
+        assert total is not None
+        reached = {i: t for one in passes for i, t in one.reached.items()}
+        return total.reshape(()), {name: reached[i] for i, name in self._names.items() if i in reached}
+
+    def pass_of(self, batch: CheckedBatch, adding: bool, checkpointing: bool) -> Pass:
+        """The pass of a batch's shapes, linked anew where weights lie elsewhere since."""
+        forms = self.forms(batch)
+        key = tuple(forms.items()), adding, checkpointing
+        found = self.passes.get(key)
+        if found is None or found.stale():
+            # one that is rebuilt gives back its memory first
+            self.passes.pop(key, None)
+            found = self.passes[key] = self._made(forms, adding, checkpointing)
+        return found
+
+    def _made(self, forms: Mapping[str, Form], adding: bool, checkpointing: bool) -> Pass:
+        every = frozenset(self._names)
+        added = every if adding else every & self._shared
+        trained = Trained(every, added, lambda i: self.target(i, i in added))
+        made = Pass(self.model, self.programs, forms, trained, clear=not adding)
+        made.link(0.0 if checkpointing else None, self._room)
+        return made
+
+    def _room(self) -> float:
+        """Bytes that the arena may have."""
+        device, arena = str(self.model.device), self.programs.arena
+        room = SHARE * free if (free := free_memory_bytes(device)) is not None else float("inf")
+        if self.memory_limit is not None:
+            used = GlobalCounters.mem_used_per_device[device] if device in GlobalCounters.mem_used_per_device else 0
+            room = min(room, self.memory_limit - used)
+        return room + arena.size
+
+    def target(self, parameter: int, wide: bool) -> Tensor:
+        """Where the gradient of a parameter goes, in its dtype or in fp32."""
+        name = self._names[parameter]
+        if (name, wide) not in self._held:
+            own = self.parameters[name]
+            dtype = dtypes.float32 if wide else own.dtype
+            zeros = Tensor.zeros(*own.shape, dtype=dtype, device=own.device)
+            self._held[name, wide] = zeros.contiguous().realize()
+        return self._held[name, wide]
+
+    def _clear(self, sums: Mapping[int, Tensor]) -> None:
+        Tensor.realize(*(held.assign(held.zeros_like()) for held in sums.values()))
+
+    def forms(self, batch: CheckedBatch) -> dict[str, Form]:
+        """Shapes and types of what a pass takes."""
+        found: dict[str, Form] = {name: (array.shape, TYPES[array.dtype]) for name, array in batch.arrays.items()}
+        if self.model.ple_host is not None:
+            text = self.model.config.text_config
+            width = text.num_hidden_layers * text.hidden_size_per_layer_input
+            found["ple_rows"] = (*batch.ids.shape, width), self.model.dtype
+        return found
+
+    def arrays(self, batch: CheckedBatch) -> dict[str, np.ndarray | Tensor]:
+        """What a pass takes of a batch."""
+        found: dict[str, np.ndarray | Tensor] = dict(batch.arrays)
+        if self.model.ple_host is not None:
+            ids = found["ids"]
+            assert isinstance(ids, np.ndarray)
+            found["ple_rows"] = self.model.ple_host.rows(ids)
+        return found
+

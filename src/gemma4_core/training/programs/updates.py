@@ -1,0 +1,126 @@
+"""The update of all parameters: the gradients' global norm and the optimizer's rule, a program per kind of tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor, UOp, dtypes
+from tinygrad.device import Buffer
+from tinygrad.helpers import Context as TinygradContext
+
+from gemma4_core.engine.inputs import GraphInputs
+from gemma4_core.training.programs.pieces import Outputs
+from gemma4_core.training.programs.running import Replay, view
+from gemma4_core.training.programs.tracing import Form, Programs, Task
+
+if TYPE_CHECKING:
+    from gemma4_core.training.optimizer import TrainingOptimizer
+
+PARTS = 128
+"""Pieces of a tensor whose squares are summed side by side."""
+
+
+class Update:
+    """One step of an optimizer whose rule is told for each tensor: it has ``schedule_step`` and ``kind``."""
+
+    def __init__(
+        self, optimizer: TrainingOptimizer, programs: Programs, gradients: Mapping[str, Tensor], limited: bool
+    ) -> None:
+        """``gradients`` are realized tensors by the parameter's name; ``limited`` says whether their norm is."""
+        self.optimizer, self.programs, self.gradients, self.limited = optimizer, programs, dict(gradients), limited
+        self.put = GraphInputs(programs.device)
+        self.own: set[UOp] = set()
+        self.norm = Tensor.zeros(1, dtype=dtypes.float32, device=programs.device).contiguous().realize()
+        self.factor = Tensor.zeros(1, dtype=dtypes.float32, device=programs.device).contiguous().realize()
+        calls = [*(self._limit() if limited else []), *self._steps()]
+        self.replay = Replay(calls, self.own, programs.arena)
+
+    def __call__(self, max_norm: float | None) -> Tensor | None:
+        """Take the step; the norm of the gradients before it was limited, where it is."""
+        if self.limited:
+            self.put.put("limit", np.array([max_norm], np.float32))
+        self.replay()
+        return self.norm if self.limited else None
+
+    def _limit(self) -> list[UOp]:
+        """The global norm, and what gradients are multiplied with."""
+        device, count = self.programs.device, len(self.gradients)
+        parts = Buffer(device, count * PARTS, dtypes.float32)
+        keys = {name: ("squares", int(g.numel()), g.dtype) for name, g in self.gradients.items()}
+        tasks: dict[Hashable, Task] = {
+            key: Task(lambda: squares, {"gradient": ((key[1],), key[2])}, {}) for key in keys.values()
+        }
+        last: Hashable = ("norm", count)
+        forms: dict[str, Form] = {"parts": ((count * PARTS,), dtypes.float32), "limit": ((1,), dtypes.float32)}
+        tasks[last] = Task(lambda: norm, forms, {})
+        self.programs.add(tasks)
+        calls: list[UOp] = []
+        for index, (name, gradient) in enumerate(self.gradients.items()):
+            bound = {"gradient": gradient.uop.base, "parts": view(parts, index * PARTS * 4, PARTS, dtypes.float32)}
+            calls += self._use(keys[name], bound)
+        limit = self.put.put("limit", np.array([1.0], np.float32))
+        bound = {"parts": UOp.from_buffer(parts), "limit": limit.uop.base, "norm": self.norm.uop.base,
+                 "factor": self.factor.uop.base}
+        return calls + self._use(last, bound)
+
+    def _steps(self) -> list[UOp]:
+        inner, every = self.optimizer.inner, self.optimizer.inner.state_dict()
+        keys: dict[str, Hashable] = {}
+        roles: dict[str, dict[str, Tensor]] = {}
+        tasks: dict[Hashable, Task] = {}
+        for name, gradient in self.gradients.items():
+            parameter = self.optimizer.named_params[name]
+            held = {key.removesuffix(f".{name}"): t for key, t in every.items() if key.endswith(f".{name}")}
+            roles[name] = {"parameter": parameter, "lr": every["lr"]} | held
+            shapes = tuple((role, tuple(t.shape), t.dtype) for role, t in roles[name].items())
+            form = tuple(gradient.shape), gradient.dtype
+            key: Hashable = ("update", type(inner).__qualname__, inner.kind(name), shapes, form, self.limited)
+            keys[name] = key
+            inputs = {"gradient": form} | ({"factor": ((1,), dtypes.float32)} if self.limited else {})
+            tasks.setdefault(key, Task(lambda name=name: self._rule(name), inputs, roles[name]))  # type: ignore[misc]
+        # tinygrad makes what reads more than three buffers in one of its own and copies it, unless its fusing goes on
+        with TinygradContext(PCONTIG=3 if getattr(inner, "elementwise", False) else 0):
+            self.programs.add(tasks)
+        calls: list[UOp] = []
+        for name, gradient in self.gradients.items():
+            bound = {role: tensor.uop.base for role, tensor in roles[name].items()}
+            calls += self._use(keys[name], bound | {"gradient": gradient.uop.base, "factor": self.factor.uop.base})
+        return calls
+
+    def _rule(self, name: str) -> Any:
+        """The optimizer's step for one parameter alone."""
+
+        def run(**given: Tensor) -> Outputs:
+            gradient, factor = given["gradient"], given.get("factor")
+            parameter, inner = self.optimizer.named_params[name], self.optimizer.inner
+            self.optimizer.zero_grad()
+            parameter.grad = gradient if factor is None else (gradient * factor.reshape(())).cast(gradient.dtype)
+            changed = inner.schedule_step()
+            self.optimizer.zero_grad()
+            return {f"changed {number}": tensor for number, tensor in enumerate(changed)}
+
+        return run
+
+    def _use(self, key: Hashable, bound: Mapping[str, UOp]) -> list[UOp]:
+        places: dict[UOp, UOp] = {}
+        calls = self.programs.done[key].bound(bound, places)
+        self.own.update(places.values())
+        return calls
+
+
+def squares(**given: Tensor) -> Outputs:
+    """Sums of squares of pieces of a tensor: fp32 ``[PARTS]``."""
+    flat = given["gradient"]
+    filled = flat.pad(((0, -int(flat.shape[0]) % PARTS),))
+    # [n] -> [PARTS, n / PARTS] -> [PARTS]
+    return {"parts": filled.reshape(PARTS, -1).cast(dtypes.float32).square().sum(1)}
+
+
+def norm(**given: Tensor) -> Outputs:
+    """The root of the sum of all squares, and what brings it down to the limit."""
+    # [n * PARTS] -> [n, PARTS] -> [PARTS] -> []
+    found = given["parts"].reshape(-1, PARTS).sum(0).contiguous().sum().sqrt().reshape(1).contiguous()
+    return {"norm": found, "factor": (given["limit"] / found.maximum(1e-12)).minimum(1.0)}
+

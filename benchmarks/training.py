@@ -1,10 +1,10 @@
 """Speed and memory of a whole fine-tuning step on a GPU, with random weights made there.
 
-    python benchmarks/training.py [--size E2B] [--lengths 1024 4096] [--optimizer adamw] [--compact] [--checkpointing]
+    python benchmarks/training.py [--size E2B] [--lengths 1024 4096] [--lora 16] [--int8] [--compact] [--checkpointing]
 
-Prints for each length the seconds until the second step is done (its graph is captured in the first), then tokens per
-second, the median of the later steps, and the device's memory in buffers and in total. A step is loss, gradients of
-every weight, clipping of their norm to 1, and the update.
+Prints for each length the seconds until the first step is done, then tokens per second, the median of the later steps
+but one, and the device's memory in buffers and in total. A step is loss, gradients of every weight, or with --lora of
+an adapter's, clipping of their norm to 1, and the update.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 from cuda_models import random_model
 from tinygrad import GlobalCounters
+from tinygrad.helpers import ansistrip
 
-from gemma4_core import GemmaTrainingBatch, build_optimizer, train_step
+from gemma4_core import GemmaTrainingBatch, TrainedPart, build_optimizer, train_step
 from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate
+from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops import portable
+from gemma4_core.training.programs.steps import Steps
 from gemma4_plugins.devices.cuda.kernels import operations
 
 
@@ -34,13 +37,18 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096])
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--compact", action="store_true", help="adamw without masters, its slots in bfloat16")
+    parser.add_argument("--lora", type=int, metavar="RANK", help="train an adapter beside all matrices of the layers")
+    parser.add_argument("--int8", action="store_true", help="with int8 matrices")
+    parser.add_argument("--profile", action="store_true", help="time the kernels of the last length one by one")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--checkpointing", action="store_true")
     options = parser.parse_args()
     backend, _ = activate("cuda", DeviceSettings())
     assert backend.free_memory is not None
     before = backend.free_memory()
-    model = random_model(options.size, replace(portable(), matmul=operations().matmul), options.layers)
+    model = random_model(options.size, replace(portable(), matmul=operations().matmul), options.layers, options.int8)
+    if options.lora:
+        beside(model, options.lora)
     compact: dict[str, Any] = {"compact": True} if options.compact else {}
     optimizer = build_optimizer(model, options.optimizer, lr=1e-5, **compact)
     print(optimizer.summary, flush=True)
@@ -57,10 +65,38 @@ def main() -> None:
         used, live = (before or 0) - (backend.free_memory() or 0), GlobalCounters.mem_used
         seconds = statistics.median(times[2:])
         print(
-            f"{options.size} {length} tokens: ready after {sum(times[:2]):.1f} s, {length / seconds:.0f} tok/s "
+            f"{options.size} {length} tokens: first step {times[0]:.2f} s, then {length / seconds:.0f} tok/s "
             f"({seconds * 1e3:.0f} ms), {live / 1e9:.1f} GB in buffers, {used / 1e9:.1f} taken, loss {value:.3f}",
             flush=True,
         )
+    if options.profile:
+        show(optimizer.steps(model))
+
+
+def beside(model: GemmaModel, rank: int) -> None:
+    """Put an adapter beside every matrix of the layers, and let it train."""
+    from gemma4_lora.adapters import Adapters
+    from gemma4_lora.fresh import fresh_adapter
+    from gemma4_lora.transform import tensors_of
+
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    shapes = {name: tuple(place.matrix.shape) for name, place in model.places.items()
+              if ".layers." in name and name.removesuffix(".weight").endswith(targets)}
+    adapters = Adapters.of(model)
+    adapter = adapters.add("trained", fresh_adapter(shapes, model.config.text_prefix, rank=rank))
+    adapters.activate("trained", mode="beside")
+    model.train_only(TrainedPart(tensors_of(adapter), lambda folder: None, lambda folder: None), "lora")
+
+
+def show(steps: Steps) -> None:
+    """Print the seconds of each kernel of the newest pass, the longest first."""
+    replay = list(steps.passes.values())[-1].replay
+    assert replay is not None
+    spent: dict[str, list[float]] = {}
+    for call, seconds in replay.timed():
+        spent.setdefault(ansistrip(getattr(call.src[0].arg, "name", "copy")), []).append(seconds)
+    for name, times in sorted(spent.items(), key=lambda item: -sum(item[1]))[:40]:
+        print(f"{sum(times) * 1e3:8.2f} ms {len(times):5d} x {name}")
 
 
 if __name__ == "__main__":

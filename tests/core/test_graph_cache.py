@@ -19,7 +19,7 @@ from tinygrad import Tensor
 
 from gemma4_core import load_pretrained
 from gemma4_core.checkpoint import write_random_checkpoint
-from gemma4_core.engine import graph_cache
+from gemma4_core.engine import graph_cache, graph_files
 from gemma4_core.engine.choosing import Chooser
 from gemma4_core.engine.portable import PortableSteps
 from gemma4_core.model.model import GemmaModel
@@ -51,7 +51,7 @@ def flipped(data: bytes) -> bytes:
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "flipped bits": flipped,
     "cut": lambda data: data[: len(data) // 2],
-    "no digest": lambda data: data[graph_cache.DIGEST :],
+    "no digest": lambda data: data[graph_files.DIGEST :],
     "garbage": lambda data: b"\x80\x05" + bytes(100),
     "empty": lambda data: b"",
 }
@@ -59,7 +59,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 def is_whole(file: Path) -> bool:
     data = file.read_bytes()
-    return graph_cache.digest(file, memoryview(data)[graph_cache.DIGEST :]) == data[: graph_cache.DIGEST]
+    return graph_files.digest(file, memoryview(data)[graph_files.DIGEST :]) == data[: graph_files.DIGEST]
 
 
 def opened(folder: Path) -> GemmaModel:
@@ -263,7 +263,7 @@ def test_a_graph_that_reads_an_unnamed_buffer_is_not_stored(folder: Path, graphs
 def test_the_least_recently_used_are_deleted(
     folder: Path, graphs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_cache, "MAX_FILES", 2)
+    monkeypatch.setattr(graph_files, "MAX_FILES", 2)
     answers(opened(folder))
     assert len(list(graphs.iterdir())) == 2
 
@@ -283,7 +283,7 @@ WRITER = """
 import os, sys
 from pathlib import Path
 from gemma4_core.checkpoint.atomic import atomic_file
-from gemma4_core.engine.graph_cache import DIGEST, digest, make_room
+from gemma4_core.engine.graph_files import DIGEST, digest, make_room
 path, number = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 for turn in range(int(sys.argv[3])):

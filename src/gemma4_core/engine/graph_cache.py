@@ -5,33 +5,24 @@ the packages that these come from, ours and others' alike, in the state that the
 
 A file holds what a graph runs and no buffer's content: buffers of the model and of its K/V cache are stored by name,
 buffers that the graph itself writes are allocated anew. A graph that reads any other buffer is not stored, because
-nothing would tell whether its content is still the same. Files are pickles, and so code: they are read only from this
-user's own cache folder, and where nobody else could have written them. Each begins with a digest: a pickle with a
-flipped bit may load and crash.
+nothing would tell whether its content is still the same.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.metadata
 import io
 import os
-import pickle
-import platform
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinygrad import Device, Tensor
-from tinygrad.dtype import AddrSpace, DType
-from tinygrad.helpers import ContextVar
-from tinygrad.uop.ops import Ops, UOp
+from tinygrad import Tensor
+from tinygrad.dtype import DType
+from tinygrad.uop.ops import UOp
 
-from gemma4_core.checkpoint.atomic import atomic_file
-from gemma4_core.devices import machine
-from gemma4_core.devices.machine import is_ours
+from gemma4_core.engine import graph_files
+from gemma4_core.engine.graph_files import Reader, Writer, surroundings
 from gemma4_core.plugins import registry
 from gemma4_core.plugins.packages import package_of, package_state
 
@@ -42,63 +33,10 @@ if TYPE_CHECKING:
     from gemma4_core.model.slots import SlotStore
     from gemma4_core.weights import ExpertStack, Matrix
 
-MAX_FILES = 256
-"""Graphs stored at most; the least recently used are deleted first."""
-STALE_SECONDS = 3600.0
-"""Age at which a temporary file is taken to be left over from a killed process."""
-DIGEST = hashlib.sha256().digest_size
 OWN = {"gemma4_core", "tinygrad"}
 """The packages that have a part in every graph."""
 FUNCTIONS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts", "logits", "sample", "layers")
 """The fields of ``Operations`` whose functions run inside graphs."""
-SILENT = ("DEBUG", "PROFILE", "VIZ")
-"""tinygrad's settings that change nothing about a graph."""
-
-
-def is_global(uop: UOp) -> bool:
-    """Whether this stands for memory of a device, and not for a kernel's registers or local memory."""
-    return uop.op is Ops.BUFFER and uop.arg.addrspace is AddrSpace.GLOBAL
-
-
-class UnknownBuffer(Exception):
-    """A graph reads a buffer that has no name: nothing would tell whether it holds the same in another process."""
-
-
-class Writer(pickle.Pickler):
-    """Pickles a graph; buffers become names or places to make anew."""
-
-    def __init__(self, file: Any, names: Mapping[UOp, str], written: set[UOp]) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.names, self.written = names, written
-        self.made: dict[UOp, int] = {}
-
-    def persistent_id(self, obj: Any) -> Any:
-        if type(obj) is not UOp or not is_global(obj):
-            return None
-        if obj in self.names:
-            return "named", self.names[obj]
-        if obj not in self.written:
-            raise UnknownBuffer(f"{obj.arg}")
-        return "made", self.made.setdefault(obj, len(self.made)), obj.device, int(obj.shape[0]), obj.dtype
-
-
-class Reader(pickle.Unpickler):
-    """Unpickles what ``Writer`` wrote; names become buffers of the model at hand."""
-
-    def __init__(self, file: Any, buffers: Mapping[str, UOp]) -> None:
-        super().__init__(file)
-        self.buffers = buffers
-        self.made: dict[int, UOp] = {}
-
-    def persistent_load(self, pid: Any) -> UOp:
-        kind, name, *sizes = pid
-        if kind == "named":
-            return self.buffers[name]
-        if name not in self.made:
-            self.made[name] = UOp.new_buffer(*sizes)
-        return self.made[name]
-
-
 def named_buffers(model: GemmaModel, storage: SlotStore | None, tables: Mapping[str, Tensor]) -> dict[str, UOp]:
     """The buffers that a graph of this model may read and write besides its inputs and its own, by name."""
     tensors = {f"{name}/{part}": t for name, place in model.places.items() for part, t in place.matrix.parts().items()}
@@ -187,33 +125,22 @@ class GraphCache:
 
     def path(self, key: object) -> Path:
         """The file of a graph; ``key`` says what it does."""
-        name = hashlib.sha256(f"{self.what} {key!r}".encode()).hexdigest()[:32]
-        folder = machine.cache_dir() / "graphs"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder / f"{name}.graph"
+        return graph_files.stored(hashlib.sha256(f"{self.what} {key!r}".encode()).hexdigest()[:32])
 
     def fetch(self, key: object) -> CapturedJit | None:
         """The captured graph of an earlier process, None where there is none that may be used. A file that is damaged
         or cannot be read any more is deleted: the graph is captured again."""
         try:
             path = self.path(key)
-            with open(path, "rb") as file:
-                if not is_ours(os.fstat(file.fileno())) or not is_ours(path.parent.lstat()):
-                    return None
-                found = file.read()
-        except Exception:  # no such file, or no folder for it
+        except OSError:
+            return None
+        content = graph_files.read(path)
+        if content is None:
             return None
         try:
-            content = memoryview(found)[DIGEST:]
-            if digest(path, content) != found[:DIGEST]:
-                raise ValueError("damaged")
             _, captured = Reader(io.BytesIO(content), self.buffers).load()
-            os.utime(path)
-        except FileNotFoundError:  # another process made room
-            pass
         except Exception:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            graph_files.forget(path)
             return None
         return captured
 
@@ -226,40 +153,6 @@ class GraphCache:
         try:
             Writer(made, names, captured._written_uops).dump((ordered, captured))
             path = self.path(key)
-            with atomic_file(path) as file:
-                os.chmod(file.name, 0o600)
-                file.write(digest(path, made.getbuffer()))
-                file.write(made.getbuffer())
-        except Exception:  # a buffer without a name, or a full disk: the graph works without being stored
+        except Exception:  # a buffer without a name, or no folder: the graph works without being stored
             return False
-        make_room(path.parent)
-        return True
-
-
-def digest(path: Path, content: memoryview) -> bytes:
-    """The first bytes of a graph's file; they do not match a file that was damaged or renamed."""
-    found = hashlib.sha256(path.name.encode())
-    found.update(content)
-    return found.digest()
-
-
-def make_room(folder: Path) -> None:
-    """Delete the least recently used graphs, and temporary files of killed processes."""
-    times = {}
-    for file in folder.iterdir():
-        with contextlib.suppress(OSError):  # another process may delete it at the same time
-            times[file] = file.stat().st_mtime
-    stored = sorted((file for file in times if file.suffix == ".graph"), key=lambda file: times[file])
-    stale = [file for file in times if file.suffix == ".tmp" and times[file] < time.time() - STALE_SECONDS]
-    for file in [*stored[:-MAX_FILES], *stale]:
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
-
-
-def surroundings(device: str) -> tuple[object, ...]:
-    """What a graph depends on besides the model: versions, the device, the processor, tinygrad's settings."""
-    settings = {name: repr(value.value) for name, value in sorted(ContextVar._cache.items()) if name not in SILENT}
-    opened = Device[device]
-    return (importlib.metadata.version("tinygrad"), platform.python_version(), device,
-            platform.machine(), machine.processor(),
-            repr(opened.renderer.target), type(opened.renderer).__name__, settings)  # fmt: skip
+        return graph_files.write(path, made.getbuffer())

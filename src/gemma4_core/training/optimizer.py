@@ -19,8 +19,8 @@ from gemma4_core.ops.graphs import CapturedGraph
 from gemma4_core.plugins import registry
 from gemma4_core.plugins.options import refuse_unknown
 from gemma4_core.training.gradients import set_gradients
+from gemma4_core.training.programs.compiling import Programs
 from gemma4_core.training.programs.steps import Steps
-from gemma4_core.training.programs.tracing import Programs
 from gemma4_core.training.programs.updates import Update
 from gemma4_core.weights import DenseMatrix, DenseStack, Matrix
 

@@ -64,8 +64,9 @@ class NamedOptimizer(ABC):
         return self.weight_decay if value.ndim >= 2 else 0.0
 
     def kind(self, name: str) -> Hashable:
-        """What tells whether another parameter of the same shape, type and slots is updated by the same rule."""
-        return self.decay(self.params[name])
+        """All that the rule of a parameter depends on besides its tensors: parameters of equal kind, shapes and types
+        are updated by the same program, also in another process."""
+        return type(self).__qualname__, self.decay(self.params[name])
 
     def schedule_step(self) -> list[Tensor]:
         """The step as lazy assignments: what must be realized for it to happen.
@@ -139,6 +140,9 @@ class Adam(NamedOptimizer):
         one, two = self.betas
         m = one * self.slot("m", name) + (1 - one) * gradient
         return {"m": m, "v": two * self.slot("v", name) + (1 - two) * gradient.square()}
+
+    def kind(self, name: str) -> Hashable:
+        return super().kind(name), self.betas, self.eps
 
     def direction(self, name: str, step: Tensor) -> Tensor:
         """The bias-corrected first moment over the root of the second."""

@@ -45,7 +45,7 @@ def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **
             return ("momentum",) if orthogonal(name, param) else super().slots(name, param)
 
         def kind(self, name: str) -> Hashable:
-            return super().kind(name), orthogonal(name, self.params[name])
+            return super().kind(name), orthogonal(name, self.params[name]), momentum, nesterov, steps
 
         def moments(self, name: str, value: Tensor, gradient: Tensor) -> dict[str, Tensor]:
             if not orthogonal(name, value):

@@ -8,6 +8,8 @@ from gemma4_core.contracts import OptimizerBackend
 from gemma4_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from tinygrad import Tensor
 
     from gemma4_plugins.optimizers.base import NamedOptimizer
@@ -26,6 +28,9 @@ def build(named_params: dict[str, Tensor], *, lr: float, weight_decay: float, **
 
         def slots(self, name: str, param: Tensor) -> tuple[str, ...]:
             return ("momentum",) if momentum else ()
+
+        def kind(self, name: str) -> Hashable:
+            return super().kind(name), momentum, nesterov
 
         def decayed(self, value: Tensor, gradient: Tensor) -> Tensor:
             """The gradient of the loss with the decay's penalty."""

@@ -14,6 +14,9 @@ from tinygrad.dtype import DType
 from gemma4_core.config import LayerConfig, TextConfig
 from gemma4_core.weights import Weight
 
+UNKNOWN = "known by its place in memory"
+"""Begins a description that means nothing in another process."""
+
 
 class Walk:
     """The tensors inside an object by the path of attributes that leads there, and a description of all else."""
@@ -31,7 +34,7 @@ class Walk:
             # its number, and which layer's keys it shares, are no matter of its programs
             return replace(value, index=0, donor=None if value.donor is None else 0)
         if isinstance(value, TextConfig):
-            return "config", id(value)
+            return "config", repr(value)
         if id(value) in self._seen:
             return "again", self._seen[id(value)]
         self._seen[id(value)] = path
@@ -52,15 +55,15 @@ class Walk:
         base = tensor.uop.base
         whole = base.is_realized and base.max_numel() == tensor.numel() and base.dtype == tensor.dtype
         # a view of a part of a buffer is bound by nothing but itself
-        place = None if whole else id(tensor)
-        return "tensor", tuple(tensor.shape), tensor.dtype, str(tensor.device), place
+        place = None if whole else (UNKNOWN, id(tensor))
+        return "tensor", tuple(int(n) for n in tensor.shape), tensor.dtype, str(tensor.device), place
 
     def _object(self, value: Any, path: str) -> Hashable:
         slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
         held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
         held |= getattr(value, "__dict__", {})
         if not held:
-            return "object", id(value)
+            return UNKNOWN, type(value), id(value)
         if isinstance(value, Weight):
             del held["name"]
         return type(value), tuple((name, self._form(one, f"{path}.{name}")) for name, one in sorted(held.items()))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
@@ -19,6 +20,7 @@ from gemma4_core.formatting import human_bytes
 from gemma4_core.model.differentiable import rotation_table
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops.differentiable import differentiable_operations
+from gemma4_core.training.programs.compiling import Form, Programs, Task
 from gemma4_core.training.programs.kinds import Walk
 from gemma4_core.training.programs.pieces import (
     Backward,
@@ -31,7 +33,6 @@ from gemma4_core.training.programs.pieces import (
     sum_of,
 )
 from gemma4_core.training.programs.running import Replay, view
-from gemma4_core.training.programs.tracing import Form, Programs, Task
 
 PIECE = 1 << 26
 """Logits held at once: 256 MiB in fp32."""
@@ -141,6 +142,12 @@ class Pass:
         named = self.model.named_tensors()
         part = self.model.trained_part.tensors if self.model.trained_part is not None else {}
         self.start_weights = {name: t for name, t in {**named, **part}.items() if id(t) not in in_layers}
+        before: dict[str, Any] = {"embedding": text.embedding, "table": text.ple_table, "dtype": str(text.dtype)}
+        if text.per_layer:
+            before |= {"projection": text.ple_projection, "norm": text.ple_norm}
+        if any("/" in name for name in self.forms):
+            before["towers"] = self.model.towers
+        self.start_walk = Walk(before)
         start_trains = any(id(t) in trained for t in self.start_weights.values())
         owners = [i for i, walk in enumerate(self.walks) if any(id(t) in trained for t in walk.tensors.values())]
         self.lowest = 0 if start_trains else min(owners, default=len(layers))
@@ -151,7 +158,8 @@ class Pass:
         self.tasks: dict[Hashable, Task] = {}
         self.start_back = self._back(self.start_weights, ()) if start_trains else None
         self.start_key = self._task("start", self._start_inputs(), self.start_weights, self.start_back,
-                                    lambda back: start_piece(self.model, self.ops, self.start_weights, back), ())
+                                    lambda back: start_piece(self.model, self.ops, self.start_weights, back),
+                                    (self.start_walk.form, self.model.config.pad_token_id))
         self.layer_keys, self.layer_backs = [], []
         for layer, walk in zip(layers, self.walks, strict=True):
             key, back = self._layer(layer.index, walk)
@@ -167,7 +175,9 @@ class Pass:
         back = self._back(weights, ("h",) if self.lowest <= len(layers) else ()) if trained else None
         self.head_back = back
         self.head_key = self._task("head", inputs, weights, back,
-                                   lambda back: head_piece(self.model, self.ops, weights, back), self.head_walk.form)
+                                   lambda back: head_piece(self.model, self.ops, weights, back),
+                                   (self.head_walk.form, self.config.final_logit_softcapping,
+                                    self.config.rms_norm_eps))
 
     def _back(self, weights: Mapping[str, Tensor], inputs: tuple[str, ...]) -> Backward:
         mine = {name: t for name, t in weights.items() if id(t) in self.trained.parameters}

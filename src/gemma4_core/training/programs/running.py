@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tinygrad import Device, UOp, dtypes
 from tinygrad.device import Buffer
 from tinygrad.dtype import DType
 from tinygrad.engine.jit import graph_split_rewrite
-from tinygrad.engine.realize import link_linear, run_linear
+from tinygrad.engine.realize import ExecContext, link_linear, pm_exec, run_linear
 from tinygrad.helpers import JIT_BATCH_SIZE
 from tinygrad.runtime.support.memory import TLSFAllocator
 from tinygrad.uop import Ops
@@ -50,8 +50,18 @@ class Replay:
             self._linear, self._buffer = self._linked(buffer), buffer
         run_linear(self._linear, jit=True)
 
+    def timed(self) -> Iterator[tuple[UOp, float]]:
+        """Run call after call, each with the seconds that the device took, for profiles."""
+        for call in self._placed(self._buffer):
+            yield call, max(float(t or 0.0) for t in pm_exec.rewrite(call, ExecContext(jit=True, wait=True)) or [0.0])
+
     def _linked(self, buffer: Buffer | None) -> UOp:
-        """The calls over places in the arena; devices that replay graphs get one."""
+        """What runs; devices that replay graphs get one."""
+        calls = tuple(self._placed(buffer))
+        return link_linear(graph_split_rewrite(UOp(Ops.LINEAR, src=calls), max_batch_size=JIT_BATCH_SIZE.value))
+
+    def _placed(self, buffer: Buffer | None) -> list[UOp]:
+        """The calls over places in the arena."""
         placed: dict[tuple[int, int, DType], UOp] = {}
         found: dict[UOp, UOp] = {}
         for uop, offset in self.places.items():
@@ -60,8 +70,7 @@ class Replay:
             if place not in placed:
                 placed[place] = view(buffer, *place)
             found[uop] = placed[place]
-        calls = [call.replace(src=(call.src[0], *(found.get(b, b) for b in call.src[1:]))) for call in self.calls]
-        return link_linear(graph_split_rewrite(UOp(Ops.LINEAR, src=tuple(calls)), max_batch_size=JIT_BATCH_SIZE.value))
+        return [call.replace(src=(call.src[0], *(found.get(b, b) for b in call.src[1:]))) for call in self.calls]
 
 
 def views(device: str) -> bool:

@@ -13,10 +13,10 @@ from tinygrad.helpers import GlobalCounters
 from gemma4_core.devices import free_memory_bytes
 from gemma4_core.model.model import GemmaModel
 from gemma4_core.training.checked import CheckedBatch
+from gemma4_core.training.programs.compiling import Form, Programs
 from gemma4_core.training.programs.kinds import Walk
 from gemma4_core.training.programs.passes import Pass, Trained
 from gemma4_core.training.programs.running import views
-from gemma4_core.training.programs.tracing import Form, Programs
 
 SHARE = 0.9
 """The part of free memory that a pass may fill."""
@@ -36,7 +36,7 @@ class Steps:
 
     def __init__(self, model: GemmaModel, parameters: Mapping[str, Tensor]) -> None:
         self.model, self.parameters = model, dict(parameters)
-        self.programs = Programs(str(model.device))
+        self.programs = Programs(str(model.device), model.operations)
         self.passes: dict[Hashable, Pass] = {}
         """By the shapes of their batch and how they treat gradients."""
         self.memory_limit: int | None = None
@@ -90,7 +90,7 @@ class Steps:
         device, arena = str(self.model.device), self.programs.arena
         room = SHARE * free if (free := free_memory_bytes(device)) is not None else float("inf")
         if self.memory_limit is not None:
-            used = GlobalCounters.mem_used_per_device[device] if device in GlobalCounters.mem_used_per_device else 0
+            used = GlobalCounters.mem_used_per_device.get(device, 0)
             room = min(room, self.memory_limit - used)
         return room + arena.size
 

@@ -3,57 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tinygrad import Tensor, UOp
-from tinygrad.dtype import AddrSpace, DType
-from tinygrad.engine.realize import capturing, compile_linear, get_call_outs_ins
+from tinygrad.dtype import AddrSpace
+from tinygrad.engine.realize import capturing, get_call_outs_ins
 from tinygrad.helpers import Context as TinygradContext
 from tinygrad.uop import Ops
 
-from gemma4_core.training.programs.running import Arena
-
-
-@dataclass(frozen=True)
-class Program:
-    """Kernels in order. A call is the kernel and its buffers: those of ``names`` are bound when the program is linked,
-    others of ``own`` are its own, and the rest are constants that the function closed over."""
-
-    calls: tuple[UOp, ...]
-    names: Mapping[UOp, str]
-    own: frozenset[UOp]
-
-    def bound(
-        self, buffers: Mapping[str, UOp], places: dict[UOp, UOp], wanted: Iterable[int] | None = None
-    ) -> list[UOp]:
-        """The calls, or those with the indices ``wanted``, over these buffers. ``places`` holds the program's own
-        buffers of this use, which are added as they come up."""
-
-        def place(buffer: UOp) -> UOp:
-            if buffer in self.names:
-                return buffers[self.names[buffer]]
-            if buffer not in self.own:
-                return buffer
-            if buffer not in places:
-                places[buffer] = UOp.new_buffer(buffer.device, buffer.max_numel(), buffer.dtype)
-            return places[buffer]
-
-        chosen = self.calls if wanted is None else [self.calls[i] for i in sorted(wanted)]
-        return [call.replace(src=(call.src[0], *map(place, call.src[1:]))) for call in chosen]
-
-    def needed(self, outputs: Iterable[str]) -> set[int]:
-        """Indices of the calls of a compiled program that these outputs need."""
-        wanted = set(outputs)
-        read = {buffer for buffer, name in self.names.items() if name in wanted}
-        found = set()
-        for index in reversed(range(len(self.calls))):
-            call = self.calls[index]
-            if any(call.src[1 + out] in read for out in get_call_outs_ins(call)[0]):
-                found.add(index)
-                read.update(call.src[1:])
-        return found
+from gemma4_core.training.programs.program import Program
 
 
 class Recorder:
@@ -101,51 +60,6 @@ def trace(
 def placeholder(*shape: int, dtype: Any, device: str) -> Tensor:
     """An input of a traced function; it has no memory."""
     return Tensor.empty(*shape, dtype=dtype, device=device)
-
-
-def compiled(programs: Mapping[Any, Program]) -> dict[Any, Program]:
-    """The programs with their kernels lowered and compiled, those that several share once."""
-    every = UOp(Ops.LINEAR, src=tuple(call for program in programs.values() for call in program.calls))
-    done = iter(compile_linear(every).src)
-    return {
-        key: Program(tuple(next(done) for _ in program.calls), program.names, program.own)
-        for key, program in programs.items()
-    }
-
-
-Form = tuple[tuple[int, ...], DType]
-"""Shape and type of a tensor."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A program to be traced."""
-
-    piece: Callable[[], Callable[..., Mapping[str, Tensor]]]
-    inputs: Mapping[str, Form]
-    weights: Mapping[str, Tensor]
-
-    def trace(self, device: str) -> Program:
-        given = {name: placeholder(*shape, dtype=dtype, device=device) for name, (shape, dtype) in self.inputs.items()}
-        return trace(self.piece(), given, self.weights)
-
-
-@dataclass
-class Programs:
-    """The compiled programs of a model, by what they do; passes of other shapes and modes share them."""
-
-    device: str
-    done: dict[Hashable, Program] = field(default_factory=dict)
-    arena: Arena = field(init=False)
-    """Memory that all replays of these programs use."""
-
-    def __post_init__(self) -> None:
-        self.arena = Arena(self.device)
-
-    def add(self, tasks: Mapping[Hashable, Task]) -> None:
-        """Trace and compile what is missing."""
-        new = {key: task.trace(self.device) for key, task in tasks.items() if key not in self.done}
-        self.done |= compiled(new)
 
 
 # ------------------------------------------------------------------------------------------------------------- copies

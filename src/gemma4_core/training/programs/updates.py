@@ -11,9 +11,12 @@ from tinygrad.device import Buffer
 from tinygrad.helpers import Context as TinygradContext
 
 from gemma4_core.engine.inputs import GraphInputs
+from gemma4_core.plugins import registry
+from gemma4_core.plugins.packages import package_state
+from gemma4_core.training.programs.compiling import Form, Programs, Task
+from gemma4_core.training.programs.kinds import UNKNOWN
 from gemma4_core.training.programs.pieces import Outputs
 from gemma4_core.training.programs.running import Replay, view
-from gemma4_core.training.programs.tracing import Form, Programs, Task
 
 if TYPE_CHECKING:
     from gemma4_core.training.optimizer import TrainingOptimizer
@@ -67,7 +70,7 @@ class Update:
 
     def _steps(self) -> list[UOp]:
         inner, every = self.optimizer.inner, self.optimizer.inner.state_dict()
-        keys: dict[str, Hashable] = {}
+        made_by, keys = code_of(inner), dict[str, Hashable]()
         roles: dict[str, dict[str, Tensor]] = {}
         tasks: dict[Hashable, Task] = {}
         for name, gradient in self.gradients.items():
@@ -76,7 +79,7 @@ class Update:
             roles[name] = {"parameter": parameter, "lr": every["lr"]} | held
             shapes = tuple((role, tuple(t.shape), t.dtype) for role, t in roles[name].items())
             form = tuple(gradient.shape), gradient.dtype
-            key: Hashable = ("update", type(inner).__qualname__, inner.kind(name), shapes, form, self.limited)
+            key: Hashable = ("update", made_by, inner.kind(name), shapes, form, self.limited)
             keys[name] = key
             inputs = {"gradient": form} | ({"factor": ((1,), dtypes.float32)} if self.limited else {})
             tasks.setdefault(key, Task(lambda name=name: self._rule(name), inputs, roles[name]))  # type: ignore[misc]
@@ -108,6 +111,14 @@ class Update:
         calls = self.programs.done[key].bound(bound, places)
         self.own.update(places.values())
         return calls
+
+
+def code_of(optimizer: Any) -> Hashable:
+    """The state of the packages that an optimizer's class comes from."""
+    packages = {kind.__module__.split(".")[0] for kind in type(optimizer).__mro__} - {"builtins", "abc"}
+    plugins = registry.manager.plugins()
+    states = [package_state(package, plugins) for package in sorted(packages)]
+    return (UNKNOWN, type(optimizer)) if None in states else tuple(map(repr, states))
 
 
 def squares(**given: Tensor) -> Outputs:

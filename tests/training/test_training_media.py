@@ -11,7 +11,7 @@ from training_tools import reference_batch, short, snapshot
 
 from gemma4_core import GemmaTrainingBatch, InputError, build_optimizer, train_step
 from gemma4_core.model import GemmaModel
-from gemma4_core.training import step as step_module
+from gemma4_core.training.programs.steps import Steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_loops")]
 TRAINED = ["*embed_vision.*", "*embed_audio.*", "*vision_tower*layers.0.mlp.up_proj*", "*layers.0.mlp.up_proj.weight"]
@@ -34,7 +34,7 @@ def test_captured_steps_with_media(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     losses, weights, graphs = trained([batch, batch, darker])
     assert graphs == 1 and losses[0] > losses[1]
-    monkeypatch.setattr(step_module, "capturable", lambda model, prepared: False)
+    monkeypatch.setattr(Steps, "serve", lambda steps, batches: False)
     plain_losses, plain_weights, graphs = trained([batch, batch, darker])
     assert graphs == 0
     np.testing.assert_allclose(losses, plain_losses, rtol=1e-5)

@@ -12,7 +12,7 @@ from gemma4_core.model.differentiable import device_inputs
 from gemma4_core.training.batch import GemmaTrainingBatch
 from gemma4_core.training.checked import CheckedBatch
 from gemma4_core.training.loss import mean_loss
-from gemma4_core.training.programs.steps import Steps, fits
+from gemma4_core.training.programs.steps import Steps
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -35,7 +35,7 @@ class Evaluator:
         return total / targets if targets else math.nan
 
     def _mean(self, batch: CheckedBatch) -> float:
-        if fits(self.model, [batch]):
+        if self.steps.serve([batch]):
             return self.steps.run([batch])[0].item()
         inputs = device_inputs(self.model, batch.ids, batch.media, batch.segments)
         return mean_loss(self.model, inputs, Tensor(batch.targets, device=self.model.device)).item()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.optim import Optimizer as TinygradOptimizer
-
-if TYPE_CHECKING:
-    from gemma4_core.training.optimizer import TrainingOptimizer
 
 PARTS = 128
 """Pieces of a tensor whose squares are summed side by side."""
@@ -44,19 +41,19 @@ def partial_squares(tensor: Tensor) -> Tensor:
 
 
 def set_gradients(
-    optimizer: TrainingOptimizer, gradients: Mapping[str, Tensor], max_norm: float | None
+    optimizer: Any, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], max_norm: float | None
 ) -> Tensor | None:
     """Put gradients where optimizers look for them, scaled down to a global norm where one is given; the norm before.
 
     Parameters that the loss does not depend on get none; tinygrad's own optimizers, which need one, get zeros.
     """
-    needed = isinstance(optimizer.inner, TinygradOptimizer)
+    needed = isinstance(optimizer, TinygradOptimizer)
     norm = factor = None
     if max_norm is not None:
         norm = global_norm(list(gradients.values()))
         factor = (max_norm / norm.maximum(1e-12)).minimum(1.0).contiguous()
         Tensor.realize(norm, factor)
-    for name, param in optimizer.named_params.items():
+    for name, param in parameters.items():
         gradient = gradients.get(name)
         if gradient is None:
             param.grad = param.zeros_like().contiguous() if needed else None

@@ -80,7 +80,7 @@ class TrainingOptimizer:
     def update(self, gradients: Mapping[str, Tensor], max_norm: float | None) -> Tensor | None:
         """Take a step from realized gradients by name, limited to a global norm where one is given; the norm before."""
         if not hasattr(self.inner, "schedule_step"):
-            norm = set_gradients(self, gradients, max_norm)
+            norm = set_gradients(self.inner, self.named_params, gradients, max_norm)
             norm = None if norm is None else norm.contiguous().realize()
             self.step()
             self.zero_grad()
@@ -89,7 +89,9 @@ class TrainingOptimizer:
         if hasattr(self.inner, "kind"):
             known = self._updates.get(key)
             if not isinstance(known, Update):
-                known = self._updates[key] = Update(self, self._programs(gradients), gradients, max_norm is not None)
+                programs, limited = self._programs(gradients), max_norm is not None
+                known = Update(self.inner, self.named_params, programs, gradients, limited)
+                self._updates[key] = known
             norm = known(max_norm)
         else:
             norm = self._whole(key, gradients, max_norm)
@@ -103,7 +105,7 @@ class TrainingOptimizer:
 
         def finish() -> Tensor | None:
             with TinygradContext(TRAINING=1):
-                norm = set_gradients(self, gradients, max_norm)
+                norm = set_gradients(self.inner, self.named_params, gradients, max_norm)
                 changed = self.inner.schedule_step()
                 self.zero_grad()
                 Tensor.realize(*changed)

@@ -15,7 +15,6 @@ from gemma4_core.training.checked import CheckedBatch
 from gemma4_core.training.gradients import reached
 from gemma4_core.training.loss import mean_loss
 from gemma4_core.training.optimizer import TrainingOptimizer
-from gemma4_core.training.programs.steps import fits
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
@@ -52,10 +51,12 @@ def train_step(
     prepared = [CheckedBatch.of(model, one) for one in batches]
     if lr is not None:
         trained.set_lr(lr)
-    if fits(model, prepared):
-        loss, gradients = trained.steps(model).run(prepared, checkpointing)
+    steps = trained.steps(model)
+    if steps.serve(prepared):
+        loss, gradients = steps.run(prepared, checkpointing)
     else:
-        loss, gradients = accumulated(model, trained, prepared, checkpointing)
+        loss, made = accumulated(model, trained, prepared, checkpointing)
+        gradients = steps.hold(made, len(prepared) > 1)
     trained.gradient_norm = trained.update(gradients, max_norm)
     model.invalidate()
     return loss

@@ -12,7 +12,7 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType
 
 from gemma4_core.config import LayerConfig, TextConfig
-from gemma4_core.weights import Weight
+from gemma4_core.weights import ExpertStack, Matrix, Weight
 
 UNKNOWN = "known by its place in memory"
 """Begins a description that means nothing in another process."""
@@ -62,6 +62,8 @@ class Walk:
         slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
         held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
         held |= getattr(value, "__dict__", {})
+        if isinstance(value, (Matrix, ExpertStack)):
+            held["parts"] = dict(value.parts())  # some are known to its methods alone
         if not held:
             return UNKNOWN, type(value), id(value)
         if isinstance(value, Weight):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
 from tinygrad.device import Buffer
-from tinygrad.dtype import DType
+from tinygrad.dtype import DType, _to_np_dtype
 from tinygrad.uop import Ops
 
 from gemma4_core.engine.inputs import GraphInputs
@@ -36,6 +36,8 @@ from gemma4_core.training.programs.running import Replay, view
 
 PIECE = 1 << 26
 """Logits held at once: 256 MiB in fp32."""
+TENSORS = ("ple_rows",)
+"""Inputs that are given as tensors."""
 FORWARD = frozenset({"h out", "k out", "v out", "ple out", "loss"})
 
 @dataclass(frozen=True)
@@ -375,11 +377,10 @@ class Pass:
         shape, dtype = self.forms[name]
         if name in self.put.tensors:
             return self.put.tensors[name]
-        if dtype in (dtypes.int32, dtypes.float32):
-            return self.put.put(name, np.zeros(shape, np.int32 if dtype == dtypes.int32 else np.float32))
-        return self.put.tensors.setdefault(
-            name, Tensor.zeros(*shape, dtype=dtype, device=self.device).contiguous().realize()
-        )
+        if name in TENSORS:
+            zeros = Tensor.zeros(*shape, dtype=dtype, device=self.device)
+            return self.put.tensors.setdefault(name, zeros.contiguous().realize())
+        return self.put.put(name, np.zeros(shape, _to_np_dtype(dtype)))
 
     def _rotation(self, table: Tensor) -> UOp:
         """The angles of the pass's positions."""

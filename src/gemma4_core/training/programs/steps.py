@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, dtypes
-from tinygrad.dtype import DType
+from tinygrad.dtype import _from_np_dtype
 from tinygrad.helpers import GlobalCounters
 
 from gemma4_core.devices import free_memory_bytes
@@ -20,16 +20,6 @@ from gemma4_core.training.programs.running import views
 
 SHARE = 0.9
 """The part of free memory that a pass may fill."""
-TYPES: dict[np.dtype[Any], DType] = {
-    np.dtype(np.int32): dtypes.int32, np.dtype(np.float32): dtypes.float32, np.dtype(np.bool_): dtypes.bool,
-    np.dtype(np.float16): dtypes.float16, np.dtype(np.int64): dtypes.int64, np.dtype(np.uint8): dtypes.uint8,
-}
-
-
-def fits(model: GemmaModel, batches: Sequence[CheckedBatch]) -> bool:
-    """Whether programs serve these batches: towers that do not arrange their media run outside of them."""
-    return views(str(model.device)) and all(batch.arranged for batch in batches)
-
 
 class Steps:
     """The passes of a model over batches, with gradients of ``parameters`` where there are any."""
@@ -43,9 +33,25 @@ class Steps:
         """Bytes of device memory that may be in use; None is all that is free."""
         self._names = {id(tensor): name for name, tensor in self.parameters.items()}
         self._held: dict[tuple[str, bool], Tensor] = {}
+        self._matrices: list[Any] = []
+        self._known = False
+        """Whether all that trains is where programs look, for the matrices above."""
         text = model.text
         self._shared = {id(t) for t in Walk((text.embedding, text.norm)).tensors.values()}
         """Tensors with several gradients in one pass: of the head's pieces, and of embedded ids."""
+
+    def serve(self, batches: Sequence[CheckedBatch]) -> bool:
+        """Whether programs can run these batches: towers that do not arrange their media run outside of them, and what
+        trains must be a tensor of the model, its towers or their matrices."""
+        if not views(self.programs.device) or not all(batch.arranged for batch in batches):
+            return False
+        matrices = [place.matrix for place in self.model.places.values()]
+        if matrices != self._matrices:
+            text = self.model.text
+            walk = Walk((text.layers, text.embedding, text.norm, text.ple_table, self.model.towers))
+            known = {id(t) for t in (*walk.tensors.values(), *self.model.named_tensors().values())}
+            self._matrices, self._known = matrices, self._names.keys() <= known
+        return self._known
 
     def run(
         self, batches: Sequence[CheckedBatch], checkpointing: bool = False
@@ -104,12 +110,19 @@ class Steps:
             self._held[name, wide] = zeros.contiguous().realize()
         return self._held[name, wide]
 
+    def hold(self, gradients: Mapping[str, Tensor], wide: bool) -> dict[str, Tensor]:
+        """Gradients that were made elsewhere, by parameter, where those of programs lie."""
+        held = {name: self.target(id(self.parameters[name]), wide) for name in gradients}
+        Tensor.realize(*(held[name].assign(g.cast(held[name].dtype)) for name, g in gradients.items()))
+        return held
+
     def _clear(self, sums: Mapping[int, Tensor]) -> None:
         Tensor.realize(*(held.assign(held.zeros_like()) for held in sums.values()))
 
     def forms(self, batch: CheckedBatch) -> dict[str, Form]:
         """Shapes and types of what a pass takes."""
-        found: dict[str, Form] = {name: (array.shape, TYPES[array.dtype]) for name, array in batch.arrays.items()}
+        arrays = batch.arrays.items()
+        found: dict[str, Form] = {name: (array.shape, _from_np_dtype(array.dtype)) for name, array in arrays}
         if self.model.ple_host is not None:
             text = self.model.config.text_config
             width = text.num_hidden_layers * text.hidden_size_per_layer_input

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes
@@ -18,9 +18,6 @@ from gemma4_core.training.programs.kinds import UNKNOWN
 from gemma4_core.training.programs.pieces import Outputs
 from gemma4_core.training.programs.running import Replay, view
 
-if TYPE_CHECKING:
-    from gemma4_core.training.optimizer import TrainingOptimizer
-
 PARTS = 128
 """Pieces of a tensor whose squares are summed side by side."""
 
@@ -29,10 +26,12 @@ class Update:
     """One step of an optimizer whose rule is told for each tensor: it has ``schedule_step`` and ``kind``."""
 
     def __init__(
-        self, optimizer: TrainingOptimizer, programs: Programs, gradients: Mapping[str, Tensor], limited: bool
-    ) -> None:
+        self, optimizer: Any, parameters: Mapping[str, Tensor], programs: Programs, gradients: Mapping[str, Tensor],
+        limited: bool,
+    ) -> None:  # fmt: skip
         """``gradients`` are realized tensors by the parameter's name; ``limited`` says whether their norm is."""
-        self.optimizer, self.programs, self.gradients, self.limited = optimizer, programs, dict(gradients), limited
+        self.optimizer, self.parameters, self.programs = optimizer, parameters, programs
+        self.gradients, self.limited = dict(gradients), limited
         self.put = GraphInputs(programs.device)
         self.own: set[UOp] = set()
         self.norm = Tensor.zeros(1, dtype=dtypes.float32, device=programs.device).contiguous().realize()
@@ -69,12 +68,12 @@ class Update:
         return calls + self._use(last, bound)
 
     def _steps(self) -> list[UOp]:
-        inner, every = self.optimizer.inner, self.optimizer.inner.state_dict()
+        inner, every = self.optimizer, self.optimizer.state_dict()
         made_by, keys = code_of(inner), dict[str, Hashable]()
         roles: dict[str, dict[str, Tensor]] = {}
         tasks: dict[Hashable, Task] = {}
         for name, gradient in self.gradients.items():
-            parameter = self.optimizer.named_params[name]
+            parameter = self.parameters[name]
             held = {key.removesuffix(f".{name}"): t for key, t in every.items() if key.endswith(f".{name}")}
             roles[name] = {"parameter": parameter, "lr": every["lr"]} | held
             shapes = tuple((role, tuple(t.shape), t.dtype) for role, t in roles[name].items())
@@ -97,11 +96,11 @@ class Update:
 
         def run(**given: Tensor) -> Outputs:
             gradient, factor = given["gradient"], given.get("factor")
-            parameter, inner = self.optimizer.named_params[name], self.optimizer.inner
-            self.optimizer.zero_grad()
+            parameter, inner = self.parameters[name], self.optimizer
+            inner.zero_grad()
             parameter.grad = gradient if factor is None else (gradient * factor.reshape(())).cast(gradient.dtype)
             changed = inner.schedule_step()
-            self.optimizer.zero_grad()
+            inner.zero_grad()
             return {f"changed {number}": tensor for number, tensor in enumerate(changed)}
 
         return run

@@ -34,6 +34,12 @@ class Backward:
     inputs: tuple[str, ...] = ()
     """Inputs whose gradients others need."""
 
+    @property
+    def outputs(self) -> set[str]:
+        """The names of what is given."""
+        sums = {sum_of(name) for name in self.added} | {sum_of(name) for name in "kv" if name in self.inputs}
+        return sums | {gradient_of(name) for name in (*self.trained, *self.inputs)}
+
 
 def gradients(total: Tensor, weights: Mapping[str, Tensor], back: Backward, given: Mapping[str, Tensor]) -> Outputs:
     """Gradients of a scalar by ``gradient of NAME``; tensors that it does not depend on have none."""

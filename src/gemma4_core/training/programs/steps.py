@@ -15,7 +15,8 @@ from gemma4_core.model.model import GemmaModel
 from gemma4_core.training.checked import CheckedBatch
 from gemma4_core.training.programs.compiling import Form, Programs
 from gemma4_core.training.programs.kinds import Walk
-from gemma4_core.training.programs.passes import Pass, Trained
+from gemma4_core.training.programs.passes import Pass
+from gemma4_core.training.programs.plan import Trained
 from gemma4_core.training.programs.running import views
 
 SHARE = 0.9
@@ -87,7 +88,7 @@ class Steps:
         every = frozenset(self._names)
         added = every if adding else every & self._shared
         trained = Trained(every, added, lambda i: self.target(i, i in added))
-        made = Pass(self.model, self.programs, forms, trained, clear=not adding)
+        made = Pass(self.model, self.programs, forms, trained, not adding)
         made.link(0.0 if checkpointing else None, self._room)
         return made
 

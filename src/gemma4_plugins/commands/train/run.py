@@ -15,6 +15,7 @@ from gemma4_core.cli.output import json_text, note, write
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.errors import InputError
 from gemma4_core.formatting import shown
+from gemma4_core.training.data.dataset_folders import held_out_source
 from gemma4_core.training.data.examples import LONGEST, Encoding, Examples, modalities_of, read_examples
 from gemma4_core.training.data.records import Record, read_records
 from gemma4_core.training.run_folder import RunFolder
@@ -43,20 +44,23 @@ class Data:
 
     records: list[Record]
     held_out: list[Record]
-    """Validation lines from a file of their own; empty where validation is a share of the data, or absent."""
+    """Validation rows of their own; empty where validation is a share of the data, or absent."""
     share: float | None
     batches: Batches | None = None
     validation: Batches | None = None
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Data:
-        """Read the files. Raises InputError naming file and line."""
-        given = values["validation"]
-        return cls(read_records(values["data"]), read_records(given) if isinstance(given, Path) else [],
-                   given if isinstance(given, float) else None)
+        """Read the files. Raises InputError naming file and row."""
+        given, path, columns = values["validation"], values["data"], values["columns"]
+        records, held_out = read_records(path, columns, values["split"]), []
+        if isinstance(given, Path):
+            place, split = held_out_source(path, values["split"], given)
+            held_out = read_records(place, columns, split, "validation")
+        return cls(records, held_out, given if isinstance(given, float) else None)
 
     def encode(self, values: Mapping[str, Any], processor: GemmaMultimodalProcessor) -> None:
-        """Encode the lines and make batches. Raises InputError naming file and line."""
+        """Encode the rows and make batches. Raises InputError naming file and row."""
         from gemma4_core.training.data.batches import Batches
 
         encoding = encoding_of(values, processor)

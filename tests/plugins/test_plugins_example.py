@@ -28,7 +28,7 @@ from gemma4_core.devices import activate
 
 sys.path.append(str(EXAMPLE / "src"))
 
-from gemma4_example import byte_tokenizer, dots, echo, npz, one_core, one_of, scale, signum
+from gemma4_example import byte_tokenizer, dots, echo, events, npz, one_core, one_of, scale, signum
 
 
 @pytest.fixture(name="cpu", scope="module")
@@ -39,11 +39,11 @@ def cpu_fixture() -> None:
 
 PARTS = {
     "npz": npz, "dots": dots, "bytes": byte_tokenizer, "one-core": one_core, "signum": signum, "scale": scale,
-    "echo": echo, "one-of": one_of,
+    "echo": echo, "one-of": one_of, "events": events,
 }  # fmt: skip
 KINDS = {
     "npz": "format", "dots": "modality", "bytes": "tokenizer", "one-core": "device", "signum": "optimizer",
-    "scale": "transform", "echo": "drafter", "one-of": "constraint", "hello": "command",
+    "scale": "transform", "echo": "drafter", "one-of": "constraint", "events": "callback", "hello": "command",
 }  # fmt: skip
 
 

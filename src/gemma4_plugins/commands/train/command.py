@@ -107,6 +107,15 @@ ON_THE_WAY = [
                  help="How many of the newest checkpoints are kept."),
     click.option("--eval-every", type=Whole(0), default=0, show_default=True, metavar="STEPS",
                  help="Steps between measurements of the validation loss; 0 measures at the end alone."),
+    click.option("--early-stop", type=Whole(0), default=0, show_default=True, metavar="N",
+                 help="End the run after N evaluations in a row without a lower validation loss; 0 is never."),
+    click.option("--min-delta", type=Number(0), default=0.0, show_default=True, metavar="LOSS",
+                 help="How much lower it must be to count for --early-stop."),
+    click.option("--keep-best/--no-keep-best", default=True, show_default=True,
+                 help="Save and keep the checkpoint of the lowest validation loss, besides --keep-last."),
+    click.option("--plot", is_flag=True, help="Draw the loss curve, loss.png, again and again during the run."),
+    click.option("--callback", multiple=True, metavar="NAME", shell_complete=completion.plugins("callbacks"),
+                 help="Callback plugin, such as a writer of logs; may be given more than once."),
     click.option("--sample-every", type=Whole(0), default=0, show_default=True, metavar="STEPS",
                  help="Steps between answers to each --sample-prompt; 0 answers at the end alone."),
     click.option("--sample-prompt", multiple=True, metavar="TEXT",
@@ -144,6 +153,8 @@ def train_command(ctx: click.Context, plugin_values: PluginValues, **values: Any
         raise click.UsageError("Missing option '--output-dir' / '-o'.")
     if values["sample_every"] and not values["sample_prompt"]:
         raise click.UsageError("--sample-every needs --sample-prompt.")
+    if values["early_stop"] and not (values["validation"] and values["eval_every"]):
+        raise click.UsageError("--early-stop needs --validation and --eval-every.")
     values["epochs"] = values["epochs"] or 1
     values["clip"] = values["clip"] or None
     values["optimizer_options"] = once("--optimizer-option", map(pair, values.pop("optimizer_option")))

@@ -268,6 +268,19 @@ def test_echo_proposes_what_stood_some_distance_back() -> None:
         description.build(None, slots, {"echo_distance": 0})
 
 
+def test_events_are_lines_in_order(tmp_path: Path) -> None:
+    [description] = events.gemma4_training_callbacks()
+    callback, trainer = description.build({}), SimpleNamespace(folder=tmp_path, step=1, total=2)
+    callback.on_start(trainer)
+    callback.on_step(trainer, SimpleNamespace(loss=0.5))
+    callback.on_evaluate(trainer, SimpleNamespace(loss=0.4, lowest=True))
+    callback.on_checkpoint(trainer, tmp_path / "step-1")
+    callback.on_end(trainer, ValueError("no"))
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["start", "step", "evaluate", "checkpoint", "end"]
+    assert lines[2]["lowest"] and lines[3]["folder"] == "step-1" and lines[4]["fault"] == "no"
+
+
 def test_one_of_allows_the_texts_and_then_the_end(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer.load(byte_folder(tmp_path))
     [description] = one_of.gemma4_constraints()

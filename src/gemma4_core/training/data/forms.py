@@ -104,7 +104,7 @@ def _lift_tools(line: Line) -> None:
     messages = line.get("messages")
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if isinstance(message, dict) and message.get("tools"):
-            if line.get("tools") not in (None, message["tools"]) or "functions" in line:
+            if ("tools" in line and line["tools"] not in ([], "[]", message["tools"])) or "functions" in line:
                 raise InputError(f"messages[{index}]: there are other tools already; declare all of them in one place")
             line["tools"] = message["tools"]
     if isinstance(messages, list):

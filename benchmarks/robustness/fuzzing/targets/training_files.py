@@ -84,6 +84,8 @@ class Target(messages.Target):
     def run(self, folder: Path) -> None:
         from gemma4_core.training.data import Encoding, read_examples, read_records
 
+        if not (folder / HOW).is_file():
+            return
         try:
             how = json.loads((folder / HOW).read_bytes())
         except (ValueError, RecursionError, OSError):

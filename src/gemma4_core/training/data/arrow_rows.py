@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from gemma4_core.errors import InputError
 from gemma4_core.formatting import shown, shown_path
-from gemma4_core.json_lines import DEEPEST, VALUES
+from gemma4_core.json_lines import DEEPEST
 from gemma4_core.training.data.columns import Columns, known_keys
 from gemma4_core.training.data.json_rows import hub_hint, opened
 from gemma4_core.training.data.stored_media import MediaStore
@@ -71,15 +71,16 @@ def arrow_rows(path: Path, columns: Columns, store: MediaStore) -> Iterator[tupl
     with file:
         with reported(where, name):
             schema, batches = (parquet if name == "Parquet" else arrow)(file, where, keys)
-        read = [column for column in schema.names if column in keys]
-        if not read and schema.names:
-            columns.applied(dict.fromkeys(schema.names))
+            names = schema.names
+            read = [column for column in names if column in keys]
+            types = [column_type(schema.field(column), where, column in texts) for column in read]
+        if not read and names:
+            columns.applied(dict.fromkeys(names))
             columns.check(where)
             raise InputError(f"{where}: has no column that examples are made of; it has "
-                             f"{', '.join(shown(column)[1:-1] for column in schema.names[:12])}; name them with "
-                             f"--column, such as --column messages={shown(schema.names[0])[1:-1]}"[:450])
-        types = [column_type(schema.field(column), where, column in texts) for column in read]
-        unread = {column: UNREAD for column in schema.names if column not in keys}
+                             f"{', '.join(shown(column)[1:-1] for column in names[:12])}; name them with "
+                             f"--column, such as --column messages={shown(names[0])[1:-1]}"[:450])
+        unread = {column: UNREAD for column in names if column not in keys}
         number = 0
         while True:
             with reported(where, name):
@@ -110,20 +111,16 @@ def reported(where: str, name: str) -> Iterator[None]:
 
 
 def parquet(file: IO[bytes], where: str, keys: Collection[str]) -> tuple[pyarrow.Schema, Iterator[Any]]:
-    """The schema and the rows of a Parquet file. Raises InputError for rows without end."""
+    """The schema and the rows of a Parquet file.
+
+    What the file says of each column of a row group is not looked at: pyarrow 26 ends the process where that is
+    damaged.
+    """
     from pyarrow.parquet import ParquetFile
 
     opened = ParquetFile(file, buffer_size=STREAM_BUFFER, pre_buffer=False)
-    schema, about = opened.schema_arrow, opened.metadata
+    schema = opened.schema_arrow
     refuse_doubles(schema, where, keys)
-    for index in range(about.num_row_groups):
-        group = about.row_group(index)
-        for number in range(group.num_columns):
-            column = group.column(number)
-            inside = column.path_in_schema.partition(".")[0] in keys
-            if inside and column.num_values > VALUES * max(group.num_rows, 1):
-                raise InputError(f"{where}: rows of column {shown(column.path_in_schema)} hold more than {VALUES} "
-                                 f"values")
     columns = [name for name in schema.names if name in keys]
     size = MEDIA_ROWS if any(holds_bytes(schema.field(name).type) for name in columns) else ROWS
     return schema, opened.iter_batches(size, columns=columns, use_threads=False)

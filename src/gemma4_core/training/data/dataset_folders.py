@@ -6,10 +6,10 @@ import fnmatch
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gemma4_core.config.files import read_json
 from gemma4_core.errors import Gemma4Error, InputError
@@ -60,14 +60,24 @@ def data_files(path: Path, split: str | None = None, preferred: str = "train") -
     splits = splits_of(path)
     name = known_split(splits, split) if split is not None else default_split(splits, preferred)
     if name is None:
-        named = ", ".join(list(splits)[:20])
         if split is None:
-            raise InputError(f"{where}: has the splits {named}; choose one with --split")
-        raise InputError(f"--split {shown(split)[1:-1]}: {where} has the splits {named}{nearest(split, splits)}")
+            raise InputError(f"{where}: has the splits {listed(splits)}; choose one with --split")
+        raise InputError(f"--split {shown(split)[1:-1]}: {where} has the splits {listed(splits)}"
+                         f"{nearest(split, splits)}")
     if len(splits[name].places) > 1:
-        folders = ", ".join(sorted(splits[name].places)[:8])
-        raise InputError(f"{where}: holds several datasets, in {folders}; give one of these folders"[:450])
+        raise InputError(f"{where}: holds several datasets, in {listed(sorted(splits[name].places))}; give one of these "
+                         f"folders")
     return list(splits[name].files)
+
+
+def is_name(value: Any) -> TypeGuard[str]:
+    """Whether a value can be the name of a split or a file that messages show."""
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 255
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a message lists them."""
+    return shown(", ".join(names), 160)[1:-1]
 
 
 def is_folder(path: Path) -> bool:
@@ -111,7 +121,7 @@ def held_out_source(data: Path, split: str | None, given: Path) -> tuple[Path, s
         return data, name
     if not os.path.lexists(given):
         raise InputError(f"--validation {shown(given.name)[1:-1]}: is neither a file nor a split of {shown_path(data)}"
-                         f" ({', '.join(list(splits)[:20])}){nearest(given.name, splits)}")
+                         f" ({listed(splits)}){nearest(given.name, splits)}")
     return given, None
 
 
@@ -124,7 +134,7 @@ def splits_of(folder: Path) -> dict[str, Split]:
             return {name: Split(saved_files(folder / name)) for name in names}
         if (folder / SAVED).is_file():
             held = read(folder / SAVED).get("_split")
-            return {held if isinstance(held, str) and held else "train": Split(saved_files(folder))}
+            return {held if is_name(held) else "train": Split(saved_files(folder))}
         found = list(entries(folder, folder, DEEPEST))
     except OSError as fault:
         raise InputError(f"{where}: cannot be read: {fault.strerror or fault}") from fault
@@ -175,7 +185,7 @@ def told_splits(folder: Path) -> list[str]:
         told = read_json(folder / ABOUT).get("splits") if (folder / ABOUT).is_file() else None
     except Gemma4Error:
         return []
-    return [name for name in told if isinstance(name, str)] if isinstance(told, dict) else []
+    return [name for name in told if is_name(name)] if isinstance(told, dict) else []
 
 
 def saved_files(folder: Path) -> list[Path]:
@@ -191,7 +201,7 @@ def plain_names(names: Any, file: Path) -> list[str]:
     if not isinstance(names, list) or not names or len(names) > MOST_ENTRIES:
         raise InputError(f"{shown_path(file)}: lists no data; save the dataset again")
     for name in names:
-        if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\\0:]", name):
+        if not is_name(name) or name in (".", "..") or re.search(r"[/\\:]", name):
             raise InputError(f"{shown_path(file)}: {shown(name)} is not the name of a file in this folder")
     return list(dict.fromkeys(names))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import stat
 import zlib
@@ -62,7 +63,7 @@ def opened(path: Path) -> IO[bytes]:
 def hub_hint(path: Path) -> str:
     """What to do about a missing file that looks like the name of a dataset on the Hugging Face hub."""
     text = str(path)
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or Path(text).parent.exists():
+    if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", text) or os.path.lexists(path.parent):
         return ""
     return f", or fetch it: hf download --repo-type dataset {text} --local-dir FOLDER"
 

@@ -431,3 +431,24 @@ def test_the_command_takes_folders_splits_and_columns(tmp_path: Path, monkeypatc
     assert "--column 'messages'" in usage(*args, "--column", "messages")
     assert "--column 'messages' is given twice" in usage(*args, *column, *column)
     assert "--split tset" in failure(*args, "--split", "tset")
+
+
+@pytest.mark.usefixtures("plain_loops")
+def test_a_run_on_a_folder_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, rows = Place(tmp_path), [{"chat": TALK}, {"chat": [{**TALK[0], "content": "Two?"}, TALK[1]]}] * 2
+    for name in ("train", "validation"):
+        parquet(tmp_path / f"data/data/{name}-00000-of-00001.parquet", rows)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    args = place.args(tmp_path / "run", "--column", "messages=chat", "--validation", "val", "--steps", 1)
+    args[args.index(place.data)] = "data"
+    ran = gemma4(*args)
+    assert ran.code == 0, ran
+    settings = json.loads((tmp_path / "run/settings.json").read_text())
+    assert settings["validation"] == "val" and settings["data"] == str(tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ran = gemma4("train", "-o", tmp_path / "run", "--resume", "--steps", 2, "--json")
+    assert ran.code == 0 and json.loads(ran.out)["validation_loss"] > 0, ran
+    message = failure("train", "-o", tmp_path / "run", "--resume", "--steps", 3, "--column", "messages=talk")
+    assert "there is no column \"talk\"" in message

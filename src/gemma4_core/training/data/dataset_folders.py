@@ -65,8 +65,8 @@ def data_files(path: Path, split: str | None = None, preferred: str = "train") -
         raise InputError(f"--split {shown(split)[1:-1]}: {where} has the splits {listed(splits)}"
                          f"{nearest(split, splits)}")
     if len(splits[name].places) > 1:
-        raise InputError(f"{where}: holds several datasets, in {listed(sorted(splits[name].places))}; give one of these "
-                         f"folders")
+        folders = listed(sorted(splits[name].places))
+        raise InputError(f"{where}: holds several datasets, in {folders}; give one of these folders")
     return list(splits[name].files)
 
 

@@ -293,6 +293,12 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         parquet(tmp_path / f"two/{name}/train-00000-of-00001.parquet", row(name))
     assert "holds several datasets, in en, fr" in told(lambda: read_records(tmp_path / "two"))
     assert prompts(tmp_path / "two/fr") == ["fr"]
+    for name in ("train", "other"):
+        parquet(tmp_path / f"three/{name}-00000-of-00001.parquet", row(name))
+    message = told(lambda: read_records(tmp_path / "three", preferred="validation"))
+    assert "has the splits train, other; none is for validation; give one of its files" in message
+    parquet(tmp_path / "three/test-00000-of-00001.parquet", row("t"))
+    assert prompts(tmp_path / "three", preferred="validation") == ["t"] and prompts(tmp_path / "three") == ["train"]
     assert "only folders have splits" in told(lambda: read_records(lines(tmp_path / "d.jsonl"), split="train"))
     lines(tmp_path / "odd/a.jsonl", row("a"))
     lines(tmp_path / "odd/b.jsonl", row("b"))

@@ -301,6 +301,8 @@ def test_datasets_with_more_columns_than_one_kind(processor: Any, tmp_path: Path
         {"instruction": "One?", "input": "", "output": "one", "text": "### Instruction: One? ### Response: one"},
         {"instruction": "One?", "context": None, "response": "one"},
         {"prompt": "One?", "prompt_id": "5", "messages": messages},
+        {"conversations": messages, "conversation_id": "5", "system": "", "response_time": 1, "texts": []},
+        {"messages": [{"role": "system", "content": ""}, *messages][1:], "system": "", "tools": "", "contexts": []},
     ):
         assert one(processor, tmp_path, line) == plain
     dolly = {"instruction": "Add.", "context": "1, 2", "response": "3", "category": "open_qa"}

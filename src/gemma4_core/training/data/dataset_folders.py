@@ -61,7 +61,8 @@ def data_files(path: Path, split: str | None = None, preferred: str = "train") -
     name = known_split(splits, split) if split is not None else default_split(splits, preferred)
     if name is None:
         if split is None:
-            raise InputError(f"{where}: has the splits {listed(splits)}; choose one with --split")
+            way = "choose one with --split" if preferred == "train" else "none is for validation; give one of its files"
+            raise InputError(f"{where}: has the splits {listed(splits)}; {way}")
         raise InputError(f"--split {shown(split)[1:-1]}: {where} has the splits {listed(splits)}"
                          f"{nearest(split, splits)}")
     if len(splits[name].places) > 1:
@@ -97,8 +98,10 @@ def known_split(splits: Mapping[str, Split], name: str) -> str | None:
 
 
 def default_split(splits: Mapping[str, Split], preferred: str) -> str | None:
-    """The preferred split, or the only one."""
-    return known_split(splits, preferred) or (next(iter(splits)) if len(splits) == 1 else None)
+    """The preferred split, or the only one; for validation also the one for tests."""
+    second = "test" if preferred == "validation" else preferred
+    only = next(iter(splits)) if len(splits) == 1 else None
+    return known_split(splits, preferred) or known_split(splits, second) or only
 
 
 def held_out_source(data: Path, split: str | None, given: Path) -> tuple[Path, str | None]:

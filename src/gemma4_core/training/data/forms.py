@@ -18,9 +18,10 @@ FORMS = ("conversations", "instruction")
 """Keys that tell the forms of other tools: ShareGPT's and Alpaca's."""
 ALPACA = {"question": ("instruction",), "input": ("input", "context"), "answer": ("output", "response")}
 """Keys of an instruction, what it is about, and the answer: Alpaca's, or in Dolly's words."""
+BESIDE = ("system", "tools", "functions", "chat_template_kwargs")
+"""Keys that a line may have beside those of its kind."""
 LINE_KEYS = (
-    "messages", "prompt", "completion", "text", *FORMS, "input", "context", "output", "response", "history", "system",
-    "tools", "functions", "chat_template_kwargs",
+    "messages", "prompt", "completion", "text", *FORMS, "input", "context", "output", "response", "history", *BESIDE,
 )
 MESSAGE_KEYS = (
     "role", "content", "name", "tool_calls", "tool_call_id", "tool_responses", "function_call", "tools",
@@ -53,7 +54,7 @@ def plain_line(data: Mapping[str, Any]) -> Line:
     ``system`` has become the first message where there are messages, ``functions`` and ``tools`` written as text are
     ``tools``. Raises InputError.
     """
-    line = {key: value for key, value in data.items() if value is not None}
+    line = {key: value for key, value in data.items() if value is not None and not (key == "system" and value == "")}
     for key, why in REFUSED.items():
         if key in line:
             raise InputError(f"key {key}: {why}")
@@ -239,7 +240,7 @@ def from_alpaca(line: Line) -> Line:
     """Alpaca's ``instruction``, ``input``, ``output`` and ``history`` as prompt and completion, or as messages; Dolly's
     ``context`` and ``response`` are input and output. Raises InputError."""
     own = [*(key for keys in ALPACA.values() for key in keys), "history", "text"]
-    rest = {key: value for key, value in line.items() if key not in own}
+    rest = {key: value for key, value in line.items() if key not in own or key == "instruction"}
     found = {part: next((key for key in keys if key in line), keys[0]) for part, keys in ALPACA.items()}
     for part, key in found.items():
         if not isinstance(line.get(key, "" if part == "input" else None), str):
@@ -277,10 +278,12 @@ def unknown_keys(data: Mapping[str, Any], media: Collection[str], template: str,
     """Keys of a line and its messages that nothing reads: no key of ours, no medium, and not in the text of the chat
     template. Raises InputError for one that looks like a slip of the pen; of the line's own only where the user has not
     ``told`` which of them count."""
-    known = (*LINE_KEYS, *media)
-    found = [key for key in data if key not in known] if told else _strange(data, known, "")
+    # what the kind needs is there, so only what may be left out can be meant by another key
+    more = ("input", "context", "history") if "instruction" in data else ()
+    meant = () if told else (*BESIDE, *more, *media)
+    found = _strange(data, (*LINE_KEYS, *media), "", meant)
     for index, message in enumerate(data.get("messages", ())):
-        strange = _strange(message, MESSAGE_KEYS, f"messages[{index}]: ")
+        strange = _strange(message, MESSAGE_KEYS, f"messages[{index}]: ", MESSAGE_KEYS)
         found += [f"messages[].{key}" for key in strange if key not in template]
     variables = data.get("chat_template_kwargs")
     if isinstance(variables, Mapping):
@@ -288,8 +291,9 @@ def unknown_keys(data: Mapping[str, Any], media: Collection[str], template: str,
     return list(dict.fromkeys(found))
 
 
-def _strange(data: Mapping[str, Any], known: Sequence[str], where: str) -> list[str]:
-    strange, absent = [key for key in data if key not in known], [key for key in known if key not in data]
+def _strange(data: Mapping[str, Any], known: Sequence[str], where: str, meant: Sequence[str]) -> list[str]:
+    """Keys that are not known. Raises InputError for one that is spelt nearly like one that is meant and absent."""
+    strange, absent = [key for key in data if key not in known], [key for key in meant if key not in data]
     for key in strange[:CLOSELY]:
         near = difflib.get_close_matches(key[:40], absent, 1, 0.8)
         if near:

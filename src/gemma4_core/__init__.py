@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gemma4_core.checkpoint.saving import Encoded, save_safetensors
     from gemma4_core.checkpoint.source import FileSource, RowSource
     from gemma4_core.contracts import (
+        CallbackBackend,
         CheckpointFormat,
         CheckpointMetadata,
         Constraint,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         TokenizerBackend,
         Tower,
         TrainedPart,
+        TrainingCallback,
         WeightBlocks,
         WeightSource,
     )
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "CallbackBackend",
     "Chat",
     "CheckpointError",
     "CheckpointFormat",
@@ -124,6 +127,7 @@ __all__ = [
     "TokenizerError",
     "Tower",
     "TrainedPart",
+    "TrainingCallback",
     "Weight",
     "WeightBlocks",
     "WeightSource",
@@ -143,10 +147,10 @@ __all__ = [
 
 _MODULES = {
     "contracts": (
-        "CheckpointFormat CheckpointMetadata Constraint ConstraintBackend Context DeviceBackend DeviceSettings Drafter"
-        " DrafterBackend MediaProcessor ModalityTower"
-        " ModelTransform Option OptimizerBackend PreparedMedia StreamDecoder TensorInfo Tokenizer TokenizerBackend"
-        " Tower TrainedPart WeightBlocks WeightSource"
+        "CallbackBackend CheckpointFormat CheckpointMetadata Constraint ConstraintBackend Context DeviceBackend"
+        " DeviceSettings Drafter DrafterBackend MediaProcessor ModalityTower ModelTransform"
+        " Option OptimizerBackend PreparedMedia StreamDecoder TensorInfo Tokenizer TokenizerBackend"
+        " Tower TrainedPart TrainingCallback WeightBlocks WeightSource"
     ),
     "checkpoint.roles": "quantizable",
     "checkpoint.saving": "Encoded save_safetensors",

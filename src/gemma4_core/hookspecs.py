@@ -13,6 +13,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from gemma4_core.contracts import (
+        CallbackBackend,
         CheckpointFormat,
         ConstraintBackend,
         DeviceBackend,
@@ -66,3 +67,8 @@ def gemma4_drafters() -> list[DrafterBackend]:  # type: ignore[empty-body]
 @hookspec
 def gemma4_constraints() -> list[ConstraintBackend]:  # type: ignore[empty-body]
     """Ways to hold an answer to a form, such as a JSON schema."""
+
+
+@hookspec
+def gemma4_training_callbacks() -> list[CallbackBackend]:  # type: ignore[empty-body]
+    """What is told of a training run while it goes, such as a writer of logs."""

@@ -28,7 +28,7 @@ from gemma4_core.devices import activate
 
 sys.path.append(str(EXAMPLE / "src"))
 
-from gemma4_example import byte_tokenizer, dots, echo, npz, one_core, one_of, scale, signum
+from gemma4_example import byte_tokenizer, dots, echo, events, npz, one_core, one_of, scale, signum
 
 
 @pytest.fixture(name="cpu", scope="module")
@@ -39,11 +39,11 @@ def cpu_fixture() -> None:
 
 PARTS = {
     "npz": npz, "dots": dots, "bytes": byte_tokenizer, "one-core": one_core, "signum": signum, "scale": scale,
-    "echo": echo, "one-of": one_of,
+    "echo": echo, "one-of": one_of, "events": events,
 }  # fmt: skip
 KINDS = {
     "npz": "format", "dots": "modality", "bytes": "tokenizer", "one-core": "device", "signum": "optimizer",
-    "scale": "transform", "echo": "drafter", "one-of": "constraint", "hello": "command",
+    "scale": "transform", "echo": "drafter", "one-of": "constraint", "events": "callback", "hello": "command",
 }  # fmt: skip
 
 
@@ -266,6 +266,19 @@ def test_echo_proposes_what_stood_some_distance_back() -> None:
     assert drafter.propose(rows, None, 3).tolist() == [[8, 9, 8], [-1] * 3]
     with pytest.raises(InputError, match="--echo-distance 0"):
         description.build(None, slots, {"echo_distance": 0})
+
+
+def test_events_are_lines_in_order(tmp_path: Path) -> None:
+    [description] = events.gemma4_training_callbacks()
+    callback, trainer = description.build({}), SimpleNamespace(folder=tmp_path, step=1, total=2)
+    callback.on_start(trainer)
+    callback.on_step(trainer, SimpleNamespace(loss=0.5))
+    callback.on_evaluate(trainer, SimpleNamespace(loss=0.4, lowest=True))
+    callback.on_checkpoint(trainer, tmp_path / "step-1")
+    callback.on_end(trainer, ValueError("no"))
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["start", "step", "evaluate", "checkpoint", "end"]
+    assert lines[2]["lowest"] and lines[3]["folder"] == "step-1" and lines[4]["fault"] == "no"
 
 
 def test_one_of_allows_the_texts_and_then_the_end(tmp_path: Path) -> None:

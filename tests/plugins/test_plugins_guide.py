@@ -64,7 +64,7 @@ def cpu_fixture() -> None:
 
 
 def test_there_is_a_hook_for_each_kind() -> None:
-    assert sorted(hook for hook, _ in KINDS.values()) == HOOKS and len(HOOKS) == 8
+    assert sorted(hook for hook, _ in KINDS.values()) == HOOKS and len(HOOKS) == 9
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -216,6 +216,17 @@ def test_the_constraint() -> None:
     assert constraint.mask().tolist() == [0, 128]
     with pytest.raises(InputError, match="two token ids"):
         description.build(tokenizer, {"alternating": [3, 40]})
+
+
+def test_the_callback() -> None:
+    description = described("gemma4_training_callbacks")
+    assert description.options[0].keyword == "stop_below"
+    calls: list[int] = []
+    trainer = types.SimpleNamespace(stop=lambda: calls.append(1))
+    callback = description.build({"stop_below": 0.5})
+    for loss in (0.6, 0.4):
+        callback.on_step(trainer, types.SimpleNamespace(loss=loss))
+    assert calls == [1] and callback.on_start(trainer) is None
 
 
 def test_the_command() -> None:

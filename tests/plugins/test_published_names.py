@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 PUBLISHED = re.findall(r"^\| `(gemma4_core[\w.]*)` \|", GUIDE, re.MULTILINE)
+CALLBACKS = sorted((ROOT / "examples/callbacks").glob("*.py"))
 PACKAGES = [path.parent for folder in ("plugins/*", "examples/plugin")
             for path in sorted(ROOT.glob(f"{folder}/src/*/__init__.py"))]
 def imports(code: str) -> Iterator[tuple[str, str | None]]:
@@ -49,6 +50,11 @@ def test_the_guide_lists_modules() -> None:
 def test_every_published_name_is_there(module: str) -> None:
     loaded = importlib.import_module(module)
     assert [name for name in names(module) if getattr(loaded, name, None) is None] == []
+
+
+@pytest.mark.parametrize("path", CALLBACKS, ids=lambda path: path.name)
+def test_an_example_callback_imports_published_names_alone(path: Path) -> None:
+    assert unpublished(path.read_text()) == []
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)

@@ -140,7 +140,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(train_report.Reporter, "step", interrupted)
-    monkeypatch.setattr("gemma4_plugins.commands.train.run.HINT", None)  # it goes past what the test runner captures
+    # it goes past what the test runner captures
+    monkeypatch.setattr("gemma4_plugins.commands.train.session.HINT", None)
     ran = gemma4(*place.args(output, "--steps", 6, *more))
     assert (ran.code, ran.out) == (128 + number, "")
     assert f"gemma4 train --output-dir {output} --resume" in ran.err and "step 2 of 6" in ran.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import wave
 from collections.abc import Sequence
 from pathlib import Path
@@ -216,8 +217,11 @@ def test_several_faulty_lines_are_counted_and_bytes_are_no_text(processor: Any, 
             path = tmp_path / "absent.jsonl"
         with pytest.raises(Gemma4Error, match=says):
             read_records(path)
-    with pytest.raises(Gemma4Error, match="not a regular file"):
+    with pytest.raises(Gemma4Error, match="holds no data"):
         read_records(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(Gemma4Error, match="not a regular file"):
+        read_records(tmp_path / "pipe.jsonl")
 
 
 # ---------------------------------------------------------------------------------------------------- batches

@@ -26,7 +26,7 @@ chance, begun, seen = random.Random(0), 0, []
 
 def save(step):
     save_training_checkpoint(model, folder.step(step), optimizer, {"step": step})
-    folder.saved(step, keep=2)
+    folder.saved(step, keep=2, best=step - step % 5)
 
 save(0)
 for _ in range(int(sys.argv[3])):
@@ -45,6 +45,8 @@ for _ in range(int(sys.argv[3])):
     newest = folder.newest()
     assert load_training_checkpoint(newest, model, optimizer) == {"step": found[-1][0]}, newest
     load_training_checkpoint(folder.path / "last", model, optimizer)
+    best = load_training_checkpoint(folder.path / "best", model, optimizer)["step"]
+    assert best % 5 == 0 and best in (found[-1][0] - found[-1][0] % 5, found[-1][0] - 5), (best, found)
     seen.append(found[-1][0])
 folder.start({}, resume=True)
 left = [path.name for path in folder.path.iterdir() if path.name.startswith(".step")]

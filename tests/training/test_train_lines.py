@@ -254,6 +254,65 @@ def test_tools_and_calls_of_other_tools(processor: Any, tmp_path: Path) -> None:
         assert one(processor, tmp_path, line) == plain
 
 
+def test_sharegpt_with_tools_and_a_system_turn(processor: Any, tmp_path: Path) -> None:
+    declared = {"name": "look", "description": "d", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": declared}]
+    arguments = {"name": "look", "arguments": {"city": "Oslo"}}
+    second = {"type": "function", "function": {"name": "see", "arguments": {}}}
+    messages = [
+        {"role": "system", "content": "Be short."}, {"role": "user", "content": "w?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL, second]},
+        {"role": "tool", "name": "look", "content": "5"}, {"role": "tool", "name": "see", "content": '{"a": 1}'},
+        {"role": "assistant", "content": "five"},
+    ]
+    plain = one(processor, tmp_path, {"messages": messages, "tools": tools})
+    assert "declaration:look" in plain and "»five<turn|>«" in plain
+    calls = [arguments, {"name": "see", "arguments": {}}]
+    turns = [{"from": "system", "value": "Be short."}, {"from": "Human", "value": "w?"},
+             {"from": "function_call", "value": json.dumps(calls)}, {"from": "observation", "value": "5"},
+             {"from": "observation", "value": {"a": 1}}, {"from": "gpt", "value": "five"}]
+    as_object = [*turns[:2], {"from": "tool_call", "value": calls}, {"from": "tool_response", "value": "5"}, *turns[4:]]
+    for line in (
+        {"conversations": turns, "tools": json.dumps([declared])}, {"conversations": json.dumps(turns), "tools": tools},
+        {"conversations": turns[1:], "system": "Be short.", "tools": tools}, {"messages": turns, "tools": [declared]},
+        {"conversations": as_object, "functions": [declared]},
+        {"messages": [messages[0] | {"tools": tools}, *messages[1:]]},
+        {"messages": [messages[0] | {"tools": json.dumps(tools)}, *messages[1:]], "tools": None},
+        {"messages": [messages[0] | {"tools": tools}, *messages[1:]], "tools": []},
+    ):
+        assert one(processor, tmp_path, line) == plain
+    for line, says in (
+        ({"messages": [messages[0] | {"tools": tools}, *messages[1:]], "tools": [declared]}, "there are other tools"),
+        ({"messages": [messages[0] | {"tools": tools}, *messages[1:]], "functions": [declared]}, "other tools already"),
+        ({"conversations": "["}, "conversations is text that is not valid JSON"),
+        ({"messages": "[5"}, "messages is text that is not valid JSON"),
+        ({"conversations": [{"from": "gpt", "value": {"a": 1}}]}, "conversations[0] must be an object with from"),
+        ({"conversations": [{"from": 5, "value": "x"}]}, "conversations[0] must be an object with from"),
+    ):
+        with pytest.raises(Gemma4Error) as caught:
+            one(processor, tmp_path, line)
+        assert says in str(caught.value)
+
+
+def test_datasets_with_more_columns_than_one_kind(processor: Any, tmp_path: Path) -> None:
+    plain = one(processor, tmp_path, talk("One?", "one"))
+    messages = talk("One?", "one")["messages"]
+    for line in (
+        {"instruction": "One?", "input": "", "output": "one", "text": "### Instruction: One? ### Response: one"},
+        {"instruction": "One?", "context": None, "response": "one"},
+        {"prompt": "One?", "prompt_id": "5", "messages": messages},
+        {"conversations": messages, "conversation_id": "5", "system": "", "response_time": 1, "texts": []},
+        {"messages": [{"role": "system", "content": ""}, *messages][1:], "system": "", "tools": "", "contexts": []},
+    ):
+        assert one(processor, tmp_path, line) == plain
+    dolly = {"instruction": "Add.", "context": "1, 2", "response": "3", "category": "open_qa"}
+    assert one(processor, tmp_path, dolly) == one(processor, tmp_path, talk("Add.\n1, 2", "3"))
+    with pytest.raises(Gemma4Error, match="both messages and text; choose with --column messages=messages"):
+        one(processor, tmp_path, {"messages": messages, "text": "x"})
+    with pytest.raises(Gemma4Error, match="response must be text"):
+        one(processor, tmp_path, {"instruction": "x", "response": 5})
+
+
 def test_weights_inside_one_turn(processor: Any, processors: Any, tmp_path: Path) -> None:
     result = {"role": "tool", "tool_call_id": "1", "content": "5"}
     thought = {"reasoning_content": "hm", "tool_calls": [CALL], "content": ""}

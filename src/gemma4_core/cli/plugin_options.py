@@ -1,4 +1,4 @@
-"""Options that plugins add to commands: media, settings of towers, model transforms.
+"""Options that plugins add to commands: media, settings of towers, model transforms, callbacks of training.
 
 They come from the registry, which is asked only when such a command is parsed or its help is shown.
 """
@@ -6,7 +6,7 @@ They come from the registry, which is asked only when such a command is parsed o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,10 @@ def collect(own: set[str], expected: Mapping[str, str]) -> dict[str, PluginParam
         who = f"transform '{transform.name}' of {transform.origin.distribution or 'this process'}"
         for option in transform.description.options:
             found.setdefault(option.flag, []).append((who, option, None))
+    for callback in registry.callbacks.entries():
+        who = f"callback '{callback.name}' of {callback.origin.distribution or 'this process'}"
+        for option in callback.description.options:
+            found.setdefault(option.flag, []).append((who, replace(option, training=True), None))
     params = [unserved(flag, keyword) for flag, keyword in expected.items() if flag not in found]
     params += [_joined(claims) for flag, claims in found.items() if flag not in own]
     order = list(expected)

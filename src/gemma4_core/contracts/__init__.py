@@ -4,6 +4,7 @@ A description is cheap to make and opens nothing; the work is in its factories, 
 is needed. The protocols beside them say what a factory must return.
 """
 
+from gemma4_core.contracts.callbacks import CallbackBackend, TrainingCallback
 from gemma4_core.contracts.constraints import ConstraintBackend
 from gemma4_core.contracts.context import FORMAT_KEY, Context, Headers, Matches, Option, SideFile, TensorInfo, always
 from gemma4_core.contracts.devices import DeviceBackend, DeviceSettings, Staging
@@ -20,6 +21,7 @@ __all__ = [
     "FORMAT_KEY",
     "KINDS",
     "AdapterSet",
+    "CallbackBackend",
     "CheckpointFormat",
     "CheckpointMetadata",
     "Constraint",
@@ -47,6 +49,7 @@ __all__ = [
     "TokenizerBackend",
     "Tower",
     "TrainedPart",
+    "TrainingCallback",
     "WeightBlocks",
     "WeightSource",
     "always",

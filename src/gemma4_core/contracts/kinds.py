@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gemma4_core.contracts.callbacks import CallbackBackend
 from gemma4_core.contracts.constraints import ConstraintBackend
 from gemma4_core.contracts.devices import DeviceBackend
 from gemma4_core.contracts.drafters import DrafterBackend
@@ -13,7 +14,7 @@ from gemma4_core.contracts.transforms import ModelTransform
 
 Description = (
     CheckpointFormat | ModalityTower | TokenizerBackend | DeviceBackend | OptimizerBackend | ModelTransform
-    | DrafterBackend | ConstraintBackend
+    | DrafterBackend | ConstraintBackend | CallbackBackend
 )
 
 KINDS: dict[str, tuple[str, type]] = {
@@ -25,5 +26,6 @@ KINDS: dict[str, tuple[str, type]] = {
     "transform": ("gemma4_model_transforms", ModelTransform),
     "drafter": ("gemma4_drafters", DrafterBackend),
     "constraint": ("gemma4_constraints", ConstraintBackend),
+    "callback": ("gemma4_training_callbacks", CallbackBackend),
 }
 """Kind as the command shows it, to its hook and its dataclass."""

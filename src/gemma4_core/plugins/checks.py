@@ -18,6 +18,7 @@ CALLABLES: dict[str, tuple[str, ...]] = {
     "transform": ("apply",),
     "drafter": ("build",),
     "constraint": ("build",),
+    "callback": ("build",),
 }
 OPTIONAL_CALLABLES = (
     "save", "token_ids", "amount", "trained_part", "prepare", "operations", "free_memory", "details",
@@ -60,7 +61,7 @@ def _check(kind: str, item: Any) -> None:
     for field in TEXTS.get(kind, ()):
         if not isinstance(getattr(item, field), str) or not getattr(item, field):
             raise TypeError(f"'{name}': {field} is not a non-empty string")
-    if kind in ("modality", "transform", "drafter"):
+    if kind in ("modality", "transform", "drafter", "callback"):
         _check_options(name, item)
 
 

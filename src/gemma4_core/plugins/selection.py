@@ -12,6 +12,7 @@ from typing import Any
 from gemma4_core.config import GemmaConfig, expected_text_tensors
 from gemma4_core.contracts import (
     KINDS,
+    CallbackBackend,
     CheckpointFormat,
     ConstraintBackend,
     Context,
@@ -40,6 +41,7 @@ TITLES = {
     "transform": "model transforms",
     "drafter": "drafters",
     "constraint": "constraints",
+    "callback": "training callbacks",
 }
 MESSAGE_LIMIT = 480
 VALUE_LIMIT = 120
@@ -75,6 +77,7 @@ class Registry:
         self.transforms: View[ModelTransform] = self._view("transform")
         self.drafters: View[DrafterBackend] = self._view("drafter")
         self.constraints: View[ConstraintBackend] = self._view("constraint")
+        self.callbacks: View[CallbackBackend] = self._view("callback")
 
     # ------------------------------------------------------------------------------------------------ choosing
 
@@ -240,7 +243,7 @@ class Registry:
     @property
     def _views(self) -> tuple[View[Any], ...]:
         return (self.formats, self.modalities, self.tokenizers, self.devices, self.optimizers, self.transforms,
-                self.drafters, self.constraints)
+                self.drafters, self.constraints, self.callbacks)
 
     def _view(self, kind: str) -> View[Any]:
         chooser = Chooser(partial(self.select, kind), partial(self.matching, kind), partial(self._absent, kind))

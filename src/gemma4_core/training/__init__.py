@@ -1,9 +1,10 @@
 """Fine-tuning: batches, loss, optimizers over a model's own tensors, steps, runs, and checkpoints that resume."""
 
+from gemma4_core.contracts import CallbackBackend, TrainingCallback
 from gemma4_core.training.batch import GemmaTrainingBatch
 from gemma4_core.training.checkpoint import load_training_checkpoint, save_training_checkpoint
 from gemma4_core.training.data import Batches, Encoding, Example, Examples, read_examples
-from gemma4_core.training.evaluate import Evaluator, perplexity
+from gemma4_core.training.evaluate import EvaluationReport, Evaluator, perplexity
 from gemma4_core.training.loss import compute_loss
 from gemma4_core.training.optimizer import TrainingOptimizer, build_optimizer
 from gemma4_core.training.schedules import constant, cosine, linear
@@ -12,7 +13,9 @@ from gemma4_core.training.trainer import Plan, StepReport, Trainer
 
 __all__ = [
     "Batches",
+    "CallbackBackend",
     "Encoding",
+    "EvaluationReport",
     "Evaluator",
     "Example",
     "Examples",
@@ -20,6 +23,7 @@ __all__ = [
     "Plan",
     "StepReport",
     "Trainer",
+    "TrainingCallback",
     "TrainingOptimizer",
     "build_optimizer",
     "compute_loss",

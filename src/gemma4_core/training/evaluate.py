@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinygrad import Tensor
@@ -16,6 +17,25 @@ from gemma4_core.training.programs.steps import Steps
 
 if TYPE_CHECKING:
     from gemma4_core.model.model import GemmaModel
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What an evaluation found."""
+
+    step: int
+    """Steps done."""
+    loss: float
+    """The mean cross entropy over all targets."""
+    lowest: bool
+    """Whether no evaluation of the run before was lower."""
+    stale: int
+    """Evaluations since the last improvement; 0 where this is one."""
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``."""
+        return perplexity(self.loss)
 
 
 class Evaluator:

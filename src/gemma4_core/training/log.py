@@ -46,6 +46,14 @@ class CsvLog:
         except OSError as fault:
             raise write_error(fault, shown_path(self.path)) from fault
 
+    def amend(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add values to the line of a step that is there; the file is replaced whole. Raises CheckpointError."""
+        self._file.close()
+        rows = [{**row, **(values if row["step"] == str(step) else {})} for row in read_log(self.path)]
+        with atomic_file(self.path, "w") as file:
+            file.write(line(COLUMNS) + "".join(line([row.get(name, "") for name in COLUMNS]) for row in rows))
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+
     def __enter__(self) -> CsvLog:
         return self
 

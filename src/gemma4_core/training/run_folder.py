@@ -21,6 +21,8 @@ from gemma4_core.formatting import shown_path
 from gemma4_core.training.checkpoint import RUN_FILE
 
 SETTINGS, LOG, CURVE, SAMPLES = "settings.json", "log.csv", "loss.png", "samples.jsonl"
+BEST = "best"
+"""The link to the checkpoint with the lowest validation loss."""
 STEP = re.compile(r"step-(\d{1,12})")
 
 
@@ -93,19 +95,33 @@ class RunFolder:
         if not resume:
             for path in (self.log, self.samples, self.curve):
                 path.unlink(missing_ok=True)
+            for link in (self.path / LAST, self.path / BEST):
+                if link.is_symlink():
+                    link.unlink(missing_ok=True)
         sweep(self.path)
         with atomic_file(self.settings, "w") as file:
             file.write(json.dumps(dict(settings), indent=2) + "\n")
 
-    def saved(self, number: int, keep: int) -> None:
-        """After a step was saved: make ``last`` lead to it, and remove older checkpoints but ``keep`` in all. One with
-        files of the user's beside its own stays."""
-        with suppress(OSError), temporary_path(self.path / LAST) as temporary:  # some systems have no links
-            os.symlink(self.step(number).name, temporary, target_is_directory=True)
-            os.replace(temporary, self.path / LAST)
-        for _, path in self.checkpoints()[:-keep]:
+    def saved(self, number: int, keep: int, best: int | None = None) -> None:
+        """After a step was saved: ``mark`` and ``prune``."""
+        self.mark(number, best)
+        self.prune(keep, best)
+
+    def mark(self, number: int, best: int | None = None) -> None:
+        """Make ``last`` lead to the step that was saved, and ``best`` to that of the lowest validation loss, if it is
+        there."""
+        for name, step in ((LAST, number), (BEST, best)):
+            if step is not None and self.step(step).is_dir():
+                with suppress(OSError), temporary_path(self.path / name) as temporary:  # some systems have no links
+                    os.symlink(self.step(step).name, temporary, target_is_directory=True)
+                    os.replace(temporary, self.path / name)
+
+    def prune(self, keep: int, best: int | None = None) -> None:
+        """Remove older checkpoints but ``keep`` in all, and the best one. One with files of the user's beside its own
+        stays."""
+        for number, path in self.checkpoints()[:-keep]:
             with suppress(OSError):
-                if replaceable_save(path):  # one that has files of the user's stays
+                if number != best and replaceable_save(path):
                     shutil.rmtree(path, ignore_errors=True)
 
 

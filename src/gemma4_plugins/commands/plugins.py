@@ -17,7 +17,10 @@ from gemma4_core.errors import PluginError
 if TYPE_CHECKING:
     from gemma4_core.plugins import Row
 
-KINDS = ("format", "modality", "tokenizer", "device", "optimizer", "transform", "drafter", "constraint", "command")
+KINDS = (
+    "format", "modality", "tokenizer", "device", "optimizer", "transform", "drafter", "constraint", "callback",
+    "command",
+)
 COLUMNS = ("NAME", "KIND", "STATUS", "FROM", "SUMMARY")
 
 

@@ -17,17 +17,17 @@ from gemma4_core.formatting import shown_path
 from gemma4_core.processing.messages import kind
 from gemma4_core.text.prompt import has_text
 from gemma4_core.training.batch import IGNORED
+from gemma4_core.training.data.columns import DATASET_MEDIA, media_names
 from gemma4_core.training.data.conversations import Conversations
 from gemma4_core.training.data.forms import unknown_keys, with_system
 from gemma4_core.training.data.records import Record, local, localised, read_records, refuse
+from gemma4_core.training.data.stored_media import StoredMedium
 
 if TYPE_CHECKING:
     from gemma4_core.contracts import ModalityTower
     from gemma4_core.processing.inputs import PreparedInputs
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
 
-DATASET_MEDIA = ("images", "audio", "videos")
-"""Keys that datasets have media under, whether a plugin reads them or not."""
 LONGEST_TOKEN = 64
 """Characters of a token, generously: what lies beyond so many of them is never encoded only to be cut off."""
 LONGEST = 2048
@@ -62,12 +62,12 @@ class Example:
     sources: Mapping[str, Sequence[Any]]
     """Its media by modality, in the order of their placeholders."""
     where: str
-    """File and line."""
+    """File and row."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """What a file holds, ready to be made into batches."""
+    """What a file or a folder holds, ready to be made into batches."""
 
     items: Sequence[Example]
     limit: int
@@ -93,7 +93,7 @@ class Examples:
         state = hashlib.sha256()
         for item in self.items:
             state.update(item.ids.tobytes() + b"|" + item.labels.tobytes())
-            state.update(repr([(k, [v for v in s if isinstance(v, str)]) for k, s in item.sources.items()]).encode())
+            state.update(repr([(k, [*map(name_of, filter(named, s))]) for k, s in item.sources.items()]).encode())
         return state.hexdigest()[:32]
 
     def split(self, fraction: float, seed: int) -> tuple[Examples, Examples]:
@@ -107,23 +107,37 @@ class Examples:
         return Examples(rest, self.limit, self.truncated, self.dropped, self.ignored), Examples(held_out, self.limit)
 
 
+def named(medium: Any) -> bool:
+    """Whether a medium can be told from others without reading it."""
+    return isinstance(medium, str | StoredMedium)
+
+
+def name_of(medium: str | StoredMedium) -> str:
+    """What tells a medium from others: its path, or the digest of one that stands in the data."""
+    return medium if isinstance(medium, str) else medium.digest
+
+
 def read_examples(
     path: Path | str, processor: GemmaMultimodalProcessor, encoding: Encoding | None = None,
-    records: Sequence[Record] | None = None,
+    records: Sequence[Record] | None = None, columns: Mapping[str, str] | None = None, split: str | None = None,
 ) -> Examples:
-    """The examples of a JSON Lines file; needs no weights.
+    """The examples of a file or of a dataset folder; needs no weights.
 
     Args:
-        path: of lines with ``messages``, ``prompt`` and ``completion``, or ``text``. Media paths are relative to it.
+        path: JSON Lines, a JSON list, Parquet, Arrow, or a folder of such files, with rows of ``messages``, of
+            ``prompt`` and ``completion``, or of ``text``. Media paths are relative to the file.
         processor: of the checkpoint that shall learn them.
         encoding: length limit, masking and so on.
-        records: the file's lines, where they have been read before.
+        records: the rows, where they have been read before.
+        columns: names of columns by the keys that they stand for, such as ``{"messages": "chat"}``.
+        split: of a folder; None is ``train``, or the only one.
 
     Raises:
-        InputError: naming file and line of the first line that cannot be used, or that nothing is left.
+        InputError: naming file and row of the first row that cannot be used, a column that is not there, or that
+            nothing is left.
     """
     encoder = Encoder(processor, encoding or Encoding())
-    records = read_records(path) if records is None else records
+    records = read_records(path, columns, split) if records is None else records
     items: list[Example] = []
     faults: list[str] = []
     with progress(len(records), "reading") as bar:
@@ -157,13 +171,8 @@ def uses(record: Record, spec: ModalityTower) -> bool:
 
 def given(record: Record, spec: ModalityTower) -> list[Any]:
     """Media beside a line's text: a list, or one, under ``images`` or ``image``."""
-    value: Any = next((record.data[key] for key in names(spec) if key in record.data), [])
+    value: Any = next((record.data[key] for key in media_names(spec) if key in record.data), [])
     return list(value) if isinstance(value, list) else [value]
-
-
-def names(spec: ModalityTower) -> tuple[str, ...]:
-    """The keys under which a line may have a modality's media."""
-    return (spec.media_keyword, kind(spec), f"{kind(spec)}s")
 
 
 class Encoder:
@@ -183,7 +192,7 @@ class Encoder:
         self.processor, self.encoding, self.config = processor, encoding, config
         self.limit = encoding.max_length or min(LONGEST, longest)
         self.modalities = list({**registry.modalities, **{spec.name: spec for spec in processor.specs}}.values())
-        self.media_keys = {name for spec in self.modalities for name in names(spec)}
+        self.media_keys = {name for spec in self.modalities for name in media_names(spec)}
         self.conversations = Conversations(processor, encoding.mask_prompt, encoding.thinking)
         self.soft = [spec.soft_token_id(config) for spec in processor.specs] + [config.pad_token_id]
         self.truncated = self.dropped = 0
@@ -221,7 +230,8 @@ class Encoder:
     def _count_ignored(self, record: Record) -> None:
         """Count a line's keys that nothing reads. Raises InputError for one that is written wrongly."""
         known = [*self.media_keys, *DATASET_MEDIA]
-        self.conversations.ignored.update(unknown_keys(record.data, known, self.conversations.template_text))
+        self.conversations.ignored.update(unknown_keys(
+            record.data, known, self.conversations.template_text, record.mapped))
 
     def _encoded(self, record: Record, media: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, PreparedInputs]:
         """Ids int32 ``[T]``, whether each is trained on, and what the processor made."""

@@ -1,8 +1,7 @@
-"""JSON Lines: read and checked line by line, before anything else is done with them."""
+"""Rows of data files: read and checked one by one, before anything else is done with them."""
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +9,30 @@ from typing import Any
 
 from gemma4_core.errors import InputError
 from gemma4_core.formatting import shown, shown_path
-from gemma4_core.json_lines import parsed
+from gemma4_core.training.data.arrow_rows import arrow_format, arrow_rows
+from gemma4_core.training.data.columns import Columns
+from gemma4_core.training.data.dataset_folders import data_files
 from gemma4_core.training.data.forms import KINDS, plain_line
+from gemma4_core.training.data.json_rows import json_rows
+from gemma4_core.training.data.stored_media import MediaStore
 
-LINE_LIMIT = 16 << 20
-"""Bytes of a line: no example that fits a context is longer, unless media are written into it."""
 MEDIA_KEYS = ("path", "url", "source")
 """Keys of a content part that may hold the path of a medium, beside the part's own type."""
+TABLES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
+"""Endings of files that are not read."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line: an object with ``messages``, with ``prompt`` and ``completion``, or with ``text``; other tools' forms
+    """One row: an object with ``messages``, with ``prompt`` and ``completion``, or with ``text``; other tools' forms
     have been made into these (``forms.plain_line``)."""
 
     path: Path
     line: int
-    """Counted from 1."""
+    """Counted from 1: lines of JSON Lines, objects of a JSON list, rows of a Parquet or Arrow file."""
     data: Mapping[str, Any]
+    mapped: bool = False
+    """Whether the user has told which columns count."""
 
     @property
     def where(self) -> str:
@@ -40,23 +45,45 @@ class Record:
         return next(key for key in KINDS if key in self.data)
 
 
-def read_records(path: Path | str) -> list[Record]:
-    """Every line of a JSON Lines file; empty lines are passed over.
+def read_records(
+    path: Path | str, columns: Mapping[str, str] | None = None, split: str | None = None, preferred: str = "train"
+) -> list[Record]:
+    """Every row of a file, or of the files of a dataset folder's split; empty lines are passed over.
 
-    Raises InputError naming the file, the first line that is wrong and why, and how many more there are.
+    Args:
+        path: JSON Lines (also gzip), a JSON list, Parquet, Arrow, or a folder of such files.
+        columns: names of columns by the keys that they stand for, such as ``{"messages": "chat"}``.
+        split: of a folder; None is ``preferred`` where there are several.
+
+    Raises:
+        InputError: naming the file, the first row that is wrong and why, and how many more there are.
     """
-    path = Path(path)
+    path, mapping, store = Path(path), Columns(columns), MediaStore()
     found: list[Record] = []
     faults: list[str] = []
-    for number, line in lines(path):
-        try:
-            found.append(Record(path, number, checked(parsed(line))))
-        except InputError as fault:
-            faults.append(f"{shown_path(path)}:{number}: {fault}")
+    for file in data_files(path, split, preferred):
+        where = shown_path(file)
+        for number, row in rows(file, mapping, store):
+            try:
+                if isinstance(row, InputError):
+                    raise row
+                found.append(Record(file, number, checked(mapping.applied(row)), bool(mapping.names)))
+            except InputError as fault:
+                faults.append(f"{where}:{number}: {fault}")
+    if found or faults:
+        mapping.check(shown_path(path))
     refuse(faults)
     if not found:
-        raise InputError(f"{shown_path(path)}: holds no example; give a line of JSON for each")
+        raise InputError(f"{shown_path(path)}: holds no example; give a row of data for each")
     return found
+
+
+def rows(file: Path, columns: Columns, store: MediaStore) -> Iterator[tuple[int, Any]]:
+    """The rows of a file by number; one that cannot be read is an InputError. Raises InputError for the whole file."""
+    if file.suffix.lower() in TABLES:
+        raise InputError(f"{shown_path(file)}: {file.suffix[1:].upper()} files are not read; save it as JSON Lines or "
+                         f"Parquet")
+    yield from json_rows(file) if arrow_format(file) is None else arrow_rows(file, columns, store)
 
 
 def refuse(faults: Sequence[str]) -> None:
@@ -64,26 +91,6 @@ def refuse(faults: Sequence[str]) -> None:
     if faults:
         more = f"; and {len(faults) - 1} more faulty lines" if len(faults) > 1 else ""
         raise InputError(faults[0][:400] + more)
-
-
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not empty, by number. Raises InputError for a file that cannot be read."""
-    where = shown_path(path)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{where}: is not a regular file; give a JSON Lines file")
-        with open(path, "rb") as file:
-            number = 0
-            while line := file.readline(LINE_LIMIT + 1):
-                number += 1
-                if len(line) > LINE_LIMIT:
-                    raise InputError(f"{where}:{number}: the line is longer than {LINE_LIMIT >> 20} MiB")
-                if line.strip():
-                    yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-    except OSError as fault:
-        raise InputError(f"{where}: {fault.strerror or fault}; check the path") from fault
-    except ValueError as fault:
-        raise InputError(f"{where}: {fault}") from fault
 
 
 def checked(data: Any) -> Mapping[str, Any]:
@@ -102,7 +109,9 @@ def checked(data: Any) -> Mapping[str, Any]:
 
 
 def local(value: Any, folder: Path) -> Any:
-    """A medium as a line names it: a relative path starts at the file's folder."""
+    """A medium as a line names it: a relative path starts at the file's folder. Raises InputError."""
+    if isinstance(value, Mapping) and "array" not in value:  # as datasets have it, without its bytes
+        value = next((value[key] for key in MEDIA_KEYS if isinstance(value.get(key), str)), value)
     if not isinstance(value, str) or not value or value == "-":
         if value == "-" or value == "":
             raise InputError(f"a media path is {value!r}; give the path of a file")

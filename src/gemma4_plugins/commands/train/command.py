@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from gemma4_plugins.commands.train.config import RECORDED, TrainCommand
 
 
 class Validation(click.ParamType):
-    """A share of the data, or a file."""
+    """A share of the data, the name of a split, or a file."""
 
     name = "file or share"
 
@@ -42,10 +43,16 @@ class Validation(click.ParamType):
 
 
 SETTINGS = [
-    click.option("--data", type=FilePath(), required=True, metavar="FILE",
-                 help="JSON Lines: an object with messages, with prompt and completion, or with text on each line."),
-    click.option("--validation", type=Validation(), default=None, metavar="FILE|SHARE",
-                 help="Examples for the validation loss: a file like --data, or a share of it such as 0.1."),
+    click.option("--data", type=FilePath(), required=True, metavar="FILE|FOLDER",
+                 help="JSON Lines, Parquet, Arrow or a dataset folder: rows of messages, of prompt and completion, or "
+                 "of text."),
+    click.option("--split", default=None, metavar="NAME",
+                 help="The split of a dataset folder to train on.  [default: train]"),
+    click.option("--column", multiple=True, metavar="KEY=NAME",
+                 help="The column that stands for a key, such as messages=chat; may be given more than once."),
+    click.option("--validation", type=Validation(), default=None, metavar="FILE|SPLIT|SHARE",
+                 help="Examples for the validation loss: a file like --data, a split of its folder, or a share of it "
+                 "such as 0.1."),
     click.option("--output-dir", "-o", type=FilePath(), default=None, metavar="FOLDER",
                  help="Where checkpoints and the log go."),
     click.option("--config", type=FilePath(), allow_from_autoenv=False, default=None, metavar="FILE",
@@ -100,6 +107,15 @@ ON_THE_WAY = [
                  help="How many of the newest checkpoints are kept."),
     click.option("--eval-every", type=Whole(0), default=0, show_default=True, metavar="STEPS",
                  help="Steps between measurements of the validation loss; 0 measures at the end alone."),
+    click.option("--early-stop", type=Whole(0), default=0, show_default=True, metavar="N",
+                 help="End the run after N evaluations in a row without a lower validation loss; 0 is never."),
+    click.option("--min-delta", type=Number(0), default=0.0, show_default=True, metavar="LOSS",
+                 help="How much lower it must be to count for --early-stop."),
+    click.option("--keep-best/--no-keep-best", default=True, show_default=True,
+                 help="Save and keep the checkpoint of the lowest validation loss, besides --keep-last."),
+    click.option("--plot", is_flag=True, help="Draw the loss curve, loss.png, again and again during the run."),
+    click.option("--callback", multiple=True, metavar="NAME", shell_complete=completion.plugins("callbacks"),
+                 help="Callback plugin, such as a writer of logs; may be given more than once."),
     click.option("--sample-every", type=Whole(0), default=0, show_default=True, metavar="STEPS",
                  help="Steps between answers to each --sample-prompt; 0 answers at the end alone."),
     click.option("--sample-prompt", multiple=True, metavar="TEXT",
@@ -137,16 +153,33 @@ def train_command(ctx: click.Context, plugin_values: PluginValues, **values: Any
         raise click.UsageError("Missing option '--output-dir' / '-o'.")
     if values["sample_every"] and not values["sample_prompt"]:
         raise click.UsageError("--sample-every needs --sample-prompt.")
+    if values["early_stop"] and not (values["validation"] and values["eval_every"]):
+        raise click.UsageError("--early-stop needs --validation and --eval-every.")
     values["epochs"] = values["epochs"] or 1
     values["clip"] = values["clip"] or None
-    values["optimizer_options"] = {}
-    for name, value in map(pair, values.pop("optimizer_option")):
-        if name in values["optimizer_options"]:
-            raise click.UsageError(f"--optimizer-option {clipped(name)} is given twice.")
-        values["optimizer_options"][name] = value
+    values["optimizer_options"] = once("--optimizer-option", map(pair, values.pop("optimizer_option")))
+    values["columns"] = once("--column", map(column, values.pop("column")))
     from gemma4_plugins.commands.train.run import run
 
     run(values, plugin_values, ctx.meta[RECORDED])
+
+
+def once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Pairs as a mapping. Raises UsageError for a name that is given twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise click.UsageError(f"{option} {clipped(name)} is given twice.")
+        found[name] = value
+    return found
+
+
+def column(text: str) -> tuple[str, str]:
+    """``messages=chat`` as key and column. Raises UsageError."""
+    key, given, name = text.partition("=")
+    if not given or not key.strip() or not name.strip():
+        raise click.UsageError(f"--column {clipped(text)}: give KEY=NAME, such as messages=chat.")
+    return key.strip(), name.strip()
 
 
 def pair(text: str) -> tuple[str, Any]:

@@ -21,6 +21,8 @@ from gemma4_plugins.commands.train.config_files import read_config
 RECORDED = "gemma4_core.train_config"
 """Where a command finds the options that were given (see ``recorded``)."""
 NOT_IN_FILES = ("config", "help", "resume", "dry_run", "as_json", "quiet")
+TABLES = ("column", "optimizer_option")
+"""Options of pairs, which a file may also write as a table."""
 RIVALS = {"steps": "epochs", "epochs": "steps"}
 """Pairs of options that exclude each other: one on the command line also replaces the other one in a file."""
 
@@ -86,8 +88,17 @@ def from_file(command: click.Command, ctx: click.Context, path: Path) -> dict[st
                              f"gemma4 train without their dashes")
         if value is not None:
             param = params[name]
-            values[str(param.name)] = fitting(param, ctx, value, f"{where}: {key}")
+            given = pairs(value, f"{where}: {key}") if param.name in TABLES and isinstance(value, dict) else value
+            values[str(param.name)] = fitting(param, ctx, given, f"{where}: {key}")
     return values
+
+
+def pairs(table: Mapping[str, Any], where: str) -> list[str]:
+    """A table of names and values, as the command line gives them: ``name=value``. Raises InputError."""
+    for name, value in table.items():
+        if not isinstance(value, str | bool | int | float) or misfit_text(name):
+            raise InputError(f"{where}: {plain(name)}: {plain(value)} is not a single value")
+    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in table.items()]
 
 
 def from_run(command: click.Command, ctx: click.Context, found: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -134,6 +145,11 @@ def misfit(param: click.Parameter, value: str | bool | int | float) -> str | Non
         return "is out of range"
     if isinstance(value, int | float) and isinstance(param.type, FilePath | click.types.StringParamType):
         return "is a number: a path or text is expected, in quotes"
+    return misfit_text(value)
+
+
+def misfit_text(value: Any) -> str | None:
+    """What is wrong with a text from a file; None where nothing is, and for what is no text."""
     if isinstance(value, str):
         try:
             value.encode("utf-8", "surrogateescape")
@@ -151,6 +167,17 @@ def plain(value: Any) -> str:
     return clipped(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
+def names_split(ctx: click.Context, value: Path) -> bool:
+    """Whether ``--validation`` names a split of the folder of ``--data``; such a name is no path."""
+    from gemma4_core.training.data.dataset_folders import held_out_source
+
+    data = ctx.params.get("data")
+    try:
+        return isinstance(data, Path) and held_out_source(data, ctx.params.get("split"), value)[1] is not None
+    except InputError:  # the run will say so
+        return True
+
+
 def recorded(ctx: click.Context) -> dict[str, Any]:
     """The options that were given, by parameter name, for a later ``--resume``; paths are absolute."""
     default = click.core.ParameterSource.DEFAULT
@@ -160,6 +187,9 @@ def recorded(ctx: click.Context) -> dict[str, Any]:
         if name in NOT_IN_FILES or ctx.get_parameter_source(name) in (None, default):
             continue
         value = ctx.params.get(name)
+        if name == "validation" and isinstance(value, Path) and names_split(ctx, value):
+            values[name] = str(value)
+            continue
         if name in ("data", "validation", "model") and os.path.exists(str(value)):
             value = os.path.abspath(str(value))
         values[name] = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value

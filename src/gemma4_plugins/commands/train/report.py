@@ -21,19 +21,23 @@ from gemma4_core.training.log import CsvLog, draw_curve
 if TYPE_CHECKING:
     from gemma4_core.training.data.batches import Batches
     from gemma4_core.training.data.examples import Example
+    from gemma4_core.training.evaluate import EvaluationReport
     from gemma4_core.training.optimizer import TrainingOptimizer
     from gemma4_core.training.run_folder import RunFolder
     from gemma4_core.training.trainer import StepReport, Trainer
 
 SHOWN = 400
 """Characters of a sample that are shown."""
+DRAW_SECONDS, DRAW_SHARE = 5.0, 0.02
+"""Least time between two drawings of the curve, and the share of the run's time that drawing may take."""
 
 
 class Reporter:
     """Logs steps and shows progress during a run."""
 
-    def __init__(self, trainer: Trainer, folder: RunFolder) -> None:
-        self.trainer, self.folder = trainer, folder
+    def __init__(self, trainer: Trainer, folder: RunFolder, plotting: bool = False) -> None:
+        """``plotting``: whether the loss curve is drawn again and again on the way."""
+        self.trainer, self.folder, self.plotting = trainer, folder, plotting
         self.log: CsvLog | None = None
         self.bar: Any = None
         self.first: float | None = None
@@ -42,6 +46,7 @@ class Reporter:
         self.tokens = self.targets = 0
         self.seconds = 0.0
         self.plot: Path | None = None
+        self.next_plot = 0.0
         self.began = time.perf_counter()
 
     def __enter__(self) -> Reporter:
@@ -59,20 +64,22 @@ class Reporter:
         if self.log is not None:
             self.log.__exit__(kind, fault, trace)
 
-    def step(self, report: StepReport, validation: float | None) -> None:
+    def step(self, report: StepReport, evaluation: EvaluationReport | None) -> None:
         """Log a step and advance the progress bar. Raises CheckpointError where the log cannot be written."""
         self.first = report.loss if self.first is None else self.first
-        self.last, self.validation = report, self.validation if validation is None else validation
+        self.last, self.validation = report, self.validation if evaluation is None else evaluation.loss
         self.tokens, self.targets = self.tokens + report.tokens, self.targets + report.targets
         self.seconds += report.seconds
         memory = peak_memory_bytes(self.trainer.model.device)
         rate = report.tokens / report.seconds
         row: dict[str, Any] = {**vars(report), "tokens_per_second": round(rate, 3), "memory_bytes": memory}
         row["seconds"] = round(report.seconds, 6)
-        if validation is not None:
-            row |= {"validation_loss": validation, "perplexity": perplexity(validation)}
+        if evaluation is not None:
+            row |= {"validation_loss": evaluation.loss, "perplexity": evaluation.perplexity}
         assert self.log is not None
         self.log.add(row)
+        if self.plotting and time.monotonic() >= self.next_plot:
+            self.draw_on_the_way()
         if self.bar is not None:
             held = f" val {self.validation:.4g}" if self.validation is not None else ""
             self.bar.set_postfix_str(f"loss {report.loss:.4g}{held} lr {report.lr:.3g} {rate:.0f} tok/s "
@@ -80,6 +87,24 @@ class Reporter:
             self.bar.update(1)
         else:
             tell(f"step {report.step} of {self.trainer.total}: loss {three_digits(report.loss)}, {rate:.0f} tokens/s")
+
+    def evaluated(self, evaluation: EvaluationReport) -> None:
+        """Add an evaluation to the line of its step, which is logged already. Raises CheckpointError."""
+        self.validation = evaluation.loss
+        assert self.log is not None
+        self.log.amend(evaluation.step, {"validation_loss": evaluation.loss, "perplexity": evaluation.perplexity})
+
+    def draw_on_the_way(self) -> None:
+        """Draw the curve, and say when the next time is. Where that fails it is not tried again: a picture is no
+        reason to end a run."""
+        began = time.monotonic()
+        try:
+            self.draw()
+        except Exception as fault:
+            self.plotting = False
+            note(f"warning: the loss curve cannot be drawn any more: {escaped(str(fault))[:SHOWN]}")
+        now = time.monotonic()
+        self.next_plot = now + max(DRAW_SECONDS, (now - began) / DRAW_SHARE)
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Write an answer to the samples file and show it on a terminal. Raises CheckpointError where that fails."""
@@ -98,7 +123,8 @@ class Reporter:
 
     def summary(self, optimizer: TrainingOptimizer, began: int, newest: Path) -> dict[str, Any]:
         """The object that ``--json`` prints. Its numbers are of this call, not of the run before it was resumed."""
-        batches, last = self.trainer.batches, self.last
+        batches, last, best = self.trainer.batches, self.last, self.trainer.best
+        kept = None if best.step is None else self.folder.step(best.step)
         return {
             "checkpoint": str(newest),
             "steps": self.trainer.step,
@@ -106,8 +132,12 @@ class Reporter:
             "epochs": last.epoch if last is not None else self.trainer.epoch,
             "first_loss": self.first,
             "loss": None if last is None else last.loss,
-            "validation_loss": self.validation,
+            "validation_loss": None if self.validation is None else finite(self.validation),
             "perplexity": None if self.validation is None else finite(perplexity(self.validation)),
+            "best_validation_loss": best.loss,
+            "best_step": best.step,
+            "best_checkpoint": str(kept) if kept is not None and kept.is_dir() else None,
+            "stopped_early": self.trainer.stopped_early,
             "examples": len(batches.items),
             "truncated": batches.examples.truncated,
             "dropped": batches.examples.dropped,

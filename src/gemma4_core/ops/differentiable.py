@@ -7,6 +7,7 @@ its own (``Operations.matmul``) makes those of whole matrices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -14,13 +15,15 @@ from typing import Any
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.ops import LAYERS, Operations, portable, products
+from gemma4_core.ops.adapted import adapted, change_alone
 from gemma4_core.ops.attention import KeyValues
+from gemma4_core.ops.fused import NONE, Fused
 from gemma4_core.ops.multiply import Multiply, multiplied
 from gemma4_core.ops.portable import MASKED, gelu_tanh
 from gemma4_core.ops.portable import linear as plain_linear
 from gemma4_core.ops.products import materialized, materialized_gradient
 from gemma4_core.ops.sliding_blocks import WORTH, in_a_row, keys_of_blocks, mask_of_blocks, queries_in_blocks
-from gemma4_core.weights import DenseMatrix, Matrix
+from gemma4_core.weights import DenseMatrix, LowRankChange, Matrix
 
 
 def differentiable_operations(table: Operations, checkpointing: bool = False) -> Operations:
@@ -30,13 +33,18 @@ def differentiable_operations(table: Operations, checkpointing: bool = False) ->
     traced, and would live from its first run until it is computed again, which is what checkpointing is to avoid.
     """
     own = tuple((name, getattr(table, name)) for name in (*LAYERS, "logits") if table.replaced(name))
-    return training_operations(None if checkpointing else table.matmul, own)
+    if checkpointing:
+        return training_operations(None, own)
+    return training_operations(table.matmul, own, table.fused or NONE)
 
 
 @lru_cache
-def training_operations(matmul: Multiply | None, replacements: tuple[tuple[str, Any], ...] = ()) -> Operations:
-    """Operations that have gradients; kernels of a device have none. ``matmul`` is the device's, if it has one."""
-    own = Differentiable(matmul)
+def training_operations(
+    matmul: Multiply | None, replacements: tuple[tuple[str, Any], ...] = (), fused: Fused = NONE
+) -> Operations:
+    """Operations that have gradients; kernels of a device have none. ``matmul`` and ``fused`` are the device's, if it
+    has some."""
+    own = Differentiable(matmul, fused)
     table = replace(
         portable(), name="training", linear=own.linear, gated_mlp=own.gated_mlp, attention=own.attention,
         logits=own.logits,
@@ -45,20 +53,33 @@ def training_operations(matmul: Multiply | None, replacements: tuple[tuple[str, 
 
 
 class Differentiable:
-    """The operations over one device's products."""
+    """The operations over one device's products and kernels."""
 
-    def __init__(self, matmul: Multiply | None) -> None:
-        self.matmul = matmul
+    def __init__(self, matmul: Multiply | None, fused: Fused = NONE) -> None:
+        self.matmul, self.fused = matmul, fused
 
     def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
         """As the portable ``linear``."""
         flat = x.reshape(-1, x.shape[-1])  # [..., in] -> [n, in]
-        rows = None
-        if type(matrix) is DenseMatrix:
-            rows = multiplied(self.matmul, flat, matrix.tensor, "nt")
-        if rows is None:
-            rows = products.linear(flat, matrix, plain_linear)
+        base, changes = matrix.adapted()
+        rows = self.adapted(materialized(flat), base, changes) if changes else self.rows(flat, base)
         return rows.reshape(*x.shape[:-1], matrix.shape[0])
+
+    def rows(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """``x [n, in]`` to ``[n, out]``, in memory."""
+        rows = multiplied(self.matmul, x, matrix.tensor, "nt") if type(matrix) is DenseMatrix else None
+        return products.linear(x, matrix, plain_linear) if rows is None else rows
+
+    def adapted(self, x: Tensor, base: Matrix, changes: Sequence[LowRankChange]) -> Tensor:
+        """``x [n, in]``, in memory, through a base and the changes beside it: ``[n, out]``."""
+        if len(changes) == 1 and type(base) is DenseMatrix:
+            found = adapted(x, base.tensor, changes[0], self.matmul, self.fused)
+            if found is not None:
+                return found
+        total = self.rows(x, base).cast(dtypes.float32)
+        for change in changes:
+            total = total + change_alone(x, change, self.matmul, self.fused)
+        return materialized(total.cast(x.dtype))
 
     def gated_mlp(self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
         """As the portable ``gated_mlp``."""

@@ -14,7 +14,7 @@ CHUNK_FILES = ("expand", "product", "gemm", "rows", "chunk_attention")
 WIDE_FILES = ("wgmma", "product", "gemm_wide")
 
 
-def defines(constants: Mapping[str, int | float]) -> str:
+def defines(constants: Mapping[str, int | float | str]) -> str:
     """Constants as preprocessor lines."""
     show = lambda v: f"{v!r}f" if isinstance(v, float) else str(v)  # noqa: E731
     return "".join(f"#define {name} {show(value)}\n" for name, value in constants.items())

@@ -56,20 +56,21 @@ def entry(name: str, parameters: str) -> str:
     )
 
 
-CONDITION = re.compile(r"^[ \t]*#[ \t]*(if|ifdef|ifndef|else|endif)\b(.*)$", re.MULTILINE)
+CONDITION = re.compile(r"^[ \t]*#[ \t]*(if|ifdef|ifndef|elif|else|endif)\b(.*)$", re.MULTILINE)
 
 
 def conditions(before: str) -> list[str]:
     """The conditions of the preprocessor that hold behind a text."""
-    found: list[str] = []
+    found: list[tuple[str, str]] = []
+    """Each with what was asked before it."""
     for word, rest in CONDITION.findall(before):
-        if word == "endif":
-            found.pop()
-        elif word == "else":
-            found[-1] = f"!({found[-1]})"
-        else:
-            found.append(rest if word == "if" else f"{'!' * (word == 'ifndef')}defined({rest})")
-    return found
+        if word.startswith("if"):
+            found.append(("0", rest if word == "if" else f"{'!' * (word == 'ifndef')}defined({rest})"))
+            continue
+        asked = "({}) || ({})".format(*found.pop())
+        if word != "endif":
+            found.append((asked, f"!({asked})" + (f" && ({rest})" if word == "elif" else "")))
+    return [condition for _, condition in found]
 
 
 def entries(source: str) -> str:

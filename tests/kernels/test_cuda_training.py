@@ -44,3 +44,22 @@ def test_thin_products(down: bool, m: int, k: int, r: int) -> None:
     out = np.full((m, r), 7, np.uint16)
     run(cuda.thin_kernel(m, k, r, 0.5, down), -(-m // 16), 32 * cuda.thin_warps(k, r), out, x, a)
     assert close(wide(out), 0.5 * wide(x) @ (wide(a) if down else wide(a).T))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("m", "n"), [(5, 8), (37, 256), (18, 520), (3, 1536), (2, 5376)])
+def test_norms(weighted: bool, m: int, n: int) -> None:
+    bits = [bf16(random.standard_normal(shape)) for shape in ((m, n), (n,), (m, n))]
+    x, w, dy = map(wide, bits)
+    weights = bits[1:2] if weighted else []
+    w = w if weighted else np.ones(n)
+    r = 1 / np.sqrt((x * x).mean(1, keepdims=True) + 1e-6)
+    d = dy * w
+    truths = {0: x * r * w, 1: r * (d - x * (d * x).mean(1, keepdims=True) * r * r), 2: (dy * x * r).sum(0)}
+    for mode, inputs in ((0, weights), (1, [*weights, bits[2]]), (2, [bits[2]])):
+        kernel = cuda.norm_kernel(m, n, 1e-6, mode, weighted and mode < 2)
+        team, parts = cuda.norm_team(n, mode), -(-m // cuda.NORM_ROWS)
+        threads = max(team, 128)
+        out = np.full((parts, n) if mode == 2 else (m, n), 7, np.float32 if mode == 2 else np.uint16)
+        run(kernel, parts if mode == 2 else -(-m * team // threads), threads, out, bits[0], *inputs)
+        assert close(out.sum(0) if mode == 2 else wide(out), truths[mode], 1e-5 if mode == 2 else 0.006)

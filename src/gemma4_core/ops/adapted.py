@@ -9,7 +9,7 @@ from tinygrad import Tensor, UOp, function
 from tinygrad.dtype import DType
 
 from gemma4_core.ops.fused import Fused
-from gemma4_core.ops.multiply import Multiply, made
+from gemma4_core.ops.multiply import Multiply, by_argument, made
 from gemma4_core.weights import LowRankChange
 
 RANKS = 16
@@ -105,8 +105,3 @@ def change_alone(x: Tensor, change: LowRankChange, matmul: Multiply | None, fuse
 
     found: Tensor = run(x, u, work.b, change.a, change.b)
     return found.contiguous()
-
-
-def by_argument(call: UOp, found: dict[UOp, Tensor]) -> tuple[UOp | None, ...]:
-    """What a function's gradient gives: one for each argument, hidden ones included."""
-    return tuple(found[arg].uop if arg in found else None for arg in call.src[1:])

@@ -14,13 +14,14 @@ from typing import Any
 
 from tinygrad import Tensor, dtypes
 
-from gemma4_core.ops import LAYERS, Operations, portable, products
+from gemma4_core.ops import LAYERS, Operations, norms, portable, products
 from gemma4_core.ops.adapted import adapted, change_alone
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.fused import NONE, Fused
 from gemma4_core.ops.multiply import Multiply, multiplied
 from gemma4_core.ops.portable import MASKED, gelu_tanh
 from gemma4_core.ops.portable import linear as plain_linear
+from gemma4_core.ops.portable import rms_norm as plain_norm
 from gemma4_core.ops.products import materialized, materialized_gradient
 from gemma4_core.ops.sliding_blocks import WORTH, in_a_row, keys_of_blocks, mask_of_blocks, queries_in_blocks
 from gemma4_core.weights import DenseMatrix, LowRankChange, Matrix
@@ -47,7 +48,7 @@ def training_operations(
     own = Differentiable(matmul, fused)
     table = replace(
         portable(), name="training", linear=own.linear, gated_mlp=own.gated_mlp, attention=own.attention,
-        logits=own.logits,
+        logits=own.logits, rms_norm=own.rms_norm,
     )
     return replace(table, **dict(replacements))
 
@@ -62,7 +63,7 @@ class Differentiable:
         """As the portable ``linear``."""
         flat = x.reshape(-1, x.shape[-1])  # [..., in] -> [n, in]
         base, changes = matrix.adapted()
-        rows = self.adapted(materialized(flat), base, changes) if changes else self.rows(flat, base)
+        rows = self.adapted(flat.contiguous(), base, changes) if changes else self.rows(flat, base)
         return rows.reshape(*x.shape[:-1], matrix.shape[0])
 
     def rows(self, x: Tensor, matrix: Matrix) -> Tensor:
@@ -80,6 +81,11 @@ class Differentiable:
         for change in changes:
             total = total + change_alone(x, change, self.matmul, self.fused)
         return materialized(total.cast(x.dtype))
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        """As the portable ``rms_norm``."""
+        found = norms.rms_norm(self.fused, x, weight, eps)
+        return plain_norm(x, weight, eps) if found is None else found
 
     def gated_mlp(self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
         """As the portable ``gated_mlp``."""

@@ -20,6 +20,12 @@ class Fused:
     """``a @ b.T + a2 @ b2.T`` (form "nt") or ``a @ b + a2 @ b2`` ("nn") of matrices, in a's dtype."""
     thin: Callable[[Tensor, Tensor, float, str], Tensor | None] | None = None
     """``factor * x @ a.T`` (form "nt") or ``factor * x @ a`` ("nn") in x's dtype, for results of few columns."""
+    rms_norm: Callable[[Tensor, Tensor | None, float], Tensor | None] | None = None
+    """As ``Operations.rms_norm``."""
+    rms_norm_gradient: Callable[[Tensor, Tensor | None, float, Tensor], Tensor | None] | None = None
+    """The gradient of x from that of the result, in x's dtype; it serves what ``rms_norm`` does."""
+    rms_norm_weight_gradient: Callable[[Tensor, float, Tensor], Tensor | None] | None = None
+    """The gradient of the weight from that of the result, in fp32; it serves what ``rms_norm`` does."""
 
 
 NONE = Fused()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from tinygrad import Tensor, dtypes
@@ -14,6 +15,11 @@ from gemma4_plugins.devices.source_kernels import launch
 
 MOST_COLUMNS = 64
 """Of a thin product: a block holds 16 rows of it in fp32 for each of its warps, in 48 KB."""
+
+NORM_ROWS = 16
+"""Whose shares in a weight's gradient a block adds up."""
+MOST_NORMED = 8192
+"""Numbers in a row that is normalised: a thread holds 32 of each of two such rows."""
 
 
 def source_of(file: str, values: Mapping[str, int | float]) -> tuple[str, str]:
@@ -58,5 +64,53 @@ def thin(x: Tensor, a: Tensor, factor: float, form: str) -> Tensor | None:
     return launched(kernel, ((m, r), x.dtype), (x, a), -(-m // 16), 32 * thin_warps(k, r))
 
 
-FUSED = Fused(two_products=two_products, thin=thin)
+# --------------------------------------------------------------------------------------------------------------- norms
+
+
+def norm_kernel(m: int, n: int, eps: float, mode: int, weighted: bool) -> tuple[str, str]:
+    """Name and source of a norm (mode 0), of its gradient (1), and of its weight's (2)."""
+    values: dict[str, int | float] = {"M": m, "N": n, "EPS": float(eps), "MODE": mode, "WEIGHTED": int(weighted)}
+    name, source = source_of("norm", values | {"TEAM": norm_team(n, mode), "ROWS": NORM_ROWS})
+    return name, f"#define OUT {'float' if mode == 2 else 'u16'}\n" + source
+
+
+def norm_team(n: int, mode: int) -> int:
+    """Threads that make a row."""
+    if n <= 512 and mode != 2:
+        return 32
+    return 128 if n <= 2048 else 256
+
+
+def normed(x: Tensor, inputs: Sequence[Tensor], eps: float, mode: int, weighted: bool) -> Tensor | None:
+    """A norm's kernel over ``x [..., n]``."""
+    n = int(x.shape[-1])
+    m = math.prod(int(size) for size in x.shape[:-1])
+    if not fast(x, *inputs) or n % 8 or not 0 < n <= MOST_NORMED or not m:
+        return None
+    team, blocks = norm_team(n, mode), -(-m // NORM_ROWS)
+    kernel, threads = norm_kernel(m, n, eps, mode, weighted), max(team, 128)
+    if mode == 2:
+        return launched(kernel, ((blocks, n), dtypes.float32), (x, *inputs), blocks, threads).sum(0)
+    return launched(kernel, (tuple(map(int, x.shape)), x.dtype), (x, *inputs), -(-m * team // threads), threads)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor | None:
+    """See ``Fused.rms_norm``."""
+    return normed(x, () if weight is None else (weight,), eps, 0, weight is not None)
+
+
+def rms_norm_gradient(x: Tensor, weight: Tensor | None, eps: float, dy: Tensor) -> Tensor | None:
+    """See ``Fused.rms_norm_gradient``."""
+    return normed(x, (dy,) if weight is None else (weight, dy), eps, 1, weight is not None)
+
+
+def rms_norm_weight_gradient(x: Tensor, eps: float, dy: Tensor) -> Tensor | None:
+    """See ``Fused.rms_norm_weight_gradient``."""
+    return normed(x, (dy,), eps, 2, False)
+
+
+FUSED = Fused(
+    two_products=two_products, thin=thin, rms_norm=rms_norm, rms_norm_gradient=rms_norm_gradient,
+    rms_norm_weight_gradient=rms_norm_weight_gradient,
+)
 """All of them."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tinygrad import Tensor, dtypes
+from tinygrad.dtype import DType
 
+from gemma4_core.config import parse_config, preset_dict
+from gemma4_core.model.spans import FreshSpan, visible
 from gemma4_core.ops import portable
+from gemma4_core.ops.attention import KeyValues, Pattern
 from gemma4_core.ops.differentiable import training_operations
-from gemma4_core.ops.fused import Fused
+from gemma4_core.ops.fused import NONE, Fused
+from gemma4_core.ops.sliding_blocks import mask_of_blocks
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -54,3 +61,65 @@ def test_norms(weighted: bool, size: int) -> None:
         results.append([made, *(made * dy).sum().gradient(*wanted)])
     agree(*results)
     assert results[0][0].dtype == dtypes.float32
+
+
+def seen_by(pattern: Pattern, length: int) -> Tensor:
+    """The mask that a pattern describes: bool ``[B or 1, T, T]``."""
+    positions = Tensor.arange(length)
+    mask = visible(positions, positions, pattern.window, pattern.blocks, pattern.blocks).reshape(-1, length, length)
+    if pattern.segments is not None:
+        mask = mask & (pattern.segments.unsqueeze(2) == pattern.segments.unsqueeze(1))
+    return mask
+
+
+def weights_of(scores: Tensor, pattern: Pattern, band: int | None, dtype: DType) -> Tensor:
+    """Stands in for a device's softmax."""
+    taken.append(band)
+    length = int(scores.shape[-2]) if pattern.segments is None else int(pattern.segments.shape[1])
+    if band is None:
+        mask = seen_by(pattern, length).unsqueeze(1).unsqueeze(1)
+    else:
+        mask = mask_of_blocks(seen_by(pattern, length).unsqueeze(1).unsqueeze(1), band)
+    return mask.where(scores, -1e30).softmax(-1).cast(dtype).contiguous()
+
+
+def scores_gradient(weights: Tensor, slope: Tensor, pattern: Pattern, band: int | None) -> Tensor:
+    return (weights * (slope - (weights * slope).sum(-1, keepdim=True))).contiguous()
+
+
+taken: list[int | None] = []
+
+
+@pytest.mark.parametrize(
+    ("length", "media", "packed"),
+    [(6, False, False), (9, True, False), (9, False, True), (15, False, True), (15, True, True)],
+)
+@pytest.mark.parametrize("sliding", [False, True])
+def test_attention(length: int, media: bool, packed: bool, sliding: bool) -> None:
+    layers = parse_config(preset_dict("tiny-e2b")).text_config.layers
+    layer = replace(next(x for x in layers if x.is_full != sliding), **({"window": 4} if sliding else {}))
+    random = np.random.default_rng(3)
+    blocks = Tensor(np.where(random.random((2, length)) < 0.5, np.arange(length) // 3, -1).astype(np.int32))
+    segments = Tensor(np.sort(random.integers(0, 3, (2, length)), 1).astype(np.int32))
+    span = FreshSpan(length, "CPU", blocks if media else None, segments if packed else None)
+    q, k, v, dy = draw(1, 2, length, 4, 8), draw(2, 2, 2, length, 8), draw(3, 2, 2, length, 8), draw(4, 2, length, 4, 8)
+    kv = span.extend(layer, k, v)
+    banded = sliding and not media and length >= 12
+    if banded and not packed:
+        pytest.skip("the stand-in needs to know the length")
+    taken.clear()
+    results = []
+    for kernels in (Fused(softmax=weights_of, softmax_gradient=scores_gradient), NONE):
+        made = training_operations(None, (), kernels).attention(q, kv)
+        results.append([made, *(made * dy).sum().gradient(q, k, v)])
+    agree(*results)
+    assert set(taken) == {4 if banded else None}
+
+
+def test_a_mask_that_follows_no_pattern_is_kept() -> None:
+    q, k, mask = draw(1, 1, 6, 2, 8), draw(2, 1, 1, 6, 8), Tensor(np.eye(6, dtype=np.bool_))
+    taken.clear()
+    kernels = Fused(softmax=weights_of, softmax_gradient=scores_gradient)
+    found = training_operations(None, (), kernels).attention(q, KeyValues(k, k, mask))
+    agree([found], [portable().attention(q, KeyValues(k, k, mask))])
+    assert not taken

@@ -24,6 +24,7 @@ from gemma4_core.ops.portable import linear as plain_linear
 from gemma4_core.ops.portable import rms_norm as plain_norm
 from gemma4_core.ops.products import materialized, materialized_gradient
 from gemma4_core.ops.sliding_blocks import WORTH, in_a_row, keys_of_blocks, mask_of_blocks, queries_in_blocks
+from gemma4_core.ops.softmax import Masked, softmax
 from gemma4_core.weights import DenseMatrix, LowRankChange, Matrix
 
 
@@ -101,22 +102,24 @@ class Differentiable:
         if kv.band is not None and kv.mask is not None and length >= WORTH * kv.band:
             keys, values = (keys_of_blocks(x, kv.band) for x in (kv.k, kv.v))
             queries, mask = queries_in_blocks(grouped, kv.band), mask_of_blocks(kv.mask, kv.band)
-            mixed = in_a_row(self.attended(queries, keys, values, mask), length)
+            masked = Masked(mask, kv.pattern, kv.band)
+            mixed = in_a_row(self.attended(queries, keys, values, masked), length)
         else:
-            mixed = self.attended(grouped, kv.k, kv.v, kv.mask)
+            mixed = self.attended(grouped, kv.k, kv.v, Masked(kv.mask, kv.pattern))
         # [B, kv heads, group, T, D] -> [B, T, heads, D]
         return mixed.permute(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
 
-    def attended(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def attended(self, q: Tensor, keys: Tensor, values: Tensor, masked: Masked) -> Tensor:
         """``[..., group, T, D]`` of queries ``[..., group, T, D]``, keys and values ``[..., S, D]``; the gradients of
         keys and values are a product for each head, then added."""
         q, keys, values = materialized(q), materialized(keys), materialized(values)
         scores = multiplied(self.matmul, q, keys, "nt", wide=True)
         if scores is None:
             scores = materialized(products.product(q, self.for_each_head(keys, q.shape[-3]).transpose(-1, -2)))
-        if mask is not None:
-            scores = mask.where(scores, MASKED)  # [..., group, T, S]
-        weights = materialized(scores.softmax(-1).cast(q.dtype))
+        weights = softmax(self.fused, scores, masked, q.dtype)  # [..., group, T, S]
+        if weights is None:
+            scores = scores if masked.mask is None else masked.mask.where(scores, MASKED)
+            weights = materialized(scores.softmax(-1).cast(q.dtype))
         mixed = multiplied(self.matmul, weights, values, "nn")
         if mixed is None:
             mixed = materialized(products.product(weights, self.for_each_head(values, q.shape[-3])).cast(q.dtype))

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinygrad import Tensor
+from tinygrad.dtype import DType
+
+from gemma4_core.ops.attention import Pattern
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,20 @@ class Fused:
     """The gradient of x from that of the result, in x's dtype; it serves what ``rms_norm`` does."""
     rms_norm_weight_gradient: Callable[[Tensor, float, Tensor], Tensor | None] | None = None
     """The gradient of the weight from that of the result, in fp32; it serves what ``rms_norm`` does."""
+    softmax: Callable[[Tensor, Pattern, int | None, DType], Tensor | None] | None = None
+    """Attention's weights in a dtype from fp32 scores ``[B, kv heads, group, T, T]``, masked by a pattern, 0 where
+    nothing is seen; or from those of blocks of a band of positions, ``[B, kv heads, blocks, group, band, 2 * band]``,
+    each against the keys of its own positions and of the band before them (``gemma4_core.ops.sliding_blocks``)."""
+    softmax_gradient: Callable[[Tensor, Tensor, Pattern, int | None], Tensor | None] | None = None
+    """The gradient of the scores from the weights and their gradient, in the weights' dtype; it serves what ``softmax``
+    does."""
 
 
 NONE = Fused()
 """Of a device that brings none."""
+
+
+def served(made: Tensor | None) -> Tensor:
+    """The result of a kernel that was found to serve its inputs."""
+    assert made is not None
+    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tinygrad import Tensor, UOp, function
 
-from gemma4_core.ops.fused import Fused
+from gemma4_core.ops.fused import Fused, served
 from gemma4_core.ops.multiply import by_argument
 
 
@@ -28,9 +28,3 @@ def rms_norm(fused: Fused, x: Tensor, weight: Tensor | None, eps: float) -> Tens
     x = x.contiguous()
     found: Tensor = run(x, weight)
     return found.contiguous()
-
-
-def served(made: Tensor | None) -> Tensor:
-    """The result of a kernel that was found to serve its inputs."""
-    assert made is not None
-    return made

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
+from gemma4_core.ops.attention import Pattern
 from gemma4_core.ops.fused import Fused
 from gemma4_plugins.devices.cuda.kernels.matmul import target_of, two_products, usable
 from gemma4_plugins.devices.cuda.kernels.sources import defines, device_source, source_file
@@ -20,6 +21,9 @@ NORM_ROWS = 16
 """Whose shares in a weight's gradient a block adds up."""
 MOST_NORMED = 8192
 """Numbers in a row that is normalised: a thread holds 32 of each of two such rows."""
+
+MOST_KEYS = 1 << 14
+"""That a query's weights are made of: a thread holds 16 of each of two rows."""
 
 
 def source_of(file: str, values: Mapping[str, int | float]) -> tuple[str, str]:
@@ -109,8 +113,50 @@ def rms_norm_weight_gradient(x: Tensor, eps: float, dy: Tensor) -> Tensor | None
     return normed(x, (dy,), eps, 2, False)
 
 
+# ------------------------------------------------------------------------------------------------------------- softmax
+
+
+def softmax_kernel(shape: Sequence[int], pattern: Pattern, band: int | None, gradient: bool) -> tuple[str, str]:
+    """Name and source of attention's weights, or of the gradient of its scores, both of this shape."""
+    batch, heads, *blocks, group, length, keys = shape
+    count = blocks[0] if blocks else 1
+    # behind the end of a row that was cut into blocks nobody looks, unless there are numbers to be looked at
+    end = count * length if pattern.segments is None else int(pattern.segments.shape[1])
+    return source_of("softmax", {
+        "BATCH": batch, "ROWS": heads * count * group * length, "S": keys, "T": end, "GROUP": group, "BAND": band or 0,
+        "BLOCKS": count, "WINDOW": pattern.window or 0, "SEGMENTS": int(pattern.segments is not None),
+        "MEDIA": int(pattern.blocks is not None), "GRADIENT": int(gradient), "VECTOR": 1 if keys % 4 else 4,
+        "THREADS": softmax_threads(keys),
+    })
+
+
+def softmax_threads(keys: int) -> int:
+    """Threads that make a row: 16 numbers each, or fewer."""
+    return next(threads for threads in (128, 256, 512, 1024) if 16 * threads >= keys)
+
+
+def softmax(scores: Tensor, pattern: Pattern, band: int | None, dtype: DType) -> Tensor | None:
+    """See ``Fused.softmax``."""
+    shape = tuple(map(int, scores.shape))
+    if dtype != dtypes.bfloat16 or scores.dtype != dtypes.float32 or not usable(str(scores.device)):
+        return None
+    if not 0 < shape[-1] <= MOST_KEYS or not all(shape):
+        return None
+    inputs = [t.cast(dtypes.int32) for t in (pattern.segments, pattern.blocks) if t is not None]
+    kernel = softmax_kernel(shape, pattern, band, False)
+    return launched(kernel, (shape, dtype), (scores, *inputs), math.prod(shape[:-1]), softmax_threads(shape[-1]))
+
+
+def softmax_gradient(weights: Tensor, slope: Tensor, pattern: Pattern, band: int | None) -> Tensor:
+    """See ``Fused.softmax_gradient``."""
+    shape = tuple(map(int, weights.shape))
+    kernel = softmax_kernel(shape, pattern, band, True)
+    inputs, blocks = (weights, slope), math.prod(shape[:-1])
+    return launched(kernel, (shape, weights.dtype), inputs, blocks, softmax_threads(shape[-1]))
+
+
 FUSED = Fused(
     two_products=two_products, thin=thin, rms_norm=rms_norm, rms_norm_gradient=rms_norm_gradient,
-    rms_norm_weight_gradient=rms_norm_weight_gradient,
+    rms_norm_weight_gradient=rms_norm_weight_gradient, softmax=softmax, softmax_gradient=softmax_gradient,
 )
 """All of them."""

@@ -111,3 +111,24 @@ def test_attention_weights(length: int, window: int | None, banded: bool, segmen
     assert close(wide(out)[real], truth[real]) and not wide(out)[~seen & real[..., None]].any()
     p, d = wide(out), wide(slopes)
     assert close(wide(slope)[real], (p * (d - (p * d).sum(-1, keepdims=True)))[real])
+
+
+@pytest.mark.parametrize("cap", [None, 30.0])
+@pytest.mark.parametrize(("n", "v"), [(3, 8), (5, 9000), (2, 4104)])
+def test_cross_entropy(cap: float | None, n: int, v: int) -> None:
+    raw, slopes = bf16(random.standard_normal((n, v)) * 20), random.uniform(0.5, 1, n).astype(np.float32)
+    targets = random.integers(0, v, n).astype(np.int32)
+    targets[1] = -100
+    x = wide(raw)
+    bent = np.tanh(x / cap) if cap else np.zeros_like(x)
+    logits = cap * bent if cap else x
+    total = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
+    real = targets >= 0
+    out, slope = np.full((n, 2), 7, np.float32), np.full((n, v), 7, np.uint16)
+    run(cuda.cross_entropy_kernel(n, v, cap, False), n, cuda.LOSS_THREADS, out, raw, targets)
+    kernel, blocks = cuda.cross_entropy_kernel(n, v, cap, True), n * cuda.loss_chunks(n)
+    run(kernel, blocks, cuda.LOSS_THREADS, slope, raw, targets, out, slopes)
+    assert close(out[:, 0], np.where(real, total - logits[np.arange(n), np.maximum(targets, 0)], 0), 1e-5)
+    truth = np.exp(logits - total[:, None])
+    truth[np.arange(n), np.maximum(targets, 0)] -= 1
+    assert close(wide(slope), truth * (slopes * real)[:, None] * (1 - bent * bent))

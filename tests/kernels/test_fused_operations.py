@@ -13,9 +13,11 @@ from gemma4_core.config import parse_config, preset_dict
 from gemma4_core.model.spans import FreshSpan, visible
 from gemma4_core.ops import portable
 from gemma4_core.ops.attention import KeyValues, Pattern
-from gemma4_core.ops.differentiable import training_operations
+from gemma4_core.ops.differentiable import differentiable_operations, training_operations
 from gemma4_core.ops.fused import NONE, Fused
+from gemma4_core.ops.portable import capped, cross_entropy
 from gemma4_core.ops.sliding_blocks import mask_of_blocks
+from gemma4_core.weights import DenseMatrix, Matrix
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -123,3 +125,44 @@ def test_a_mask_that_follows_no_pattern_is_kept() -> None:
     found = training_operations(None, (), kernels).attention(q, KeyValues(k, k, mask))
     agree([found], [portable().attention(q, KeyValues(k, k, mask))])
     assert not taken
+
+
+def row_losses(raw: Tensor, targets: Tensor, cap: float | None) -> Tensor | None:
+    """Stands in for a device's losses."""
+    if raw.shape[1] % 8:
+        return None
+    logits = capped(raw, cap)
+    return cross_entropy(logits, targets).stack(logits.logsumexp(-1), dim=1).contiguous()
+
+
+def logits_gradient(raw: Tensor, targets: Tensor, cap: float | None, losses: Tensor, slopes: Tensor) -> Tensor:
+    here = Tensor.arange(int(raw.shape[1])).unsqueeze(0) == targets.unsqueeze(1)
+    logits = capped(raw, cap)
+    bent = 0.0 if cap is None else (logits / cap).square()
+    slope = ((logits - losses[:, 1:]).exp() - here.cast(dtypes.float32)) * (1 - bent)
+    return ((targets >= 0).unsqueeze(1).where(slope, 0.0) * slopes.unsqueeze(1)).contiguous()
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("words", [40, 37])
+def test_losses(cap: float | None, words: int) -> None:
+    h, head, slopes = draw(0, 6, 16), draw(1, words, 16), draw(2, 6)
+    targets = Tensor(np.array([3, -100, 0, words - 1, -1, 9], np.int32))
+    results = []
+    for kernels in (Fused(cross_entropy=row_losses, cross_entropy_gradient=logits_gradient), NONE):
+        operations = training_operations(None, (), kernels)
+        assert operations.cross_entropy is not None
+        made = operations.cross_entropy(h, targets, DenseMatrix(head), cap)
+        results.append([made, *(made * slopes).sum().gradient(h, head)])
+    agree(*results)
+    logits = portable().logits(h, DenseMatrix(head), cap)
+    agree(results[0][:1], [cross_entropy(logits, targets)])
+
+
+def test_somebodys_logits_are_what_losses_are_made_of() -> None:
+    def logits(h: Tensor, head: Matrix, cap: float | None) -> Tensor:
+        return portable().logits(h, head, cap)
+
+    table = replace(portable(), logits=logits)
+    assert differentiable_operations(table).cross_entropy is None
+    assert differentiable_operations(portable()).cross_entropy is not None

@@ -71,6 +71,9 @@ class Operations:
     of b's serves as many in a row. Not differentiable itself. None for what it does not serve."""
     fused: Fused | None = None
     """More kernels for training, each of several operations in one."""
+    cross_entropy: Callable[[Tensor, Tensor, Matrix, float | None], Tensor] | None = None
+    """Losses fp32 ``[n]`` of ``h [n, H]`` times the tied head, soft-capped, against targets int32 ``[n]``, 0 for
+    negative ones. None means from ``logits``."""
     prefill_chunk: int = 32
     """The most positions of a prompt that this device takes in one call."""
     graph_chunk: int = 32

@@ -18,8 +18,9 @@ from gemma4_core.ops import LAYERS, Operations, norms, portable, products
 from gemma4_core.ops.adapted import adapted, change_alone
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.fused import NONE, Fused
+from gemma4_core.ops.losses import losses
 from gemma4_core.ops.multiply import Multiply, multiplied
-from gemma4_core.ops.portable import MASKED, gelu_tanh
+from gemma4_core.ops.portable import MASKED, capped, cross_entropy, gelu_tanh
 from gemma4_core.ops.portable import linear as plain_linear
 from gemma4_core.ops.portable import rms_norm as plain_norm
 from gemma4_core.ops.products import materialized, materialized_gradient
@@ -47,11 +48,13 @@ def training_operations(
     """Operations that have gradients; kernels of a device have none. ``matmul`` and ``fused`` are the device's, if it
     has some."""
     own = Differentiable(matmul, fused)
+    replaced = dict(replacements)
     table = replace(
         portable(), name="training", linear=own.linear, gated_mlp=own.gated_mlp, attention=own.attention,
         logits=own.logits, rms_norm=own.rms_norm,
+        cross_entropy=None if "logits" in replaced else own.cross_entropy,
     )
-    return replace(table, **dict(replacements))
+    return replace(table, **replaced)
 
 
 class Differentiable:
@@ -132,5 +135,10 @@ class Differentiable:
 
     def logits(self, h: Tensor, head: Matrix, softcap: float | None) -> Tensor:
         """As the portable ``logits``."""
-        raw = self.linear(h, head).cast(dtypes.float32)
-        return raw if softcap is None else (raw / softcap).tanh() * softcap
+        return capped(self.linear(h, head), softcap)
+
+    def cross_entropy(self, h: Tensor, targets: Tensor, head: Matrix, softcap: float | None) -> Tensor:
+        """See ``Operations.cross_entropy``."""
+        raw = self.linear(h, head)
+        found = losses(self.fused, raw, targets, softcap)
+        return cross_entropy(capped(raw, softcap), targets) if found is None else found

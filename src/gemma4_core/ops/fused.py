@@ -36,6 +36,12 @@ class Fused:
     softmax_gradient: Callable[[Tensor, Tensor, Pattern, int | None], Tensor | None] | None = None
     """The gradient of the scores from the weights and their gradient, in the weights' dtype; it serves what ``softmax``
     does."""
+    cross_entropy: Callable[[Tensor, Tensor, float | None], Tensor | None] | None = None
+    """From raw logits ``[n, V]``, which are capped here, and targets int32 ``[n]``: fp32 ``[n, 2]``, the losses, 0 for
+    negative targets, and what the gradient needs beside them."""
+    cross_entropy_gradient: Callable[[Tensor, Tensor, float | None, Tensor, Tensor], Tensor | None] | None = None
+    """The gradient of the raw logits, in their dtype, from them, targets, cap, what ``cross_entropy`` gave, and the
+    gradient of the losses, fp32 ``[n]``; it serves what ``cross_entropy`` does."""
 
 
 NONE = Fused()

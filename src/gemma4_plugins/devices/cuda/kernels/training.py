@@ -12,6 +12,7 @@ from gemma4_core.ops.attention import Pattern
 from gemma4_core.ops.fused import Fused
 from gemma4_plugins.devices.cuda.kernels.matmul import target_of, two_products, usable
 from gemma4_plugins.devices.cuda.kernels.sources import defines, device_source, source_file
+from gemma4_plugins.devices.cuda.kernels.tiles import FULL_CARD
 from gemma4_plugins.devices.source_kernels import launch
 
 MOST_COLUMNS = 64
@@ -24,6 +25,8 @@ MOST_NORMED = 8192
 
 MOST_KEYS = 1 << 14
 """That a query's weights are made of: a thread holds 16 of each of two rows."""
+
+LOSS_THREADS = 512
 
 
 def source_of(file: str, values: Mapping[str, int | float]) -> tuple[str, str]:
@@ -155,8 +158,44 @@ def softmax_gradient(weights: Tensor, slope: Tensor, pattern: Pattern, band: int
     return launched(kernel, (shape, weights.dtype), inputs, blocks, softmax_threads(shape[-1]))
 
 
+# ------------------------------------------------------------------------------------------------------- cross entropy
+
+
+def cross_entropy_kernel(n: int, v: int, cap: float | None, gradient: bool) -> tuple[str, str]:
+    """Name and source of losses, or of the gradient of raw logits."""
+    return source_of("cross_entropy", {
+        "COUNT": n, "V": v, "CAP": float(cap or 0), "GRADIENT": int(gradient), "CHUNKS": loss_chunks(n) if gradient else 1,
+        "THREADS": LOSS_THREADS,
+    })
+
+
+def loss_chunks(n: int) -> int:
+    """Blocks that make a row of the gradient: enough of them to fill a card."""
+    return max(1, 4 * FULL_CARD // n)
+
+
+def cross_entropy(raw: Tensor, targets: Tensor, cap: float | None) -> Tensor | None:
+    """See ``Fused.cross_entropy``."""
+    n, v = (int(size) for size in raw.shape)
+    if not fast(raw) or v % 8 or not n:
+        return None
+    kernel = cross_entropy_kernel(n, v, cap, False)
+    return launched(kernel, ((n, 2), dtypes.float32), (raw, targets.cast(dtypes.int32)), n, LOSS_THREADS)
+
+
+def cross_entropy_gradient(
+    raw: Tensor, targets: Tensor, cap: float | None, losses: Tensor, slopes: Tensor
+) -> Tensor:
+    """See ``Fused.cross_entropy_gradient``."""
+    n, v = (int(size) for size in raw.shape)
+    inputs = raw, targets.cast(dtypes.int32), losses, slopes
+    kernel = cross_entropy_kernel(n, v, cap, True)
+    return launched(kernel, ((n, v), raw.dtype), inputs, n * loss_chunks(n), LOSS_THREADS)
+
+
 FUSED = Fused(
     two_products=two_products, thin=thin, rms_norm=rms_norm, rms_norm_gradient=rms_norm_gradient,
     rms_norm_weight_gradient=rms_norm_weight_gradient, softmax=softmax, softmax_gradient=softmax_gradient,
+    cross_entropy=cross_entropy, cross_entropy_gradient=cross_entropy_gradient,
 )
 """All of them."""

@@ -10,6 +10,7 @@ from cuda_emulation import compiled
 from tinygrad import Tensor
 
 from gemma4_core.ops.attention import Pattern
+from gemma4_plugins.devices.cuda.kernels import matmul as products
 from gemma4_plugins.devices.cuda.kernels import training as cuda
 from gemma4_plugins.devices.cuda.kernels.sources import device_source
 
@@ -132,3 +133,13 @@ def test_cross_entropy(cap: float | None, n: int, v: int) -> None:
     truth = np.exp(logits - total[:, None])
     truth[np.arange(n), np.maximum(targets, 0)] -= 1
     assert close(wide(slope), truth * (slopes * real)[:, None] * (1 - bent * bent))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("t", "r", "n"), [(5, 16, 72), (300, 16, 64), (131, 32, 200)])
+def test_thin_gradients(turned: bool, t: int, r: int, n: int) -> None:
+    u, x = bf16(random.standard_normal((t, r))), bf16(random.standard_normal((t, n)))
+    out = np.full((n, r) if turned else (r, n), 7, np.float32)
+    kernel = products.thin_gradient_kernel(t, r, n, turned)
+    run(kernel, -(-n // 64), 32 * products.thin_gradient_warps(r), out, u, x)
+    assert close(out.T if turned else out, wide(u).T @ wide(x), 1e-5)

@@ -14,7 +14,7 @@ from tinygrad import Device, Tensor, dtypes
 from tinygrad.helpers import Context as TinygradContext
 
 from gemma4_plugins.devices.cuda.kernels import dynamic
-from gemma4_plugins.devices.cuda.kernels.sources import defines, device_source, source_file
+from gemma4_plugins.devices.cuda.kernels.sources import defines, device_source, source_file, source_of
 from gemma4_plugins.devices.cuda.kernels.tiles import HOPPER_DEPTH, HOPPER_STAGES, Tile, chosen
 from gemma4_plugins.devices.source_kernels import launch
 
@@ -22,6 +22,9 @@ LEAST_ARCH = 80
 """Ampere: the first with bf16 matrix units and asynchronous copies."""
 FORMS = {"nt": (False, False), "nn": (False, True), "tn": (True, True)}
 """Whether K runs down the columns of a and of b."""
+
+THIN = {16, 32}
+"""Columns of a matrix whose products down the columns with another have a kernel of their own."""
 
 
 @lru_cache
@@ -42,7 +45,11 @@ def usable(device: str) -> bool:
 
 def matmul(a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor | None:
     """See ``gemma4_core.ops.Operations.matmul``."""
-    return multiplied(a, b, form, wide) if served(a, b, form) else None
+    if not served(a, b, form):
+        return None
+    if wide and form == "tn" and a.ndim == b.ndim == 2 and THIN & {a.shape[1], b.shape[1]}:
+        return thin_gradient(a, b)
+    return multiplied(a, b, form, wide)
 
 
 def two_products(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor, form: str) -> Tensor | None:
@@ -107,3 +114,25 @@ def kernel(values: Mapping[str, int], form: str, tile: Tile) -> tuple[str, str]:
         constants |= dict(zip(("WARPS_M", "WARPS_N"), tile.warps, strict=True))
         body = source_file("matmul")
     return name, defines({"NAME": name, "OUT": "float" if values["WIDE"] else "u16", **constants}) + body
+
+
+def thin_gradient(a: Tensor, b: Tensor) -> Tensor:
+    """``a.T @ b`` in fp32, where one of them is thin."""
+    turned = b.shape[1] in THIN
+    thin, other = (b, a) if turned else (a, b)
+    (t, r), n = (int(size) for size in thin.shape), int(other.shape[1])
+    name, source = thin_gradient_kernel(t, r, n, turned)
+    out, grid = ((n, r) if turned else (r, n), dtypes.float32), (-(-n // 64), 1, 1)
+    return launch(name, device_source(source), out, (thin, other), target_of(str(a.device)), grid,
+                  (32 * thin_gradient_warps(r), 1, 1), operations=2 * t * r * n)
+
+
+def thin_gradient_kernel(t: int, r: int, n: int, turned: bool) -> tuple[str, str]:
+    """Name and source of ``u.T @ x`` for ``u [t, r]`` and ``x [t, n]``, or of its transpose."""
+    values = {"T": t, "R": r, "N": n, "TURNED": int(turned), "WARPS": thin_gradient_warps(r)}
+    return source_of("thin_gradient", values)
+
+
+def thin_gradient_warps(r: int) -> int:
+    """Warps that share T: each holds a sum of 64 columns in 32 KB together."""
+    return 128 // r

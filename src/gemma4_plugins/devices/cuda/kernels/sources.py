@@ -26,6 +26,13 @@ def source_file(name: str) -> str:
     return (Path(__file__).parent / f"{name}.cu").read_text(encoding="utf-8")
 
 
+def source_of(file: str, values: Mapping[str, int | float]) -> tuple[str, str]:
+    """Name and source of a file's kernel, but for the instruction set; the name tells all values."""
+    words = [str(value).replace(".", "p").replace("-", "m").replace("+", "") for value in values.values()]
+    name = "_".join([file, *words])
+    return name, defines({"NAME": name, **values}) + source_file(file)
+
+
 def step_source(plan: Plan) -> str:
     """The persistent step's source for one plan; complete but for the instruction set in ``primitives``."""
     return defines(plan.constants) + "".join(source_file(name) for name in STEP_FILES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
@@ -11,7 +11,7 @@ from tinygrad.dtype import DType
 from gemma4_core.ops.attention import Pattern
 from gemma4_core.ops.fused import Fused
 from gemma4_plugins.devices.cuda.kernels.matmul import target_of, two_products, usable
-from gemma4_plugins.devices.cuda.kernels.sources import defines, device_source, source_file
+from gemma4_plugins.devices.cuda.kernels.sources import device_source, source_of
 from gemma4_plugins.devices.cuda.kernels.tiles import FULL_CARD
 from gemma4_plugins.devices.source_kernels import launch
 
@@ -27,13 +27,6 @@ MOST_KEYS = 1 << 14
 """That a query's weights are made of: a thread holds 16 of each of two rows."""
 
 LOSS_THREADS = 512
-
-
-def source_of(file: str, values: Mapping[str, int | float]) -> tuple[str, str]:
-    """Name and source of a kernel, but for the instruction set; the name tells all values."""
-    words = [str(value).replace(".", "p").replace("-", "m").replace("+", "") for value in values.values()]
-    name = "_".join([file, *words])
-    return name, defines({"NAME": name, **values}) + source_file(file)
 
 
 def launched(

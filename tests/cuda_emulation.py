@@ -56,10 +56,36 @@ def entry(name: str, parameters: str) -> str:
     )
 
 
+CONDITION = re.compile(r"^[ \t]*#[ \t]*(if|ifdef|ifndef|elif|else|endif)\b(.*)$", re.MULTILINE)
+
+
+def conditions(before: str) -> list[str]:
+    """The conditions of the preprocessor that hold behind a text."""
+    found: list[tuple[str, str]] = []
+    """Each with what was asked before it."""
+    for word, rest in CONDITION.findall(before):
+        if word.startswith("if"):
+            found.append(("0", rest if word == "if" else f"{'!' * (word == 'ifndef')}defined({rest})"))
+            continue
+        asked = "({}) || ({})".format(*found.pop())
+        if word != "endif":
+            found.append((asked, f"!({asked})" + (f" && ({rest})" if word == "elif" else "")))
+    return [condition for _, condition in found]
+
+
+def entries(source: str) -> str:
+    """Host functions for all kernels of a source, each under the conditions that its kernel stands under."""
+    made = ""
+    for kernel in KERNEL.finditer(source):
+        held = conditions(source[: kernel.start()])
+        made += "".join(f"\n#if {one}" for one in held) + entry(*kernel.groups()) + "#endif\n" * len(held)
+    return made
+
+
 @cache
 def compiled(source: str) -> ctypes.CDLL:
     """All kernels of a source as host functions."""
-    text = f'#include "{HEADER}"\n{source}' + "".join(entry(*found) for found in KERNEL.findall(source))
+    text = f'#include "{HEADER}"\n{source}{entries(source)}'
     key = hashlib.sha256((text + HEADER.read_text(encoding="utf-8")).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"gemma4-emulated-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

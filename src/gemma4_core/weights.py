@@ -8,11 +8,27 @@ checkpoint name, so that a transform can wrap or replace one by its path.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
+
+
+class LowRankChange(Protocol):
+    """``scale * b @ a``, added to a matrix ``[out, in]`` that is not changed itself."""
+
+    @property
+    def a(self) -> Tensor:
+        """``[r, in]``."""
+
+    @property
+    def b(self) -> Tensor:
+        """``[out, r]``."""
+
+    @property
+    def scale(self) -> float: ...
 
 
 class Matrix(ABC):
@@ -37,6 +53,11 @@ class Matrix(ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """The whole matrix ``[out, in]`` in ``dtype``."""
+
+    def adapted(self) -> tuple[Matrix, Sequence[LowRankChange]]:
+        """A base and the changes beside it that make up this matrix, for training, which computes them in one go: no
+        gradient of the base is made, and those of a and b are fp32. Without changes the base is the matrix itself."""
+        return self, ()
 
 
 class ExpertStack(ABC):

@@ -19,7 +19,7 @@ from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.differentiable import training_operations
 from gemma4_core.ops.multiply import made, multiplied
 from gemma4_core.weights import DenseMatrix
-from gemma4_plugins.devices.cuda.kernels import dynamic
+from gemma4_plugins.devices.cuda.kernels import dynamic, tiles
 from gemma4_plugins.devices.cuda.kernels import matmul as cuda
 from gemma4_plugins.devices.cuda.kernels.sources import device_source
 
@@ -43,29 +43,29 @@ def expected(a: np.ndarray, b: np.ndarray, form: str) -> np.ndarray:
     return left @ (b.swapaxes(1, 2) if form == "nt" else b)
 
 
-TILES = pytest.mark.parametrize(
-    "tile", [cuda.LARGE, cuda.SMALL, *cuda.HOPPER_COLUMNS], ids=["large", "small", "128", "256"]
-)
-Tile = tuple[int, int, int, int] | int
-"""A tile of the general kernel, or the columns of one of Hopper's."""
+TILES = pytest.mark.parametrize("tile", [*tiles.GENERAL, *tiles.HOPPER], ids=["large", "small", "128", "256"])
 
 
-def run(form: str, tile: Tile, sizes: dict[str, int], a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The kernel on the host: bf16 bits, or fp32 if ``WIDE``."""
-    if isinstance(tile, int):
-        name, source = cuda.hopper_kernel(sizes, form, tile)
-        rows, columns, threads, shared_bytes = cuda.HOPPER_ROWS, tile, 256, dynamic.shared_bytes(name)
-        assert shared_bytes > 49152
-    else:
-        name, source = cuda.kernel(sizes, form, tile)
-        rows, columns, threads, shared_bytes = *tile[:2], 32 * tile[2] * tile[3], 49152
-    m, n, count = sizes["M"], sizes["N"], len(a)
-    assert name.startswith(f"matmul_{form}_{m}_{n}_{sizes['K']}")
+def run(form: str, tile: tiles.Tile, sizes: dict[str, int], *inputs: np.ndarray) -> np.ndarray:
+    """The kernel on the host: bf16 bits, or fp32 if ``WIDE``. Inputs are a and b, and perhaps a second pair."""
+    sizes = {"K2": 0, "PARTS": 1} | sizes
+    name, source = cuda.kernel(sizes, form, tile)
+    shared_bytes = dynamic.shared_bytes(name) or 49152
+    assert (shared_bytes > 49152) == (tile.warps is None)
+    m, n, count = sizes["M"], sizes["N"], len(inputs[0]) * sizes["PARTS"]
+    assert name.startswith(f"matmul_{form}_") and all(f"_{size}_" in name for size in (m, n, sizes["K"]))
     out = np.full((count, m, n), 7, np.float32 if sizes["WIDE"] else np.uint16)
-    grid = map(ctypes.c_int, (-(-n // columns), -(-m // rows), count, threads))
-    buffers = [ctypes.c_void_p(array.ctypes.data) for array in (out, a, b)]
+    grid = map(ctypes.c_int, (-(-n // tile.columns), -(-m // tile.rows), count, tile.threads))
+    buffers = [ctypes.c_void_p(array.ctypes.data) for array in (out, *inputs)]
     compiled(device_source(source)).launch_NAME(*grid, ctypes.c_size_t(shared_bytes), *buffers)
     return out
+
+
+def operands(form: str, m: int, n: int, k: int, count: int = 1, group: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """bf16 bits of a and b."""
+    down = cuda.FORMS[form]
+    a = bf16(random.standard_normal((count, k, m) if down[0] else (count, m, k)))
+    return a, bf16(random.standard_normal((count // group, k, n) if down[1] else (count // group, n, k)))
 
 
 @TILES
@@ -75,18 +75,39 @@ def run(form: str, tile: Tile, sizes: dict[str, int], a: np.ndarray, b: np.ndarr
     [(72, 136, 40, 1, 1, False), (8, 16, 200, 6, 3, True), (136, 8, 32, 2, 2, False), (128, 128, 96, 1, 1, True),
      (136, 264, 328, 1, 1, False)],
 )  # fmt: skip
-def test_kernel(form: str, tile: Tile, m: int, n: int, k: int, count: int, group: int, floats: bool) -> None:
-    down = cuda.FORMS[form]
-    a = bf16(random.standard_normal((count, k, m) if down[0] else (count, m, k)))
-    b = bf16(random.standard_normal((count // group, k, n) if down[1] else (count // group, n, k)))
+def test_kernel(form: str, tile: tiles.Tile, m: int, n: int, k: int, count: int, group: int, floats: bool) -> None:
+    a, b = operands(form, m, n, k, count, group)
     out = run(form, tile, {"M": m, "N": n, "K": k, "GROUP": group, "WIDE": int(floats)}, a, b)
     found, truth = (out if floats else wide(out)), expected(wide(a), wide(b), form)
     assert np.abs(found - truth).max() < (1e-4 if floats else 0.008 * np.abs(truth).max())
 
 
 @TILES
+@pytest.mark.parametrize("form", ["nt", "nn"])
+@pytest.mark.parametrize(("m", "n", "k", "deep"), [(72, 136, 200, 16), (130, 24, 72, 112), (64, 128, 64, 8)])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_second_pair(form: str, tile: tiles.Tile, m: int, n: int, k: int, deep: int, pieces: int) -> None:
+    first, second = operands(form, m, n, k), operands(form, m, n, deep)
+    sizes = {"M": m, "N": n, "K": k, "GROUP": 1, "WIDE": int(pieces > 1), "K2": deep, "PARTS": pieces}
+    out = run(form, tile, sizes, *first, *second)
+    found = out.astype(np.float64).sum(0) if pieces > 1 else wide(out[0])
+    truth = sum(expected(wide(a), wide(b), form)[0] for a, b in (first, second))
+    assert np.abs(found - truth).max() < (1e-4 if pieces > 1 else 0.008 * np.abs(truth).max())
+
+
+@TILES
+@pytest.mark.parametrize("form", cuda.FORMS)
+@pytest.mark.parametrize(("k", "pieces"), [(328, 3), (96, 4)])
+def test_pieces(form: str, tile: tiles.Tile, k: int, pieces: int) -> None:
+    a, b = operands(form, 72, 136, k)
+    out = run(form, tile, {"M": 72, "N": 136, "K": k, "GROUP": 1, "WIDE": 1, "PARTS": pieces}, a, b)
+    truth = expected(wide(a), wide(b), form)[0]
+    assert len(out) == pieces and np.abs(out.astype(np.float64).sum(0) - truth).max() < 1e-4
+
+
+@TILES
 @pytest.mark.parametrize(("m", "n"), [(1, 2), (131, 138), (65, 266)])
-def test_sizes_that_are_no_multiple_of_8(tile: Tile, m: int, n: int) -> None:
+def test_sizes_that_are_no_multiple_of_8(tile: tiles.Tile, m: int, n: int) -> None:
     a, b = bf16(random.standard_normal((1, m, 72))), bf16(random.standard_normal((1, n, 72)))
     out = run("nt", tile, {"M": m, "N": n, "K": 72, "GROUP": 1, "WIDE": 0}, a, b)
     truth = expected(wide(a), wide(b), "nt")
@@ -115,10 +136,10 @@ def test_which_kernel_a_card_gets(monkeypatch: pytest.MonkeyPatch, arch: str, k:
         found = cuda.matmul(a, b, "nt")
     assert found is not None
     (program,) = programs(found)
-    hopper = arch == "sm_90" and k >= cuda.HOPPER_LEAST_K and compiles
+    hopper = arch == "sm_90" and k >= tiles.HOPPER_LEAST_K and compiles
     assert [u.arg for u in program.src if u.op is Ops.BINARY] == [b"code"] * hopper
     assert ("wide" in program.arg.name) == hopper
-    assert program.arg.global_size == ((9, 8, 1) if not hopper or cuda.columns_of(1024, 1152, 1) == 128 else (5, 8, 1))
+    assert program.arg.global_size == (9, 8, 1)
 
 
 def test_programs_are_loaded_with_the_memory_that_their_names_tell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,17 +185,20 @@ def test_a_compiler_without_the_features_is_done_without(monkeypatch: pytest.Mon
 
 
 def test_tiles_and_pieces_fill_a_card() -> None:
-    assert cuda.tile_of(1024, 6144, 1) == cuda.LARGE and cuda.tile_of(1024, 256, 1) == cuda.SMALL
-    for m, n, k in [(192, 192, 30720), (256, 1536, 1024), (12288, 1536, 4096), (64, 64, 100)]:
-        pieces = cuda.cuts("tn", m, n, k)
-        blocks = -(-m // 64) * -(-n // 64) * pieces
-        assert k % pieces == 0 and cuda.cuts("nt", m, n, k) == 1
-        assert blocks >= cuda.FULL_CARD or (k // pieces < 2 * cuda.LEAST_DEPTH or k // pieces % 2)
+    large, small = tiles.GENERAL
+    assert tiles.chosen(1024, 6144, 1536, 1, False) == (large, 1)
+    assert tiles.chosen(1024, 256, 256, 1, False) == (small, 1)
+    for m, n, k, hopper in [(192, 192, 30720, False), (256, 1536, 12288, True), (256, 1536, 12288, False)]:
+        tile, pieces = tiles.chosen(m, n, k, 1, hopper)
+        assert pieces > 1 and tile.blocks(m, n) * pieces > tiles.FULL_CARD / 2 and k >= pieces * tiles.LEAST_DEPTH
+        assert tiles.chosen(m, n, k, 2, hopper)[1] == 1
 
 
 def test_tiles_of_hopper() -> None:
-    assert cuda.columns_of(2560, 768, 1) == 128  # 120 tiles instead of 60
-    assert cuda.columns_of(2560, 4304, 1) == cuda.columns_of(2560, 1152, 1) == 256
+    few, many = tiles.HOPPER
+    assert tiles.chosen(2560, 768, 1152, 1, True) == (few, 1)  # 120 tiles instead of 60
+    assert tiles.chosen(2560, 4304, 1152, 1, True) == tiles.chosen(2560, 1152, 4304, 1, True) == (many, 1)
+    assert tiles.chosen(1024, 1536, 6144, 1, True)[1] == 1  # 96 tiles, whose pieces cost more to add than they bring
 
 
 def on_host(a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor | None:

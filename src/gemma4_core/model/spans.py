@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from tinygrad import Tensor, UOp, dtypes
 
 from gemma4_core.config import LayerConfig
-from gemma4_core.ops.attention import KeyValues
+from gemma4_core.ops.attention import KeyValues, Pattern
 from gemma4_core.ops.slot_writes import write_positions
 
 
@@ -64,7 +64,9 @@ class FreshSpan(Span):
         if self.segments is not None:
             same = self.segments.unsqueeze(2) == self.segments.unsqueeze(1)  # [B, T, T]
             mask = mask & same.unsqueeze(1).unsqueeze(1)  # [B, 1, 1, T, T]
-        return KeyValues(k, v, mask, window=layer.window, band=layer.window if self.blocks is None else None)
+        pattern = Pattern(layer.window, None if layer.window is None else self.blocks, self.segments)
+        band = layer.window if self.blocks is None else None
+        return KeyValues(k, v, mask, window=layer.window, band=band, pattern=pattern)
 
 
 def ring_positions(slots: int, last: int | UOp, device: str) -> Tensor:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TowerOperationsFactory,
     )
     from gemma4_core.ops.attention import KeyValues
+    from gemma4_core.ops.fused import Fused
     from gemma4_core.weights import ExpertStack, Matrix
 
 LAYER_KERNELS = "layer_"
@@ -68,6 +69,11 @@ class Operations:
     """Products for training: ``a @ b.T`` (form "nt"), ``a @ b`` ("nn") or ``a.T @ b`` ("tn") of the last two axes, in
     a's dtype, or in fp32 where the flag says so, accumulated in fp32. Where ``a`` holds more matrices than ``b``, each
     of b's serves as many in a row. Not differentiable itself. None for what it does not serve."""
+    fused: Fused | None = None
+    """More kernels for training, each of several operations in one."""
+    cross_entropy: Callable[[Tensor, Tensor, Matrix, float | None], Tensor] | None = None
+    """Losses fp32 ``[n]`` of ``h [n, H]`` times the tied head, soft-capped, against targets int32 ``[n]``, 0 for
+    negative ones. None means from ``logits``."""
     prefill_chunk: int = 32
     """The most positions of a prompt that this device takes in one call."""
     graph_chunk: int = 32

@@ -24,11 +24,11 @@ def multiplied(matmul: Multiply | None, a: Tensor, b: Tensor, form: str, wide: b
     def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
         out = Tensor(seed).cast(a.dtype).contiguous()
         to_a = made(matmul, out, b, "nn" if form == "nt" else "nt")
-        to_b = made(matmul, out, a, "tn") if form == "nt" else made(matmul, a, out, "tn")
-        if to_b.ndim > b.ndim:
-            to_b = to_b.sum(-3)  # [..., group, ·, ·] -> [..., ·, ·]
-        found = {a.uop: to_a.cast(a.dtype).contiguous().uop, b.uop: to_b.cast(b.dtype).contiguous().uop}
-        return tuple(found.get(arg) for arg in call.src[1:])
+        many, once = (out, a) if form == "nt" else (a, out)
+        if a.ndim > b.ndim:  # [..., group, M, ·] -> [..., group * M, ·]: so that the sum goes on over the group
+            many, once = (x.reshape(*x.shape[:-3], -1, x.shape[-1]) for x in (many, once))
+        to_b = made(matmul, many, once, "tn")
+        return by_argument(call, {a.uop: to_a.cast(a.dtype).contiguous(), b.uop: to_b.cast(b.dtype).contiguous()})
 
     @function(grad_fxn=gradient, allow_implicit=True)
     def run(a: Tensor, b: Tensor) -> Tensor:
@@ -48,3 +48,8 @@ def made(matmul: Multiply | None, a: Tensor, b: Tensor, form: str, wide: bool = 
     right = shared.transpose(-1, -2) if form == "nt" else shared
     found = product(left, right)
     return found if wide else found.cast(a.dtype)
+
+
+def by_argument(call: UOp, found: dict[UOp, Tensor]) -> tuple[UOp | None, ...]:
+    """What a function's gradient gives: one for each argument, hidden ones included."""
+    return tuple(found[arg].uop if arg in found else None for arg in call.src[1:])

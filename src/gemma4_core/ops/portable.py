@@ -87,5 +87,17 @@ def experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: ExpertStack, do
 
 def logits(h: Tensor, head: Matrix, softcap: float | None) -> Tensor:
     """The tied head and the soft cap ``c * tanh(x / c)``, in fp32."""
-    raw = head.matmul(h).cast(dtypes.float32)
-    return raw if softcap is None else (raw / softcap).tanh() * softcap
+    return capped(head.matmul(h), softcap)
+
+
+def capped(raw: Tensor, softcap: float | None) -> Tensor:
+    """Raw logits in fp32 with the soft cap."""
+    wide = raw.cast(dtypes.float32)
+    return wide if softcap is None else (wide / softcap).tanh() * softcap
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The losses of fp32 logits ``[n, V]`` against targets ``[n]``, 0 for negative ones."""
+    here = Tensor.arange(int(logits.shape[1]), dtype=dtypes.int32).unsqueeze(0) == targets.unsqueeze(1)
+    each = logits.logsumexp(-1) - here.where(logits, 0.0).sum(-1)
+    return (targets >= 0).where(each, 0.0)

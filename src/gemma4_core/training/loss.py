@@ -10,6 +10,7 @@ from tinygrad.nn.state import get_state_dict
 from gemma4_core.model.differentiable import DeviceInputs, device_inputs, hidden
 from gemma4_core.model.layers import matrix
 from gemma4_core.ops.differentiable import differentiable_operations
+from gemma4_core.ops.portable import cross_entropy
 from gemma4_core.training.batch import GemmaTrainingBatch, check_segments, checked
 
 if TYPE_CHECKING:
@@ -50,10 +51,9 @@ def mean_loss(model: GemmaModel, inputs: DeviceInputs, targets: Tensor, checkpoi
 
 def summed(rows: Tensor, targets: Tensor, head: Matrix, cap: float | None, operations: Operations) -> Tensor:
     """The sum of the cross entropies of ``rows [n, H]`` against ``targets [n]``."""
-    logits = operations.logits(rows, head, cap)  # [n, V] fp32
-    here = Tensor.arange(head.shape[0], dtype=dtypes.int32).unsqueeze(0) == targets.unsqueeze(1)
-    each = logits.logsumexp(-1) - here.where(logits, 0.0).sum(-1)
-    return (targets >= 0).where(each, 0.0).sum()
+    if operations.cross_entropy is not None:
+        return operations.cross_entropy(rows, targets, head, cap).sum()
+    return cross_entropy(operations.logits(rows, head, cap), targets).sum()
 
 
 def in_pieces(

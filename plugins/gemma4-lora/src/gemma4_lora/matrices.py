@@ -65,6 +65,9 @@ class LoraMatrix(Matrix):
             total = total + change.matmul(x)
         return total.cast(x.dtype)
 
+    def adapted(self) -> tuple[Matrix, Sequence[LowRank]]:
+        return self.base, self.changes
+
     def rows(self, ids: Tensor) -> Tensor:
         total = self.base.rows(ids).cast(dtypes.float32)
         for change in self.changes:

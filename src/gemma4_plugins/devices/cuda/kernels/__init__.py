@@ -21,8 +21,9 @@ def operations() -> Operations:
     from gemma4_plugins.devices.cuda.kernels.matmul import matmul
     from gemma4_plugins.devices.cuda.kernels.step import AHEAD, step
     from gemma4_plugins.devices.cuda.kernels.towers import tower_operations
+    from gemma4_plugins.devices.cuda.kernels.training import FUSED
 
     return replace(
         uops.operations(), name="cuda", prefill_chunk=CHUNK, shared_chunk=CHUNK, step=step, run_ahead=AHEAD,
-        prefill_both_ways=CHUNK, matmul=matmul, towers=tower_operations,
+        prefill_both_ways=CHUNK, matmul=matmul, fused=FUSED, towers=tower_operations,
     )

@@ -1,6 +1,8 @@
 // out[M, N] = A · B, bf16 with fp32 sums, for GRID_Z pairs of matrices; one B serves GROUP of them in a row.
 // A lies as [M, K], or as [K, M] with A_DOWN; B as [N, K], or as [K, N] with B_DOWN: K runs down their columns then.
 // Rows of memory are multiples of 16 bytes. out is bf16, or fp32 with WIDE.
+// With K2 the sum goes on along a second pair of matrices that lie like the first and are K2 deep: A · B + A2 · B2.
+// With PARTS above 1 the sum is cut into as many, whose results lie one behind the other.
 // A block computes TILE_M x TILE_N; its warps stand side by side in a WARPS_M x WARPS_N grid. Slices of 32 along K pass
 // through STAGES buffers. 16-byte pieces of a row are swapped by the row number, which keeps matrix loads free of
 // bank conflicts.
@@ -12,14 +14,14 @@ template <bool DOWN, int TILE> DEVICE int place(int row, int piece) {
   return DOWN ? row * TILE + ((piece ^ (row & 7)) * 8) : row * SLICE + ((piece ^ ((row >> 1) & 3)) * 8);
 }
 
-// LIMIT rows or columns there are in all, of which this block's begin at `first`.
-template <bool DOWN, int TILE, int LIMIT> DEVICE void load_slice(u16* to, const u16* from, int first, int k) {
+// LIMIT rows or columns there are in all, LENGTH deep, of which this block's begin at `first`.
+template <bool DOWN, int TILE, int LIMIT, int LENGTH> DEVICE void load_slice(u16* to, const u16* from, int first, int k) {
   constexpr int PIECES = DOWN ? TILE / 8 : SLICE / 8;
   for (int i = threadIdx.x; i < TILE * SLICE / 8; i += THREADS) {
     int row = i / PIECES, piece = i % PIECES;
     int deep = k + (DOWN ? row : piece * 8), across = first + (DOWN ? piece * 8 : row);
-    bool real = deep < K && across < LIMIT;
-    long long at = DOWN ? (long long)deep * LIMIT + across : (long long)across * K + deep;
+    bool real = deep < LENGTH && across < LIMIT;
+    long long at = DOWN ? (long long)deep * LIMIT + across : (long long)across * LENGTH + deep;
     copy16_or_zeros(to + place<DOWN, TILE>(row, piece), from + (real ? at : 0), real);
   }
 }
@@ -48,25 +50,36 @@ DEVICE void put(OUT* out, int row, int column, float x, float y) {
 #endif
 }
 
+#if K2
+KERNELS(32 * WARPS_M * WARPS_N, 2) NAME(OUT* out, const u16* a, const u16* b, const u16* a2, const u16* b2) {
+#else
 KERNELS(32 * WARPS_M * WARPS_N, 2) NAME(OUT* out, const u16* a, const u16* b) {
+  const u16 *a2 = a, *b2 = b;  // nothing is read of them
+#endif
   BLOCK_MEMORY(memory, STAGES * SLICE * (TILE_M + TILE_N) * 2);
   u16 *left = (u16*)memory, *right = left + STAGES * SLICE * TILE_M;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int row0 = blockIdx.y * TILE_M, column0 = blockIdx.x * TILE_N;
   const int warp_row = (warp / WARPS_N) * WARP_M, warp_column = (warp % WARPS_N) * WARP_N;
-  constexpr int SLICES = (K + SLICE - 1) / SLICE;
-  a += (long long)blockIdx.z * M * K, b += (long long)(blockIdx.z / GROUP) * N * K, out += (long long)blockIdx.z * M * N;
+  constexpr int FIRST = (K + SLICE - 1) / SLICE, SLICES = FIRST + (K2 + SLICE - 1) / SLICE, EACH = (SLICES + PARTS - 1) / PARTS;
+  const int index = blockIdx.z / PARTS, begin = PARTS > 1 ? blockIdx.z % PARTS * EACH : 0;
+  const int end = PARTS > 1 && begin + EACH < SLICES ? begin + EACH : SLICES;
+  a += (long long)index * M * K, b += (long long)(index / GROUP) * N * K, out += (long long)blockIdx.z * M * N;
   float sums[WARP_M / 16][WARP_N / 8][4] = {};
 
   auto load = [&](int s) {
-    if (s < SLICES) {
-      load_slice<A_DOWN, TILE_M, M>(left + s % STAGES * SLICE * TILE_M, a, row0, s * SLICE);
-      load_slice<B_DOWN, TILE_N, N>(right + s % STAGES * SLICE * TILE_N, b, column0, s * SLICE);
+    u16 *l = left + s % STAGES * SLICE * TILE_M, *r = right + s % STAGES * SLICE * TILE_N;
+    if (s < end && s < FIRST) {
+      load_slice<A_DOWN, TILE_M, M, K>(l, a, row0, s * SLICE);
+      load_slice<B_DOWN, TILE_N, N, K>(r, b, column0, s * SLICE);
+    } else if (s < end) {
+      load_slice<A_DOWN, TILE_M, M, K2>(l, a2, row0, (s - FIRST) * SLICE);
+      load_slice<B_DOWN, TILE_N, N, K2>(r, b2, column0, (s - FIRST) * SLICE);
     }
     copies_commit();
   };
-  for (int s = 0; s < STAGES - 1; s++) load(s);
-  for (int s = 0; s < SLICES; s++) {
+  for (int s = begin; s < begin + STAGES - 1; s++) load(s);
+  for (int s = begin; s < end; s++) {
     copies_wait<STAGES - 2>();
     __syncthreads();
     load(s + STAGES - 1);

@@ -14,7 +14,7 @@ CHUNK_FILES = ("expand", "product", "gemm", "rows", "chunk_attention")
 WIDE_FILES = ("wgmma", "product", "gemm_wide")
 
 
-def defines(constants: Mapping[str, int | float]) -> str:
+def defines(constants: Mapping[str, int | float | str]) -> str:
     """Constants as preprocessor lines."""
     show = lambda v: f"{v!r}f" if isinstance(v, float) else str(v)  # noqa: E731
     return "".join(f"#define {name} {show(value)}\n" for name, value in constants.items())
@@ -24,6 +24,13 @@ def defines(constants: Mapping[str, int | float]) -> str:
 def source_file(name: str) -> str:
     """One file's text."""
     return (Path(__file__).parent / f"{name}.cu").read_text(encoding="utf-8")
+
+
+def source_of(file: str, values: Mapping[str, int | float]) -> tuple[str, str]:
+    """Name and source of a file's kernel, but for the instruction set; the name tells all values."""
+    words = [str(value).replace(".", "p").replace("-", "m").replace("+", "") for value in values.values()]
+    name = "_".join([file, *words])
+    return name, defines({"NAME": name, **values}) + source_file(file)
 
 
 def step_source(plan: Plan) -> str:

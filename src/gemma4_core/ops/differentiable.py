@@ -19,6 +19,7 @@ from gemma4_core.ops import LAYERS, Operations, norms, portable, products
 from gemma4_core.ops.adapted import adapted, change_alone
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.fused import NONE, Fused
+from gemma4_core.ops.gated import gated
 from gemma4_core.ops.losses import losses
 from gemma4_core.ops.multiply import Multiply, multiplied
 from gemma4_core.ops.portable import MASKED, capped, cross_entropy, gelu_tanh
@@ -98,7 +99,9 @@ class Differentiable:
     def gated_mlp(self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
         """As the portable ``gated_mlp``."""
         x = materialized(x)
-        return self.linear(gelu_tanh(self.linear(x, gate)) * self.linear(x, up), down)
+        gate_rows, up_rows = self.linear(x, gate), self.linear(x, up)
+        inner = gated(self.fused, gate_rows, up_rows)
+        return self.linear(gelu_tanh(gate_rows) * up_rows if inner is None else inner, down)
 
     def attention(self, q: Tensor, kv: KeyValues) -> Tensor:
         """As the portable ``attention``; in blocks where queries see few of many keys."""

@@ -26,7 +26,7 @@ from gemma4_core.ops import portable
 from gemma4_core.ops.attention import Pattern
 from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.ops.multiply import made
-from gemma4_core.ops.portable import capped, cross_entropy
+from gemma4_core.ops.portable import capped, cross_entropy, gelu_tanh
 from gemma4_core.ops.sliding_blocks import mask_of_blocks
 from gemma4_plugins.commands.bench.timing import median_seconds
 from gemma4_plugins.devices.cuda.kernels import training as kernels
@@ -175,6 +175,25 @@ def own_slopes(pattern: Pattern, band: int | None, weights: Tensor, slope: Tenso
     return kernels.softmax_gradient(weights, slope, pattern, band)
 
 
+def mlps(rows: int) -> Iterator[Case]:
+    """What stands between the products of a gated MLP."""
+
+    def slopes(which: int, gate: Tensor, up: Tensor, dy: Tensor) -> Tensor:
+        result = (gelu_tanh(gate) * up).float() * dy.float()
+        return result.sum().gradient(gate if which == 0 else up)[0]
+
+    def own(which: int, gate: Tensor, up: Tensor, dy: Tensor) -> Tensor | None:
+        found = kernels.gated_gradients(gate, up, dy)
+        return None if found is None else found[which]
+
+    for width in (6144, 12288):
+        shape = rows, width
+        yield Case(f"gated {rows}x{width}", kernels.gated, lambda gate, up: gelu_tanh(gate) * up, (shape, shape))
+        for which, name in enumerate(("gate", "up")):
+            yield Case(f"gated, gradient of {name} {rows}x{width}", partial(own, which), partial(slopes, which),
+                       (shape, shape, shape))
+
+
 def losses(device: str) -> Iterator[Case]:
     """Cross entropy of a piece of rows."""
     rows = 256
@@ -208,7 +227,8 @@ def main() -> None:
     _, device = activate("cuda", DeviceSettings())
     rng, good = np.random.default_rng(0), True
 
-    ready = adapters(options.rows, options.rank), norms(options.rows), attention(options.rows, device), losses(device)
+    rows = options.rows
+    ready = adapters(rows, options.rank), norms(rows), attention(rows, device), mlps(rows), losses(device)
     for case in (case for cases in ready for case in cases):
         if options.only not in case.name:
             continue

@@ -143,3 +143,16 @@ def test_thin_gradients(turned: bool, t: int, r: int, n: int) -> None:
     kernel = products.thin_gradient_kernel(t, r, n, turned)
     run(kernel, -(-n // 64), 32 * products.thin_gradient_warps(r), out, u, x)
     assert close(out.T if turned else out, wide(u).T @ wide(x), 1e-5)
+
+
+@pytest.mark.parametrize("count", [8, 2064])
+def test_gated_mlps(count: int) -> None:
+    bits = [bf16(random.standard_normal(count) * 4) for _ in range(3)]
+    gate, up, dy = map(wide, bits)
+    bent = np.tanh(0.7978845608028654 * (gate + 0.044715 * gate**3))
+    gelu = 0.5 * gate * (1 + bent)
+    slope = 0.5 * (1 + bent) + 0.5 * gate * (1 - bent**2) * 0.7978845608028654 * (1 + 3 * 0.044715 * gate**2)
+    for mode, inputs, truth in ((0, bits[1:2], gelu * up), (1, bits[2:], dy * gelu), (2, bits[:0:-1], dy * up * slope)):
+        out, blocks = np.full(count, 7, np.uint16), -(-count // (8 * cuda.GATED_THREADS))
+        run(cuda.gated_kernel(count, mode), blocks, cuda.GATED_THREADS, out, bits[0], *inputs)
+        assert close(wide(out), truth)

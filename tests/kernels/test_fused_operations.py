@@ -15,7 +15,7 @@ from gemma4_core.ops import portable
 from gemma4_core.ops.attention import KeyValues, Pattern
 from gemma4_core.ops.differentiable import differentiable_operations, training_operations
 from gemma4_core.ops.fused import NONE, Fused
-from gemma4_core.ops.portable import capped, cross_entropy
+from gemma4_core.ops.portable import capped, cross_entropy, gelu_tanh
 from gemma4_core.ops.sliding_blocks import mask_of_blocks
 from gemma4_core.weights import DenseMatrix, Matrix
 
@@ -166,3 +166,21 @@ def test_somebodys_logits_are_what_losses_are_made_of() -> None:
     table = replace(portable(), logits=logits)
     assert differentiable_operations(table).cross_entropy is None
     assert differentiable_operations(portable()).cross_entropy is not None
+
+
+def gated_gradients(gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    (to_gate,) = (gelu_tanh(gate) * up * dy).sum().gradient(gate)
+    return to_gate.contiguous(), (dy * gelu_tanh(gate)).contiguous()
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_gated_mlps(same: bool) -> None:
+    """Gate and up may be one matrix: then both gradients are the one tensor's."""
+    x, gate, down, dy = draw(0, 2, 3, 16), draw(1, 24, 16), draw(3, 16, 24), draw(4, 2, 3, 16)
+    up = gate if same else draw(2, 24, 16)
+    results = []
+    for kernels in (Fused(gated=lambda g, u: (gelu_tanh(g) * u).contiguous(), gated_gradients=gated_gradients), NONE):
+        matrices = (DenseMatrix(w) for w in (gate, up, down))
+        made = training_operations(None, (), kernels).gated_mlp(x, *matrices)
+        results.append([made, *(made * dy).sum().gradient(x, gate, down, *(() if same else (up,)))])
+    agree(*results)

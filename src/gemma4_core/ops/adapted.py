@@ -3,6 +3,7 @@ fp32, of W none."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinygrad import Tensor, UOp, function
@@ -58,12 +59,14 @@ class ChangeAtWork:
 
 
 def adapted(
-    x: Tensor, w: Tensor, change: LowRankChange, matmul: Multiply | None, fused: Fused
+    x: Tensor, weight: Callable[[], Tensor], change: LowRankChange, matmul: Multiply | None, fused: Fused
 ) -> Tensor | None:
-    """Rows ``x [n, in]``, in memory, through ``w [out, in]`` and a change beside it, in one product forward and one
-    backward: ``[n, out]``. None where the device does not serve that."""
+    """Rows ``x [n, in]``, in memory, through a matrix and a change beside it, in one product forward and one backward:
+    ``[n, out]``. None where the device does not serve that. ``weight`` makes the matrix ``[out, in]``, for each of them
+    anew."""
     if fused.two_products is None:
         return None
+    w = weight()
     work = ChangeAtWork.of(change, x.dtype, matmul, fused)
     u = work.inner(x)
     if fused.two_products(x, w, u, work.b, "nt") is None:
@@ -78,7 +81,7 @@ def adapted(
     def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
         dy = Tensor(seed).cast(x.dtype).contiguous()
         du = work.inner_gradient(dy)
-        return by_argument(call, {x.uop: both(dy, w, du, work.a, "nn")} | work.gradients(x, u, dy, du))
+        return by_argument(call, {x.uop: both(dy, weight(), du, work.a, "nn")} | work.gradients(x, u, dy, du))
 
     @function(grad_fxn=gradient, allow_implicit=True)
     def run(x: Tensor, w: Tensor, u: Tensor, b: Tensor, a_trained: Tensor, b_trained: Tensor) -> Tensor:

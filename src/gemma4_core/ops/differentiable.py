@@ -13,11 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 from tinygrad import Tensor, dtypes
+from tinygrad.dtype import DType
 
 from gemma4_core.ops import LAYERS, Operations, norms, portable, products
 from gemma4_core.ops.adapted import adapted, change_alone
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.fused import NONE, Fused
+from gemma4_core.ops.gated import gated
 from gemma4_core.ops.losses import losses
 from gemma4_core.ops.multiply import Multiply, multiplied
 from gemma4_core.ops.portable import MASKED, capped, cross_entropy, gelu_tanh
@@ -72,13 +74,16 @@ class Differentiable:
 
     def rows(self, x: Tensor, matrix: Matrix) -> Tensor:
         """``x [n, in]`` to ``[n, out]``, in memory."""
-        rows = multiplied(self.matmul, x, matrix.tensor, "nt") if type(matrix) is DenseMatrix else None
+        again = None if type(matrix) is DenseMatrix else lambda: whole(matrix, x.dtype)
+        rows = None
+        if self.matmul is not None and readable(matrix):
+            rows = multiplied(self.matmul, x, whole(matrix, x.dtype), "nt", again=again)
         return products.linear(x, matrix, plain_linear) if rows is None else rows
 
     def adapted(self, x: Tensor, base: Matrix, changes: Sequence[LowRankChange]) -> Tensor:
         """``x [n, in]``, in memory, through a base and the changes beside it: ``[n, out]``."""
-        if len(changes) == 1 and type(base) is DenseMatrix:
-            found = adapted(x, base.tensor, changes[0], self.matmul, self.fused)
+        if len(changes) == 1 and readable(base):
+            found = adapted(x, lambda: whole(base, x.dtype), changes[0], self.matmul, self.fused)
             if found is not None:
                 return found
         total = self.rows(x, base).cast(dtypes.float32)
@@ -94,7 +99,9 @@ class Differentiable:
     def gated_mlp(self, x: Tensor, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
         """As the portable ``gated_mlp``."""
         x = materialized(x)
-        return self.linear(gelu_tanh(self.linear(x, gate)) * self.linear(x, up), down)
+        gate_rows, up_rows = self.linear(x, gate), self.linear(x, up)
+        inner = gated(self.fused, gate_rows, up_rows)
+        return self.linear(gelu_tanh(gate_rows) * up_rows if inner is None else inner, down)
 
     def attention(self, q: Tensor, kv: KeyValues) -> Tensor:
         """As the portable ``attention``; in blocks where queries see few of many keys."""
@@ -142,3 +149,16 @@ class Differentiable:
         raw = self.linear(h, head)
         found = losses(self.fused, raw, targets, softcap)
         return cross_entropy(capped(raw, softcap), targets) if found is None else found
+
+
+def readable(matrix: Matrix) -> bool:
+    """Whether a product may read the matrix itself. Kinds derived from DenseMatrix have products of their own."""
+    return type(matrix) is DenseMatrix or not isinstance(matrix, DenseMatrix)
+
+
+def whole(matrix: Matrix, dtype: DType) -> Tensor:
+    """A matrix ``[out, in]`` in memory as products read it. One in another storage is unpacked, for each use anew: kept
+    from the forward pass to the backward pass it would take what that storage saves."""
+    if type(matrix) is DenseMatrix:
+        return matrix.tensor
+    return materialized(matrix.dense().cast(dtype))

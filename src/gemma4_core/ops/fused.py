@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tinygrad import Tensor
 from tinygrad.dtype import DType
 
 from gemma4_core.ops.attention import Pattern
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,17 @@ class Fused:
     cross_entropy_gradient: Callable[[Tensor, Tensor, float | None, Tensor, Tensor], Tensor | None] | None = None
     """The gradient of the raw logits, in their dtype, from them, targets, cap, what ``cross_entropy`` gave, and the
     gradient of the losses, fp32 ``[n]``; it serves what ``cross_entropy`` does."""
+    gated: Callable[[Tensor, Tensor], Tensor | None] | None = None
+    """``gelu_tanh(gate) * up`` of a gated MLP."""
+    gated_gradients: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None] | None = None
+    """The gradients of gate and up from them and that of the result; it serves what ``gated`` does."""
 
 
 NONE = Fused()
 """Of a device that brings none."""
 
 
-def served(made: Tensor | None) -> Tensor:
+def served(made: T | None) -> T:
     """The result of a kernel that was found to serve its inputs."""
     assert made is not None
     return made

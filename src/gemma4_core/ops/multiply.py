@@ -12,18 +12,22 @@ Multiply = Callable[[Tensor, Tensor, str, bool], "Tensor | None"]
 """``Operations.matmul``."""
 
 
-def multiplied(matmul: Multiply | None, a: Tensor, b: Tensor, form: str, wide: bool = False) -> Tensor | None:
+def multiplied(
+    matmul: Multiply | None, a: Tensor, b: Tensor, form: str, wide: bool = False,
+    again: Callable[[], Tensor] | None = None,
+) -> Tensor | None:
     """``a @ b.T`` (form "nt") or ``a @ b`` ("nn") by the device, differentiable; None where it does not serve that.
 
     ``a [..., group, M, K]``, or ``[M, K]``, and ``b [..., N, K]`` or ``[..., K, N]``: ``[..., group, M, N]`` in a's
-    dtype, or in fp32 if ``wide``. Operands, result and gradients are in memory.
+    dtype, or in fp32 if ``wide``. Operands, result and gradients are in memory; ``again`` makes b for a's gradient,
+    where it is not to be kept until then.
     """
     if matmul is None or matmul(a, b, form, wide) is None:
         return None
 
     def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
         out = Tensor(seed).cast(a.dtype).contiguous()
-        to_a = made(matmul, out, b, "nn" if form == "nt" else "nt")
+        to_a = made(matmul, out, b if again is None else again(), "nn" if form == "nt" else "nt")
         many, once = (out, a) if form == "nt" else (a, out)
         if a.ndim > b.ndim:  # [..., group, M, ·] -> [..., group * M, ·]: so that the sum goes on over the group
             many, once = (x.reshape(*x.shape[:-3], -1, x.shape[-1]) for x in (many, once))

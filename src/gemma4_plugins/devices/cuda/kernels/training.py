@@ -27,6 +27,7 @@ MOST_KEYS = 1 << 14
 """That a query's weights are made of: a thread holds 16 of each of two rows."""
 
 LOSS_THREADS = 512
+GATED_THREADS = 256
 
 
 def launched(
@@ -186,9 +187,38 @@ def cross_entropy_gradient(
     return launched(kernel, ((n, v), raw.dtype), inputs, n * loss_chunks(n), LOSS_THREADS)
 
 
+# ----------------------------------------------------------------------------------------------------------- gated MLP
+
+
+def gated_kernel(count: int, mode: int) -> tuple[str, str]:
+    """Name and source of ``gelu_tanh(gate) * up`` (mode 0), and of the gradients of up (1) and gate (2)."""
+    return source_of("gated", {"COUNT": count, "MODE": mode, "THREADS": GATED_THREADS})
+
+
+def elementwise(gate: Tensor, others: Sequence[Tensor], mode: int) -> Tensor | None:
+    """A kernel over tensors of one shape."""
+    count = math.prod(map(int, gate.shape))
+    if not fast(gate, *others) or count % 8 or not count:
+        return None
+    out, blocks = (tuple(map(int, gate.shape)), gate.dtype), -(-count // (8 * GATED_THREADS))
+    return launched(gated_kernel(count, mode), out, (gate, *others), blocks, GATED_THREADS)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor | None:
+    """See ``Fused.gated``."""
+    return elementwise(gate, (up,), 0)
+
+
+def gated_gradients(gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tensor] | None:
+    """See ``Fused.gated_gradients``."""
+    to_up, to_gate = elementwise(gate, (dy,), 1), elementwise(gate, (dy, up), 2)
+    return None if to_up is None or to_gate is None else (to_gate, to_up)
+
+
 FUSED = Fused(
     two_products=two_products, thin=thin, rms_norm=rms_norm, rms_norm_gradient=rms_norm_gradient,
     rms_norm_weight_gradient=rms_norm_weight_gradient, softmax=softmax, softmax_gradient=softmax_gradient,
     cross_entropy=cross_entropy, cross_entropy_gradient=cross_entropy_gradient,
+    gated=gated, gated_gradients=gated_gradients,
 )
 """All of them."""

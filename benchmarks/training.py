@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,7 @@ from gemma4_core import GemmaTrainingBatch, TrainedPart, build_optimizer, train_
 from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate
 from gemma4_core.model.model import GemmaModel
-from gemma4_core.ops import portable
 from gemma4_core.training.programs.steps import Steps
-from gemma4_plugins.devices.cuda.kernels import operations
 
 
 def main() -> None:
@@ -46,7 +43,8 @@ def main() -> None:
     backend, _ = activate("cuda", DeviceSettings())
     assert backend.free_memory is not None
     before = backend.free_memory()
-    model = random_model(options.size, replace(portable(), matmul=operations().matmul), options.layers, options.int8)
+    assert backend.operations is not None
+    model = random_model(options.size, backend.operations(), options.layers, options.int8)
     if options.lora:
         beside(model, options.lora)
     compact: dict[str, Any] = {"compact": True} if options.compact else {}

@@ -10,11 +10,13 @@ from tinygrad.dtype import AddrSpace, DType
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 
+from gemma4_core.ops.late import LateBinary
+
 
 def launch(
     name: str, source: str, out: tuple[tuple[int, ...], DType], inputs: Sequence[Tensor], target: Any,
     grid: tuple[int, int, int], block: tuple[int, int, int] = (1, 1, 1), parts: int = 0, operations: int = 0,
-    binary: bytes | None = None,
+    binary: bytes | LateBinary | None = None,
 ) -> Tensor:
     """The output of the function ``name`` of a source, whose first argument it is; the inputs follow.
 

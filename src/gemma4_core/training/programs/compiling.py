@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ from tinygrad.engine.realize import compile_linear
 from tinygrad.uop import Ops
 
 from gemma4_core.ops import Operations
+from gemma4_core.ops.late import LateBinary, late_binaries
 from gemma4_core.training.programs.program import Program
 from gemma4_core.training.programs.running import Arena
 from gemma4_core.training.programs.store import ProgramStore
@@ -31,7 +34,8 @@ class Task:
 
     def trace(self, device: str) -> Program:
         given = {name: placeholder(*shape, dtype=dtype, device=device) for name, (shape, dtype) in self.inputs.items()}
-        return trace(self.piece(), given, self.weights)
+        with late_binaries():
+            return trace(self.piece(), given, self.weights)
 
 
 @dataclass
@@ -62,10 +66,31 @@ class Programs:
             store.store(key, program)
 
 
+def with_binaries(calls: Sequence[UOp]) -> list[UOp]:
+    """The calls with the machine code that was left for later, made by several threads."""
+    late = list({one: None for call in calls if isinstance(one := binary_of(call), LateBinary)})
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        made = dict(zip(late, pool.map(lambda one: one(), late), strict=True))
+    found = []
+    for call in calls:
+        if isinstance(one := binary_of(call), LateBinary):
+            program = call.src[0]
+            program = program.replace(src=(*program.src[:-1], UOp(Ops.BINARY, arg=made[one])))
+            call = call.replace(src=(program, *call.src[1:]))
+        found.append(call)
+    return found
+
+
+def binary_of(call: UOp) -> object:
+    """A call's machine code, None where there is none yet."""
+    program = call.src[0]
+    return program.src[-1].arg if program.op is Ops.PROGRAM and program.src[-1].op is Ops.BINARY else None
+
+
 def compiled(programs: Mapping[Any, Program]) -> dict[Any, Program]:
     """The programs with their kernels lowered and compiled, those that several share once."""
-    every = UOp(Ops.LINEAR, src=tuple(call for program in programs.values() for call in program.calls))
-    done = iter(compile_linear(every).src)
+    calls = with_binaries([call for program in programs.values() for call in program.calls])
+    done = iter(compile_linear(UOp(Ops.LINEAR, src=tuple(calls))).src)
     return {
         key: Program(tuple(next(done) for _ in program.calls), program.names, program.own)
         for key, program in programs.items()

@@ -107,8 +107,9 @@ class Steps:
         if (name, wide) not in self._held:
             own = self.parameters[name]
             dtype = dtypes.float32 if wide else own.dtype
-            zeros = Tensor.zeros(*own.shape, dtype=dtype, device=own.device)
-            self._held[name, wide] = zeros.contiguous().realize()
+            held = Tensor.empty(*own.shape, dtype=dtype, device=own.device)
+            held.uop.base.buffer.ensure_allocated()
+            self._held[name, wide] = held
         return self._held[name, wide]
 
     def hold(self, gradients: Mapping[str, Tensor], wide: bool) -> dict[str, Tensor]:

@@ -22,7 +22,9 @@ def operations() -> Operations:
     from gemma4_plugins.devices import uops
     from gemma4_plugins.devices.cuda import kernels
     from gemma4_plugins.devices.cuda.kernels import launch
+    from gemma4_plugins.devices.cuda.kernels.machine_code import use_machine_code
 
+    use_machine_code(TARGET)
     return kernels.operations() if launch.attribute("COMPUTE_CAPABILITY_MAJOR") >= 8 else uops.operations()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from tinygrad import Device
 from tinygrad.helpers import Context as TinygradContext
 
+from gemma4_core.ops.late import LateBinary, may_be_late
 from gemma4_plugins.devices.cuda.kernels import launch
 
 BYTES = re.compile(r"_dynamic(\d+)$")
@@ -30,13 +31,26 @@ def shared_bytes(name: str) -> int:
 
 
 @lru_cache
-def compiled(device: str, source: str) -> bytes | None:
-    """Machine code for a CUDA device with its architecture's own features; None where the compiler does not know those.
-    Raises tinygrad's CompileError."""
+def prepared(device: str) -> bool:
+    """Let a device load such programs; whether the compiler knows its architecture's own features."""
     # products are traced with devices locked where training recomputes layers
     with TinygradContext(ALLOW_DEVICE_USAGE=1):
         load_with_memory(Device[device])
-        return bytes(launch.compiler(launch.features()).compile_cached(source)) if features_known() else None
+        return features_known()
+
+
+def compiled(device: str, source: str) -> bytes | LateBinary | None:
+    """Machine code for a CUDA device with its architecture's own features; None where the compiler does not know those.
+    Raises tinygrad's CompileError."""
+    if not prepared(device):
+        return None
+    return LateBinary(machine_code, source) if may_be_late() else machine_code(source)
+
+
+@lru_cache
+def machine_code(source: str) -> bytes:
+    """Compile for the card's architecture with its own features. Raises tinygrad's CompileError."""
+    return bytes(launch.compiler(launch.features()).compile_cached(source))
 
 
 @lru_cache

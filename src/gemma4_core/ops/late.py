@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 _LATE: ContextVar[bool] = ContextVar("late", default=False)
 
 
-@dataclass(frozen=True)
-class LateBinary:
-    """Stands for the machine code of a kernel until it is compiled."""
+class LateBinary(bytes):
+    """Stands for the machine code of a kernel until it is compiled: bytes, as tinygrad expects, that tell its source."""
 
     compile: Callable[[str], bytes]
     source: str
 
+    def __new__(cls, compile: Callable[[str], bytes], source: str) -> LateBinary:
+        made = super().__new__(cls, b"late " + hashlib.sha256(source.encode()).digest())
+        made.compile, made.source = compile, source
+        return made
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return LateBinary, (self.compile, self.source)
+
     def __call__(self) -> bytes:
+        """The machine code. Raises what the compiler raises."""
         return self.compile(self.source)
 
 

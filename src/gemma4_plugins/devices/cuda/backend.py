@@ -19,12 +19,16 @@ TARGET = "CUDA"
 
 def operations() -> Operations:
     """Kernels written in UOps; from compute capability 8.0 on the CUDA kernels before them."""
+    from tinygrad import Device
+
     from gemma4_plugins.devices import uops
     from gemma4_plugins.devices.cuda import kernels
-    from gemma4_plugins.devices.cuda.kernels import launch
+    from gemma4_plugins.devices.cuda.kernels import dynamic, launch
     from gemma4_plugins.devices.cuda.kernels.machine_code import use_machine_code
 
     use_machine_code(TARGET)
+    # programs from disk are loaded without being traced
+    dynamic.load_with_memory(Device[TARGET])
     return kernels.operations() if launch.attribute("COMPUTE_CAPABILITY_MAJOR") >= 8 else uops.operations()
 
 

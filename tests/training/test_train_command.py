@@ -536,3 +536,12 @@ def test_long_words_and_spaces_in_a_config_file_do_not_hang(
     config = tmp_path / f"run{suffix}"
     config.write_text(text)
     assert config.name in failure(*place.args(tmp_path / "run", "--config", config))
+
+
+def test_memory_limits(place: Place, tmp_path: Path) -> None:
+    asked = ["-m", place.model, "--data", place.data, "--max-length", 32, "--device", "cpu", "--steps", 1]
+    said = failure("train", *asked, "-o", tmp_path / "small", "--max-memory", "0.00001")
+    assert "--max-memory 1e-05: the weights alone take" in said and not (tmp_path / "small").exists()
+    said = failure("train", *asked, "-o", tmp_path / "tight", "--max-memory", "0.0005")
+    assert "needs" in said and "--max-memory" in said
+    assert gemma4("train", *asked, "-o", tmp_path / "enough", "--max-memory", "8").code == 0

@@ -11,7 +11,7 @@ _LATE: ContextVar[bool] = ContextVar("late", default=False)
 
 
 class LateBinary(bytes):
-    """Stands for the machine code of a kernel until it is compiled: bytes, as tinygrad expects, that tell its source."""
+    """Stands for a kernel's machine code until it is compiled: bytes, as tinygrad expects, that tell its source."""
 
     compile: Callable[[str], bytes]
     source: str

@@ -45,7 +45,7 @@ class TrainingOptimizer:
         self.frozen = dict(frozen)
         """Numbers of elements of the tensors that stay as they are, by name."""
         self.memory_limit: int | None = None
-        """Bytes of device memory that training may use; None is all that is free."""
+        """Bytes of device memory that training may use; None is what is free, of which layers take a part."""
         self._steps: Steps | None = None
         self._updates: dict[object, Update | CapturedGraph] = {}
         self.gradient_norm: Tensor | None = None

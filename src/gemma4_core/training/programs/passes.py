@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -50,17 +49,17 @@ class Pass:
         """Layers that keep what their way back needs."""
         self.replay: Replay | None = None
 
-    def link(self, keep_bytes: float | None, room: Callable[[], float]) -> None:
+    def link(self, keep_bytes: float, room: Callable[[], float]) -> None:
         """Link the programs of all layers. ``keep_bytes`` is how much layers may keep from the forward pass for the
-        backward pass; the others are computed again. None is as much as ``room`` has. Raises InputError where nothing
-        kept is still too much."""
-        replay = self._linked(math.inf if keep_bytes is None else keep_bytes)
+        backward pass, as far as there is room; the others are computed again. Raises InputError where nothing kept is
+        still too much."""
+        replay = self._linked(keep_bytes)
         if replay.size > (free := room()):
             replay = self._linked(0.0)
             if replay.size > free:
                 raise too_large(replay.size, free)
-            if keep_bytes is None:
-                replay = self._linked(free - replay.size)
+            if keep_bytes:
+                replay = self._linked(min(keep_bytes, free - replay.size))
         self.replay = replay
 
     def _linked(self, keep_bytes: float) -> Replay:

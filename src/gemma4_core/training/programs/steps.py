@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from gemma4_core.training.programs.passes import Pass
 from gemma4_core.training.programs.plan import Trained
 from gemma4_core.training.programs.running import views
 
+KEPT = 0.75
+"""The part of the weights' bytes that layers may keep for the way back where no memory limit is given."""
 SHARE = 0.9
 """The part of free memory that a pass may fill."""
 
@@ -89,8 +92,15 @@ class Steps:
         added = every if adding else every & self._shared
         trained = Trained(every, added, lambda i: self.target(i, i in added))
         made = Pass(self.model, self.programs, forms, trained, not adding)
-        made.link(0.0 if checkpointing else None, self._room)
+        made.link(0.0 if checkpointing else self._keep_bytes(), self._room)
         return made
+
+    def _keep_bytes(self) -> float:
+        """What layers may keep between the way forward and the way back: all that a memory limit leaves, else a part of
+        what the weights take, so that other programs find memory too."""
+        if self.memory_limit is not None:
+            return math.inf
+        return KEPT * sum(int(t.nbytes()) for t in self.model.named_tensors().values())
 
     def _room(self) -> float:
         """Bytes that the arena may have."""

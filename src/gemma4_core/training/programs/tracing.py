@@ -66,10 +66,12 @@ def placeholder(*shape: int, dtype: Any, device: str) -> Tensor:
 
 
 def without_copies(calls: list[UOp], names: dict[UOp, str]) -> list[UOp]:
-    """The calls without kernels that copy a buffer as it is: tinygrad makes one at each ``contiguous`` of a raw
-    kernel's reshaped result. The copy becomes another name of what it was copied from."""
+    """The calls without kernels that copy a buffer as it is, which tinygrad makes at each ``contiguous`` of a raw
+    kernel's reshaped result, and without a raw kernel's second run over the same inputs, which tinygrad does not merge.
+    What they would write becomes another name of what is there."""
     writers = Counter(buffer for call in calls for buffer in written(call))
     same: dict[UOp, UOp] = {}
+    made: dict[tuple[UOp, ...], UOp] = {}
     kept: list[UOp] = []
     for call in calls:
         call = call.replace(src=(call.src[0], *(same.get(buffer, buffer) for buffer in call.src[1:])))
@@ -81,6 +83,12 @@ def without_copies(calls: list[UOp], names: dict[UOp, str]) -> list[UOp]:
                     names[source] = names.pop(target)
                     kept = [rename(one, target, source) for one in kept]
                 same[target] = source
+                continue
+        elif call.src[0].op is Ops.PROGRAM and all(writers[buffer] <= 1 for buffer in call.src[1:]):
+            target, *inputs = call.src[1:]
+            first = made.setdefault((call.src[0], *inputs), target)
+            if first is not target and written(call) == [target] and target not in names:
+                same[target] = first
                 continue
         kept.append(call)
     return kept

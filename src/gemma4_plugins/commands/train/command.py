@@ -85,6 +85,9 @@ STEPS = [
     click.option("--frozen", cls=ManyOption, metavar="PATTERN…", help="Names of tensors that do not train."),
     click.option("--gradient-checkpointing", is_flag=True,
                  help="Gradient checkpointing: less memory, more time; layers are computed twice."),
+    click.option("--max-memory", type=Number(0, above=True), default=None, metavar="GB",
+                 help="Device memory that training may use; with more, fewer layers are computed twice.  "
+                      "[default: what weights and optimizer take, and about as much as the weights again]"),
     click.option("--seed", type=Whole(0, (1 << 32) - 1), default=0, show_default=True,
                  help="Seed of the order and the split."),
 ]

@@ -107,6 +107,7 @@ def run(values: dict[str, Any], plugins: PluginValues, settings: dict[str, Any])
     def check(processor: GemmaMultimodalProcessor) -> None:
         data.encode(values, processor)
         check_choices(values, plugins, processor)
+        check_memory(values, processor)
         plan_of(values, data)
         callbacks.extend(built_callbacks(values["callback"], told, processor))
         if folder is None:
@@ -131,6 +132,21 @@ def check_plot(values: Mapping[str, Any]) -> None:
     """Raise InputError for ``--plot`` where matplotlib is not installed."""
     if values["plot"] and importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot: matplotlib is not installed; install it with: pip install matplotlib")
+
+
+def check_memory(values: Mapping[str, Any], processor: GemmaMultimodalProcessor) -> None:
+    """Raise InputError for a ``--max-memory`` that the weights alone exceed."""
+    from gemma4_core.checkpoint.opening import loaded_bytes, run_dtype
+
+    context = processor.context
+    if values["max_memory"] is None or context.config is None:
+        return
+    dtype = None if values["dtype"] in (None, "auto") else values["dtype"]
+    itemsize = 4 if run_dtype(context.config, context.tensors, dtype) == "float32" else 2
+    weights = sum(loaded_bytes(info, itemsize) for info in context.tensors.values())
+    if weights > values["max_memory"] * 1e9:
+        raise InputError(f"--max-memory {values['max_memory']:g}: the weights alone take {weights / 1e9:.3g} GB; give "
+                         f"more, or train an adapter beside a quantised model")
 
 
 def callback_values(plugins: PluginValues) -> dict[str, Any]:

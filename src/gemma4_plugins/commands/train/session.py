@@ -46,6 +46,8 @@ class Session:
             model, values["optimizer"], values["lr"], values["weight_decay"], list(values["trainable"]) or None,
             list(values["frozen"]) or None, **values["optimizer_options"],
         )
+        if values["max_memory"] is not None:
+            self.optimizer.memory_limit = int(values["max_memory"] * 1e9)
         self.trainer: Trainer = Trainer(model, self.optimizer, batches[0], plan, callbacks, folder.path)
         self.trainer.callbacks.warn = lambda text: note(f"warning: {text}")
         if start is not None:

@@ -19,7 +19,7 @@ import pytest
 from batch_tools import FLAGS, question, read_rows, timeless, write_lines
 from cli_tools import environment
 
-ROWS = 60
+ROWS = 40
 
 
 def begin(folder: Path, name: str, *more: object, **settings: Any) -> subprocess.Popen[str]:
@@ -50,10 +50,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_killed_and_resumed_equals_unbroken(folder: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_and_resumed_equals_unbroken(folder: Path, kills: int) -> None:
     chance, out = random.Random(4), folder / "killed.jsonl"
     assert begin(folder, "unbroken", "--parallel", 3).wait() == 0
-    for kill in range(5):
+    for kill in range(kills):
         process = begin(folder, "killed", "--parallel", 1 + kill)
         wait_for(process, out, min(written(out) + chance.randrange(1, 14), ROWS))
         time.sleep(chance.uniform(0, 0.03))

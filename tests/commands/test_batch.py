@@ -15,6 +15,8 @@ from cli_tools import failure, gemma4, usage
 from gemma4_plugins.commands.batch.input_rows import Batch, Defaults, Fault, Row
 from gemma4_plugins.commands.batch.row_file import RowFile
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

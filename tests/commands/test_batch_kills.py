@@ -20,13 +20,15 @@ from batch_tools import FLAGS, question, read_rows, timeless, write_lines
 from cli_tools import environment
 
 ROWS = 40
+QUICK = {"PARALLEL": "0", "NOOPT": "1", "GEMMA4_THREADS": "1"}
+"""The test processes fill the cores; plain loops compile faster."""
 
 
 def begin(folder: Path, name: str, *more: object, **settings: Any) -> subprocess.Popen[str]:
     files = ("--input", folder / "in.jsonl", "--output", folder / f"{name}.jsonl")
     command = [sys.executable, "-m", "gemma4_core.cli", "batch", *map(str, (*FLAGS, *files, *more))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=environment(PARALLEL="0"), **{**pipes, **settings})
+    return subprocess.Popen(command, text=True, env=environment(**QUICK), **{**pipes, **settings})
 
 
 def written(path: Path) -> int:
@@ -61,7 +63,7 @@ def test_killed_and_resumed_equals_unbroken(folder: Path, kills: int) -> None:
         process.kill()
         process.communicate()
     assert written(out) > 0
-    process = begin(folder, "killed")
+    process = begin(folder, "killed", "--quiet")
     assert (process.communicate(), process.returncode) == (("", ""), 0)
     assert timeless(read_rows(out)) == timeless(read_rows(folder / "unbroken.jsonl"))
 
@@ -70,10 +72,12 @@ def test_ctrl_c_keeps_what_is_written(folder: Path) -> None:
     out = folder / "out.jsonl"
     process = begin(folder, "out", "--parallel", 1)
     wait_for(process, out, 3)
+    process.send_signal(signal.SIGSTOP)  # it may not end before the second one says so
     second = begin(folder, "out")
     said = second.communicate()
     assert second.returncode == 1 and said[0] == "" and "another process writes to it" in said[1]
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     said = process.communicate()
     assert (said[0], said[1].strip(), process.returncode) == ("", "", 130)
     rows = read_rows(out)
@@ -87,7 +91,7 @@ def test_a_log_line_every_few_seconds_unless_quiet(folder: Path) -> None:
     code = ("import sys, gemma4_core.console as console; console.LOG_SECONDS = 0.1\n"
             "from gemma4_core.cli import main; main(sys.argv[1:])")
     command = [sys.executable, "-c", code, "batch", *map(str, FLAGS), "--input", str(folder / "in.jsonl")]
-    settings: dict[str, Any] = {"text": True, "env": environment(PARALLEL="0"), "capture_output": True}
+    settings: dict[str, Any] = {"text": True, "env": environment(**QUICK), "capture_output": True}
     ran = subprocess.run([*command, "--output", str(folder / "a.jsonl")], **settings)
     lines = [line for line in ran.stderr.splitlines() if "rows" in line]
     assert (ran.returncode, ran.stdout) == (0, "") and len(lines) > 1

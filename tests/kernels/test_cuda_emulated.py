@@ -149,8 +149,11 @@ def test_what_the_kernel_does_not_choose_is_chosen_in_a_graph(emulated: None) ->
     np.testing.assert_array_equal(states.float().numpy()[0], expected)
 
 
-@pytest.mark.parametrize("settings", [{}, pytest.param({"temperature": 1.0, "repetition_penalty": 1.2}, marks=pytest.mark.slow),
-                                      {"presence_penalty": 0.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"temperature": 1.0, "repetition_penalty": 1.2}, marks=pytest.mark.slow),
+     {"presence_penalty": 0.5}],
+)
 def test_two_sequences_have_the_tokens_that_each_has_alone(settings: dict[str, float], emulated: None) -> None:
     """Greedy ones, those that the kernel draws, and those that a captured graph chooses; both slots are used."""
     model = cuda_check.model_of("small")

@@ -43,9 +43,11 @@ def expected(a: np.ndarray, b: np.ndarray, form: str) -> np.ndarray:
     return left @ (b.swapaxes(1, 2) if form == "nt" else b)
 
 
-TILES = pytest.mark.parametrize(
-    "tile", [cuda.LARGE, cuda.SMALL, *cuda.HOPPER_COLUMNS], ids=["large", "small", "128", "256"]
-)
+TILES = [cuda.LARGE, cuda.SMALL, *cuda.HOPPER_COLUMNS]
+NAMES = ["large", "small", "128", "256"]
+SIZES = [(72, 136, 40, 1, 1, False), (8, 16, 200, 6, 3, True), (136, 8, 32, 2, 2, False), (128, 128, 96, 1, 1, True),
+         (136, 264, 328, 1, 1, False)]  # fmt: skip
+"""Rows, columns, length, matrices, matrices that share one on the right, fp32 results."""
 Tile = tuple[int, int, int, int] | int
 """A tile of the general kernel, or the columns of one of Hopper's."""
 
@@ -68,14 +70,17 @@ def run(form: str, tile: Tile, sizes: dict[str, int], a: np.ndarray, b: np.ndarr
     return out
 
 
-@TILES
-@pytest.mark.parametrize("form", cuda.FORMS)
 @pytest.mark.parametrize(
-    ("m", "n", "k", "count", "group", "floats"),
-    [(72, 136, 40, 1, 1, False), (8, 16, 200, 6, 3, True), (136, 8, 32, 2, 2, False), (128, 128, 96, 1, 1, True),
-     (136, 264, 328, 1, 1, False)],
+    ("form", "tile", "sizes"),
+    [
+        pytest.param(form, TILES[t], sizes, marks=[] if s == (3 * f + t) % 5 else pytest.mark.slow,
+                     id=f"{form}-{NAMES[t]}-{'-'.join(map(str, sizes))}")
+        for f, form in enumerate(cuda.FORMS) for t in range(len(TILES)) for s, sizes in enumerate(SIZES)
+    ],
 )  # fmt: skip
-def test_kernel(form: str, tile: Tile, m: int, n: int, k: int, count: int, group: int, floats: bool) -> None:
+def test_kernel(form: str, tile: Tile, sizes: tuple[int, int, int, int, int, bool]) -> None:
+    """Each form with each tile in one size; in all sizes where there is time."""
+    m, n, k, count, group, floats = sizes
     down = cuda.FORMS[form]
     a = bf16(random.standard_normal((count, k, m) if down[0] else (count, m, k)))
     b = bf16(random.standard_normal((count // group, k, n) if down[1] else (count // group, n, k)))
@@ -84,8 +89,11 @@ def test_kernel(form: str, tile: Tile, m: int, n: int, k: int, count: int, group
     assert np.abs(found - truth).max() < (1e-4 if floats else 0.008 * np.abs(truth).max())
 
 
-@TILES
-@pytest.mark.parametrize(("m", "n"), [(1, 2), (131, 138), (65, 266)])
+@pytest.mark.parametrize("tile", TILES, ids=NAMES)
+@pytest.mark.parametrize(
+    ("m", "n"),
+    [pytest.param(1, 2, marks=pytest.mark.slow), (131, 138), pytest.param(65, 266, marks=pytest.mark.slow)],
+)
 def test_sizes_that_are_no_multiple_of_8(tile: Tile, m: int, n: int) -> None:
     a, b = bf16(random.standard_normal((1, m, 72))), bf16(random.standard_normal((1, n, 72)))
     out = run("nt", tile, {"M": m, "N": n, "K": 72, "GROUP": 1, "WIDE": 0}, a, b)

@@ -8,7 +8,6 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.ops.slot_writes import count_tokens, write_positions
 
-
 pytestmark = pytest.mark.usefixtures("cpu")
 
 

@@ -27,6 +27,8 @@ from gemma4_plugins.devices.cpu.kernels.structs import supported
 from gemma4_plugins.formats.int8 import quantise_rows
 from gemma4_plugins.layouts.int8 import Int8Matrix, Int8Stack
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 FAMILIES = ("e2b", "moe", "dense")
 RNG = np.random.default_rng(5)
 

@@ -49,7 +49,7 @@ MODELS: dict[str, tuple[GemmaConfig, str]] = {
 POSITIONS = (3, 75)
 """Within every window; behind the ring's first round, and with several slices."""
 FAST = ("shared fp32", "experts int8", "odd fp32")
-"""Each structure once; other tests have bf16."""
+"""Each structure once; activations beside int8 are bf16."""
 
 
 def filled(model: GemmaModel, positions: int) -> SlotStore:
@@ -113,6 +113,7 @@ def test_layers_are_those_of_portable_operations(
                 assert distance(held.float().numpy(), right.float().numpy()) < (2e-6 if kind == "fp32" else 3e-2)
 
 
+@pytest.mark.slow
 def test_bf16_is_nearer_to_fp32_than_the_portable_form(cpu: str, few_threads: None) -> None:
     config, kind = small("tiny-e2b", **TWO, num_kv_shared_layers=0), "bf16"
     drawn = Drawn()

@@ -15,6 +15,8 @@ from cli_tools import failure, gemma4, usage
 from gemma4_plugins.commands.batch.input_rows import Batch, Defaults, Fault, Row
 from gemma4_plugins.commands.batch.row_file import RowFile
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -77,7 +79,11 @@ def test_a_finished_output_stays_and_nothing_is_loaded(folder: Path, monkeypatch
     assert (folder / "out.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("cut", ["row", "middle", "newline", "first byte", "everything", "zeros"])
+@pytest.mark.parametrize(
+    "cut",
+    ["middle", "everything", "zeros",
+     *(pytest.param(cut, marks=pytest.mark.slow) for cut in ("row", "newline", "first byte"))],
+)  # fmt: skip
 def test_a_torn_output_is_completed(folder: Path, cut: str) -> None:
     out = folder / "out.jsonl"
     assert batch(folder).code == 0

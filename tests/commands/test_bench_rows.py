@@ -11,6 +11,8 @@ from gemma4_core import InputError, LoadedModel, Scheduler, load_pretrained
 from gemma4_plugins.commands.bench import speed, together
 from gemma4_plugins.devices.cpu import bandwidth
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 DEMO = ("bench", "-m", "demo", "--device", "cpu")
 
 

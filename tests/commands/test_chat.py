@@ -13,6 +13,8 @@ from gemma4_core import Chat, InputError, load_pretrained
 from gemma4_core.generation.answers import Answer
 from gemma4_core.generation.loaded_model import LoadedModel
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "picture.jpg"
 
 

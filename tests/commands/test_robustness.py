@@ -36,7 +36,7 @@ def test_mutated_inputs_succeed_or_are_refused_in_one_line(target: str, tmp_path
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Figures:
-    limits = Limits(seconds=5, waiting=3, growth=64 << 20)
+    limits = Limits(seconds=5, waiting=2, growth=64 << 20)
     return Campaign(FAULTY, limits, tmp_path_factory.mktemp("findings")).run(40)
 
 

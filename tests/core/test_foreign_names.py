@@ -15,6 +15,8 @@ from gemma4_core.checkpoint.context import read_context
 from gemma4_core.quantize import quantize
 from gemma4_plugins.commands.doctor.verification import check_files
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 E2B, DENSE, MOE = (DATA / "text" / name for name in ("e2b", "dense", "moe"))
 TEXT_ONLY, MEDIA = DATA / "text" / "e4b-text", DATA / "multimodal" / "e2b-mm"
 PROMPT = [2, 5, 9, 3, 7, 11]

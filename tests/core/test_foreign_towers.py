@@ -17,6 +17,8 @@ from gemma4_core import CheckpointError, InputError, PluginError, load_pretraine
 from gemma4_core.errors import Gemma4Warning
 from gemma4_core.quantize import quantize
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 MEDIA = DATA / "multimodal" / "e2b-mm"
 PROMPT, ANSWER = [2, 5, 9, 3, 7, 11], [41, 101, 110, 83]
 IMAGE = 297

@@ -14,6 +14,8 @@ from gemma4_core import load_pretrained, save_training_checkpoint
 from gemma4_core.quantize import quantize
 from gemma4_plugins.commands.info import gather, report_lines
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 E2B, MEDIA = DATA / "text" / "e2b", DATA / "multimodal" / "e2b-mm"
 PROMPT, ANSWER = [2, 5, 9, 3, 7, 11], [292, 40, 238, 238]
 NORM = "model.language_model.norm.weight"

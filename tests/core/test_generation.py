@@ -115,9 +115,13 @@ def test_narrow_sampling_is_greedy(options: dict[str, Any]) -> None:
     assert answer(model(), ids(), **{"temperature": 1.0, "seed": 1, **options})[0] == answer(model(), ids())[0]
 
 
+DRAWN = 50
+"""Tokens that are drawn at once."""
+
+
 @TinyJit
 def draw(logits: Tensor, params: Tensor, counts: Tensor, seed: Tensor) -> Tensor:
-    return sample(logits, SamplingTensors(params, seed, counts), Tensor([3]))[0].realize()
+    return sample(logits, SamplingTensors(params, seed, counts), Tensor([3] * DRAWN))[0].realize()
 
 
 def draws(probabilities: list[float], count: int = 100, seen: tuple[int, ...] = (), **options: float) -> np.ndarray:
@@ -129,10 +133,9 @@ def draws(probabilities: list[float], count: int = 100, seen: tuple[int, ...] = 
         np.array([list(names.values())], np.float32),
         np.isin(np.arange(5), seen)[None].astype(np.int32) * IN_PROMPT,
     )
-    fixed = [Tensor(array).contiguous().realize() for array in arrays]
-    return np.array(
-        [draw(*fixed, Tensor(np.array([s], np.uint32)).contiguous().realize()).item() for s in range(count)]
-    )
+    fixed = [Tensor(np.repeat(array, DRAWN, 0)).contiguous().realize() for array in arrays]
+    seeds = np.arange(count, dtype=np.uint32).reshape(-1, DRAWN)
+    return np.concatenate([draw(*fixed, Tensor(some).contiguous().realize()).numpy() for some in seeds])
 
 
 def test_sampled_frequencies_follow_the_distribution(cpu: str) -> None:

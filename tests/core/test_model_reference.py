@@ -45,6 +45,9 @@ def test_cached_runs_equal_the_full_forward(family: str, steps: list[int]) -> No
 
 
 @pytest.mark.usefixtures("plain_loops")
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in ("e2b", "moe") else pytest.mark.slow) for name in TEXT_FAMILIES]
+)
 def test_portable_cached_runs_and_greedy_tokens(family: str) -> None:
     reference, portable = load(family), model(family, "portable")
     assert portable.operations.step is None
@@ -83,7 +86,9 @@ def test_greedy_tokens(family: str) -> None:
         assert tokens == reference.greedy[row].tolist()
 
 
-@pytest.mark.parametrize("family", KL_BOUND)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name == "e2b" else pytest.mark.slow) for name in KL_BOUND]
+)
 def test_bf16_is_about_as_near_the_truth_as_the_reference(family: str, tmp_path: Path) -> None:
     reference = load(family)
     ours = []

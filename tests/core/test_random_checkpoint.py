@@ -24,6 +24,8 @@ from gemma4_core.config import (
 )
 from gemma4_core.errors import CheckpointError, ConfigError
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 TINY = ["tiny-e2b", "tiny-26b", "tiny-31b"]
 
 

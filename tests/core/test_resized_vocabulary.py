@@ -15,6 +15,8 @@ from gemma4_core import ConfigError, GemmaTrainingBatch, InputError, compute_los
 from gemma4_core.quantize import quantize
 from gemma4_plugins.commands.bench.speed import prompt_ids
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 E2B = DATA / "text" / "e2b"
 PROMPT, ANSWER = [2, 5, 9, 3, 7, 11], [292, 40, 238, 238]
 TABLES = ("embed_tokens.weight", "embed_tokens_per_layer.weight")

@@ -147,6 +147,15 @@ inline const uint64_t (*exchange(const void* data, size_t bytes))[4] {
   }
   return w.slot[turn & 1];
 }
+// Memory for stacks. What most kernels need is kept for the next one, since the system clears fresh pages.
+constexpr size_t most_kept = 512 << 20;
+inline char* map_stacks(size_t bytes) {
+  return (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+inline char* kept_stacks() {
+  static char* kept = map_stacks(most_kept);
+  return kept;
+}
 inline void run(int width, int height, int depth, int threads, size_t shared_bytes, std::function<void()> kernel) {
   int grid = width * height * depth;
   body = kernel;
@@ -157,7 +166,7 @@ inline void run(int width, int height, int depth, int threads, size_t shared_byt
   std::vector<Warp> warps((size_t)grid * threads / 32);
   std::vector<Fiber> fibers((size_t)grid * threads);
   size_t total = fibers.size() * stack_bytes;
-  char* stacks = (char*)mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  char* stacks = total > most_kept ? map_stacks(total) : kept_stacks();
   for (Block& b : blocks) {
     b.shared = (unsigned char*)aligned_alloc(1024, shared_bytes / 1024 * 1024 + 2048);
     b.shared_bytes = shared_bytes;
@@ -198,7 +207,7 @@ inline void run(int width, int height, int depth, int threads, size_t shared_byt
       if (b.shared[shared_bytes + i] != 0x5a) { fprintf(stderr, "written beyond shared memory\n"); abort(); }
     free(b.shared);
   }
-  munmap(stacks, total);
+  if (total > most_kept) munmap(stacks, total);
 }
 inline Index thread_index() { return {current->thread}; }
 inline Index block_index() {

@@ -62,15 +62,20 @@ def stepping(model: ModelWithEngine, positions: int, slots: int = 1) -> step.Cud
     return made
 
 
-@pytest.mark.parametrize(("name", "joined"), [("small", 2), ("mixture@int8", 0)])
+@pytest.mark.parametrize(
+    ("name", "joined", "positions"),
+    [("small", 2, [100]), ("mixture@int8", 0, [130]), pytest.param("small", 2, [0], marks=pytest.mark.slow),
+     pytest.param("mixture@int8", 0, [0], marks=pytest.mark.slow)],
+)
 def test_steps_and_prompts_are_as_near_to_the_truth_as_the_portable_form(
-    name: str, joined: int, emulated: None, monkeypatch: pytest.MonkeyPatch
+    name: str, joined: int, positions: list[int], emulated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # both ways of putting slices of positions together
     monkeypatch.setattr(plan, "JOINED", joined)
-    assert cuda_check.check(name, [0, 100 if joined else 130], [40])
+    assert cuda_check.check(name, positions, [40] if 0 not in positions else [])
 
 
+@pytest.mark.slow
 def test_stages_as_large_as_a_row_have_the_same_results(emulated: None) -> None:
     model = cuda_check.model_of("wide")
     made = plan.make_plan(model.text.config, step.machine())
@@ -78,7 +83,7 @@ def test_stages_as_large_as_a_row_have_the_same_results(emulated: None) -> None:
     assert cuda_check.check("wide", [20], [])
 
 
-@pytest.mark.parametrize("portably", [False, True])
+@pytest.mark.parametrize("portably", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_soak_compares_its_cache_with_single_operations(
     portably: bool, emulated: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,7 +149,11 @@ def test_what_the_kernel_does_not_choose_is_chosen_in_a_graph(emulated: None) ->
     np.testing.assert_array_equal(states.float().numpy()[0], expected)
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "repetition_penalty": 1.2}, {"presence_penalty": 0.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"temperature": 1.0, "repetition_penalty": 1.2}, marks=pytest.mark.slow),
+     {"presence_penalty": 0.5}],
+)
 def test_two_sequences_have_the_tokens_that_each_has_alone(settings: dict[str, float], emulated: None) -> None:
     """Greedy ones, those that the kernel draws, and those that a captured graph chooses; both slots are used."""
     model = cuda_check.model_of("small")
@@ -197,7 +206,7 @@ def test_ids_from_the_host_are_not_overwritten_while_they_wait(
     assert waited == [plan.HISTORY, 2 * plan.HISTORY]
 
 
-@pytest.mark.parametrize("name", ["small", "small@int8"])
+@pytest.mark.parametrize("name", ["small", pytest.param("small@int8", marks=pytest.mark.slow)])
 def test_per_layer_rows_may_come_from_the_host(name: str, emulated: None) -> None:
     model = cuda_check.model_of(name)
     table, token = model.text.ple_table, np.array([7], np.int32)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -43,7 +44,22 @@ def expected(a: np.ndarray, b: np.ndarray, form: str) -> np.ndarray:
     return left @ (b.swapaxes(1, 2) if form == "nt" else b)
 
 
-TILES = pytest.mark.parametrize("tile", [*tiles.GENERAL, *tiles.HOPPER], ids=["large", "small", "128", "256"])
+TILE_LIST, NAMES = [*tiles.GENERAL, *tiles.HOPPER], ["large", "small", "128", "256"]
+TILES = pytest.mark.parametrize("tile", TILE_LIST, ids=NAMES)
+SIZES = [(72, 136, 40, 1, 1, False), (8, 16, 200, 6, 3, True), (136, 8, 32, 2, 2, False), (128, 128, 96, 1, 1, True),
+         (136, 264, 328, 1, 1, False)]  # fmt: skip
+"""Rows, columns, length, matrices, matrices that share one on the right, fp32 results."""
+PAIRS = [(72, 136, 200, 16, 1), (130, 24, 72, 112, 3), (64, 128, 64, 8, 1)]
+"""Rows, columns, length, length of the second pair, pieces."""
+
+
+def combinations(forms: Iterable[str], cases: Sequence[Any]) -> pytest.MarkDecorator:
+    """Each form with each tile in one case; in all cases where there is time."""
+    return pytest.mark.parametrize(("form", "tile", "case"), [
+        pytest.param(form, tile, case, marks=[] if c == (3 * f + t) % len(cases) else pytest.mark.slow,
+                     id=f"{form}-{NAMES[t]}-{'-'.join(map(str, case))}")
+        for f, form in enumerate(forms) for t, tile in enumerate(TILE_LIST) for c, case in enumerate(cases)
+    ])
 
 
 def run(form: str, tile: tiles.Tile, sizes: dict[str, int], *inputs: np.ndarray) -> np.ndarray:
@@ -68,25 +84,18 @@ def operands(form: str, m: int, n: int, k: int, count: int = 1, group: int = 1) 
     return a, bf16(random.standard_normal((count // group, k, n) if down[1] else (count // group, n, k)))
 
 
-@TILES
-@pytest.mark.parametrize("form", cuda.FORMS)
-@pytest.mark.parametrize(
-    ("m", "n", "k", "count", "group", "floats"),
-    [(72, 136, 40, 1, 1, False), (8, 16, 200, 6, 3, True), (136, 8, 32, 2, 2, False), (128, 128, 96, 1, 1, True),
-     (136, 264, 328, 1, 1, False)],
-)  # fmt: skip
-def test_kernel(form: str, tile: tiles.Tile, m: int, n: int, k: int, count: int, group: int, floats: bool) -> None:
+@combinations(cuda.FORMS, SIZES)
+def test_kernel(form: str, tile: tiles.Tile, case: tuple[int, int, int, int, int, bool]) -> None:
+    m, n, k, count, group, floats = case
     a, b = operands(form, m, n, k, count, group)
     out = run(form, tile, {"M": m, "N": n, "K": k, "GROUP": group, "WIDE": int(floats)}, a, b)
     found, truth = (out if floats else wide(out)), expected(wide(a), wide(b), form)
     assert np.abs(found - truth).max() < (1e-4 if floats else 0.008 * np.abs(truth).max())
 
 
-@TILES
-@pytest.mark.parametrize("form", ["nt", "nn"])
-@pytest.mark.parametrize(("m", "n", "k", "deep"), [(72, 136, 200, 16), (130, 24, 72, 112), (64, 128, 64, 8)])
-@pytest.mark.parametrize("pieces", [1, 3])
-def test_a_second_pair(form: str, tile: tiles.Tile, m: int, n: int, k: int, deep: int, pieces: int) -> None:
+@combinations(["nt", "nn"], PAIRS)
+def test_a_second_pair(form: str, tile: tiles.Tile, case: tuple[int, int, int, int, int]) -> None:
+    m, n, k, deep, pieces = case
     first, second = operands(form, m, n, k), operands(form, m, n, deep)
     sizes = {"M": m, "N": n, "K": k, "GROUP": 1, "WIDE": int(pieces > 1), "K2": deep, "PARTS": pieces}
     out = run(form, tile, sizes, *first, *second)
@@ -95,10 +104,9 @@ def test_a_second_pair(form: str, tile: tiles.Tile, m: int, n: int, k: int, deep
     assert np.abs(found - truth).max() < (1e-4 if pieces > 1 else 0.008 * np.abs(truth).max())
 
 
-@TILES
-@pytest.mark.parametrize("form", cuda.FORMS)
-@pytest.mark.parametrize(("k", "pieces"), [(328, 3), (96, 4)])
-def test_pieces(form: str, tile: tiles.Tile, k: int, pieces: int) -> None:
+@combinations(cuda.FORMS, [(328, 3), (96, 4)])
+def test_pieces(form: str, tile: tiles.Tile, case: tuple[int, int]) -> None:
+    k, pieces = case
     a, b = operands(form, 72, 136, k)
     out = run(form, tile, {"M": 72, "N": 136, "K": k, "GROUP": 1, "WIDE": 1, "PARTS": pieces}, a, b)
     truth = expected(wide(a), wide(b), form)[0]
@@ -106,7 +114,10 @@ def test_pieces(form: str, tile: tiles.Tile, k: int, pieces: int) -> None:
 
 
 @TILES
-@pytest.mark.parametrize(("m", "n"), [(1, 2), (131, 138), (65, 266)])
+@pytest.mark.parametrize(
+    ("m", "n"),
+    [pytest.param(1, 2, marks=pytest.mark.slow), (131, 138), pytest.param(65, 266, marks=pytest.mark.slow)],
+)
 def test_sizes_that_are_no_multiple_of_8(tile: tiles.Tile, m: int, n: int) -> None:
     a, b = bf16(random.standard_normal((1, m, 72))), bf16(random.standard_normal((1, n, 72)))
     out = run("nt", tile, {"M": m, "N": n, "K": 72, "GROUP": 1, "WIDE": 0}, a, b)

@@ -4,8 +4,9 @@ processor's."""
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,27 @@ from gemma4_plugins.devices.tower_kernels import Inputs
 random = np.random.default_rng(0)
 TOLERANCE = {dtypes.float32: 2e-6, dtypes.bfloat16: 1 / 128}
 FORMS = [("cuda", dtypes.bfloat16), ("processor", dtypes.bfloat16), ("processor", dtypes.float32)]
+
+
+def covering(*axes: Sequence[Any]) -> list[Any]:
+    """All combinations of values. Of CUDA's, each of which a compiler builds, as many are fast as it takes to have
+    every pair of values once."""
+    every = [*itertools.product(*axes)]
+    pairs = {one: {*itertools.combinations(enumerate(one), 2)} for one in map(repr_of, every)}
+    missing, fast = set().union(*pairs.values()), set()
+    while missing:
+        best = max(pairs, key=lambda one: len(pairs[one] & missing))
+        fast.add(best)
+        missing -= pairs[best]
+    return [
+        pytest.param(*form, *one, marks=pytest.mark.slow if form[0] == "cuda" and repr_of(one) not in fast else [],
+                     id="-".join(map(str, (*form, *one))))
+        for form in FORMS for one in every
+    ]  # fmt: skip
+
+
+def repr_of(values: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(map(repr, values))
 
 
 PORTABLE = portable_towers(portable())
@@ -99,24 +121,25 @@ def compared(form: str, device: str, dtype: DType, operation: str, *given: Any) 
     assert len(own.launched) == 1
 
 
-@pytest.mark.parametrize(("form", "dtype"), FORMS, ids=str)
-@pytest.mark.parametrize("kind", ["none", "numbers", "tensors", "constant and tensor", "infinite"])
-@pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize(("rows", "width"), [(5, 66), (130, 768)])
-def test_norm(cpu: str, form: str, dtype: DType, kind: str, added: bool, rows: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("form", "dtype", "kind", "added", "shape"),
+    covering(["none", "numbers", "tensors", "constant and tensor", "infinite"], [False, True], [(5, 66), (130, 768)]),
+)
+def test_norm(cpu: str, form: str, dtype: DType, kind: str, added: bool, shape: tuple[int, int]) -> None:
+    rows, width = shape
     x, weight = drawn(rows, width, dtype=dtype), drawn(width, dtype=dtype)
     h = drawn(rows, width, dtype=dtype) if added else None
     compared(form, cpu, dtype, "norm", x, weight, 1e-6, bounds(kind, dtype), h)
 
 
-@pytest.mark.parametrize(("form", "dtype"), FORMS, ids=str)
-@pytest.mark.parametrize("kind", ["none", "tensors"])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize(("rows", "heads", "size"), [(7, 3, 64), (66, 2, 72), (3, 1, 12)])
+@pytest.mark.parametrize(
+    ("form", "dtype", "kind", "weighted", "turned", "shape"),
+    covering(["none", "tensors"], [False, True], [False, True], [(7, 3, 64), (66, 2, 72), (3, 1, 12)]),
+)
 def test_heads(
-    cpu: str, form: str, dtype: DType, kind: str, weighted: bool, turned: bool, rows: int, heads: int, size: int
+    cpu: str, form: str, dtype: DType, kind: str, weighted: bool, turned: bool, shape: tuple[int, int, int]
 ) -> None:
+    rows, heads, size = shape
     x, weight = drawn(rows, heads * size, dtype=dtype), drawn(size, dtype=dtype) if weighted else None
     angles = random.uniform(0, 50, (rows, 2, size // 4)).astype(np.float32)
     turn = tuple(Tensor(f(angles), device=cpu).realize() for f in (np.cos, np.sin)) if turned else None

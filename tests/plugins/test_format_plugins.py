@@ -26,6 +26,8 @@ sys.path.append(str(EXAMPLE / "src"))
 
 from gemma4_example import npz
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 ROOT = Path(__file__).parents[2]
 ADAPTERS = ROOT / "plugins" / "gemma4-lora" / "tests" / "reference"
 FORMATS = ("npz", "json", "four-bits")

@@ -27,6 +27,8 @@ from gemma4_plugins.devices.cpu.kernels.structs import supported
 from gemma4_plugins.formats.int8 import quantise_rows
 from gemma4_plugins.layouts.int8 import Int8Matrix, Int8Stack
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
+
 FAMILIES = ("e2b", "moe", "dense")
 RNG = np.random.default_rng(5)
 
@@ -74,7 +76,7 @@ def test_what_is_stored(folders: dict[str, Path], name: str) -> None:
         assert (files[key + "_scale"].dtype, files[key + "_scale"].shape) == ("F32", plain[key].shape[:-1])
 
 
-@pytest.mark.parametrize("name", ["dense", "moe"])
+@pytest.mark.parametrize("name", ["moe", pytest.param("dense", marks=pytest.mark.slow)])
 def test_kernels_compute_int8_in_place_as_the_portable_form_does(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -98,7 +100,7 @@ def test_kernels_compute_int8_in_place_as_the_portable_form_does(
         assert row.argmax() == token and row[token] == pytest.approx(logprob, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["e2b", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
 def test_saving_again_changes_no_byte(folders: dict[str, Path], name: str, tmp_path: Path) -> None:
     model = load_pretrained(folders[name], device="cpu")
     answer = list(model.generate([5, 6, 7], max_new_tokens=6, stop_ids=()))

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference_data import load, load_multimodal
+from reference_data import load
 from safetensors import safe_open
+from short_models import short_folder
 from training_tools import MLP, quick, short, snapshot
 
 from gemma4_core import (
@@ -42,7 +43,7 @@ def equal(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
     return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_three_and_three_steps_are_six(tmp_path: Path, dtype: str) -> None:
     model = short(dtype=dtype)
     optimizer = build_optimizer(model, lr=0.01, weight_decay=0.1, trainable=MLP)
@@ -81,7 +82,7 @@ def test_the_folder_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
 
 
 def test_towers_that_were_not_loaded_are_kept(tmp_path: Path) -> None:
-    folder = load_multimodal("e2b-mm").folder(tmp_path / "mm")
+    folder = short_folder("e2b-mm")
     model = load_pretrained(folder, device="cpu", modalities=("text",))
     save_training_checkpoint(model, tmp_path / "out")
     both = [load_pretrained(f, device="cpu", modalities=("vision", "audio")) for f in (folder, tmp_path / "out")]

@@ -9,21 +9,25 @@ an adapter's, clipping of their norm to 1, and the update.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import time
-from typing import Any
 
-import numpy as np
-from cuda_models import random_model
-from tinygrad import GlobalCounters
-from tinygrad.helpers import ansistrip
+BEGAN = time.perf_counter()
 
-from gemma4_core import GemmaTrainingBatch, TrainedPart, build_optimizer, train_step
-from gemma4_core.contracts import DeviceSettings
-from gemma4_core.devices import activate
-from gemma4_core.model.model import GemmaModel
-from gemma4_core.training.programs.steps import Steps
+import argparse  # noqa: E402
+import statistics  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+from cuda_models import random_model  # noqa: E402
+from tinygrad import GlobalCounters  # noqa: E402
+from tinygrad.helpers import ansistrip  # noqa: E402
+
+from gemma4_core import GemmaTrainingBatch, TrainedPart, build_optimizer, train_step  # noqa: E402
+from gemma4_core.contracts import DeviceSettings  # noqa: E402
+from gemma4_core.devices import activate  # noqa: E402
+from gemma4_core.model.model import GemmaModel  # noqa: E402
+from gemma4_core.training.optimizer import TrainingOptimizer  # noqa: E402
+from gemma4_core.training.programs.steps import Steps  # noqa: E402
 
 
 def main() -> None:
@@ -36,6 +40,7 @@ def main() -> None:
     parser.add_argument("--compact", action="store_true", help="adamw without masters, its slots in bfloat16")
     parser.add_argument("--lora", type=int, metavar="RANK", help="train an adapter beside all matrices of the layers")
     parser.add_argument("--int8", action="store_true", help="with int8 matrices")
+    parser.add_argument("--mixed", type=int, metavar="STEPS", help="so many steps over rows of 32 to 2048 tokens alone")
     parser.add_argument("--profile", action="store_true", help="time the kernels of the last length one by one")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--checkpointing", action="store_true")
@@ -51,6 +56,9 @@ def main() -> None:
     optimizer = build_optimizer(model, options.optimizer, lr=1e-5, **compact)
     print(optimizer.summary, flush=True)
     rng = np.random.default_rng(0)
+    if options.mixed:
+        mixed(model, optimizer, options.mixed)
+        return
     for length in options.lengths:
         times = []
         for _ in range(options.steps):
@@ -69,6 +77,17 @@ def main() -> None:
         )
     if options.profile:
         show(optimizer.steps(model))
+
+
+def mixed(model: GemmaModel, optimizer: TrainingOptimizer, steps: int) -> None:
+    """Print how long steps over rows of many lengths take, and how long the process has run."""
+    rng, began = np.random.default_rng(1), time.perf_counter()
+    lengths = np.exp(rng.uniform(np.log(32), np.log(2048), steps)).astype(int)
+    for length in lengths:
+        ids = rng.integers(10, 200000, (1, length), dtype=np.int32)
+        train_step(model, optimizer, GemmaTrainingBatch(ids), max_norm=1.0).item()
+    print(f"{steps} steps over {lengths.sum()} tokens in rows of 32 to 2048: {time.perf_counter() - began:.1f} s, "
+          f"{time.perf_counter() - BEGAN:.1f} s from the start of the process, {optimizer.shapes} shapes", flush=True)
 
 
 def beside(model: GemmaModel, rank: int) -> None:

@@ -74,6 +74,9 @@ class Operations:
     cross_entropy: Callable[[Tensor, Tensor, Matrix, float | None], Tensor] | None = None
     """Losses fp32 ``[n]`` of ``h [n, H]`` times the tied head, soft-capped, against targets int32 ``[n]``, 0 for
     negative ones. None means from ``logits``."""
+    least_tokens: int = 32
+    """Tokens of a training batch below which a step takes no less time here: batches are padded to as many, so that few
+    different lengths come up."""
     prefill_chunk: int = 32
     """The most positions of a prompt that this device takes in one call."""
     graph_chunk: int = 32

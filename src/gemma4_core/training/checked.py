@@ -36,7 +36,9 @@ class CheckedBatch:
         ids, targets = checked(model, batch)
         check_length(model, ids)
         segments, media = check_segments(batch.segments, ids), batch.media
-        more = padded_length(ids.shape[1], model.max_context) - ids.shape[1]
+        rows, length = ids.shape
+        least = min(-(-model.operations.least_tokens // rows), model.max_context)
+        more = padded_length(max(length, least), model.max_context) - length
         ids, targets = filled(ids, more, model.config.pad_token_id), filled(targets, more, IGNORED)
         if segments is not None:
             segments = filled(segments, more, -1)

@@ -25,5 +25,5 @@ def operations() -> Operations:
 
     return replace(
         uops.operations(), name="cuda", prefill_chunk=CHUNK, shared_chunk=CHUNK, step=step, run_ahead=AHEAD,
-        prefill_both_ways=CHUNK, matmul=matmul, fused=FUSED, towers=tower_operations,
+        prefill_both_ways=CHUNK, least_tokens=256, matmul=matmul, fused=FUSED, towers=tower_operations,
     )

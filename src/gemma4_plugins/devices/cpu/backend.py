@@ -56,17 +56,18 @@ def details() -> dict[str, str]:
 
 
 def operations() -> Operations:
-    """The portable operations, with whole steps and chunks in C; ``GEMMA4_KERNELS=portable`` turns those off."""
+    """The portable operations, with whole steps, chunks and what training needs in C; ``GEMMA4_KERNELS=portable`` turns those off."""
     from gemma4_core.ops import kernels_wanted, portable
 
     if not kernels_wanted():
         return portable()
     from gemma4_plugins.devices.cpu.kernels.text import CHUNK, PICTURE, step
     from gemma4_plugins.devices.cpu.kernels.towers import tower_operations
+    from gemma4_plugins.devices.cpu.kernels.training import FUSED, matmul
 
     return replace(
         portable(), name="cpu", step=step, prefill_chunk=CHUNK, shared_chunk=64, prefill_both_ways=PICTURE,
-        towers=tower_operations,
+        towers=tower_operations, matmul=matmul, fused=FUSED,
     )
 
 

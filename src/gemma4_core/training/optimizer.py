@@ -129,7 +129,7 @@ class TrainingOptimizer:
             param.grad = None
 
     def set_lr(self, lr: float) -> None:
-        """Change the learning rate, also of captured steps. Raises InputError for an optimizer without ``lr``."""
+        """Change the learning rate, also of linked steps. Raises InputError for an optimizer without ``lr``."""
         if not is_number(lr) or lr < 0:
             raise InputError(f"lr {shown(lr)}: must be a finite number from 0")
         held = self.rates

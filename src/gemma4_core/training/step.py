@@ -70,7 +70,7 @@ def adopted(model: GemmaModel, optimizer: Any) -> TrainingOptimizer:
     named = {name: t for name, t in model.named_tensors().items() if id(t) in held}
     if not named or not hasattr(optimizer, "step"):
         raise InputError(f"optimizer {type(optimizer).__name__} has none of the model's tensors; use build_optimizer")
-    # captured steps live as long as the optimizer
+    # linked steps live as long as the optimizer
     ours = optimizer.__dict__.setdefault("_gemma4_training", TrainingOptimizer(optimizer, named, {}, "own"))
     assert isinstance(ours, TrainingOptimizer)
     return ours

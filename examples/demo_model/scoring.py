@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from gemma4_core.training.step_graphs import CheckedBatch, device_inputs, graph_for
 from tinygrad import Tensor
 
 from demo_model.rows import Maker, Recipe, Rows
@@ -14,7 +15,6 @@ from gemma4_core.model import GemmaModel
 from gemma4_core.model.differentiable import hidden
 from gemma4_core.model.layers import matrix
 from gemma4_core.ops.differentiable import differentiable_operations
-from gemma4_core.training.step_graphs import CheckedBatch, device_inputs, graph_for
 from gemma4_plugins.commands.demo.pictures import EVERYTHING
 
 SCORE_SEED = 1_000_003

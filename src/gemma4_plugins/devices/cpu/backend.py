@@ -56,7 +56,7 @@ def details() -> dict[str, str]:
 
 
 def operations() -> Operations:
-    """The portable operations, with whole steps, chunks and what training needs in C; ``GEMMA4_KERNELS=portable`` turns those off."""
+    """The portable operations with what there is in C; ``GEMMA4_KERNELS=portable`` turns that off."""
     from gemma4_core.ops import kernels_wanted, portable
 
     if not kernels_wanted():

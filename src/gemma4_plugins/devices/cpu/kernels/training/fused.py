@@ -9,7 +9,7 @@ from tinygrad.dtype import DType
 
 from gemma4_core.ops.attention import Pattern
 from gemma4_core.ops.fused import Fused
-from gemma4_plugins.devices.cpu.kernels.training.launching import HERE, TYPES, Numbers, count, run, served, usable
+from gemma4_plugins.devices.cpu.kernels.training.launching import HERE, TYPES, Numbers, count, run, served
 from gemma4_plugins.devices.cpu.kernels.training.products import thin, two_products
 
 FILES = (HERE / "vectors.c",)

@@ -1,4 +1,4 @@
-"""Kernels for training, written in C: compiled once for this machine, and launched with sizes that are filled into a copy
+"""Kernels for training, in C: compiled once for this machine, and launched with sizes that are filled into a copy
 of the object. Nothing is generated or compiled for new sizes."""
 
 from __future__ import annotations

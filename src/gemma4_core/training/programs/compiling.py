@@ -28,14 +28,14 @@ Form = tuple[tuple[int, ...], DType]
 class Task:
     """A program to be traced."""
 
-    piece: Callable[[], Callable[..., Mapping[str, Tensor]]]
+    stage: Callable[[], Callable[..., Mapping[str, Tensor]]]
     inputs: Mapping[str, Form]
     weights: Mapping[str, Tensor]
 
     def trace(self, device: str) -> Program:
         given = {name: placeholder(*shape, dtype=dtype, device=device) for name, (shape, dtype) in self.inputs.items()}
         with late_binaries():
-            return trace(self.piece(), given, self.weights)
+            return trace(self.stage(), given, self.weights)
 
 
 @dataclass

@@ -12,9 +12,9 @@ from tinygrad.dtype import DType
 from gemma4_core.config import LayerConfig
 from gemma4_core.model.differentiable import rotation_table
 from gemma4_core.training.programs.compiling import Programs, Task
-from gemma4_core.training.programs.pieces import Backward, Outputs, gradient_of, sum_of
 from gemma4_core.training.programs.plan import Plan
 from gemma4_core.training.programs.running import view
+from gemma4_core.training.programs.stages import Backward, Outputs, gradient_of, sum_of
 
 FORWARD = frozenset({"h out", "k out", "v out", "ple out", "loss"})
 """Outputs of the way forward."""

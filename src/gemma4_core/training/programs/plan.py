@@ -13,7 +13,7 @@ from gemma4_core.model.model import GemmaModel
 from gemma4_core.ops.differentiable import differentiable_operations
 from gemma4_core.training.programs.compiling import Form, Task
 from gemma4_core.training.programs.kinds import Walk
-from gemma4_core.training.programs.pieces import Backward, Piece, head_piece, layer_piece, start_piece, sum_of
+from gemma4_core.training.programs.stages import Backward, Stage, head_stage, layer_stage, start_stage, sum_of
 
 PIECE = 1 << 26
 """Logits held at once: 256 MiB in fp32."""
@@ -76,7 +76,7 @@ class Plan:
         self.donors = {x.donor for x in layers if x.donor is not None}
         self.start_back = self._back(self.start_weights, ()) if start_trains else None
         self.start_key = self._task("start", self._start_inputs(), self.start_weights, self.start_back,
-                                    lambda back: start_piece(self.model, self.ops, self.start_weights, back),
+                                    lambda back: start_stage(self.model, self.ops, self.start_weights, back),
                                     (self.start_walk.form, self.model.config.pad_token_id))
         self.layer_keys, self.layer_backs = [], []
         for layer, walk in zip(layers, self.walks, strict=True):
@@ -93,7 +93,7 @@ class Plan:
         back = self._back(weights, ("h",) if self.lowest <= len(layers) else ()) if trained else None
         self.head_back = back
         self.head_key = self._task("head", inputs, weights, back,
-                                   lambda back: head_piece(self.model, self.ops, weights, back),
+                                   lambda back: head_stage(self.model, self.ops, weights, back),
                                    (self.head_walk.form, self.config.final_logit_softcapping,
                                     self.config.rms_norm_eps))
 
@@ -103,14 +103,14 @@ class Plan:
 
     def _task(
         self, what: str, inputs: Mapping[str, Form], weights: Mapping[str, Tensor], back: Backward | None,
-        piece: Callable[[Backward | None], Piece], form: Hashable,
+        stage: Callable[[Backward | None], Stage], form: Hashable,
     ) -> Hashable:
         given = dict(inputs)
         if back is not None:
             for name in back.added:
                 given[sum_of(name)] = tuple(int(n) for n in weights[name].shape), dtypes.float32
         key = (what, form, tuple(given.items()), back)
-        self.tasks.setdefault(key, Task(lambda: piece(back), given, weights))
+        self.tasks.setdefault(key, Task(lambda: stage(back), given, weights))
         return key
 
     def _start_inputs(self) -> dict[str, Form]:
@@ -155,7 +155,7 @@ class Plan:
             if donor or "k" in wanted:
                 inputs |= {sum_of(name): (kv, dtypes.float32) for name in "kv"}
             back = self._back(walk.tensors, tuple(wanted))
-        key = self._task("layer", inputs, walk.tensors, back, lambda back: layer_piece(
+        key = self._task("layer", inputs, walk.tensors, back, lambda back: layer_stage(
             self.model, index, self.ops, walk.tensors, donor, back), (walk.form, donor))
         return key, back
 

@@ -15,8 +15,8 @@ from gemma4_core.plugins import registry
 from gemma4_core.plugins.packages import package_state
 from gemma4_core.training.programs.compiling import Form, Programs, Task
 from gemma4_core.training.programs.kinds import UNKNOWN
-from gemma4_core.training.programs.pieces import Outputs
 from gemma4_core.training.programs.running import Replay, view
+from gemma4_core.training.programs.stages import Outputs
 
 PARTS = 128
 """Pieces of a tensor whose squares are summed side by side."""

@@ -20,15 +20,15 @@ from gemma4_core.training.loss import summed
 from gemma4_core.training.programs.inputs import device_inputs
 
 Outputs = dict[str, Tensor]
-Piece = Callable[..., Outputs]
+Stage = Callable[..., Outputs]
 
 
 @dataclass(frozen=True)
 class Backward:
-    """What a piece's way back is to give."""
+    """What a stage's way back is to give."""
 
     trained: tuple[str, ...]
-    """Names of the tensors that train, as the piece's weights are named."""
+    """Names of the tensors that train, as the stage's weights are named."""
     added: frozenset[str]
     """Those of them whose gradients are added to sums in fp32; others are written as they are."""
     inputs: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ def sum_of(name: str) -> str:
     return f"sum of {name}"
 
 
-def start_piece(model: GemmaModel, ops: Operations, weights: Mapping[str, Tensor], back: Backward | None) -> Piece:
+def start_stage(model: GemmaModel, ops: Operations, weights: Mapping[str, Tensor], back: Backward | None) -> Stage:
     """From ids and media to the stream ``h [B, T, H]`` and per-layer inputs ``ple [layers, B, T, P]``."""
 
     def run(**given: Tensor) -> Outputs:
@@ -87,9 +87,9 @@ def start_piece(model: GemmaModel, ops: Operations, weights: Mapping[str, Tensor
     return run
 
 
-def layer_piece(
+def layer_stage(
     model: GemmaModel, index: int, ops: Operations, weights: Mapping[str, Tensor], donor: bool, back: Backward | None
-) -> Piece:
+) -> Stage:
     """One layer: from the stream ``h [B, T, H]`` to the next. ``donor`` says that later layers share its K and V."""
     layer = model.text.layers[index]
     config = layer.config
@@ -117,7 +117,7 @@ def layer_piece(
     return run
 
 
-def head_piece(model: GemmaModel, ops: Operations, weights: Mapping[str, Tensor], back: Backward | None) -> Piece:
+def head_stage(model: GemmaModel, ops: Operations, weights: Mapping[str, Tensor], back: Backward | None) -> Stage:
     """Some rows ``h [n, H]`` of the last layer's output against ``targets [n]``: their loss times ``scale [1]`` is
     added to ``loss [1]``."""
     text, cap = model.text, model.config.text_config.final_logit_softcapping

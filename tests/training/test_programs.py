@@ -96,6 +96,22 @@ def test_exchanged_weights_are_seen_and_trace_nothing(traced: list[str]) -> None
     assert len(traced) == count
 
 
+def test_exchanged_parameters_are_updated(traced: list[str]) -> None:
+    model, other = short(), short()
+    batch, name = GemmaTrainingBatch(IDS), "model.language_model.layers.0.mlp.down_proj.weight"
+    results = []
+    for exchanged in (False, True):
+        one = other if exchanged else model
+        optimizer = build_optimizer(one, "sgd", lr=0.1, trainable=name)
+        train_step(one, optimizer, batch)
+        if exchanged:
+            tensor = one.named_tensors()[name]
+            tensor.replace((tensor + 0).contiguous().realize())
+        train_step(one, optimizer, batch)
+        results.append(one.named_tensors()[name].numpy())
+    assert np.array_equal(*results)
+
+
 def test_programs_outlive_the_process(
     traced: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ class TrainingOptimizer:
         key = (tuple((name, id(g.uop.base)) for name, g in gradients.items()), max_norm is not None)
         if hasattr(self.inner, "kind"):
             known = self._updates.get(key)
-            if not isinstance(known, Update):
+            if not isinstance(known, Update) or known.stale():
                 programs, limited = self._programs(gradients), max_norm is not None
                 known = Update(self.inner, self.named_params, programs, gradients, limited)
                 self._updates[key] = known

@@ -9,6 +9,7 @@ import numpy as np
 from tinygrad import Tensor, UOp, dtypes
 from tinygrad.device import Buffer
 from tinygrad.helpers import Context as TinygradContext
+from tinygrad.uop import Ops
 
 from gemma4_core.engine.inputs import GraphInputs
 from gemma4_core.plugins import registry
@@ -37,6 +38,8 @@ class Update:
         self.norm = Tensor.zeros(1, dtype=dtypes.float32, device=programs.device).contiguous().realize()
         self.factor = Tensor.zeros(1, dtype=dtypes.float32, device=programs.device).contiguous().realize()
         calls = [*(self._limit() if limited else []), *self._steps()]
+        named = [parameters[name] for name in gradients] + list(optimizer.state_dict().values())
+        self.bound = [(tensor, tensor.uop.base) for tensor in named]
         self.replay = Replay(calls, self.own, programs.arena)
 
     def __call__(self, max_norm: float | None) -> Tensor | None:
@@ -45,6 +48,12 @@ class Update:
             self.put.put("limit", np.array([max_norm], np.float32))
         self.replay()
         return self.norm if self.limited else None
+
+    def stale(self) -> bool:
+        """Whether parameters or state lie elsewhere than when this was linked."""
+        if written := [tensor for tensor, _ in self.bound if tensor.uop.base.op is Ops.AFTER]:
+            Tensor.realize(*written)
+        return any(tensor.uop.base is not base for tensor, base in self.bound)
 
     def _limit(self) -> list[UOp]:
         """The global norm, and what gradients are multiplied with."""

@@ -14,6 +14,7 @@ from typing import Any
 from click.testing import CliRunner
 
 import gemma4_core.console as console_module
+from gemma4_core import LoadedModel, load_pretrained
 from gemma4_core.cli import cli
 from gemma4_core.config import GenerationConfig
 from gemma4_core.generation.parts import Part, Stats
@@ -39,6 +40,19 @@ def gemma4(*args: object, stdin: str | bytes | None = None) -> Ran:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Ran(result.exit_code, result.stdout, result.stderr)
+
+
+KEPT: dict[str, LoadedModel] = {}
+
+
+def load_once(model: str, check: Callable[[Any], None] | None = None, **options: Any) -> LoadedModel:
+    """``load_pretrained`` with one model for equal arguments, whose graphs are captured once."""
+    key = repr((str(model), sorted(options.items()), os.environ.get("GEMMA4_KERNELS")))
+    if key not in KEPT:
+        KEPT[key] = load_pretrained(model, check=check, **options)
+    elif check is not None:
+        check(KEPT[key].processor)
+    return KEPT[key]
 
 
 def failure(*args: object, stdin: str | bytes | None = None) -> str:

@@ -23,6 +23,14 @@ def plain_loops() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that load a model with equal arguments get the same one."""
+    from cli_tools import load_once
+
+    monkeypatch.setattr("gemma4_core.loading.load_pretrained", load_once)
+
+
+@pytest.fixture
 def cpu() -> str:
     """tinygrad's CPU device, set up as ``load_pretrained`` does it."""
     from gemma4_core.contracts import DeviceSettings

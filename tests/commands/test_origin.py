@@ -197,7 +197,11 @@ def workplace(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("row", rows("Benchmarks"), ids=lambda row: name_of((row[1][17:], "")))
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=name_of((row[1][17:], "")), marks=pytest.mark.slow if "paired.py" in row[1] else [])
+     for row in rows("Benchmarks")],
+)  # fmt: skip
 def test_benchmark_lines_run(
     row: tuple[str, str], place: Place, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from gemma4_core import LoadedModel, Request, Scheduler, load_pretrained
 
 pytestmark = pytest.mark.usefixtures("plain_loops")
 COUNT = 20
-FULL = [("e2b-mm", 5), ("odd-moe", 16)]
+FULL = [("e2b-mm", 5), ("odd-moe", 2)]
 """Family and number at a time, as far as every run has time for."""
 
 

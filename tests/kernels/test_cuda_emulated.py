@@ -63,16 +63,17 @@ def stepping(model: ModelWithEngine, positions: int, slots: int = 1) -> step.Cud
 
 
 @pytest.mark.parametrize(
-    ("name", "joined", "positions"),
-    [("small", 2, [100]), ("mixture@int8", 0, [130]), pytest.param("small", 2, [0], marks=pytest.mark.slow),
-     pytest.param("mixture@int8", 0, [0], marks=pytest.mark.slow)],
-)
+    ("name", "joined", "positions", "prompts"),
+    [("small", 2, [100], [40]), ("mixture@int8", 0, [130], []),
+     pytest.param("small", 2, [0], [], marks=pytest.mark.slow),
+     pytest.param("mixture@int8", 0, [0], [40], marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_steps_and_prompts_are_as_near_to_the_truth_as_the_portable_form(
-    name: str, joined: int, positions: list[int], emulated: None, monkeypatch: pytest.MonkeyPatch
+    name: str, joined: int, positions: list[int], prompts: list[int], emulated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # both ways of putting slices of positions together
     monkeypatch.setattr(plan, "JOINED", joined)
-    assert cuda_check.check(name, positions, [40] if 0 not in positions else [])
+    assert cuda_check.check(name, positions, prompts)
 
 
 @pytest.mark.slow

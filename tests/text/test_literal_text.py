@@ -21,7 +21,7 @@ from gemma4_core import Gemma4Error, GemmaMultimodalProcessor
 from gemma4_core.text.literal import LiteralText
 from gemma4_core.text.tiny import TINY_MEDIA_IDS, TINY_STOP_IDS
 
-pytestmark = pytest.mark.usefixtures("plain_loops")
+pytestmark = pytest.mark.usefixtures("plain_loops", "one_model")
 
 DATA = Path(__file__).parents[1] / "data"
 RENDERINGS = json.loads((DATA / "template/renderings.json").read_text(encoding="utf-8"))

@@ -172,7 +172,9 @@ def test_stacks_of_experts_compute_what_the_dense_equivalent_does(packed: bool, 
         check_factors(change, a.numpy(), b.numpy(), whole.numpy())
 
 
-@pytest.mark.parametrize(("name", "packed"), [("dense", False), ("dense", True), ("moe", True)])
+@pytest.mark.parametrize(
+    ("name", "packed"), [("dense", False), pytest.param("dense", True, marks=pytest.mark.slow), ("moe", True)]
+)
 def test_only_the_adapter_trains(name: str, packed: bool, folders: Folders) -> None:
     model = for_training(folders[name, packed], lora_targets=EXPERTS if name == "moe" else TARGETS)
     before = snapshot(model)

@@ -19,7 +19,7 @@ import pytest
 from batch_tools import FLAGS, question, read_rows, timeless, write_lines
 from cli_tools import environment
 
-ROWS = 40
+ROWS = 80
 QUICK = {"PARALLEL": "0", "NOOPT": "1", "GEMMA4_THREADS": "1"}
 """The test processes fill the cores; plain loops compile faster."""
 

@@ -1,11 +1,12 @@
 """The kernels of training on this machine's processor: equality with fp32, and time.
 
-    python benchmarks/cpu_training_ops.py [--rows 256] [--rank 16] [--dtype bf16|fp32] [--portable] [--torch] [--only WORD]
+    python benchmarks/cpu_training_ops.py [--rows 256] [--rank 16] [--dtype fp32] [--portable] [--torch] [--only WORD]
 
-For each kernel in the shapes of an E2B layer and head: the largest error as a share of the largest value, microseconds,
-bytes and arithmetic per second, with ``--portable`` the microseconds of tinygrad's own kernels for it, and with
-``--torch``, where that is installed, those of its plain products. Ends with a non-zero status if an error is larger than
-the numbers' type explains.
+For each kernel in the shapes of an E2B layer and head: the largest error as a share of the largest value, microseconds
+on a clock and of the cores together (which other work on a shared machine changes less), bytes and arithmetic per
+second, with ``--portable`` the microseconds of tinygrad's own kernels for it, and with ``--torch``, where that is
+installed, those of its plain products. Ends with a non-zero status if an error is larger than the numbers' type
+explains.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from gemma4_core.ops.attention import Pattern
 from gemma4_core.ops.graphs import CapturedGraph, upload
 from gemma4_core.ops.multiply import made
 from gemma4_core.ops.portable import capped, cross_entropy, gelu_tanh
-from gemma4_plugins.commands.bench.timing import median_seconds
 from gemma4_plugins.devices.cpu.kernels.training import fused, products
 
 TYPES = {"bf16": (dtypes.bfloat16, 0.01), "fp32": (dtypes.float32, 2e-5)}
@@ -57,7 +57,8 @@ class Case:
 def adapted(rows: int, rank: int) -> Iterator[Case]:
     """Products, those with a change beside them, and the change's own."""
     for out, inner in MATRICES:
-        shapes = {"nt": ((rows, inner), (out, inner)), "nn": ((rows, out), (out, inner)), "tn": ((rows, out), (rows, inner))}
+        weight = out, inner
+        shapes = {"nt": ((rows, inner), weight), "nn": ((rows, out), weight), "tn": ((rows, out), (rows, inner))}
         for form, given in shapes.items():
             yield Case(
                 f"product {form} {rows}x{out}x{inner}", lambda a, b, form=form: products.matmul(a, b, form),
@@ -90,7 +91,8 @@ def norms(rows: int) -> Iterator[Case]:
         return (dy.float() * norm(x.float(), None, EPS)).sum(0)
 
     for m, n in ((rows, 1536), (8 * rows, 256)):
-        yield Case(f"norm {m}x{n}", lambda x, w: fused.rms_norm(x, w, EPS), lambda x, w: norm(x, w, EPS), ((m, n), (n,)))
+        yield Case(f"norm {m}x{n}", lambda x, w: fused.rms_norm(x, w, EPS), lambda x, w: norm(x, w, EPS),
+                   ((m, n), (n,)))  # fmt: skip
         yield Case(f"norm's gradient {m}x{n}", lambda x, w, dy: fused.rms_norm_gradient(x, w, EPS, dy), to_x,
                    ((m, n), (n,), (m, n)))  # fmt: skip
         yield Case(f"norm weight's gradient {m}x{n}", lambda x, dy: fused.rms_norm_weight_gradient(x, EPS, dy),
@@ -158,20 +160,38 @@ def losses(rows: int, device: str) -> Iterator[Case]:
     yield Case("losses and their gradient", gradient, lambda raw: stock(raw).sum().gradient(raw)[0], ((rows, WORDS),))
 
 
-def with_torch(case: Case, name: str) -> float | None:
-    """Seconds of torch for a plain product on as many threads."""
+@dataclass(frozen=True)
+class Time:
+    """Seconds of a run on a clock, and of all cores together."""
+
+    wall: float
+    cores: float
+
+    def __str__(self) -> str:
+        return f"{self.wall * 1e6:.0f} us ({self.cores * 1e6:.0f} of cores)"
+
+
+def timed(work: Callable[[], object], runs: int = 10) -> Time:
+    """The median run; the cores' share is the mean."""
+    work()
+    cores, walls = time.process_time(), []
+    for _ in range(runs):
+        began = time.perf_counter()
+        work()
+        walls.append(time.perf_counter() - began)
+    return Time(float(np.median(walls)), (time.process_time() - cores) / runs)
+
+
+def with_torch(case: Case, dtype: str) -> Time | None:
+    """Torch's time for a plain product on as many threads."""
     if not case.form:
         return None
     torch = importlib.import_module("torch")
     torch.set_num_threads(machine.thread_count())
-    a, b = (torch.randn(*shape, dtype=getattr(torch, {"bf16": "bfloat16"}.get(name, "float32"))) for shape in case.inputs)
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    a, b = (torch.randn(*shape).to(kind) for shape in case.inputs)
     a, b = a.T if case.form == "tn" else a, b.T if case.form == "nt" else b
-    times = []
-    for _ in range(10):
-        began = time.perf_counter()
-        torch.matmul(a, b)
-        times.append(time.perf_counter() - began)
-    return float(np.median(times[3:]))
+    return timed(lambda: torch.matmul(a, b))
 
 
 def main() -> None:
@@ -203,12 +223,13 @@ def main() -> None:
         found = graphs[0](*inputs)
         error = float(np.abs(found.float().numpy() - truth).max() / np.abs(truth).max())
         moved = sum(int(t.nbytes()) for t in inputs) + int(found.nbytes())
-        times = [median_seconds(partial(graph, *inputs), device) for graph in graphs]
-        line = f"{case.name}: error {error:.1e}, {times[0] * 1e6:.0f} us, {moved / times[0] / 1e9:.1f} GB/s"
-        line += f", {case.operations / times[0] / 1e9:.0f} GFLOP/s" if case.operations else ""
-        line += "".join(f", portable {one * 1e6:.0f} us" for one in times[1:])
+        times = [timed(partial(graph, *inputs)) for graph in graphs]
+        wall = times[0].wall
+        line = f"{case.name}: error {error:.1e}, {times[0]}, {moved / wall / 1e9:.1f} GB/s"
+        line += f", {case.operations / wall / 1e9:.0f} GFLOP/s" if case.operations else ""
+        line += "".join(f", portable {one}" for one in times[1:])
         theirs = with_torch(case, options.dtype) if options.torch else None
-        print(line + ("" if theirs is None else f", torch {theirs * 1e6:.0f} us"), flush=True)
+        print(line + ("" if theirs is None else f", torch {theirs}"), flush=True)
         good = good and error < limit
     print("good" if good else "WRONG")
     sys.exit(0 if good else 1)

@@ -12,8 +12,8 @@ from gemma4_plugins.devices.cpu.kernels.training.launching import count, run, se
 
 FORMS = {"nt": (False, False), "nn": (False, True), "tn": (True, True)}
 """Whether the depth of a product runs down the columns of a and of b."""
-MOST_COLUMNS, MOST_SUMS, FEWEST = 256, 1 << 16, 64
-"""Columns and sums of a job, as ``matmul.c`` has room for them; and rows and columns that are worth one."""
+MOST_ROWS, MOST_COLUMNS, MOST_SUMS, FEWEST = 512, 256, 1 << 16, 64
+"""Rows, columns and sums of a job, as ``matmul.c`` has room for them; and rows and columns that are worth one."""
 FILES = (build.HERE / "transpose.c", build.HERE / "amx.c")
 
 
@@ -69,7 +69,7 @@ def multiplied(
 def jobs(rows: int, columns: int, matrices: int) -> tuple[int, int]:
     """Rows and columns of a job: as many as fit, or so many fewer that all cores have work."""
     wide = min(-(-columns // 16) * 16, MOST_COLUMNS)
-    high = min(-(-rows // 32) * 32, MOST_SUMS // (-(-wide // 64) * 64) // 32 * 32)
+    high = min(-(-rows // 32) * 32, MOST_ROWS, MOST_SUMS // (-(-wide // 64) * 64) // 32 * 32)
     wanted = 2 * machine.thread_count()
     while -(-rows // high) * -(-columns // wide) * matrices < wanted and max(high, wide) > FEWEST:
         if high >= wide:

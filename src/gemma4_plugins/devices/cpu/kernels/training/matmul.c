@@ -105,22 +105,22 @@ INLINE void multiply_rows(float *c, const u32 *const *rows, const u32 *b, i64 bl
 
 // c += the product of these rows and columns: NEAR columns of all rows, then the next; each has room for `height` rows
 static WIDEST __attribute__((noinline)) void add_product(float *c, i64 height, const Side *left, const Side *right, i64 row, i64 row_end, i64 column, i64 column_end) {
-  u32 packed[MOST_COLUMNS * STEPS] __attribute__((aligned(64))), lefts[MOST_ROWS * STEPS] __attribute__((aligned(64)));
+  u32 packed[MOST_COLUMNS * STEPS + MOST_COLUMNS] __attribute__((aligned(64))), lefts[MOST_ROWS * STEPS] __attribute__((aligned(64)));
 #if BF16 && AMX
   Tiles tiles;
   tiles.product_rows = 0;
 #endif
   for (i64 k = 0; k < left->depth; k += STEPS * STEP) {
     const i64 depth = left->depth - k < STEPS * STEP ? left->depth - k : STEPS * STEP;
-    const i64 steps = ((depth + STEP - 1) / STEP + WHOLE - 1) / WHOLE * WHOLE, room = (steps + 15) / 16 * 16;
+    const i64 steps = ((depth + STEP - 1) / STEP + WHOLE - 1) / WHOLE * WHOLE, block = (steps + 15) / 16 * 256 + 16;  // of 16 columns, at another place in the cache than the next
     for (i64 n = 0; n < column_end - column; n += 16)
-      for (i64 i = 0; i < steps; i += 16) packed_block(right, column + n, k + i * STEP, 0, packed + n * room + i * 16, 16);
+      for (i64 i = 0; i < steps; i += 16) packed_block(right, column + n, k + i * STEP, 0, packed + n / 16 * block + i * 16, 16);
     const int as_lies = AS_LIES && !left->down && depth % (STEP * WHOLE) == 0;
     const char *from = (const char *)(left->at + row * left->depth + k);
     i64 bytes = left->depth * (i64)sizeof(item);
     if (!as_lies) {
-      for (i64 m = 0; m < row_end - row; m += 16)
-        for (i64 i = 0; i < steps; i += 16) packed_block(left, row + m, k + i * STEP, 1, lefts + m * STEPS + i, STEPS);
+      for (i64 i = 0; i < steps; i += 16)
+        for (i64 m = 0; m < row_end - row; m += 16) packed_block(left, row + m, k + i * STEP, 1, lefts + m * STEPS + i, STEPS);
       from = (const char *)lefts;
       bytes = STEPS * 4;
     }
@@ -135,9 +135,9 @@ static WIDEST __attribute__((noinline)) void add_product(float *c, i64 height, c
         for (i64 n = first; n < first + NEAR && n < column_end - column; n += AT_ONCE) {
           float *sums = c + (first * height + m * NEAR) + (n - first);
 #if BF16 && AMX
-          multiply_tiles(&tiles, here, steps, from + m * bytes, bytes, packed + n * room, 16 * room, sums, NEAR * 4, 0);
+          multiply_tiles(&tiles, here, steps, from + m * bytes, bytes, packed + n / 16 * block, block, sums, NEAR * 4, 0);
 #else
-          multiply_rows(sums, rows, packed + n * room, 16 * room, steps);
+          multiply_rows(sums, rows, packed + n / 16 * block, block, steps);
 #endif
         }
       }
@@ -158,8 +158,8 @@ static WIDEST __attribute__((noinline)) void put_block(void *out, i64 at, const 
     for (i64 m = 0; m < rows; m++) put_values(out, at + m * pitch, c + m * NEAR, columns, wide, factor);
     return;
   }
-  for (i64 m = 0; m < rows; m += 16)
-    for (i64 n = 0; n < columns; n += 16) {
+  for (i64 n = 0; n < columns; n += 16)
+    for (i64 m = 0; m < rows; m += 16) {
       Words r[16];
       for (i64 i = 0; i < 16; i++) r[i] = *(const Words *)(c + (m + i) * NEAR + n);
       transpose(r);

@@ -8,14 +8,14 @@ enum {
 };
 
 #if BF16 && AMX
-enum { STEP = 2, STEPS = 256, TILE = TILE_ROWS, AT_ONCE = TILE_COLUMNS, WHOLE = TILE_PAIRS };
+enum { STEP = 2, STEPS = 128, TILE = TILE_ROWS, AT_ONCE = TILE_COLUMNS, WHOLE = TILE_PAIRS };
 #elif BF16 && defined(__AVX512BF16__) && !defined(SLOW_PAIRS)
 #define PAIRED 1
-enum { STEP = 2, STEPS = 256, TILE = 6, AT_ONCE = 64, WHOLE = 1 };
+enum { STEP = 2, STEPS = 128, TILE = 6, AT_ONCE = 64, WHOLE = 1 };
 #else
-enum { STEP = 1, STEPS = 256, TILE = 6, AT_ONCE = LANES == 16 ? 64 : 16, WHOLE = 1 };
+enum { STEP = 1, STEPS = 128, TILE = 6, AT_ONCE = LANES == 16 ? 64 : 16, WHOLE = 1 };
 #endif
-enum { PACKED_ROWS = STEP == 2 && WHOLE > 1 ? TILE : 48, MOST_COLUMNS = 256, MOST_SUMS = 1 << 16, PER_BLOCK = 16 / LANES, AS_LIES = STEP == 2 || !BF16 };
+enum { MOST_ROWS = 512, MOST_COLUMNS = 256, MOST_SUMS = 1 << 16, NEAR = 64, PER_BLOCK = 16 / LANES, AS_LIES = STEP == 2 || !BF16 };
 
 typedef u16 Halves __attribute__((vector_size(32), aligned(2)));
 typedef float Floats __attribute__((vector_size(64), aligned(4)));
@@ -75,11 +75,11 @@ static WIDEST __attribute__((noinline)) void packed_block(const Side *s, i64 row
 
 #if !(BF16 && AMX)
 // c[TILE][AT_ONCE] += rows . b; rows by address
-INLINE void multiply_rows(float *c, i64 c_pitch, const u32 *const *rows, const u32 *b, i64 block, i64 steps) {
+INLINE void multiply_rows(float *c, const u32 *const *rows, const u32 *b, i64 block, i64 steps) {
   enum { ACROSS = AT_ONCE / LANES };
   vec sums[TILE][ACROSS];
   for (int r = 0; r < TILE; r++)
-    for (int v = 0; v < ACROSS; v++) sums[r][v] = *(const vec *)(c + r * c_pitch + v * LANES);
+    for (int v = 0; v < ACROSS; v++) sums[r][v] = *(const vec *)(c + r * NEAR + v * LANES);
   for (i64 k = 0; k < steps; k++) {
     vec x[ACROSS];
     for (int v = 0; v < ACROSS; v++) x[v] = *(const vec *)(b + v / PER_BLOCK * block + k * 16 + v % PER_BLOCK * LANES);
@@ -99,46 +99,48 @@ INLINE void multiply_rows(float *c, i64 c_pitch, const u32 *const *rows, const u
     }
   }
   for (int r = 0; r < TILE; r++)
-    for (int v = 0; v < ACROSS; v++) *(vec *)(c + r * c_pitch + v * LANES) = sums[r][v];
+    for (int v = 0; v < ACROSS; v++) *(vec *)(c + r * NEAR + v * LANES) = sums[r][v];
 }
 #endif
 
-// c[row_end - row][pitch] += the product of these rows and columns
-static WIDEST __attribute__((noinline)) void add_product(float *c, i64 pitch, const Side *left, const Side *right, i64 row, i64 row_end, i64 column, i64 column_end) {
-  u32 packed[MOST_COLUMNS * STEPS] __attribute__((aligned(64))), tile[PACKED_ROWS * STEPS] __attribute__((aligned(64)));
+// c += the product of these rows and columns: NEAR columns of all rows, then the next; each has room for `height` rows
+static WIDEST __attribute__((noinline)) void add_product(float *c, i64 height, const Side *left, const Side *right, i64 row, i64 row_end, i64 column, i64 column_end) {
+  u32 packed[MOST_COLUMNS * STEPS + MOST_COLUMNS] __attribute__((aligned(64))), lefts[MOST_ROWS * STEPS] __attribute__((aligned(64)));
 #if BF16 && AMX
   Tiles tiles;
   tiles.product_rows = 0;
 #endif
   for (i64 k = 0; k < left->depth; k += STEPS * STEP) {
     const i64 depth = left->depth - k < STEPS * STEP ? left->depth - k : STEPS * STEP;
-    const i64 steps = ((depth + STEP - 1) / STEP + WHOLE - 1) / WHOLE * WHOLE, room = (steps + 15) / 16 * 16;
+    const i64 steps = ((depth + STEP - 1) / STEP + WHOLE - 1) / WHOLE * WHOLE, block = (steps + 15) / 16 * 256 + 16;  // of 16 columns, at another place in the cache than the next
     for (i64 n = 0; n < column_end - column; n += 16)
-      for (i64 i = 0; i < steps; i += 16) packed_block(right, column + n, k + i * STEP, 0, packed + n * room + i * 16, 16);
+      for (i64 i = 0; i < steps; i += 16) packed_block(right, column + n, k + i * STEP, 0, packed + n / 16 * block + i * 16, 16);
     const int as_lies = AS_LIES && !left->down && depth % (STEP * WHOLE) == 0;
-    for (i64 first = row; first < row_end; first += PACKED_ROWS) {
-      const i64 last = row_end - first < PACKED_ROWS ? row_end : first + PACKED_ROWS;
-      const char *from = (const char *)(left->at + first * left->depth + k);
-      i64 bytes = left->depth * (i64)sizeof(item);
-      if (!as_lies) {
-        for (i64 r = 0; r < last - first; r += 16)
-          for (i64 i = 0; i < steps; i += 16) packed_block(left, first + r, k + i * STEP, 1, tile + r * STEPS + i, STEPS);
-        from = (const char *)tile;
-        bytes = STEPS * 4;
-      }
-      for (i64 m = first; m < last; m += TILE, from += TILE * bytes) {
-        const i64 here = last - m < TILE ? last - m : TILE;
-        float *sums = c + (m - row) * pitch;
-#if BF16 && AMX
-        for (i64 n = 0; n < column_end - column; n += AT_ONCE)
-          multiply_tiles(&tiles, here, steps, from, bytes, packed + n * room, 16 * room, sums + n, pitch * 4, 0);
-#else
-        const u32 *rows[TILE];
-        for (i64 r = 0; r < TILE; r++) rows[r] = (const u32 *)(from + (r < here ? r : 0) * bytes);
-        for (i64 n = 0; n < column_end - column; n += AT_ONCE) multiply_rows(sums + n, pitch, rows, packed + n * room, 16 * room, steps);
-#endif
-      }
+    const char *from = (const char *)(left->at + row * left->depth + k);
+    i64 bytes = left->depth * (i64)sizeof(item);
+    if (!as_lies) {
+      for (i64 i = 0; i < steps; i += 16)
+        for (i64 m = 0; m < row_end - row; m += 16) packed_block(left, row + m, k + i * STEP, 1, lefts + m * STEPS + i, STEPS);
+      from = (const char *)lefts;
+      bytes = STEPS * 4;
     }
+    // a few columns stay in the nearest cache while all rows run over them
+    for (i64 first = 0; first < column_end - column; first += NEAR)
+      for (i64 m = 0; m < row_end - row; m += TILE) {
+        const i64 here = row_end - row - m < TILE ? row_end - row - m : TILE;
+#if !(BF16 && AMX)
+        const u32 *rows[TILE];
+        for (i64 r = 0; r < TILE; r++) rows[r] = (const u32 *)(from + (m + (r < here ? r : 0)) * bytes);
+#endif
+        for (i64 n = first; n < first + NEAR && n < column_end - column; n += AT_ONCE) {
+          float *sums = c + (first * height + m * NEAR) + (n - first);
+#if BF16 && AMX
+          multiply_tiles(&tiles, here, steps, from + m * bytes, bytes, packed + n / 16 * block, block, sums, NEAR * 4, 0);
+#else
+          multiply_rows(sums, rows, packed + n / 16 * block, block, steps);
+#endif
+        }
+      }
   }
 #if BF16 && AMX
   TILE_RELEASE(&tiles);
@@ -150,21 +152,22 @@ INLINE void put_values(void *out, i64 at, const float *from, i64 count, int wide
   else for (i64 i = 0; i < count; i++) ((item *)out)[at + i] = put(from[i] * factor);
 }
 
-static WIDEST __attribute__((noinline)) void put_block(void *out, i64 at, const float *c, i64 pitch, i64 rows, i64 columns, i64 row_count, i64 column_count, i64 row, i64 column, int wide, int turned, float factor) {
+// NEAR columns of the rows of a job
+static WIDEST __attribute__((noinline)) void put_block(void *out, i64 at, const float *c, i64 rows, i64 columns, i64 pitch, int wide, int turned, float factor) {
   if (!turned) {
-    for (i64 m = 0; m < rows; m++) put_values(out, at + (row + m) * column_count + column, c + m * pitch, columns, wide, factor);
+    for (i64 m = 0; m < rows; m++) put_values(out, at + m * pitch, c + m * NEAR, columns, wide, factor);
     return;
   }
-  for (i64 m = 0; m < rows; m += 16)
-    for (i64 n = 0; n < columns; n += 16) {
+  for (i64 n = 0; n < columns; n += 16)
+    for (i64 m = 0; m < rows; m += 16) {
       Words r[16];
-      for (i64 i = 0; i < 16; i++) r[i] = *(const Words *)(c + (m + i) * pitch + n);
+      for (i64 i = 0; i < 16; i++) r[i] = *(const Words *)(c + (m + i) * NEAR + n);
       transpose(r);
-      const i64 count = rows - m < 16 ? rows - m : 16;
       for (i64 i = 0; i < 16 && n + i < columns; i++) {
         const Floats values = (Floats)r[i];
-        if (count == 16) put_values(out, at + (column + n + i) * row_count + row + m, (const float *)&values, 16, wide, factor);
-        else put_values(out, at + (column + n + i) * row_count + row + m, (const float *)&values, count, wide, factor);
+        const float *from = (const float *)&values;
+        if (rows - m >= 16) put_values(out, at + (n + i) * pitch + m, from, 16, wide, factor);
+        else put_values(out, at + (n + i) * pitch + m, from, rows - m, wide, factor);
       }
     }
 }
@@ -173,13 +176,14 @@ WIDEST void kernel(TENSORS) {
   GIVEN;
   const i64 rows = numbers[ROW_COUNT], columns = numbers[COLUMN_COUNT], row_block = numbers[ROW_BLOCK], column_block = numbers[COLUMN_BLOCK];
   const i64 row_jobs = (rows + row_block - 1) / row_block, column_jobs = (columns + column_block - 1) / column_block;
-  const i64 group = numbers[GROUP], pitch = (column_block + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
-  const int turned = (int)numbers[TURNED];
-  float c[MOST_SUMS + 16 * MOST_COLUMNS] __attribute__((aligned(64)));  // the last tile may end behind the last row
+  const i64 group = numbers[GROUP], height = row_block + 16;  // the last tile may end behind the last row
+  const int turned = (int)numbers[TURNED], wide = (int)numbers[WIDE_RESULT];
+  float c[MOST_SUMS + 16 * MOST_COLUMNS] __attribute__((aligned(64)));
   for (i64 job = part; job < row_jobs * column_jobs * numbers[MATRICES]; job += parts) {
     const i64 row = job % row_jobs * row_block, column = job / row_jobs % column_jobs * column_block, matrix = job / row_jobs / column_jobs;
     const i64 row_end = row + row_block < rows ? row + row_block : rows, column_end = column + column_block < columns ? column + column_block : columns;
-    for (i64 i = 0; i < (row_end - row + 15) / 16 * 16 * pitch; i += 16) *(Floats *)(c + i) = (Floats){0};
+    for (i64 n = 0; n < column_end - column; n += NEAR)
+      for (i64 i = 0; i < (row_end - row + 15) / 16 * 16 * NEAR; i += 16) *(Floats *)(c + n * height + i) = (Floats){0};
     for (i64 pair = 0; pair < 2; pair++) {
       const i64 depth = numbers[DEPTHS + pair];
       if (!depth) continue;
@@ -187,8 +191,12 @@ WIDEST void kernel(TENSORS) {
       const i64 own = 1 + 2 * pair + turned, other = 1 + 2 * pair + !turned;
       const Side left = {(const item *)given[own] + (turned ? matrix / group : matrix) * rows * depth, rows, depth, (int)numbers[LEFT_DOWN]};
       const Side right = {(const item *)given[other] + (turned ? matrix : matrix / group) * columns * depth, columns, depth, (int)numbers[RIGHT_DOWN]};
-      add_product(c, pitch, &left, &right, row, row_end, column, column_end);
+      add_product(c, height, &left, &right, row, row_end, column, column_end);
     }
-    put_block((void *)given[0], matrix * rows * columns, c, pitch, row_end - row, column_end - column, rows, columns, row, column, (int)numbers[WIDE_RESULT], turned, real(FACTOR));
+    const i64 first = matrix * rows * columns + (turned ? column * rows + row : row * columns + column), pitch = turned ? rows : columns;
+    for (i64 n = 0; n < column_end - column; n += NEAR) {
+      const i64 here = column_end - column - n < NEAR ? column_end - column - n : NEAR;
+      put_block((void *)given[0], first + n * (turned ? rows : 1), c + n * height, row_end - row, here, pitch, wide, turned, real(FACTOR));
+    }
   }
 }

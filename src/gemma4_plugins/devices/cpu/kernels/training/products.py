@@ -12,8 +12,9 @@ from gemma4_plugins.devices.cpu.kernels.training.launching import count, run, se
 
 FORMS = {"nt": (False, False), "nn": (False, True), "tn": (True, True)}
 """Whether the depth of a product runs down the columns of a and of b."""
-MOST_COLUMNS, MOST_SUMS, FEWEST = 256, 1 << 16, 64
-"""Columns and sums of a job, as ``matmul.c`` has room for them; and rows and columns that are worth one."""
+MOST_ROWS, MOST_COLUMNS, MOST_SUMS, FEWEST = 512, 256, 1 << 16, 64
+"""Rows, columns and sums of a job, as ``matmul.c`` has room for them; and rows and columns that are worth one."""
+THIN = 64
 FILES = (build.HERE / "transpose.c", build.HERE / "amx.c")
 
 
@@ -52,8 +53,9 @@ def multiplied(
     rows, columns = m, n
     if group > 1 and not down[0]:
         matrices, group, rows = matrices // group, 1, m * group  # matrices in a row are one
-    # what is packed for all rows of the other side is the shorter one; where both are packed, the left side costs more
-    turned = (form == "nt" and columns > rows) or (form == "tn" and columns < rows)
+    # what is packed for all rows of the other side is the shorter one; where both are packed, the left side costs more,
+    # which pays for a result that is written across its rows only where that is thin
+    turned = (form == "nt" and columns > rows) or (form == "tn" and columns <= THIN and columns < rows)
     left_down, right_down = down[::-1] if turned else down
     if turned:
         rows, columns = columns, rows
@@ -69,7 +71,7 @@ def multiplied(
 def jobs(rows: int, columns: int, matrices: int) -> tuple[int, int]:
     """Rows and columns of a job: as many as fit, or so many fewer that all cores have work."""
     wide = min(-(-columns // 16) * 16, MOST_COLUMNS)
-    high = min(-(-rows // 32) * 32, MOST_SUMS // (-(-wide // 64) * 64) // 32 * 32)
+    high = min(-(-rows // 32) * 32, MOST_ROWS, MOST_SUMS // (-(-wide // 64) * 64) // 32 * 32)
     wanted = 2 * machine.thread_count()
     while -(-rows // high) * -(-columns // wide) * matrices < wanted and max(high, wide) > FEWEST:
         if high >= wide:

@@ -43,6 +43,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     base = tmp_path_factory.mktemp("coming-from")
     folder = copy_of_the_project(base / "project")
     (folder / "train.jsonl").write_text(LINES * 2)
+    (folder / "FOLDER").mkdir()
+    for name in ("train.jsonl", "valid.jsonl"):
+        (folder / "FOLDER" / name).write_text(LINES * 2)
     (folder / "in.jsonl").write_text('{"prompt": "Hi", "max_tokens": 4}\n')
     repository = base / "hub" / "models--google--gemma-4-E2B-it"
     shutil.copytree(packaged_demo(), repository / "snapshots" / "0123abc")
@@ -86,9 +89,12 @@ def test_every_command_line_runs(project: Path) -> None:
 def test_every_option_and_slash_command_exists() -> None:
     from gemma4_plugins.commands.chat.repl import HELP
     from gemma4_plugins.commands.generate import generate_command
+    from gemma4_plugins.commands.train.command import train_command
 
-    context = generate_command.make_context("generate", ["-m", "demo", "x"])
-    flags = {flag for param in generate_command.get_params(context) for flag in param.opts + param.secondary_opts}
+    contexts = [generate_command.make_context("generate", ["-m", "demo", "x"]),
+                train_command.make_context("train", ["-m", "demo", "--data", "x.jsonl", "-o", "run"])]
+    flags = {flag for context in contexts for param in context.command.get_params(context)
+             for flag in param.opts + param.secondary_opts}
     named = {word for row in ours() for cell in re.findall(r"`([^`]*)`", row) if not cell.startswith("gemma4")
              for word in cell.split() if word.startswith("-")}
     assert len(named) > 20 and named <= flags

@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     "name", "prefill_chunk", "graph_chunk", "shared_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for",
-    "towers",
+    "towers", "fused", "cross_entropy", "least_tokens",
 )
 STEPS = ("decode_step", "prefill")
 """What ``Operations.step`` takes over: a token, and a chunk of a prompt."""
 NAMES = tuple(name for field in dataclasses.fields(Operations) if field.name not in SETTINGS
               for name in (STEPS if field.name == "step" else (field.name,)))  # fmt: skip
 """The operations of the text model, including whole decode steps and chunks of a prompt; benchmarks/towers.py measures
-towers."""
+towers, and benchmarks/*_training_ops.py what training takes besides products."""
 TRAINED_ROWS = 128
 PORTABLE_CHUNK = portable().prefill_chunk
 

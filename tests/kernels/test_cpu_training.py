@@ -33,7 +33,7 @@ FORMS = ("native", "tile registers", "haswell", "nehalem") if platform.machine()
 TYPED = pytest.mark.parametrize("dtype", [FLOAT, HALF], ids=["fp32", "bf16"])
 
 
-@pytest.fixture(autouse=True, params=FORMS)
+@pytest.fixture(autouse=True, params=FORMS[:1])
 def form(request: pytest.FixtureRequest, cpu: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """What the kernels are compiled for. They run at once, part by part, over results full of other numbers."""
     random.bit_generator.state = SEEDED
@@ -226,6 +226,19 @@ def test_gated(dtype: DType, shape: tuple[int, ...]) -> None:
     gradients = fused.gated_gradients(gate, up, dy)
     assert gradients is not None
     assert close(gradients[0], d * u * slope, limit) and close(gradients[1], d * gelu, limit)
+
+
+@TYPED
+@pytest.mark.parametrize("form", FORMS[1:], indirect=True)
+def test_other_processors(form: str, dtype: DType) -> None:
+    for kind in products.FORMS:
+        for size in ((33, 17, 65), (130, 16, 256), (70, 270, 520)):
+            test_products(dtype, kind, *size)
+    test_many_products(dtype, "nn", (2, 3), (2,))
+    test_norms(dtype, True, 18, 519)
+    test_attention_weights(dtype, 45, 20, True, True, False)
+    test_cross_entropy(dtype, 30.0, 5, 9001)
+    test_gated(dtype, (2, 7, 111))
 
 
 def test_what_is_not_served(form: str, monkeypatch: pytest.MonkeyPatch) -> None:

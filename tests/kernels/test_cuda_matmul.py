@@ -18,6 +18,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from gemma4_core.ops.attention import KeyValues
 from gemma4_core.ops.differentiable import training_operations
+from gemma4_core.ops.late import LateBinary, late_binaries
 from gemma4_core.ops.multiply import made, multiplied
 from gemma4_core.weights import DenseMatrix
 from gemma4_plugins.devices.cuda.kernels import dynamic, tiles
@@ -185,14 +186,19 @@ def test_a_compiler_without_the_features_is_done_without(monkeypatch: pytest.Mon
     for refused, expected in (("all", None), ("", b"code"), ("wrong", "raises")):
         monkeypatch.setattr(dynamic.launch, "compiler", lambda features, refused=refused: Compiler(refused))
         dynamic.features_known.cache_clear()
-        dynamic.compiled.cache_clear()
+        for one in (dynamic.prepared, dynamic.machine_code):
+            one.cache_clear()
         if expected == "raises":  # a mistake of ours is not taken for that
             with pytest.raises(CompileError):
                 dynamic.compiled("CUDA", "wrong")
         else:
             assert dynamic.compiled("CUDA", "source") == expected
+            with late_binaries():
+                late = dynamic.compiled("CUDA", "source")
+            assert late is None if expected is None else isinstance(late, LateBinary) and late() == expected
     dynamic.features_known.cache_clear()
-    dynamic.compiled.cache_clear()
+    for one in (dynamic.prepared, dynamic.machine_code):
+        one.cache_clear()
 
 
 def test_tiles_and_pieces_fill_a_card() -> None:

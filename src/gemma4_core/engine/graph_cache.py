@@ -37,6 +37,8 @@ OWN = {"gemma4_core", "tinygrad"}
 """The packages that have a part in every graph."""
 FUNCTIONS = ("linear", "rms_norm", "rope", "attention", "gated_mlp", "experts", "logits", "sample", "layers")
 """The fields of ``Operations`` whose functions run inside graphs."""
+
+
 def named_buffers(model: GemmaModel, storage: SlotStore | None, tables: Mapping[str, Tensor]) -> dict[str, UOp]:
     """The buffers that a graph of this model may read and write besides its inputs and its own, by name."""
     tensors = {f"{name}/{part}": t for name, place in model.places.items() for part, t in place.matrix.parts().items()}

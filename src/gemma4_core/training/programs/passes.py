@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import _to_np_dtype
-from tinygrad.uop import Ops
 
 from gemma4_core.engine.inputs import GraphInputs
 from gemma4_core.errors import InputError
@@ -16,7 +15,7 @@ from gemma4_core.model.model import GemmaModel
 from gemma4_core.training.programs.compiling import Form, Programs
 from gemma4_core.training.programs.linking import Linking
 from gemma4_core.training.programs.plan import Plan, Trained
-from gemma4_core.training.programs.running import Replay
+from gemma4_core.training.programs.running import Replay, moved
 
 TENSORS = ("ple_rows",)
 """Inputs that are given as tensors, others as arrays."""
@@ -69,11 +68,7 @@ class Pass:
 
     def stale(self) -> bool:
         """Whether weights lie elsewhere than when this was linked."""
-        if written := [t for t, _ in self.bound if t.uop.base.op is Ops.AFTER]:
-            Tensor.realize(*written)
-        return any(t.uop.base is not base for t, base in self.bound) or any(
-            place.matrix is not matrix for place, matrix in self.matrices
-        )
+        return moved(self.bound) or any(place.matrix is not matrix for place, matrix in self.matrices)
 
     def __call__(self, arrays: Mapping[str, np.ndarray | Tensor], scale: float) -> None:
         """Run a batch: ``loss`` is its summed cross entropy times ``scale``, gradients are written or added."""

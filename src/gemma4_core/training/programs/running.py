@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from tinygrad import Device, UOp, dtypes
+from tinygrad import Device, Tensor, UOp, dtypes
 from tinygrad.device import Buffer
 from tinygrad.dtype import DType
 from tinygrad.engine.jit import graph_split_rewrite
@@ -71,6 +71,13 @@ class Replay:
                 placed[place] = view(buffer, *place)
             found[uop] = placed[place]
         return [call.replace(src=(call.src[0], *(found.get(b, b) for b in call.src[1:]))) for call in self.calls]
+
+
+def moved(bound: Sequence[tuple[Tensor, UOp]]) -> bool:
+    """Whether a tensor lies in another buffer than the one it was linked with. What was assigned is written first."""
+    if written := [tensor for tensor, _ in bound if tensor.uop.base.op is Ops.AFTER]:
+        Tensor.realize(*written)
+    return any(tensor.uop.base is not base for tensor, base in bound)
 
 
 def views(device: str) -> bool:

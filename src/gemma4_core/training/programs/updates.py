@@ -9,18 +9,15 @@ import numpy as np
 from tinygrad import Tensor, UOp, dtypes
 from tinygrad.device import Buffer
 from tinygrad.helpers import Context as TinygradContext
-from tinygrad.uop import Ops
 
 from gemma4_core.engine.inputs import GraphInputs
 from gemma4_core.plugins import registry
 from gemma4_core.plugins.packages import package_state
+from gemma4_core.training.gradients import PARTS, partial_squares
 from gemma4_core.training.programs.compiling import Form, Programs, Task
 from gemma4_core.training.programs.kinds import UNKNOWN
-from gemma4_core.training.programs.running import Replay, view
+from gemma4_core.training.programs.running import Replay, moved, view
 from gemma4_core.training.programs.stages import Outputs
-
-PARTS = 128
-"""Pieces of a tensor whose squares are summed side by side."""
 
 
 class Update:
@@ -51,9 +48,7 @@ class Update:
 
     def stale(self) -> bool:
         """Whether parameters or state lie elsewhere than when this was linked."""
-        if written := [tensor for tensor, _ in self.bound if tensor.uop.base.op is Ops.AFTER]:
-            Tensor.realize(*written)
-        return any(tensor.uop.base is not base for tensor, base in self.bound)
+        return moved(self.bound)
 
     def _limit(self) -> list[UOp]:
         """The global norm, and what gradients are multiplied with."""
@@ -131,10 +126,7 @@ def code_of(optimizer: Any) -> Hashable:
 
 def squares(**given: Tensor) -> Outputs:
     """Sums of squares of pieces of a tensor: fp32 ``[PARTS]``."""
-    flat = given["gradient"]
-    filled = flat.pad(((0, -int(flat.shape[0]) % PARTS),))
-    # [n] -> [PARTS, n / PARTS] -> [PARTS]
-    return {"parts": filled.reshape(PARTS, -1).cast(dtypes.float32).square().sum(1)}
+    return {"parts": partial_squares(given["gradient"])}
 
 
 def norm(**given: Tensor) -> Outputs:

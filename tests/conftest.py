@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
-
-# the test processes fill the cores; tinygrad would start compile processes besides, and anew after 16 kernels each
-os.environ.setdefault("PARALLEL", "0")
-# tests replace parts of what graphs are made of
-os.environ["GEMMA4_KEEP_GRAPHS"] = "0"
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,8 +55,7 @@ def named_buffers(model: GemmaModel, storage: SlotStore | None, tables: Mapping[
 def can_be_stored(model: GemmaModel) -> bool:
     """Whether this model's graphs can be identified in another process. A model that a transform has changed cannot: it
     may differ in anything. Operations and matrices must come from packages whose files can be compared."""
-    wanted = os.environ.get("GEMMA4_KEEP_GRAPHS", "").strip() != "0"
-    return wanted and not model.transformed and parts_of(model) is not None
+    return graph_files.wanted() and not model.transformed and parts_of(model) is not None
 
 
 def parts_of(model: GemmaModel) -> tuple[object, ...] | None:

@@ -80,6 +80,11 @@ class Reader(pickle.Unpickler):
         return self.made[name]
 
 
+def wanted() -> bool:
+    """Whether graphs may be stored and read: unless ``GEMMA4_KEEP_GRAPHS`` is 0."""
+    return os.environ.get("GEMMA4_KEEP_GRAPHS", "").strip() != "0"
+
+
 def stored(name: str) -> Path:
     """The file of this name in the folder of stored graphs, which is made."""
     folder = machine.cache_dir() / "graphs"
@@ -88,8 +93,10 @@ def stored(name: str) -> Path:
 
 
 def read(path: Path) -> memoryview | None:
-    """What ``write`` put into a file. None where there is none that this user alone could write, and where it is
-    damaged, which deletes it."""
+    """What ``write`` put into a file. None where there is none that this user alone could write, where none is wanted,
+    and where it is damaged, which deletes it."""
+    if not wanted():
+        return None
     try:
         with open(path, "rb") as file:
             if not is_ours(os.fstat(file.fileno())) or not is_ours(path.parent.lstat()):
@@ -113,7 +120,9 @@ def forget(path: Path) -> None:
 
 
 def write(path: Path, content: memoryview) -> bool:
-    """Store a pickle; whether that was possible."""
+    """Store a pickle; whether that was possible and wanted."""
+    if not wanted():
+        return False
     try:
         with atomic_file(path) as file:
             os.chmod(file.name, 0o600)

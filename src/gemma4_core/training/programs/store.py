@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ class ProgramStore:
 
     def path(self, key: Hashable) -> Path | None:
         """The file of a program, None where it may not be stored."""
-        if os.environ.get("GEMMA4_KEEP_GRAPHS", "").strip() == "0":
+        if not graph_files.wanted():
             return None
         made: set[Any] = set(self.functions)
         text = described(key, made)

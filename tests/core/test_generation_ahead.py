@@ -18,6 +18,7 @@ from gemma4_core.generation.tokens import check_prompt, run
 from gemma4_core.model import GemmaModel
 from gemma4_core.ops.steps import Outcome
 
+pytestmark = pytest.mark.usefixtures("plain_loops")
 AHEAD, NEW = 2, 10
 Log = list[tuple[str, int]]
 

@@ -46,7 +46,7 @@ def test_cached_runs_equal_the_full_forward(family: str, steps: list[int]) -> No
 
 @pytest.mark.usefixtures("plain_loops")
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name in ("e2b", "moe") else pytest.mark.slow) for name in TEXT_FAMILIES]
+    "family", [pytest.param(name, marks=[] if name == "e2b" else pytest.mark.slow) for name in TEXT_FAMILIES]
 )
 def test_portable_cached_runs_and_greedy_tokens(family: str) -> None:
     reference, portable = load(family), model(family, "portable")

@@ -43,7 +43,9 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(
+    "kernels", [pytest.param(name, marks=[] if name in ("none", "all") else pytest.mark.slow) for name in KERNELS]
+)
 @pytest.mark.parametrize("base", ["dense", "int8"])
 @pytest.mark.parametrize("ranks", [(3,), (16,), (4, 17)])
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16])

@@ -228,6 +228,7 @@ def test_gated(dtype: DType, shape: tuple[int, ...]) -> None:
     assert close(gradients[0], d * u * slope, limit) and close(gradients[1], d * gelu, limit)
 
 
+@pytest.mark.slow
 @TYPED
 @pytest.mark.parametrize("form", FORMS[1:], indirect=True)
 def test_other_processors(form: str, dtype: DType) -> None:

@@ -47,7 +47,9 @@ def test_norms(weighted: bool, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("length", "media", "packed"),
-    [(6, False, False), (9, True, False), (9, False, True), (12, False, False), (15, False, True), (15, True, True)],
+    [(6, False, False), (9, True, False), (15, True, True),
+     *(pytest.param(*case, marks=pytest.mark.slow)
+       for case in ((9, False, True), (12, False, False), (15, False, True)))],
 )
 @pytest.mark.parametrize("sliding", [False, True])
 def test_attention(length: int, media: bool, packed: bool, sliding: bool) -> None:

@@ -34,9 +34,11 @@ def unusable() -> str | None:
 
 def prepare(settings: DeviceSettings) -> None:
     """Set the compiler and spread kernels over the cores. Raises DeviceError for a thread count out of range."""
+    from gemma4_plugins.devices.cpu.kernels import amx
     from gemma4_plugins.devices.native import compiler, threads
 
     compiler.configure()
+    amx.permitted()  # kernels that an earlier process compiled use the registers without asking
     threads.install(machine.thread_count())
 
 

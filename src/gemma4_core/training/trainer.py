@@ -248,6 +248,13 @@ class Trainer:
         self._tell("on_evaluate", report)
         return report
 
+    def measure(self, rows: Any) -> StepReport:
+        """Take a step over batches of examples, for a run that is given up: ``step`` and callbacks know nothing of it.
+
+        Raises as the loop does.
+        """
+        return self._step(rows)
+
     def _step(self, rows: Any) -> StepReport:
         began = time.perf_counter()
         made = [self.batches.make(batch) for batch in rows]

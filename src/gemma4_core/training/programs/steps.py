@@ -92,7 +92,7 @@ class Steps:
         added = every if adding else every & self._shared
         trained = Trained(every, added, lambda i: self.target(i, i in added))
         made = Pass(self.model, self.programs, forms, trained, not adding)
-        made.link(0.0 if checkpointing else self._keep_bytes(), self._room)
+        made.link(0.0 if checkpointing else self._keep_bytes(), self.room)
         return made
 
     def _keep_bytes(self) -> float:
@@ -102,7 +102,12 @@ class Steps:
             return math.inf
         return KEPT * sum(int(t.nbytes()) for t in self.model.named_tensors().values())
 
-    def _room(self) -> float:
+    @property
+    def gradient_bytes(self) -> int:
+        """What gradients take so far."""
+        return sum(int(held.nbytes()) for held in self._held.values())
+
+    def room(self) -> float:
         """Bytes that the arena may have."""
         device, arena = str(self.model.device), self.programs.arena
         room = SHARE * free if (free := free_memory_bytes(device)) is not None else float("inf")

@@ -1,5 +1,5 @@
-"""Products of adapted matrices, ``y = x W' + scale * (x A') B'``, with gradients: of ``x`` in its dtype, of A and B in
-fp32, of W none."""
+"""Products of adapted matrices, ``y = x W' + scale * (d(x) A') B'``, with gradients: of ``x`` in its dtype, of A and B
+in fp32, of W none. ``d`` is the change's dropout, if it has one and training is under way."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ class ChangeAtWork:
         a, b = change.a.pad(((0, fill), None)), change.b.pad((None, (0, fill)))
         return cls(change, a.cast(dtype).contiguous(), b.cast(dtype).contiguous(), matmul, fused)
 
+    @property
+    def drops(self) -> bool:
+        """Whether numbers of the change's input are dropped now."""
+        return self.change.dropout is not None and self.change.dropout.drops
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """The change's input, or the gradient that goes back to it."""
+        return x if self.change.dropout is None else self.change.dropout(x)
+
     def inner(self, x: Tensor) -> Tensor:
         """``scale * x A'``: ``[n, in]`` to ``[n, R]``."""
         return self._scaled(x, self.a, "nt")
@@ -50,7 +59,7 @@ class ChangeAtWork:
         return found
 
     def gradients(self, x: Tensor, u: Tensor, dy: Tensor, du: Tensor) -> dict[UOp, Tensor]:
-        """Those of A and B, by the node they are of, from ``inner(x)`` and ``inner_gradient(dy)``."""
+        """Those of A and B, by the node they are of, from ``u = inner(x)`` and ``inner_gradient(dy)``."""
         rank = int(self.change.a.shape[0])
         to_a = made(self.matmul, du, x, "tn", wide=True)[:rank]
         to_b = made(self.matmul, dy, u, "tn", wide=True)[:, :rank]
@@ -68,7 +77,8 @@ def adapted(
         return None
     w = weight()
     work = ChangeAtWork.of(change, x.dtype, matmul, fused)
-    u = work.inner(x)
+    given = work.dropped(x)
+    u = work.inner(given)
     if fused.two_products(x, w, u, work.b, "nt") is None:
         return None
 
@@ -78,10 +88,16 @@ def adapted(
             found = (made(matmul, x, w, form).contiguous() + made(matmul, x2, w2, form).contiguous()).contiguous()
         return found
 
+    def to_x(dy: Tensor, du: Tensor) -> Tensor:
+        if not work.drops:
+            return both(dy, weight(), du, work.a, "nn")
+        change = work.dropped(made(matmul, du, work.a, "nn").contiguous())
+        return (made(matmul, dy, weight(), "nn").contiguous() + change).contiguous()
+
     def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
         dy = Tensor(seed).cast(x.dtype).contiguous()
         du = work.inner_gradient(dy)
-        return by_argument(call, {x.uop: both(dy, weight(), du, work.a, "nn")} | work.gradients(x, u, dy, du))
+        return by_argument(call, {x.uop: to_x(dy, du)} | work.gradients(given, u, dy, du))
 
     @function(grad_fxn=gradient, allow_implicit=True)
     def run(x: Tensor, w: Tensor, u: Tensor, b: Tensor, a_trained: Tensor, b_trained: Tensor) -> Tensor:
@@ -94,13 +110,14 @@ def adapted(
 def change_alone(x: Tensor, change: LowRankChange, matmul: Multiply | None, fused: Fused) -> Tensor:
     """What a change gives for rows ``x [n, in]``, in memory: fp32 ``[n, out]``."""
     work = ChangeAtWork.of(change, x.dtype, matmul, fused)
-    u = work.inner(x)
+    given = work.dropped(x)
+    u = work.inner(given)
 
     def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
         dy = Tensor(seed).cast(x.dtype).contiguous()
         du = work.inner_gradient(dy)
-        to_x = made(matmul, du, work.a, "nn").contiguous()
-        return by_argument(call, {x.uop: to_x} | work.gradients(x, u, dy, du))
+        to_x = work.dropped(made(matmul, du, work.a, "nn").contiguous())
+        return by_argument(call, {x.uop: to_x} | work.gradients(given, u, dy, du))
 
     @function(grad_fxn=gradient, allow_implicit=True)
     def run(x: Tensor, u: Tensor, b: Tensor, a_trained: Tensor, b_trained: Tensor) -> Tensor:

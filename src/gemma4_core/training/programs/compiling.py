@@ -14,6 +14,7 @@ from tinygrad.engine.realize import compile_linear
 from tinygrad.uop import Ops
 
 from gemma4_core.ops import Operations
+from gemma4_core.ops.dropout import dropping
 from gemma4_core.ops.late import LateBinary, late_binaries
 from gemma4_core.training.programs.program import Program
 from gemma4_core.training.programs.running import Arena
@@ -31,10 +32,12 @@ class Task:
     stage: Callable[[], Callable[..., Mapping[str, Tensor]]]
     inputs: Mapping[str, Form]
     weights: Mapping[str, Tensor]
+    drops: bool = False
+    """Whether it drops numbers (``gemma4_core.ops.dropout``)."""
 
     def trace(self, device: str) -> Program:
         given = {name: placeholder(*shape, dtype=dtype, device=device) for name, (shape, dtype) in self.inputs.items()}
-        with late_binaries():
+        with late_binaries(), dropping(self.drops):
             return trace(self.stage(), given, self.weights)
 
 

@@ -69,6 +69,11 @@ class Matrix(ABC):
     def dense(self) -> Tensor:
         """The whole matrix ``[out, in]`` in ``dtype``."""
 
+    def row_scaled(self) -> tuple[Tensor, Tensor] | None:
+        """int8 numbers ``[out, in]`` and fp32 scales ``[out]`` that the matrix is the product of, where it is held so:
+        kernels unpack them inside a product."""
+        return None
+
     def adapted(self) -> tuple[Matrix, Sequence[LowRankChange]]:
         """A base and the changes beside it that make up this matrix, for training, which computes them in one go: no
         gradient of the base is made, and those of a and b are fp32. Without changes the base is the matrix itself."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pytest
-from stand_ins import ADAPTED, calls, matmul, thin, two_products
+from stand_ins import ADAPTED, calls, matmul, scaled_product, scaled_two_products, thin, two_products
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.ops import portable
@@ -42,11 +43,14 @@ class Adapted(DenseMatrix):
 KERNELS = {
     "none": NONE, "all": ADAPTED, "no thin": Fused(two_products=two_products),
     "thin alone": Fused(thin=thin), "refusing": Fused(two_products=lambda *_: None, thin=lambda *_: None),
+    "packed": Fused(two_products=two_products, thin=thin, scaled_product=scaled_product,
+                    scaled_two_products=scaled_two_products),
 }
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("base", ["dense", "int8"])
+@pytest.mark.parametrize(
+    ("kernels", "base"), [*product([*KERNELS][:-1], ["dense", "int8"]), ("packed", "int8")]
+)  # fmt: skip
 @pytest.mark.parametrize("ranks", [(3,), (16,), (4, 17)])
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16])
 def test_results_and_gradients(kernels: str, base: str, ranks: tuple[int, ...], dtype: object) -> None:
@@ -78,9 +82,12 @@ def test_results_and_gradients(kernels: str, base: str, ranks: tuple[int, ...], 
     for one, truth in zip([found, *slopes], truths, strict=True):
         assert np.abs(one.float().numpy() - truth).max() < limit * np.abs(truth).max()
     assert all(slope.dtype == dtypes.float32 for slope in slopes[1:])
-    fused = kernels in ("all", "no thin") and len(ranks) == 1
+    fused = kernels in ("all", "no thin", "packed") and len(ranks) == 1
     assert ("two nt" in calls and "two nn" in calls) == fused
-    assert "nt" in calls or fused  # the base's product is the device's all the same
+    packed = kernels == "packed" and base == "int8"
+    assert {f"packed{' two' * fused} {form}" for form in ("nt", "nn")} <= {*calls} if packed else \
+        not [call for call in calls if call.startswith("packed")]
+    assert "nt" in calls or fused or packed  # the base's product is the device's all the same
 
 
 def mixed(x: np.ndarray) -> np.ndarray:

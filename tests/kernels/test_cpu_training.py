@@ -112,6 +112,26 @@ def test_products(dtype: DType, kind: str, m: int, n: int, k: int) -> None:
 
 
 @TYPED
+@pytest.mark.parametrize("kind", ["nt", "nn"])
+@pytest.mark.parametrize(("m", "n", "k"), [*SIZES[1:], (64, 64, 96), (40, 130, 65), (20, 33, 34)])
+def test_products_with_int8_numbers(dtype: DType, kind: str, m: int, n: int, k: int) -> None:
+    """As with a matrix that was unpacked before, to the bit."""
+    shape = (k, n) if kind == "nn" else (n, k)
+    numbers = Tensor(random.integers(-127, 128, shape).astype(np.int8)).realize()
+    scale = Tensor(random.uniform(0.5, 1.5, shape[0]).astype(np.float32) / 74).realize()
+    dense = (numbers.cast(FLOAT) * scale.unsqueeze(1)).cast(dtype).contiguous().realize()
+    a, a2, b2 = drawn(dtype, m, k), drawn(dtype, m, 16), drawn(dtype, *((16, n) if kind == "nn" else (n, 16)))
+    pairs = (
+        (products.scaled_product(a, numbers, scale, kind), products.matmul(a, dense, kind)),
+        (products.scaled_two_products(a, numbers, scale, a2, b2, kind), products.two_products(a, dense, a2, b2, kind)),
+    )
+    for found, wanted in pairs:
+        assert found is not None and wanted is not None and np.array_equal(wide(found), wide(wanted))
+    assert products.scaled_product(a, numbers, scale[:1], kind) is None
+    assert products.scaled_product(a, dense, scale, kind) is None
+
+
+@TYPED
 @pytest.mark.parametrize("kind", ["nt", "nn", "tn"])
 @pytest.mark.parametrize(("lead", "shared"), [((3,), (3,)), ((2, 3), (2,)), ((2, 2, 2), (2, 2)), ((4,), ())])
 def test_many_products(dtype: DType, kind: str, lead: tuple[int, ...], shared: tuple[int, ...]) -> None:
@@ -234,6 +254,8 @@ def test_other_processors(form: str, dtype: DType) -> None:
     for kind in products.FORMS:
         for size in ((33, 17, 65), (130, 16, 256), (70, 270, 520)):
             test_products(dtype, kind, *size)
+            if kind != "tn":
+                test_products_with_int8_numbers(dtype, kind, *size)
     test_many_products(dtype, "nn", (2, 3), (2,))
     test_norms(dtype, True, 18, 519)
     test_attention_weights(dtype, 45, 20, True, True, False)

@@ -3,12 +3,12 @@ in fp32, of W none. ``d`` is the change's dropout, if it has one and training is
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinygrad import Tensor, UOp, function
 from tinygrad.dtype import DType
 
+from gemma4_core.ops.frozen import Frozen
 from gemma4_core.ops.fused import Fused
 from gemma4_core.ops.multiply import Multiply, by_argument, made
 from gemma4_core.weights import LowRankChange
@@ -67,32 +67,28 @@ class ChangeAtWork:
                 self.change.b.uop: to_b.cast(self.change.b.dtype).contiguous()}
 
 
-def adapted(
-    x: Tensor, weight: Callable[[], Tensor], change: LowRankChange, matmul: Multiply | None, fused: Fused
-) -> Tensor | None:
+def adapted(x: Tensor, base: Frozen, change: LowRankChange) -> Tensor | None:
     """Rows ``x [n, in]``, in memory, through a matrix and a change beside it, in one product forward and one backward:
-    ``[n, out]``. None where the device does not serve that. ``weight`` makes the matrix ``[out, in]``, for each of them
-    anew."""
-    if fused.two_products is None:
+    ``[n, out]``. None where the device does not serve that."""
+    if base.fused.two_products is None:
         return None
-    w = weight()
-    work = ChangeAtWork.of(change, x.dtype, matmul, fused)
+    work = ChangeAtWork.of(change, x.dtype, base.matmul, base.fused)
     given = work.dropped(x)
     u = work.inner(given)
-    if fused.two_products(x, w, u, work.b, "nt") is None:
+    if base.both(x, u, work.b, "nt") is None:
         return None
 
-    def both(x: Tensor, w: Tensor, x2: Tensor, w2: Tensor, form: str) -> Tensor:
-        found = None if fused.two_products is None else fused.two_products(x, w, x2, w2, form)
+    def both(x: Tensor, x2: Tensor, w2: Tensor, form: str) -> Tensor:
+        found = base.both(x, x2, w2, form)
         if found is None:
-            found = (made(matmul, x, w, form).contiguous() + made(matmul, x2, w2, form).contiguous()).contiguous()
+            found = (base.product(x, form).contiguous() + made(base.matmul, x2, w2, form).contiguous()).contiguous()
         return found
 
     def to_x(dy: Tensor, du: Tensor) -> Tensor:
         if not work.drops:
-            return both(dy, weight(), du, work.a, "nn")
-        change = work.dropped(made(matmul, du, work.a, "nn").contiguous())
-        return (made(matmul, dy, weight(), "nn").contiguous() + change).contiguous()
+            return both(dy, du, work.a, "nn")
+        change = work.dropped(made(base.matmul, du, work.a, "nn").contiguous())
+        return (base.product(dy, "nn").contiguous() + change).contiguous()
 
     def gradient(seed: UOp, call: UOp) -> tuple[UOp | None, ...]:
         dy = Tensor(seed).cast(x.dtype).contiguous()
@@ -100,10 +96,10 @@ def adapted(
         return by_argument(call, {x.uop: to_x(dy, du)} | work.gradients(given, u, dy, du))
 
     @function(grad_fxn=gradient, allow_implicit=True)
-    def run(x: Tensor, w: Tensor, u: Tensor, b: Tensor, a_trained: Tensor, b_trained: Tensor) -> Tensor:
-        return both(x, w, u, b, "nt")
+    def run(x: Tensor, u: Tensor, b: Tensor, a_trained: Tensor, b_trained: Tensor) -> Tensor:
+        return both(x, u, b, "nt")
 
-    found: Tensor = run(x, w, u, work.b, change.a, change.b)
+    found: Tensor = run(x, u, work.b, change.a, change.b)
     return found.contiguous()
 
 

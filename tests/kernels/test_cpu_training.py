@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attention_masks import drawn_pattern, of_scores
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 from tinygrad.runtime.support.compiler_cpu import ClangCompiler
@@ -172,29 +173,9 @@ def test_attention_weights(
     dtype: DType, length: int, window: int | None, banded: bool, segments: bool, media: bool
 ) -> None:
     batch, heads, group = 2, 1, 2
-    parts = np.sort(random.integers(0, 3, (batch, length)), 1).astype(np.int32)
-    spots = np.where(random.random((batch, length)) < 0.5, np.arange(length) // 4, -1).astype(np.int32)
-    pattern = Pattern(window, Tensor(spots) if media else None, Tensor(parts) if segments else None)
-    rows, columns = np.arange(length)[:, None], np.arange(length)[None]
-    seen = np.broadcast_to(columns <= rows, (batch, length, length))
-    if media:
-        seen = seen | ((spots[:, :, None] == spots[:, None]) & (spots >= 0)[:, :, None])
-    if window is not None:
-        seen = seen & (columns > rows - window)
-    if segments:
-        seen = seen & (parts[:, :, None] == parts[:, None])
-    real, shape = np.ones((1, 1, 1, length), np.bool_), (batch, heads, group, length, length)
+    pattern, seen, _ = drawn_pattern(random, batch, length, window, segments, media)
     band = window if banded else None
-    if band is None:
-        seen = seen[:, None, None]
-    else:  # [B, T, T] -> [B, 1, blocks, 1, band, 2 * band]
-        blocks = -(-length // band)
-        padded = np.zeros((batch, blocks * band, (blocks + 1) * band), np.bool_)
-        padded[:, :length, band : band + length] = seen
-        seen = np.stack([padded[:, i * band : (i + 1) * band, i * band : (i + 2) * band] for i in range(blocks)], 1)
-        seen, shape = seen[:, None, :, None], (batch, heads, blocks, group, band, 2 * band)
-        real = (np.arange(blocks * band) < length).reshape(1, 1, blocks, 1, band)
-    seen, real = np.broadcast_to(seen, shape), np.broadcast_to(real, shape[:-1])
+    seen, real, shape = of_scores(seen, heads, group, band)
     scores, slopes = drawn(FLOAT, *shape) * 3, drawn(dtype, *shape)
     found = fused.softmax(scores, pattern, band, dtype)
     assert found is not None and found.dtype == dtype

@@ -111,7 +111,7 @@ class Plan:
         """The key of a task, which is added; ``drops`` says whether it drops numbers while something trains."""
         given = dict(inputs)
         if back is not None:
-            for name in back.added:
+            for name in sorted(back.added):  # the order is part of the key, which other processes are to find
                 given[sum_of(name)] = tuple(int(n) for n in weights[name].shape), dtypes.float32
         drops = drops and bool(self.trained.parameters)
         key = (what, form, tuple(given.items()), back, drops)

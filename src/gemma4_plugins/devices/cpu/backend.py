@@ -69,7 +69,7 @@ def operations() -> Operations:
 
     return replace(
         portable(), name="cpu", step=step, prefill_chunk=CHUNK, shared_chunk=64, prefill_both_ways=PICTURE,
-        towers=tower_operations, matmul=matmul, fused=FUSED,
+        towers=tower_operations, matmul=matmul, fused=FUSED, plain_below=1 << 20,
     )
 
 

@@ -77,6 +77,9 @@ class Operations:
     least_tokens: int = 32
     """Tokens of a training batch below which a step takes no less time here: batches are padded to as many, so that few
     different lengths come up."""
+    plain_below: int = 0
+    """Bytes of arguments below which kernels of training that add up nothing are compiled without tinygrad's
+    optimisation, where that takes longer than it saves."""
     prefill_chunk: int = 32
     """The most positions of a prompt that this device takes in one call."""
     graph_chunk: int = 32

@@ -8,12 +8,12 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from gemma4_core.config import GenerationConfig
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.formatting import shown, shown_path
-from gemma4_core.json_lines import parsed
+from gemma4_core.json_lines import numbered_lines, parsed
 from gemma4_core.plugins.origin import nearest
 from gemma4_plugins.commands.batch.parameters import KNOWN, parameters
 from gemma4_plugins.commands.model_loading import sampling
@@ -151,21 +151,11 @@ def numbered(path: Path) -> Iterator[tuple[int, bytes | None]]:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{where}: is not a regular file; it is read twice, so a pipe will not do")
         with open(path, "rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LINE_LIMIT + 1), b""), 1):
-                if len(line) > LINE_LIMIT:
-                    _skip_line(file, line)
-                    yield number, None
-                elif line.strip():
-                    yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            yield from numbered_lines(file, LINE_LIMIT)
     except OSError as fault:
         raise InputError(f"{where}: {fault.strerror or fault}; check the path") from fault
     except ValueError as fault:
         raise InputError(f"{where}: {fault}") from fault
-
-
-def _skip_line(file: BinaryIO, line: bytes) -> None:
-    while line and not line.endswith(b"\n"):
-        line = file.readline(1 << 20)
 
 
 def read(number: int, line: bytes | None, defaults: Defaults) -> Row | Fault:

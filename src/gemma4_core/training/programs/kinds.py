@@ -23,9 +23,11 @@ class Walk:
 
     def __init__(self, value: Any) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self._seen: dict[int, str] = {}
+        self._seen: dict[int, tuple[str, Any]] = {}
+        """Where a value was met first, by its ``id``; the value with it, so that no later one is given that number."""
         self.form: Hashable = self._form(value, "")
         """Equal for two objects that compute the same from tensors of the same paths."""
+        self._seen.clear()
 
     def _form(self, value: Any, path: str) -> Hashable:
         if value is None or isinstance(value, (bool, int, float, str, bytes, DType, Enum)):
@@ -36,8 +38,8 @@ class Walk:
         if isinstance(value, TextConfig):
             return "config", repr(value)
         if id(value) in self._seen:
-            return "again", self._seen[id(value)]
-        self._seen[id(value)] = path
+            return "again", self._seen[id(value)][0]
+        self._seen[id(value)] = path, value
         if isinstance(value, Tensor):
             return self._tensor(value, path)
         if isinstance(value, Mapping):
@@ -55,7 +57,7 @@ class Walk:
         base = tensor.uop.base
         whole = base.is_realized and base.max_numel() == tensor.numel() and base.dtype == tensor.dtype
         # a view of a part of a buffer is bound by nothing but itself
-        place = None if whole else (UNKNOWN, id(tensor))
+        place = None if whole else (UNKNOWN, tensor.uop)
         return "tensor", tuple(int(n) for n in tensor.shape), tensor.dtype, str(tensor.device), place
 
     def _object(self, value: Any, path: str) -> Hashable:

@@ -2,8 +2,8 @@
 
     python benchmarks/rows.py --model-dir models/gemma-4-E2B --device cpu --rows 1 2 4 8 16 --rounds 3
 
-All numbers of rows are measured in turn, round after round, and a rate is the median of the rounds: tokens per second of
-all conversations together, their ratio to one row, and the bytes of weights that a pass reads times passes per second.
+All numbers of rows are measured in turn, round after round, and a rate is the median of the rounds: tokens per second
+of all conversations together, their ratio to one row, and the bytes of weights of a pass times passes per second.
 With ``--llama-batched-bench`` and ``--gguf`` the same numbers of rows run in llama.cpp, in turn with ours.
 """
 
@@ -46,7 +46,9 @@ class Ours:
         return measure_together(self.model, case, 1, lambda text: None).mean
 
 
-def llama_rates(program: str, gguf: str, prompt: int, count: int, rows: Sequence[int], threads: int) -> dict[int, float]:
+def llama_rates(
+    program: str, gguf: str, prompt: int, count: int, rows: Sequence[int], threads: int
+) -> dict[int, float]:
     """Tokens per second of llama.cpp's batched bench by rows, the prompts left out."""
     found = shutil.which(program)
     if found is None:
@@ -72,7 +74,8 @@ def parse_batched(text: str) -> dict[int, float]:
 
 
 def rounds_of(
-    ours: Ours, rows: Sequence[int], rounds: int, theirs: Callable[[], dict[int, float]] | None, tell: Callable[[str], None]
+    ours: Ours, rows: Sequence[int], rounds: int, theirs: Callable[[], dict[int, float]] | None,
+    tell: Callable[[str], None],
 ) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
     """Rates of both by rows, one for each round."""
     mine: dict[int, list[float]] = {count: [] for count in rows}
@@ -149,8 +152,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     cells = [[str(line["rows"]), shown(line["tokens_per_second"], ".2f"), shown(line["ratio"], ".2f"),
               shown(line["weights_gbps"], ".1f"), shown(line["llama_cpp"], ".2f"), shown(line["of_llama_cpp"], ".2f")]
              for line in report["lines"]]  # fmt: skip
-    read = f"read {shown(report['read_gbps_before'], '.1f')} before, {shown(report['read_gbps_after'], '.1f')} GB/s after"
-    title = f"{report['format']} on {report['device']}, {report['new_tokens']} tokens after {report['prompt_tokens']}, {read}"
+    before, after = (shown(report[f"read_gbps_{when}"], ".1f") for when in ("before", "after"))
+    title = (f"{report['format']} on {report['device']}, {report['new_tokens']} tokens after "
+             f"{report['prompt_tokens']}, read {before} GB/s before, {after} after")  # fmt: skip
     return f"{title}\n\n{markdown(heads, cells, len(heads))}"
 
 

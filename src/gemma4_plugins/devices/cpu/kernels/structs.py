@@ -153,6 +153,16 @@ def supported(matrix: Matrix | ExpertStack | None) -> bool:
     return known and all(map(is_plain, parts.values()))
 
 
+def values(tensor: Tensor) -> np.ndarray:
+    """A tensor's values in fp32; those that lie in memory are read there, which spares a kernel for each shape."""
+    if not is_plain(tensor) or tensor.dtype not in (dtypes.float32, dtypes.bfloat16):
+        return tensor.cast(dtypes.float32).numpy()
+    number = ctypes.c_uint16 if tensor.dtype == dtypes.bfloat16 else ctypes.c_uint32
+    bits = np.ctypeslib.as_array((number * tensor.numel()).from_address(address(tensor))).astype(np.uint32)
+    wide = bits << 16 if tensor.dtype == dtypes.bfloat16 else bits
+    return wide.view(np.float32).reshape(tuple(int(n) for n in tensor.shape))
+
+
 class Arena:
     """Memory that the C side refers to; lives as long as this object."""
 
@@ -173,7 +183,7 @@ class Arena:
 
     def vector(self, tensor: Tensor | None) -> int:
         """Address of a tensor's values in fp32, 0 for None."""
-        return 0 if tensor is None else self.array(tensor.cast(dtypes.float32).numpy())
+        return 0 if tensor is None else self.array(values(tensor))
 
     def matrix(self, matrix: Matrix | ExpertStack | None) -> CMatrix:
         """A matrix, or a stack as one matrix of all experts' rows; zeros for None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
 from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.steps import Hidden, Outcome
 from gemma4_plugins.devices.cpu.kernels.build import load, loadable
-from gemma4_plugins.devices.cpu.kernels.structs import Arena, CCall, CLayer, CStep, address, supported
+from gemma4_plugins.devices.cpu.kernels.structs import Arena, CCall, CLayer, CStep, address, supported, values
 from gemma4_plugins.devices.native.threads import runner
 
 if TYPE_CHECKING:
@@ -64,18 +65,33 @@ class Results:
     fp32 ``[n, V]``."""
 
     def __init__(self, rows: int, view: DecoderView, arena: Arena) -> None:
-        made = [((rows,), dtypes.int32), ((rows,), dtypes.float32), ((rows, view.vocab), dtypes.float32)]
-        self.ids, self.logprobs, self.logits = (
-            Tensor.zeros(*shape, dtype=dtype, device=view.device).contiguous().realize() for shape, dtype in made
+        made = [((rows,), np.int32), ((rows,), np.float32), ((rows, view.vocab), np.float32)]
+        self.ids, self.logprobs, self.logits = (upload(np.zeros(shape, dtype), view.device) for shape, dtype in made)
+        self.numbers = (
+            np.ctypeslib.as_array((ctypes.c_int32 * rows).from_address(address(self.ids))),
+            np.ctypeslib.as_array((ctypes.c_float * rows).from_address(address(self.logprobs))),
         )
+        """The first two where they lie: reading a tensor takes a millisecond."""
         self.fields = {
             "tokens": address(self.ids), "logprobs": address(self.logprobs), "logits": address(self.logits),
             "partial": arena.floats(rows * -(-view.vocab // HEAD_BLOCK) * 4),
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Chosen(Outcome):
+    """What a call left in its results."""
+
+    numbers: tuple[np.ndarray, np.ndarray] = ()  # type: ignore[assignment]
+
+    def read(self) -> list[tuple[int, float]]:
+        """See ``StepResult.read``."""
+        ids, logprobs = self.numbers
+        return list(zip(ids[: self.count].tolist(), logprobs[: self.count].tolist(), strict=True))
+
+
 class CpuStep:
-    """Rows of any slots by one call of the kernels on every thread; logits and choices stay where they are as tensors."""
+    """Rows of any slots by one call of the kernels on every thread; logits and choices stay where they are."""
 
     max_rows, ahead = CHUNK, 0
 
@@ -119,7 +135,7 @@ class CpuStep:
         uploaded = None if states is None else upload(states, self.view.device)
         if results is None:
             return Hidden(uploaded)
-        return Outcome(results.ids, results.logprobs, uploaded, results.logits, wanted)
+        return Chosen(results.ids, results.logprobs, uploaded, results.logits, wanted, results.numbers)
 
     def _results(self, rows: int) -> Results:
         size = 1 << (rows - 1).bit_length()
@@ -320,7 +336,7 @@ def fill_layer(
         sin=angles[config.is_full][1],
         keys=address(held),
         values=address(held) + half,
-        scalar=float(layer.scalar.cast(dtypes.float32).numpy()[0]),
+        scalar=float(values(layer.scalar)[0]),
         head_dim=config.head_dim,
         kv_heads=config.num_key_value_heads,
         slots=int(held.shape[3]),

@@ -1,13 +1,15 @@
 """Answers of a given form from random weights: do they end, do they parse, do they fit their schema?
 
     python benchmarks/robustness/schemas.py --schemas 100 --answers 10 --seed 1
-    python benchmarks/robustness/schemas.py --schemas 20 --answers 5 --tokenizer FOLDER --parallel 16
+    python benchmarks/robustness/schemas.py --schemas 100 --answers 10 --tokenizer FOLDER --parallel 0
+    python benchmarks/robustness/schemas.py --schemas 20 --answers 4 --parallel 1 --parallel 16
 
 Random schemas (nesting, enums, lists, bounds, optional keys, unicode, references, recursion) are answered by a model
 with random weights, which drifts wherever the form lets it, and so are forced calls of tools with random parameters:
-alone and many at a time, with drafts and without, after thoughts and without. Each answer that ends by itself is parsed
-and validated with jsonschema. Prints one JSON object of figures. Exit code 1 if an answer that ended does not fit, if
-more than one in a hundred answers did not end, or if a forced call was not made.
+alone and many at a time, with drafts and without, after thoughts and without. ``--parallel 0`` is no model at all: ids
+are drawn from those allowed, which is as good at drifting and quick. Each answer that ends by itself is parsed and
+validated with jsonschema. Prints one JSON object of figures. Exit code 1 if an answer that ended does not fit, if more
+than one in a hundred answers did not end, or if a forced call was not made.
 """
 
 from __future__ import annotations
@@ -246,7 +248,7 @@ class Check:
             jsonschema.Draft202012Validator(parameters).validate(call["arguments"])
 
 
-def run(model: Any, kind: str, made: Sequence[Any], answers: int, parallel: int, longest: int) -> tuple[Check, Any]:
+def run(model: Any, kind: str, made: Sequence[Any], answers: int, parallel: int, longest: int) -> tuple[Check, int]:
     """Answer everything with a scheduler of so many rows."""
     from gemma4_core import Scheduler
 
@@ -263,14 +265,41 @@ def run(model: Any, kind: str, made: Sequence[Any], answers: int, parallel: int,
             scheduler.step()
             for one in [one for one in running if one.done]:
                 check.take(kind, running.pop(one), one.answer)
-        stats = scheduler.stats()
-    return check, stats
+        steps = scheduler.stats().steps
+    return check, steps
+
+
+def draw(model: Any, kind: str, made: Sequence[Any], answers: int, longest: int) -> Check:
+    """Answer everything with ids drawn from those allowed, each as likely as any other."""
+    from gemma4_core import Answer
+    from gemma4_core.engine.sequence import Token
+
+    ways, check = [(False, False), (True, False)], Check()
+    for schema, request in requests(kind, made, answers, longest, ways):
+        rng, answer = np.random.default_rng(request.sampling.seed), Answer()
+        form, parts = request.constrained(model, [], longest), request.parts(model, [])
+        while len(answer.tokens) < longest:
+            ids = np.flatnonzero(np.unpackbits(form.mask().view(np.uint8), bitorder="little"))
+            token = int(rng.choice(ids))
+            if token in request.ends(model):
+                break
+            form.advance(token)
+            for part in parts.token(Token(token, 0.0)):
+                answer.take(part)
+        if form.error is not None:
+            answer.error = str(form.error)
+        for part in parts.end("stop"):
+            answer.take(part)
+        answer.finish_reason = parts.reason("length" if len(answer.tokens) == longest else "stop")
+        check.take(kind, schema, answer)
+    return check
 
 
 @click.command()
 @click.option("--schemas", default=100, show_default=True, help="Random schemas, and as many sets of tools.")
 @click.option("--answers", default=10, show_default=True, help="Answers to each.")
-@click.option("--parallel", default=(1, 16), multiple=True, show_default=True, help="Answers at once.")
+@click.option("--parallel", type=int, default=(0, 1, 16), multiple=True, show_default=True,
+              help="Answers at once; 0 draws ids without a model.")
 @click.option("--longest", default=2048, show_default=True, help="Tokens of the longest answer.")
 @click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), default=None,
               help="Folder with another tokenizer.json; the small one that ships with the package by default.")
@@ -293,10 +322,11 @@ def main(
         for kind, several in made.items():
             for rows in parallel:
                 began = time.perf_counter()
-                check, stats = run(model, kind, several, answers, rows, longest)
-                report[f"{kind}, {rows} at a time"] = {
+                check, steps = run(model, kind, several, answers, rows, longest) if rows else (
+                    draw(model, kind, several, answers, longest), None)
+                report[f"{kind}, {rows} at a time" if rows else f"{kind}, drawn"] = {
                     "answers": check.answers, "ended": check.ended, "wrong": len(check.wrong), "calls": check.calls,
-                    "tokens": check.tokens, "steps": stats.steps, "seconds": round(time.perf_counter() - began, 1),
+                    "tokens": check.tokens, "steps": steps, "seconds": round(time.perf_counter() - began, 1),
                 }
                 print(json.dumps(report, ensure_ascii=False), file=sys.stderr)
                 faults += [*check.wrong, *check.endless]

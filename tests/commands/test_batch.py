@@ -201,7 +201,7 @@ def test_constraints_fail_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         return real(request, *args)
 
     monkeypatch.setattr(Request, "choices", choices)
-    monkeypatch.setattr("gemma4_core.generation.requests.registry", SimpleNamespace(constraints={}))
+    monkeypatch.setattr("gemma4_core.generation.constraints.registry", SimpleNamespace(constraints={}))
     monkeypatch.setattr("gemma4_core.plugins.separate_packages.installed", lambda package: False)
     with open(folder / "in.jsonl", "a") as file:
         file.write(json.dumps(question("json", response_format={"type": "json_object"})) + "\n")

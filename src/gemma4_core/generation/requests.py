@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma4_core.contracts import ANSWER_KEY, AnswerContext, Constraint
+from gemma4_core.contracts import AnswerContext, Constraint
 from gemma4_core.engine.constraining import GuardedConstraint
 from gemma4_core.engine.drafting import LONGEST, Drafting
 from gemma4_core.engine.sequence import Choices, LogitsProcessor
 from gemma4_core.errors import InputError
 from gemma4_core.formatting import shown
+from gemma4_core.generation.constraints import build_constraint
 from gemma4_core.generation.keywords import check_keywords, media_keywords
 from gemma4_core.generation.parts import AnswerParts, NoText
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.plugins import registry
-from gemma4_core.plugins.separate_packages import missing, owner_of_kind
 from gemma4_core.processing.inputs import PreparedInputs
 from gemma4_core.text import AnswerSplitter, ControlTokens, StopStrings, has_text
 from gemma4_core.text.tools import tool_declarations
@@ -187,17 +187,12 @@ class Request:
         vocabulary = model.config.text_config.vocab_size
         if not isinstance(self.constraint, Mapping):
             return GuardedConstraint(self.constraint, vocabulary)
-        if not registry.constraints:
-            package = owner_of_kind("constraint")
-            what = f"constraint {shown(dict(self.constraint))}"
-            raise InputError(missing(what, package) if package else f"{what}: no loaded plugin builds constraints")
-        backend = registry.select("constraint", model.context)
         opens = ControlTokens.of(model.tokenizer).open_channel(ids)
         answer = AnswerContext(
             vocabulary, tuple(self.ends(model)), tuple(tool_declarations(self.tools) or ()),
             "open" if opens else "allowed" if self.thinking else "none", limit,
         )
-        return GuardedConstraint(backend.build(model.tokenizer, {**self.constraint, ANSWER_KEY: answer}), vocabulary)
+        return GuardedConstraint(build_constraint(model.tokenizer, model.context, self.constraint, answer), vocabulary)
 
     def drafting(self, model: TextModel) -> Drafting | None:
         """The request's drafts. Raises PluginError for an unknown drafter."""

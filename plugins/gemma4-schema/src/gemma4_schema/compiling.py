@@ -55,13 +55,18 @@ class Grammars:
                     self._kept.popitem(last=False)
         return found.deep_copy()
 
-    @staticmethod
-    def _check(matcher: Any, what: str) -> None:
+    def _check(self, matcher: Any, what: str) -> None:
         if not matcher.is_error():
             trial = matcher.deep_copy()
-            if np.frombuffer(trial.compute_bitmask(), np.uint32).any():
+            if begins(trial, self._tokenizer.vocab_size - 1):
                 return
-            if not trial.is_error() or trial.stop_reason() in ("NoExtension", "NoExtensionBias"):
+            if not trial.is_error() or "NoExtension" in trial.get_error():
                 raise InputError(f"constraint {what}: allows no text at all")
             matcher = trial
         raise InputError(f"constraint {what}: {said(matcher.get_error())}")
+
+
+def begins(matcher: Any, end: int) -> bool:
+    """Whether a matcher allows any token but ``end``, its own last one, or nothing more is wanted."""
+    found = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")[:end]
+    return bool(found.any()) or (bool(matcher.is_accepting()) and not matcher.is_error())

@@ -12,6 +12,7 @@ from typing import Any
 
 from gemma4_core import InputError
 from gemma4_core.formatting import shown
+from gemma4_schema.compiling import begins, limits, said
 from gemma4_schema.nodes import Text
 
 _HEX, _WORD, _HOST = "[0-9a-fA-F]", "[a-zA-Z0-9_+-]", "[a-zA-Z0-9]([a-zA-Z0-9-]{0,30}[a-zA-Z0-9])?"
@@ -128,16 +129,13 @@ def check_terminal(terminal: str) -> None:
 @lru_cache(256)
 def _compiled(terminal: str, what: str) -> Any:
     """A matcher of bytes for a terminal. Raises InputError for one that is wrong or matches nothing."""
-    import numpy as np
     from llguidance import LLMatcher
-
-    from gemma4_schema.compiling import limits, said
 
     matcher = LLMatcher(_byte_tokenizer(), LLMatcher.grammar_from_lark(f"start: T\nT: {terminal}\n"), log_level=0,
                         limits=limits())
     if matcher.is_error():
         raise InputError(f"constraint: {what} cannot be used: {said(matcher.get_error())}")
-    if not np.frombuffer(matcher.compute_bitmask(), np.uint32).any():
+    if not begins(matcher.deep_copy(), 256):
         raise InputError(f"constraint: {what} matches no text")
     return matcher
 

@@ -61,6 +61,8 @@ def call_grammar(
 def _call(function: Mapping[str, Any], writer: GrammarWriter) -> str:
     name, schema = function["name"], function.get("parameters") or {"type": "object", "properties": {}}
     where = f"tools {shown(name, 60)}"
+    if schema.get("type", "object") not in ("object", "OBJECT"):
+        raise InputError(f"constraint {where}: its parameters must be of type object")
     if set(schema) <= {"type", "description"}:
         schema = {**schema, "type": "object", "additionalProperties": False}
     checked_size(schema, where)

@@ -257,16 +257,22 @@ class _Schema:
         return self._writer.rule(f'"{{" {first} "}}"')
 
     def _in_any_order(self, node: Object, pairs: Mapping[str, str], others: Sequence[str]) -> str:
-        """Keys in any order, each once; others between them."""
+        """Keys in any order, each once. Others come once all that are required are there: before, a model that drifts
+        might never get to those."""
         keys = sorted(pairs, key=lambda key: key not in node.required)
         count, needed, name = len(keys), len(node.required), self._next()
         ends = [f"is_ones([0:{needed}])"] if needed else []
         ends += [f"bit_count_ge([0:{count}], {node.low})"] if node.low > needed else []
+        full = node.high is not None and node.high < count
         more = [f"not(is_ones([0:{count}]))"] if not others else []
-        more += [f"bit_count_lt([0:{count}], {node.high})"] if node.high is not None and node.high < count else []
-        items = [f"{pairs[key]} {name}b::set_bit({i}) %if bit_clear({i})" for i, key in enumerate(keys)]
+        more += [f"bit_count_lt([0:{count}], {node.high})"] if full else []
+        complete = [f"is_ones([0:{needed}])"] if needed else []
+        items = []
+        for i, key in enumerate(keys):
+            wanted = [f"bit_clear({i})", *(complete if full and i >= needed else [])]
+            items.append(f"{pairs[key]} {name}b::set_bit({i}){_condition(wanted)}")
         self._writer.parameterised({
-            f"{name}a": [*items, *(f"{pair} {name}b::_" for pair in others)],
+            f"{name}a": [*items, *(f"{pair} {name}b::_{_condition(complete)}" for pair in others)],
             f"{name}b": [f'"}}"{_condition(ends)}', f'"," {name}a::_{_condition(more)}'],
         })
         return self._writer.rule(f'"{{" {name}a::0x0' + ("" if ends else ' | "{}"'))

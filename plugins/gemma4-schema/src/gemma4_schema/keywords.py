@@ -27,13 +27,17 @@ BELONGS = {
                "maxProperties"),
 }
 """Keywords that speak of one type, which is taken to be meant where a schema names none."""
+MOST_PLACE = 160
+"""Characters of a place in a message."""
 MOST_DIGITS = 30
 """Digits of a bound."""
 
 
 def fault(where: str, message: str) -> InputError:
-    """The error about a part of a schema."""
-    return InputError(f"constraint {where}: {message}")
+    """The error about a part of a schema. Names of keys are whatever was written: they come on one line, clipped."""
+    place = " ".join(where.split())
+    place = place if len(place) <= MOST_PLACE else f"{place[:20]}…{place[20 - MOST_PLACE :]}"
+    return InputError(f"constraint {place}: {message}")
 
 
 def normal(schema: Mapping[str, Any], where: str) -> Schema:

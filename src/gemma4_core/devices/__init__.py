@@ -9,11 +9,12 @@ from typing import TypeVar
 
 from gemma4_core.contracts import Context, DeviceBackend, DeviceSettings, Staging
 from gemma4_core.devices import machine
+from gemma4_core.devices.machine import cache_dir
 from gemma4_core.devices.process import process
 from gemma4_core.errors import DeviceError, Gemma4Error, InputError
 from gemma4_core.plugins import registry
 
-__all__ = ["activate", "chosen_by_dev", "free_memory_bytes", "requested_target"]
+__all__ = ["activate", "cache_dir", "chosen_by_dev", "free_memory_bytes", "requested_target"]
 
 MAX_BEAM = "TINYGRAD_GEMMA_MAX_BEAM"
 DEFAULT_MAX_BEAM = 4

@@ -356,7 +356,7 @@ class TokenScheduler:
                     break
                 accepted += 1
                 sequence.run += 1
-        if draft and sequence.drafting is not None:
+        if draft and sequence.drafting is not None and not sequence.forced:
             sequence.drafting.checked(len(draft), accepted)
 
     def _ends(self, sequence: Sequence, token: int) -> bool:

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma4_core.contracts import Constraint
+from gemma4_core.contracts import AnswerContext, Constraint
 from gemma4_core.engine.constraining import GuardedConstraint
 from gemma4_core.engine.drafting import LONGEST, Drafting
 from gemma4_core.engine.sequence import Choices, LogitsProcessor
 from gemma4_core.errors import InputError
 from gemma4_core.formatting import shown
+from gemma4_core.generation.constraints import build_constraint
 from gemma4_core.generation.keywords import check_keywords, media_keywords
 from gemma4_core.generation.parts import AnswerParts, NoText
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.plugins import registry
 from gemma4_core.processing.inputs import PreparedInputs
-from gemma4_core.text import AnswerSplitter, StopStrings, has_text
+from gemma4_core.text import AnswerSplitter, ControlTokens, StopStrings, has_text
+from gemma4_core.text.tools import tool_declarations
 
 if TYPE_CHECKING:
     from gemma4_core.generation.text_model import TextModel
@@ -162,25 +164,35 @@ class Request:
         made = model.processor.prepare_inputs(source, **rendering, **self.media)
         return made.input_ids, made.features
 
-    def choices(self, model: TextModel, number: int = 0) -> Choices:
-        """How the tokens of answer ``number`` are chosen. Further answers count on from the seed."""
+    def choices(self, number: int = 0) -> Choices:
+        """How the tokens of answer ``number`` are chosen, but for its constraint. Further answers count on from the
+        seed."""
         made = self.sampling.choices(
-            bias=self.logit_bias, constraint=self._constraint(model), processors=list(self.processors),
-            top_logprobs=self.top_logprobs,
+            bias=self.logit_bias, processors=list(self.processors), top_logprobs=self.top_logprobs
         )
         made.seed += number
         return made
 
-    def _constraint(self, model: TextModel) -> GuardedConstraint | None:
+    def check_constraint(self, model: TextModel) -> None:
+        """Build the constraint once, so that what takes time is done, and its faults are known, before the answer's
+        turn comes. Raises InputError."""
+        if isinstance(self.constraint, Mapping):
+            self.constrained(model, ())
+
+    def constrained(self, model: TextModel, ids: Sequence[int], limit: int | None = None) -> GuardedConstraint | None:
+        """The constraint of an answer of at most ``limit`` tokens to a prompt. Raises InputError where it cannot be
+        built."""
         if self.constraint is None:
             return None
         vocabulary = model.config.text_config.vocab_size
         if not isinstance(self.constraint, Mapping):
             return GuardedConstraint(self.constraint, vocabulary)
-        if not registry.constraints:
-            raise InputError(f"constraint {shown(dict(self.constraint))}: no installed package builds constraints")
-        backend = registry.select("constraint", model.context)
-        return GuardedConstraint(backend.build(model.tokenizer, self.constraint), vocabulary)
+        opens = ControlTokens.of(model.tokenizer).open_channel(ids)
+        answer = AnswerContext(
+            vocabulary, tuple(self.ends(model)), tuple(tool_declarations(self.tools) or ()),
+            "open" if opens else "allowed" if self.thinking else "none", limit,
+        )
+        return GuardedConstraint(build_constraint(model.tokenizer, model.context, self.constraint, answer), vocabulary)
 
     def drafting(self, model: TextModel) -> Drafting | None:
         """The request's drafts. Raises PluginError for an unknown drafter."""

@@ -146,8 +146,9 @@ class Scheduler:
     # ------------------------------------------------------------------------------------------- from any thread
 
     def submit(self, request: Request) -> Running:
-        """Queue a request. Its text is prepared at once, in the calling thread; what cannot be prepared comes back from
-        ``step`` as its answer's error. Raises InputError where the scheduler is closed."""
+        """Queue a request. Its text is prepared at once, in the calling thread, and what its constraint is built from
+        is compiled; what cannot be prepared comes back from ``step`` as its answer's error. Raises InputError where the
+        scheduler is closed."""
         if self._closed:
             raise InputError("the scheduler is closed")
         with self._preparing:
@@ -158,6 +159,10 @@ class Scheduler:
                 running.prepared = request.inputs(self.model)
             except Gemma4Error as error:
                 running.prepared = error
+        try:
+            request.check_constraint(self.model)
+        except Exception as error:  # whatever a constraint raises
+            running.prepared = error
         self._arrived.append(running)
         return running
 
@@ -226,8 +231,9 @@ class Scheduler:
             for number in range(request.n):
                 sequence = make_sequence(
                     self.model, ids, request.max_new_tokens, self.context, features,
-                    request.choices(self.model, number), request.ends(self.model),
+                    request.choices(number), request.ends(self.model),
                 )
+                sequence.choices.constraint = request.constrained(self.model, sequence.ids, sequence.limit)
                 sequence.drafting = request.drafting(self.model)
                 sequence.adapter, sequence.salt = request.adapter, request.salt
                 sequence.deadline = running.deadline

@@ -48,9 +48,10 @@ class Loading:
 
     def load(
         self, plugins: PluginValues, check: Callable[[GemmaMultimodalProcessor], None] | None = None,
-        draft: str | None = None,
+        draft: str | None = None, constraint: Mapping[str, Any] | None = None,
     ) -> LoadedModel:
-        """Load the model. ``check`` may refuse the prompt, and an unknown drafter is refused, before weights are read.
+        """Load the model. ``check`` may refuse the prompt; an unknown drafter, and a constraint that cannot be built,
+        are refused; all before weights are read.
 
         Raises a Gemma4Error before memory is spent where anything does not fit.
         """
@@ -60,6 +61,10 @@ class Loading:
         def checked(processor: GemmaMultimodalProcessor) -> None:
             if draft not in (None, "off"):
                 registry.select("drafter", processor.context, draft)
+            if constraint is not None:
+                from gemma4_core.generation.constraints import check_constraint
+
+                check_constraint(processor, constraint)
             if check is not None:
                 check(processor)
 

@@ -60,5 +60,5 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made $(PROJECTS)
-	$(PIP) install -e '.[cpu,dev,train,plot,data,tokenizer,multimodal]' $(PLUGINS:%=-e %)
+	$(PIP) install -e '.[cpu,dev,train,plot,data,tokenizer,multimodal]' $(PLUGINS:%=-e '%[test]')
 	@touch $@ $(VENV)/.demo

@@ -56,6 +56,17 @@ class Piece:
     """``{"name": str, "arguments": dict}`` of a tool call."""
 
 
+def open_channel(control: ControlTokens, prompt: Sequence[int]) -> Sequence[int]:
+    """The end of a prompt from a channel's opening that nothing closes before the answer."""
+    ends = {control.channel_close, *control.breaks}
+    for start in range(len(prompt) - 1, -1, -1):
+        if prompt[start] == control.channel_open:
+            return prompt[start:]
+        if prompt[start] in ends:
+            break
+    return ()
+
+
 class AnswerSplitter:
     """Feed it the ids of an answer; it gives pieces as they are complete. No special token is in their text.
 
@@ -81,7 +92,7 @@ class AnswerSplitter:
         names = [tool["function"]["name"] for tool in tool_declarations(tools) or ()]
         self._offered = OfferedTools(names) if names else None
         self._recovery = CallRecovery(self._offered) if self._offered else None
-        for token in self._open_channel(prompt):
+        for token in open_channel(self._control, prompt):
             self.add(token)
 
     def add(self, token: int) -> list[Piece]:
@@ -112,16 +123,6 @@ class AnswerSplitter:
     def finish(self) -> list[Piece]:
         """What is held back, when no more ids come: an unfinished call as text, a cut character as U+FFFD."""
         return (self._give_up_call() if self._call is not None else []) + self._flush()
-
-    def _open_channel(self, prompt: Sequence[int]) -> Sequence[int]:
-        """The end of the prompt from a channel's opening that nothing closes before the answer."""
-        ends = {self._control.channel_close, *self._control.breaks}
-        for start in range(len(prompt) - 1, -1, -1):
-            if prompt[start] == self._control.channel_open:
-                return prompt[start:]
-            if prompt[start] in ends:
-                break
-        return ()
 
     def _content(self, text: str) -> list[Piece]:
         """Text in the present state; the name of a channel is taken off its start."""

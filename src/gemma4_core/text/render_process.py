@@ -87,7 +87,7 @@ class _Process:
             self._writable.register(self._requests, select.POLLOUT)
             self._readable.register(self._replies, select.POLLIN)
 
-    def ask(self, request: bytes) -> dict[str, Any]:
+    def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
         """The reply to a request. Its kind is ``lost`` where the process ended, ``time`` or ``memory`` where it was
         ended for that; then, and after any exception, it is closed."""
         try:
@@ -96,7 +96,7 @@ class _Process:
                 if started["kind"] != "ready":
                     raise RenderFault("process", f"{self._command[0]} did not start for it: {self._last_words}")
                 self._ready = True
-            reply = self._exchange(len(request).to_bytes(8, "little") + request, SECONDS)
+            reply = self._exchange(len(request).to_bytes(8, "little") + request, seconds)
         except BaseException:
             self.close()
             raise
@@ -186,12 +186,13 @@ def start() -> None:
         _process()
 
 
-def render(template: str, values: Mapping[str, Any]) -> str:
+def render(template: str, values: Mapping[str, Any], seconds: float = SECONDS) -> str:
     """The text that a template writes. Raises RenderFault, and ValueError for values that are nested too deeply.
 
     Args:
         template: the template's own text.
         values: what it is given by name: plain values only (None, numbers, text, tuples, lists, dicts).
+        seconds: how long it may take, at most ``SECONDS``.
     """
     global _running
     request = marshal.dumps((template, dict(values)))
@@ -200,7 +201,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
             process = _process()
             used = process.used
             try:
-                reply = process.ask(request)
+                reply = process.ask(request, min(seconds, SECONDS))
             finally:
                 if process.closed:
                     _running = None
@@ -211,7 +212,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     if reply["kind"] == "text":
         return text
     stopped = {
-        "time": f"it runs longer than {SECONDS:g} seconds",
+        "time": f"it runs longer than {min(seconds, SECONDS):g} seconds",
         "memory": f"it needs more than {MEMORY >> 20} MiB of memory",
         "long": f"it writes more than {CHARACTERS >> 20} million characters",
         _LOST: "its process ended",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import httpx
@@ -102,11 +103,16 @@ def wait_until(there: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 @contextmanager
-def script(monkeypatch: pytest.MonkeyPatch, text: str) -> Iterator[None]:
-    """While it holds, every answer of the demo model is this text and then ends: a constraint leaves nothing else."""
-    model = demo_model()
-    ids = [*model.tokenizer.encode(text), model.stop_ids[0]]
-    monkeypatch.setattr(Request, "_form", lambda request, model: Script(ids, model.config.text_config.vocab_size))
+def script(monkeypatch: pytest.MonkeyPatch, *texts: str) -> Iterator[None]:
+    """While it holds, answers of the demo model are these texts by turns, each with its end: a constraint leaves
+    nothing else."""
+    turns = cycle(texts)
+
+    def form(request: Request, model: LoadedModel) -> Script:
+        ids = [*model.tokenizer.encode(next(turns)), model.stop_ids[0]]
+        return Script(ids, model.config.text_config.vocab_size)
+
+    monkeypatch.setattr(Request, "_form", form)
     yield
     monkeypatch.undo()
 

@@ -66,6 +66,8 @@ class Part:
     error: str | None = None
     fault: bool = False
     """Whether ``error`` tells of the machine or the program, not of what was asked."""
+    stop: str | None = None
+    """On the last part: the stop string that ended the answer, where one did."""
     choice: int = 0
     """Which of several answers to one request it belongs to."""
 

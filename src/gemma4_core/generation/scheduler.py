@@ -269,7 +269,8 @@ class Scheduler:
         stats = statistics(sequence, choice.tokens, self.model.load_seconds, self.model.device)
         error = None if sequence.error is None else str(sequence.error)
         reason, fault = choice.parts.reason(sequence.finish_reason), is_fault(sequence.error)
-        return [Part("", finish_reason=reason, stats=stats, error=error, fault=fault)]
+        stop = choice.parts.stops.found
+        return [Part("", finish_reason=reason, stats=stats, error=error, fault=fault, stop=stop)]
 
 
 def is_fault(error: Exception | None) -> bool:

@@ -19,17 +19,25 @@ class Outcome:
 
     choice: int
     wants_logprobs: bool = False
+    kinds: tuple[str, ...] = ("text",)
+    """Kinds of parts whose log-probabilities are told."""
     answer: Answer = field(default_factory=Answer)
     reasoning_tokens: int = 0
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     """Of the tokens of its text; their texts joined are the text."""
+    stop: str | None = None
+    """The stop string that ended it."""
+    text: str = ""
+    """The text of all its parts, of whatever kind."""
 
     def take(self, part: Part, engine: EngineClient) -> list[dict[str, Any]]:
         """Add a part; the log-probabilities that it brings."""
         self.answer.take(part)
         self.answer.choice = self.choice
+        self.text += part.text
+        self.stop = self.stop or part.stop
         self.reasoning_tokens += part.kind == "thinking" and part.token is not None
-        if not self.wants_logprobs or part.kind != "text" or (part.token is None and not part.text):
+        if not self.wants_logprobs or part.kind not in self.kinds or (part.token is None and not part.text):
             return []
         if part.token is None:  # text that was held back for tokens told of already
             logprob = self.answer.logprobs[-1] if self.answer.logprobs else 0.0
@@ -50,9 +58,10 @@ class Outcomes:
     settings: Settings
     count: int
     wants_logprobs: bool = False
+    kinds: tuple[str, ...] = ("text",)
 
     def __post_init__(self) -> None:
-        self.each = [Outcome(choice, self.wants_logprobs) for choice in range(self.count)]
+        self.each = [Outcome(choice, self.wants_logprobs, self.kinds) for choice in range(self.count)]
 
     def take(self, event: Event) -> list[dict[str, Any]]:
         """Add an event; the log-probabilities that it brings. Raises ApiError where an answer failed."""

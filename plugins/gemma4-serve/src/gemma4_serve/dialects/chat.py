@@ -70,6 +70,11 @@ class Completion:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model,
                 "system_fingerprint": self.card.fingerprint}  # fmt: skip
 
+    async def finished(self) -> dict[str, Any]:
+        """The object, once all answers have ended. Raises ApiError where one failed."""
+        await self.outcomes.whole()
+        return self.whole()
+
     def whole(self) -> dict[str, Any]:
         """The object of finished answers."""
         choices = [

@@ -54,6 +54,17 @@ class Progress:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A prompt that is told again: its text, and for each of its tokens what the model thinks of it."""
+
+    text: str = ""
+    tokens: tuple[str, ...] = ()
+    logprobs: tuple[float | None, ...] = ()
+    """The first token has none."""
+    top: tuple[Mapping[str, float] | None, ...] = ()
+
+
 Event = Part | Progress
 
 
@@ -98,6 +109,10 @@ class EngineClient(Protocol):
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """A vector for each text. Raises ApiError."""
+
+    async def score(self, asked: Asked, top: int | None) -> Scored:
+        """A prompt with the log-probabilities of its tokens and of so many likeliest ones; None is the text alone.
+        Raises ApiError."""
 
     def piece(self, token: int) -> str:
         """The text of one id by itself."""

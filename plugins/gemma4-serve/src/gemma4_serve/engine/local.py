@@ -9,18 +9,22 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 from gemma4_core import Gemma4Error, LoadedModel, Part, Request, Running, Scheduler, SchedulerStats
 from gemma4_core.openai import alone
 from gemma4_serve.engine.card import model_card
-from gemma4_serve.engine.contract import Asked, Event, ModelCard, Progress
+from gemma4_serve.engine.contract import Asked, Event, ModelCard, Progress, Scored
 from gemma4_serve.engine.preparing import Preparing
+from gemma4_serve.engine.scoring import Scoring
 from gemma4_serve.engine.stream import LocalStream
-from gemma4_serve.errors import ApiError, broken, busy, refused
+from gemma4_serve.errors import ApiError, broken, busy, refused, too_long, wrong
 from gemma4_serve.logs import log
 from gemma4_serve.settings import Settings
 
+T = TypeVar("T")
 DEADLINE = "the request's deadline has passed"
 IDLE_SECONDS = 5.0
 """How long the thread sleeps at most where there is nothing to do."""
@@ -121,12 +125,40 @@ class LocalEngine:
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """See ``EngineClient``. Texts run one by one between steps."""
-        vectors = []
-        for text in texts:
-            done: Future[list[float]] = Future()
-            self._send(lambda text=text, done=done: self._embed(text, done))  # type: ignore[misc]
-            vectors.append(await asyncio.wrap_future(done))
-        return vectors
+        if self._card.adapters:
+            raise wrong("embeddings are not served beside adapters")
+        return [await self._on_device(partial(self._embed, text)) for text in texts]
+
+    async def score(self, asked: Asked, top: int | None) -> Scored:
+        """See ``EngineClient``. Pieces of the prompt run between steps."""
+        ids = await self.prompt_ids(asked)
+        text = asked.prompt if asked.kind == "prompt" else await self.detokenize(ids)
+        if top is None:
+            return Scored(text)
+        if len(ids) > self._card.context:
+            raise too_long(len(ids), self._card.context)
+        scoring = Scoring(self.model, ids, top)
+        while not scoring.done:
+            await self._on_device(scoring.step)
+        return replace(scoring.scored(), text=text)
+
+    async def _on_device(self, run: Callable[[], T]) -> T:
+        """The result of something that runs between two steps. Raises ApiError."""
+        done: Future[T] = Future()
+
+        def job() -> None:
+            try:
+                done.set_result(run())
+            except Gemma4Error as error:
+                done.set_exception(refused(error))
+            except Exception as error:
+                log.failure("a request between steps", error)
+                done.set_exception(broken())
+
+        if self._closing:
+            raise busy("the server is ending")
+        self._send(job)
+        return await asyncio.wrap_future(done)
 
     async def close(self) -> None:
         """See ``EngineClient``."""
@@ -205,14 +237,8 @@ class LocalEngine:
         if progress:
             self._progress[running] = -1
 
-    def _embed(self, text: str, done: Future[list[float]]) -> None:
-        try:
-            done.set_result(self.model.embed(text)[0].tolist())
-        except Gemma4Error as error:
-            done.set_exception(refused(error))
-        except Exception as error:
-            log.failure("an embedding", error)
-            done.set_exception(broken())
+    def _embed(self, text: str) -> list[float]:
+        return self.model.embed(text)[0].tolist()
 
     def _hand_out(self, found: Sequence[tuple[Running, Part]]) -> None:
         """Send what a step made to the event loops, in one call each."""

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from gemma4_serve.dialects.chat import Completion, chat_request
 from gemma4_serve.outcome import Outcomes
 from gemma4_serve.server import Server
-from gemma4_serve.streaming import EventStream, Gone, answered_while_there
+from gemma4_serve.streaming import answered_while_there
 
 PATHS = ("/v1/chat/completions", "/chat/completions")
 
@@ -24,17 +24,8 @@ def routes(server: Server) -> list[BaseRoute]:
         count = asked.options.get("n", 1)
         outcomes = Outcomes(stream, server.engine, server.settings, count, form.logprobs)
         completion = Completion(asked, form, server.card, outcomes)
-        if form.stream:
-            return EventStream(
-                completion.chunks(), server.settings.limits.stall_seconds, lambda: server.end(request, outcomes)
-            )
-        try:
-            await answered_while_there(request, outcomes.whole())
-            return JSONResponse(completion.whole())
-        except Gone:
-            return Response(status_code=499)
-        finally:
-            server.end(request, outcomes)
+        chunks = completion.chunks() if form.stream else None
+        return await server.reply(request, [outcomes], chunks, completion.finished)
 
     async def count(request: Request) -> Response:
         asked, _ = await chat_request(await server.body(request), server.card, server.settings)

@@ -106,13 +106,14 @@ def wait_until(there: Callable[[], bool], seconds: float = 20.0) -> None:
 def script(monkeypatch: pytest.MonkeyPatch, *texts: str) -> Iterator[None]:
     """While it holds, answers of the demo model are these texts by turns, each with its end: a constraint leaves
     nothing else."""
-    turns = cycle(texts)
+    model, turns = demo_model(), cycle(texts)
 
-    def form(request: Request, model: LoadedModel) -> Script:
+    def request(**options: Any) -> Request:
         ids = [*model.tokenizer.encode(next(turns)), model.stop_ids[0]]
-        return Script(ids, model.config.text_config.vocab_size)
+        return Request(**{**options, "constraint": Script(ids, model.config.text_config.vocab_size)})
 
-    monkeypatch.setattr(Request, "_form", form)
+    monkeypatch.setattr("gemma4_serve.engine.preparing.Request", request)
+    monkeypatch.setattr("gemma4_serve.engine.preparing.Preparing._check_form", lambda *_: None)
     yield
     monkeypatch.undo()
 

@@ -26,7 +26,8 @@ def test_text_in_text_out(openai: OpenAI, live: Live) -> None:
     assert found.status == "completed" and found.id.startswith("resp_") and found.output[0].id.startswith("msg_")  # type: ignore[union-attr]
     cut = openai.responses.create(model="demo", input="tell a story", temperature=0, max_output_tokens=2)
     assert cut.status == "incomplete" and cut.incomplete_details.reason == "max_output_tokens"  # type: ignore[union-attr]
-    assert cut.usage is not None and cut.usage.output_tokens == 2 and cut.usage.output_tokens_details.reasoning_tokens == 0
+    assert cut.usage is not None and cut.usage.output_tokens == 2
+    assert cut.usage.output_tokens_details.reasoning_tokens == 0
 
 
 def test_events_build_up_the_response(openai: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +101,8 @@ def test_progress_and_timings_are_told_where_asked(live: Live) -> None:
     ({"background": True}, "background"), ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0]"),
     ({"text": {"format": {"type": "sound"}}}, "response_format"), ({"tools": {}}, "tools"), ({"text": 5}, "text"),
     ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "a"}]}]}, "input_file"),
-    ({"instructions": 5}, "instructions"), ({"reasoning": "high"}, "reasoning"), ({"max_output_tokens": 0}, "max_tokens"),
+    ({"instructions": 5}, "instructions"), ({"reasoning": "high"}, "reasoning"),
+    ({"max_output_tokens": 0}, "max_tokens"),
 ])
 def test_what_cannot_be_answered_is_told(live: Live, change: dict[str, Any], words: str) -> None:
     answer = live.post("/v1/responses", {"input": "hello", "max_output_tokens": 2, **change})

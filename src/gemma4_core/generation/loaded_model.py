@@ -153,9 +153,11 @@ class LoadedModel(TextModel):
     ) -> CheckedPrompt:
         """A request's sequence, checked, and the cache that it runs in."""
         AdapterSwitch(self).check(request.adapter)
-        choices, drafting = request.choices(self, ids), request.drafting(self)
-        made = check_prompt(self, ids, max_new_tokens, cache, media, choices, request.ends(self), drafting)
-        made.sequence.adapter = request.adapter
+        drafting = request.drafting(self)
+        made = check_prompt(self, ids, max_new_tokens, cache, media, request.choices(), request.ends(self), drafting)
+        sequence = made.sequence
+        sequence.choices.constraint = request.constrained(self, sequence.ids, sequence.limit)
+        sequence.adapter = request.adapter
         return made
 
     # ------------------------------------------------------------------------------------------- text

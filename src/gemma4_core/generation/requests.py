@@ -20,7 +20,6 @@ from gemma4_core.generation.sampling import Sampling
 from gemma4_core.plugins import registry
 from gemma4_core.processing.inputs import PreparedInputs
 from gemma4_core.text import AnswerSplitter, ControlTokens, StopStrings, has_text
-from gemma4_core.text.answer import open_channel
 
 if TYPE_CHECKING:
     from gemma4_core.generation.text_model import TextModel
@@ -170,22 +169,29 @@ class Request:
         made = model.processor.prepare_inputs(source, **rendering, **self.media)
         return made.input_ids, made.features
 
-    def choices(self, model: TextModel, ids: Sequence[int] = (), number: int = 0) -> Choices:
-        """How the tokens of answer ``number`` to a prompt of these ids are chosen. Further answers count on from the
+    def choices(self, number: int = 0) -> Choices:
+        """How the tokens of answer ``number`` are chosen, but for its constraint. Further answers count on from the
         seed."""
         made = self.sampling.choices(
-            bias=self.logit_bias, constraint=self._constraint(model, ids), processors=list(self.processors),
-            top_logprobs=self.top_logprobs,
+            bias=self.logit_bias, processors=list(self.processors), top_logprobs=self.top_logprobs
         )
         made.seed += number
         return made
 
-    def _constraint(self, model: TextModel, ids: Sequence[int]) -> GuardedConstraint | None:
+    def check_constraint(self, model: TextModel) -> None:
+        """Build the constraint once, so that what takes time is done, and its faults are known, before the answer's
+        turn comes. Raises InputError."""
+        if isinstance(self.constraint, Mapping):
+            self.constrained(model, ())
+
+    def constrained(self, model: TextModel, ids: Sequence[int], limit: int | None = None) -> GuardedConstraint | None:
+        """The constraint of an answer of at most ``limit`` tokens to a prompt. Raises InputError where it cannot be
+        built."""
         found, vocabulary = self._form(model), model.config.text_config.vocab_size
         marks = ControlTokens.of(model.tokenizer)
         opens, closes = marks.channel_open, marks.channel_close
         if self.thinking_budget is not None and opens is not None and closes is not None:
-            inside = bool(open_channel(marks, ids))
+            inside = bool(marks.open_channel(ids))
             found = ThinkingBudget(self.thinking_budget, opens, closes, vocabulary, inside, found)
         return None if found is None else GuardedConstraint(found, vocabulary)
 

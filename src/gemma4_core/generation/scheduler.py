@@ -226,8 +226,9 @@ class Scheduler:
             for number in range(request.n):
                 sequence = make_sequence(
                     self.model, ids, request.max_new_tokens, self.context, features,
-                    request.choices(self.model, ids, number), request.ends(self.model),
+                    request.choices(number), request.ends(self.model),
                 )
+                sequence.choices.constraint = request.constrained(self.model, sequence.ids, sequence.limit)
                 sequence.drafting = request.drafting(self.model)
                 sequence.adapter, sequence.salt = request.adapter, request.salt
                 sequence.deadline = running.deadline

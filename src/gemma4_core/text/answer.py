@@ -43,6 +43,16 @@ class ControlTokens:
             frozenset(token for token in breaks if token is not None),
         )
 
+    def open_channel(self, prompt: Sequence[int]) -> Sequence[int]:
+        """The end of a prompt from a channel's opening that nothing closes before the answer."""
+        ends = {self.channel_close, *self.breaks}
+        for start in range(len(prompt) - 1, -1, -1):
+            if prompt[start] == self.channel_open:
+                return prompt[start:]
+            if prompt[start] in ends:
+                break
+        return ()
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -54,17 +64,6 @@ class Piece:
     """What to show; for a tool call the call as JSON."""
     tool_call: Mapping[str, Any] | None = None
     """``{"name": str, "arguments": dict}`` of a tool call."""
-
-
-def open_channel(control: ControlTokens, prompt: Sequence[int]) -> Sequence[int]:
-    """The end of a prompt from a channel's opening that nothing closes before the answer."""
-    ends = {control.channel_close, *control.breaks}
-    for start in range(len(prompt) - 1, -1, -1):
-        if prompt[start] == control.channel_open:
-            return prompt[start:]
-        if prompt[start] in ends:
-            break
-    return ()
 
 
 class AnswerSplitter:
@@ -92,7 +91,7 @@ class AnswerSplitter:
         names = [tool["function"]["name"] for tool in tool_declarations(tools) or ()]
         self._offered = OfferedTools(names) if names else None
         self._recovery = CallRecovery(self._offered) if self._offered else None
-        for token in open_channel(self._control, prompt):
+        for token in self._control.open_channel(prompt):
             self.add(token)
 
     def add(self, token: int) -> list[Piece]:

@@ -47,7 +47,9 @@ def create_app(engine: EngineClient, settings: Settings, pages: Sequence[Page] =
         yield
         await engine.close()
 
-    handlers: Any = {Exception: told_nothing, ApiError: told, HTTPException: told_by_starlette, Gone: gone, ClientDisconnect: gone}
+    handlers: Any = {
+        Exception: told_nothing, ApiError: told, HTTPException: told_by_starlette, Gone: gone, ClientDisconnect: gone,
+    }  # fmt: skip
     app = Starlette(routes=[*routes, *static], exception_handlers=handlers, lifespan=lifespan)
     return Guard(app, settings, routes, static)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gemma4_core import Gemma4Error, LoadedModel, Request, registry
@@ -60,28 +61,29 @@ class Preparing:
             ids = made if isinstance(made, list) else made.input_ids
             if len(ids) > self.context:
                 raise too_long(len(ids), self.context)
-            self._check_form(asked)
-            options = {name: value for name, value in asked.options.items() if name != "thinking"}
+            options = dict(asked.options)
             options |= sampling(self.model.generation_config, options)
             options.setdefault("draft", self.settings.draft)
             options["deadline"] = self.settings.limits.seconds
             prompt = {"prompt_tokens": made} if isinstance(made, list) else {"prompt": made}
-            return Request(**prompt, **options), len(ids)
+            request = Request(**prompt, **options)
+            self._check_form(request)
+            return request, len(ids)
         except Gemma4Error as error:
             raise refused(error, KNOWN) from error
 
-    def _check_form(self, asked: Asked) -> None:
+    def _check_form(self, request: Request) -> None:
         """Build the constraint that is asked for once, away from the device's thread: whatever is wrong with it is this
         request's fault alone."""
-        form = asked.options.get("constraint")
+        form = request.constraint
         if form is None:
             return
         if not registry.constraints:
             raise wrong("answers of a given form need the package gemma4-schema, which this server does not have",
-                        "tool_choice" if "tools" in form else "response_format")
+                        "tool_choice" if isinstance(form, Mapping) and "tools" in form else "response_format")
         try:
-            registry.select("constraint", self.model.context).build(self.model.tokenizer, form)
-        except Gemma4Error as error:
-            raise refused(error) from error
+            request.check_constraint(self.model)
+        except Gemma4Error:
+            raise
         except Exception as error:
             raise ApiError(400, f"the form that was asked for cannot be used ({type(error).__name__})") from error

@@ -91,7 +91,7 @@ class Live:
     def free(self) -> bool:
         """Whether nothing runs and no slot is in use."""
         stats = self.engine.stats()
-        return stats.running == stats.waiting == stats.slots_used == 0
+        return stats.running == stats.waiting == stats.slots_used == self.engine.pending == 0
 
 
 def wait_until(there: Callable[[], bool], seconds: float = 20.0) -> None:

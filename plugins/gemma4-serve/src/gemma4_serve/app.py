@@ -51,6 +51,7 @@ def create_app(engine: EngineClient, settings: Settings, pages: Sequence[Page] =
         Exception: told_nothing, ApiError: told, HTTPException: told_by_starlette, Gone: gone, ClientDisconnect: gone,
     }  # fmt: skip
     app = Starlette(routes=[*routes, *static], exception_handlers=handlers, lifespan=lifespan)
+    app.router.redirect_slashes = False
     return Guard(app, settings, routes, static)
 
 

@@ -56,7 +56,7 @@ class LocalEngine:
         """Prompts under way that somebody watches, with what was told last."""
         self._wake = threading.Condition()
         self._closing = False
-        self._pending = 0
+        self.pending = 0
         """Requests between ``submit`` and their end; counted in the event loop."""
         self.ready = True
         self.observe: Callable[[float], None] | None = None
@@ -84,14 +84,14 @@ class LocalEngine:
         """See ``EngineClient``."""
         if not self.ready or self._closing:
             raise busy("the server is not ready")
-        if self._pending >= self._scheduler.parallel + self.settings.limits.queue:
+        if self.pending >= self._scheduler.parallel + self.settings.limits.queue:
             raise busy()
-        self._pending += 1
+        self.pending += 1
         try:
             request, tokens = await self._in_pool(self._preparing.request, asked)
             stream = LocalStream(self.settings.limits, request.n, asked.one_call, tokens)
         except BaseException:
-            self._pending -= 1
+            self.pending -= 1
             raise
         self._send(lambda: self._begin(request, stream, asked.progress))
         try:
@@ -198,7 +198,7 @@ class LocalEngine:
                 stream.push(events)
 
     def _ended(self) -> None:
-        self._pending -= 1
+        self.pending -= 1
 
     # ------------------------------------------------------------------------------------------- the device's thread
 

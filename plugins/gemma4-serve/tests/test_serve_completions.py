@@ -56,11 +56,13 @@ def test_a_prompt_is_scored_as_it_is(live: Live) -> None:
 @pytest.mark.parametrize(("change", "words"), [
     ({"prompt": None}, "prompt"), ({"prompt": ""}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [""]}, "prompt"),
     ({"prompt": [1, -1]}, "prompt"), ({"prompt": ["a"] * 65}, "prompt"), ({"prompt": ["a"] * 8, "n": 9}, "64"),
-    ({"prompt": [99999999]}, "99999999"), ({"suffix": "a"}, "suffix"), ({"logprobs": 21}, "logprobs"),
+    ({"prompt": [99999999]}, "99999999"),
+    ({"max_tokens": -5}, "max_tokens"), ({"top_k": -1}, "top_k"), ({"logit_bias": {"-1": 1}}, "logit_bias"), ({"suffix": "a"}, "suffix"), ({"logprobs": 21}, "logprobs"),
     ({"logprobs": True}, "logprobs"), ({"best_of": 3}, "best_of"), ({"max_tokens": 0}, "max_tokens"),
     ({"prompt": "word " * 400}, "context"), ({"echo": 1}, "echo"), ({"prompt": "<|image|>"}, "image"),
 ])
 def test_what_cannot_be_continued_is_told(live: Live, change: dict[str, Any], words: str) -> None:
+    """Among others llama.cpp CVE-2026-21869: no negative number of a body reaches arithmetic."""
     answer = live.post("/v1/completions", {"prompt": TEXT, "max_tokens": 2, **change})
     assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
     assert live.free

@@ -47,6 +47,7 @@ class LocalEngine:
         self._scheduler = self._new_scheduler()
         self._card = model_card(model, settings, self._scheduler.context, adapters or {})
         self._preparing = Preparing(model, settings, self._scheduler.context)
+        self._preparing.get_ready()
         self._pool = ThreadPoolExecutor(1, "gemma4-prepare")
         self._tokens = ThreadPoolExecutor(1, "gemma4-tokens")
         self._arrived: deque[Callable[[], None]] = deque()

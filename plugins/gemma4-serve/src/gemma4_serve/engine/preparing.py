@@ -22,6 +22,13 @@ class Preparing:
         if model.template is not None:
             model.template.seconds = settings.limits.template_seconds
 
+    def get_ready(self) -> None:
+        """Do what the first request with a form would wait for. Raises InputError."""
+        if registry.constraints:
+            prepare = getattr(registry.select("constraint", self.model.context), "prepare", None)
+            if prepare is not None:
+                prepare(self.model.tokenizer)
+
     def inputs(self, asked: Asked) -> Any:
         """A prompt's ids and features, or its ids. Raises ApiError."""
         if asked.kind == "tokens":
@@ -64,6 +71,8 @@ class Preparing:
             options = dict(asked.options)
             options |= sampling(self.model.generation_config, options)
             options.setdefault("draft", self.settings.draft)
+            if options.get("tools") and registry.constraints:
+                options.setdefault("constraint", {"tools": "auto"})  # a call that the model begins is whole and parses
             options["deadline"] = self.settings.limits.seconds
             prompt = {"prompt_tokens": made} if isinstance(made, list) else {"prompt": made}
             request = Request(**prompt, **options)

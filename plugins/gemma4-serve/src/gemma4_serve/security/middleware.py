@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemma4_serve.errors import ApiError, body_of, broken
@@ -88,8 +88,11 @@ class Guard:
 
 
 def matches(route: BaseRoute, scope: Scope) -> bool:
-    """Whether a route serves a path, by whatever method."""
-    return route.matches(scope)[0] is not Match.NONE
+    """Whether a route, or one below it, serves a path by whatever method."""
+    found, inside = route.matches(scope)
+    if found is Match.NONE or not isinstance(route, Mount):
+        return found is not Match.NONE
+    return any(matches(one, {**scope, **inside}) for one in route.routes)
 
 
 class Exchange:

@@ -57,7 +57,9 @@ def test_a_prompt_is_scored_as_it_is(live: Live) -> None:
     ({"prompt": None}, "prompt"), ({"prompt": ""}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [""]}, "prompt"),
     ({"prompt": [1, -1]}, "prompt"), ({"prompt": ["a"] * 65}, "prompt"), ({"prompt": ["a"] * 8, "n": 9}, "64"),
     ({"prompt": [99999999]}, "99999999"),
-    ({"max_tokens": -5}, "max_tokens"), ({"top_k": -1}, "top_k"), ({"logit_bias": {"-1": 1}}, "logit_bias"), ({"suffix": "a"}, "suffix"), ({"logprobs": 21}, "logprobs"),
+    ({"max_tokens": -5}, "max_tokens"),
+    ({"top_k": -1}, "top_k"), ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"suffix": "a"}, "suffix"), ({"logprobs": 21}, "logprobs"),
     ({"logprobs": True}, "logprobs"), ({"best_of": 3}, "best_of"), ({"max_tokens": 0}, "max_tokens"),
     ({"prompt": "word " * 400}, "context"), ({"echo": 1}, "echo"), ({"prompt": "<|image|>"}, "image"),
 ])

@@ -129,7 +129,7 @@ class Exchange:
         found = {"x-request-id": self.id, "x-content-type-options": "nosniff"}
         origin = self.headers.get("origin")
         if origin is not None and listed(origin, self.settings):
-            found |= {"access-control-allow-origin": origin, "vary": "Origin"}
+            found |= {"Access-Control-Allow-Origin": origin, "vary": "Origin"}
         return [(name.encode(), value.encode("latin-1")) for name, value in found.items()]
 
     async def refuse(self, error: ApiError) -> None:
@@ -143,8 +143,8 @@ class Exchange:
         """Say what a page may do; one that may not ask gets no leave."""
         headers = {"content-length": "0", "allow": METHODS}
         if (origin := self.headers.get("origin")) is not None and listed(origin, self.settings):
-            headers |= {"access-control-allow-methods": METHODS, "access-control-allow-headers": "*",
-                        "access-control-max-age": "600"}  # fmt: skip
+            headers |= {"Access-Control-Allow-Methods": METHODS, "Access-Control-Allow-Headers": "*",
+                        "Access-Control-Max-Age": "600"}  # fmt: skip
         await self._answer(200, headers, b"")
 
     async def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:

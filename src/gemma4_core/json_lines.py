@@ -55,6 +55,15 @@ def parsed(line: bytes) -> Any:
     return data
 
 
+def check_text(data: Any, line: bytes) -> None:
+    """Raise InputError where what was read of a line holds half of a surrogate pair, which is not text."""
+    if b"\\ud" in line or b"\\uD" in line:
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError("half of a surrogate pair, which is not text") from None
+
+
 def too_deep() -> InputError:
     """The error for a line that is nested without end."""
     return InputError(f"objects and lists are nested more than {DEEPEST} deep")

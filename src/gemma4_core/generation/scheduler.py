@@ -13,7 +13,7 @@ from gemma4_core.devices import free_memory_bytes
 from gemma4_core.engine.prefix import PrefixStore
 from gemma4_core.engine.scheduler import TokenScheduler
 from gemma4_core.engine.sequence import Sequence, Token
-from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.errors import DeviceError, Gemma4Error, InputError
 from gemma4_core.formatting import shown
 from gemma4_core.generation.adapters import AdapterSwitch
 from gemma4_core.generation.answers import Answer
@@ -241,8 +241,8 @@ class Scheduler:
                 running.sequences.append(sequence)
         except Exception as error:  # whatever a constraint or a drafter raises, the other requests go on
             said = str(error) if isinstance(error, Gemma4Error) else describe(error)
-            return [(running, Part("", finish_reason="cancelled", error=said, choice=number))
-                    for number in range(request.n)]
+            last = Part("", finish_reason="cancelled", error=said, fault=is_fault(error))
+            return [(running, replace(last, choice=number)) for number in range(request.n)]
         found = []
         for number, sequence in enumerate(running.sequences):
             choice = _Choice(running, number, sequence, request.parts(self.model, sequence.ids))
@@ -274,7 +274,14 @@ class Scheduler:
         del self._choices[sequence]
         stats = statistics(sequence, choice.tokens, self.model.load_seconds, self.model.device)
         error = None if sequence.error is None else str(sequence.error)
-        return [Part("", finish_reason=choice.parts.reason(sequence.finish_reason), stats=stats, error=error)]
+        reason, fault = choice.parts.reason(sequence.finish_reason), is_fault(sequence.error)
+        stop = choice.parts.stops.found
+        return [Part("", finish_reason=reason, stats=stats, error=error, fault=fault, stop=stop)]
+
+
+def is_fault(error: Exception | None) -> bool:
+    """Whether an error tells of the machine or the program, not of what was asked."""
+    return error is not None and (isinstance(error, DeviceError) or not isinstance(error, Gemma4Error))
 
 
 def slot_context(model: TextModel, context: int | None) -> int:

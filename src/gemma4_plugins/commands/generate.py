@@ -23,8 +23,9 @@ from gemma4_core.cli.options import (
 from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.console import console
+from gemma4_core.openai import sampling
 from gemma4_plugins.commands.media_options import MediaCommand
-from gemma4_plugins.commands.model_loading import Loading, model_line, sampling
+from gemma4_plugins.commands.model_loading import Loading, model_line
 from gemma4_plugins.commands.prompt import prompt_from_options
 from gemma4_plugins.commands.text_input import read_schema
 

@@ -18,8 +18,9 @@ from gemma4_core.cli.options import (
 from gemma4_core.cli.output import note
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.errors import InputError
+from gemma4_core.openai import sampling
 from gemma4_plugins.commands.media_options import MediaCommand
-from gemma4_plugins.commands.model_loading import Loading, model_name, sampling
+from gemma4_plugins.commands.model_loading import Loading, model_name
 from gemma4_plugins.commands.text_input import checked_text, read_schema, read_tools
 
 if TYPE_CHECKING:

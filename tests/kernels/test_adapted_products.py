@@ -13,7 +13,7 @@ from tinygrad import Tensor, dtypes
 
 from gemma4_core.ops import portable
 from gemma4_core.ops.differentiable import differentiable_operations, training_operations
-from gemma4_core.ops.dropout import Dropout, dropping, next_step, number
+from gemma4_core.ops.dropout import Dropout, dropping
 from gemma4_core.ops.fused import NONE, Fused
 from gemma4_core.ops.multiply import made
 from gemma4_core.weights import DenseMatrix, LowRankChange, Matrix
@@ -111,12 +111,12 @@ def test_dropout_of_a_change(kernels: str) -> None:
     random, rows, inner, outer, rank = np.random.default_rng(3), 24, 32, 48, 4
     x, dy, w, a, b = (random.standard_normal(shape).astype(np.float32) for shape in
                       ((rows, inner), (rows, outer), (outer, inner), (rank, inner), (outer, rank)))
-    dropout = Dropout.of(0.25, number(0, "CPU"), "a matrix")
+    dropout = Dropout.of(0.25, Dropout.counter("CPU"), "a matrix")
     change, tx = Change(Tensor(a).realize(), Tensor(b).realize(), 2.0, dropout), Tensor(x).realize()
     operations, matrix = training_operations(matmul, (), KERNELS[kernels]), Adapted(DenseMatrix(Tensor(w)), [change])
     masks = []
     for step in (0, 1):
-        next_step(dropout.step, 7, step, 0)
+        Dropout.begin(dropout.step, 7, step, 0)
         masks.append(mask := kept(dropout, rows, inner) / 0.75)
         with dropping():
             found = operations.linear(tx, matrix)
@@ -131,11 +131,11 @@ def test_dropout_of_a_change(kernels: str) -> None:
 
 
 def test_what_drops_is_drawn_from_seed_step_batch_and_name() -> None:
-    step = number(0, "CPU")
+    step = Dropout.counter("CPU")
     one, other = (Dropout.of(0.5, step, name) for name in ("one", "other"))
     drawn = []
     for at in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
-        next_step(step, *at)
+        Dropout.begin(step, *at)
         drawn.append(kept(one, 4096))
     assert np.array_equal(drawn[0], drawn[4])
     for two in (*drawn[1:4], kept(other, 4096)):

@@ -19,6 +19,7 @@ from tinygrad import Tensor
 
 from gemma4_core.ops import portable as _portable
 from gemma4_core.ops import sampling as _sampling
+from gemma4_core.ops.dropout import Dropout as Dropout
 from gemma4_core.ops.graphs import upload as upload
 
 if TYPE_CHECKING:

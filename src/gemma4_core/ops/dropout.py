@@ -26,9 +26,20 @@ class Dropout:
 
     p: float
     step: Tensor
-    """uint32 ``[1]``, which all of a model share: see ``next_step``."""
+    """uint32 ``[1]``, which all of a model share: see ``counter`` and ``begin``."""
     place: Tensor
     """uint32 ``[1]``, of its own."""
+
+    @staticmethod
+    def counter(device: str) -> Tensor:
+        """uint32 ``[1]``, in memory: the ``step`` that all dropouts of a model share."""
+        return number(0, device)
+
+    @staticmethod
+    def begin(held: Tensor, seed: int, step: int, batch: int) -> None:
+        """Write into a ``counter`` what the dropouts of one batch of a step are drawn from."""
+        found = zlib.crc32(np.array([seed, step, batch], np.uint64).tobytes())
+        held.assign(number(found, str(held.device))).realize()
 
     @classmethod
     def of(cls, p: float, step: Tensor, name: str) -> Dropout:
@@ -64,12 +75,6 @@ def mixed(x: Tensor) -> Tensor:
 def number(value: int, device: str) -> Tensor:
     """uint32 ``[1]``, in memory."""
     return upload(np.array([value], np.uint32), device)
-
-
-def next_step(held: Tensor, seed: int, step: int, batch: int) -> None:
-    """Write what the dropouts of one batch of a step are drawn from."""
-    found = zlib.crc32(np.array([seed, step, batch], np.uint64).tobytes())
-    held.assign(number(found, str(held.device))).realize()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tinygrad import Tensor, dtypes
 
 from gemma4_core import ExpertStack, Matrix
-from gemma4_core.ops.dropout import Dropout
+from gemma4_core.ops import Dropout
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,7 @@ from tinygrad import Tensor
 
 from gemma4_core import CheckpointError, Context, InputError, TrainedPart
 from gemma4_core.formatting import shown, shown_path
-from gemma4_core.ops import upload
-from gemma4_core.ops.dropout import Dropout, next_step, number
+from gemma4_core.ops import Dropout, upload
 from gemma4_lora.adapters import Adapter, Adapters
 from gemma4_lora.files import AdapterFiles, check_adapter, read_adapter, write_adapter
 from gemma4_lora.fresh import SEED, check_dropout, fresh_adapter, plan_adapter
@@ -108,7 +107,7 @@ def with_dropout(adapter: Adapter, values: Mapping[str, Any]) -> None:
     check_dropout(p, {name: tuple(change.b.shape) for name, change in adapter.changes.items()})
     adapter.config = replace(adapter.config, lora_dropout=float(p))
     if p:
-        step = number(0, str(next(iter(adapter.changes.values())).a.device))
+        step = Dropout.counter(str(next(iter(adapter.changes.values())).a.device))
         adapter.changes = {name: replace(change, dropout=Dropout.of(p, step, name))
                            for name, change in adapter.changes.items()}
 
@@ -124,7 +123,7 @@ def trained_part(model: GemmaModel, values: Mapping[str, Any]) -> TrainedPart | 
         tensors=tensors_of(adapter),
         save=lambda folder: write_adapter(folder, adapter.files),
         load=lambda folder: take(adapter, read_adapter(folder, config), folder),
-        begin=None if dropout is None else partial(next_step, dropout.step, seed),
+        begin=None if dropout is None else partial(Dropout.begin, dropout.step, seed),
     )
 
 

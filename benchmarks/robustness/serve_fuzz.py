@@ -66,6 +66,8 @@ SEEDS: list[tuple[str, Any]] = [
 ]  # fmt: skip
 WORDS = ("/etc/hostname", "file:///etc/passwd", "http://127.0.0.1/", "data:,", "-", "<|image|>", "<turn|>", "\ud83d",
          "9" * 40)  # fmt: skip
+LONGEST = 600.0
+"""Seconds of a request; more is a finding."""
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE", "BREW")
 KINDS = ("application/json", "text/plain", "multipart/form-data; boundary=x", "application/json; charset=utf-16", "")
 
@@ -113,7 +115,7 @@ class Attack:
     async def run(self) -> None:
         """All of them."""
         limits = httpx.Limits(max_connections=self.readers + 4)
-        async with httpx.AsyncClient(base_url=self.served.url, timeout=120, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=self.served.url, timeout=LONGEST, limits=limits) as client:
             self.expected = await self._sane(client)
             await asyncio.gather(*(self._reader(client) for _ in range(self.readers)))
             self.differ += await self._sane(client) != self.expected
@@ -121,10 +123,11 @@ class Attack:
     async def _sane(self, client: httpx.AsyncClient) -> str:
         self.sane += 1
         body = {"messages": [{"role": "user", "content": "tell a story"}], "max_tokens": 12, "temperature": 0}
-        answer = await client.post("/v1/chat/completions", json=body)
-        while answer.status_code == 503:
-            await asyncio.sleep(0.2)
-            answer = await client.post("/v1/chat/completions", json=body)
+        try:
+            while (answer := await client.post("/v1/chat/completions", json=body)).status_code == 503:
+                await asyncio.sleep(0.2)
+        except httpx.HTTPError as fault:
+            return type(fault).__name__
         return str(answer.json()["choices"][0]["message"]) if answer.status_code == 200 else answer.text
 
     async def _reader(self, client: httpx.AsyncClient) -> None:
@@ -135,7 +138,7 @@ class Attack:
             case = mutated(self.rng)
             leaves = 0.02 if self.rng.random() < 0.02 else None
             try:
-                answer = await asyncio.wait_for(client.request(**case), leaves or 120)
+                answer = await asyncio.wait_for(client.request(**case), leaves or LONGEST)
             except (TimeoutError, httpx.HTTPError) as fault:
                 if leaves is None and not isinstance(fault, httpx.LocalProtocolError | httpx.InvalidURL):
                     self._found(f"{type(fault).__name__}", case)

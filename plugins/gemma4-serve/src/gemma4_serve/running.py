@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from gemma4_core import InputError, LoadedModel, load_pretrained
 from gemma4_core.cli import note, on_terminal
+from gemma4_core.devices import end_compilers
 from gemma4_serve.app import create_app
 from gemma4_serve.engine.contract import Asked, EngineClient
 from gemma4_serve.engine.local import LocalEngine
@@ -52,6 +53,7 @@ def serve(settings: Settings, values: Mapping[str, Any]) -> None:
         if on_terminal():
             note(f"{engine.card.name} at {scheme}://{host}:{address[1]}/v1 (Ctrl-C ends it)")
         run(create_app(engine, settings, pages), listening, values)
+        end_compilers()
         log.write("ended")
 
 

@@ -220,19 +220,22 @@ class LocalEngine:
                 if stream.cancelled:
                     running.cancel()
             try:
-                found = self._scheduler.step()
+                self._hand_out(self._scheduler.step())
             except Exception as error:
                 log.failure("a step", error)
                 self._restart()
-                continue
-            self._hand_out(found)
         self._scheduler.close()
 
     def _begin(self, request: Request, stream: LocalStream, progress: bool) -> None:
         if stream.cancelled:
             stream.loop.call_soon_threadsafe(self._ended)
             return
-        running = self._scheduler.submit(request)
+        try:
+            running = self._scheduler.submit(request)
+        except Exception as error:
+            log.failure("a request", error)
+            self._lose(stream, request.n)
+            return
         self._streams[running] = stream
         self._new.append(running)
         if progress:
@@ -298,11 +301,8 @@ class LocalEngine:
 
     def _restart(self) -> None:
         """Begin anew after a step that failed: what ran is lost, what comes is answered."""
-        last = [(stream, [Part("", finish_reason="cancelled", error="", fault=True, choice=choice)
-                          for choice in range(len(running.answers))]) for running, stream in self._streams.items()]
-        for stream, events in last:
-            self._call(stream.loop, lambda stream=stream, events=events: self._deliver([(stream, events)]))  # type: ignore[misc]
-            self._call(stream.loop, self._ended)
+        for running, stream in self._streams.items():
+            self._lose(stream, len(running.answers))
         for held in (self._streams, self._new, self._progress, self._latest):
             held.clear()
         try:
@@ -312,6 +312,13 @@ class LocalEngine:
             log.failure("starting again", error)
             self.ready = False
             self._closing = True
+
+    def _lose(self, stream: LocalStream, answers: int) -> None:
+        """End a stream by a fault of ours."""
+        last: list[Event] = [Part("", finish_reason="cancelled", error="", fault=True, choice=choice)
+                             for choice in range(answers)]  # fmt: skip
+        self._call(stream.loop, lambda: self._deliver([(stream, last)]))
+        self._call(stream.loop, self._ended)
 
     @staticmethod
     def _call(loop: asyncio.AbstractEventLoop, run: Callable[[], None]) -> None:

@@ -168,7 +168,7 @@ def test_a_schema(case: str) -> None:
 
 def test_recursion_ends() -> None:
     inner = '{"next":null}'
-    for _ in range(14):
+    for _ in range(8):
         inner = f'{{"next":{inner}}}'
     assert fits(NODE, inner) and not fits(NODE, '{"next":' * 40 + "null" + "}" * 40)
     tree = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}}}

@@ -131,9 +131,9 @@ def _integer(number: Number) -> Iterator[str]:
 
 
 def _at_least(number: int) -> str:
-    """Whole numbers from one on, not negative, without leading zeros."""
+    """Whole numbers from one on, not negative, without leading zeros, of a bounded length."""
     text = str(number)
-    parts = [f"[1-9][0-9]{{{len(text)},}}", text]
+    parts = [f"[1-9][0-9]{{{len(text)},{max(MOST_INTEGER - 1, len(text))}}}", text]
     for i, digit in enumerate(text):
         if digit < "9":
             parts.append(f"{text[:i]}[{int(digit) + 1}-9]{_digits(len(text) - i - 1)}")

@@ -8,10 +8,10 @@ from math import inf, log
 
 from gemma4_schema.nodes import Array, Choice, Constants, Never, Node, Object, Reference, children
 
-DEEPEST = 16
+DEEPEST = 10
 """Times that definitions which refer to themselves may stand inside each other."""
 SHALLOWEST = 3
-MOST_NODES = 64
+MOST_NODES = 32
 """About how many parts such definitions may grow to, where lists of bounded length hold them: then fewer levels are
 allowed."""
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gemma4_core import Part
 from gemma4_serve.dialects.asking import asked_of, flag, model_name
 from gemma4_serve.engine.contract import Asked, ModelCard, Scored
 from gemma4_serve.errors import wrong
@@ -139,12 +140,12 @@ class TextCompletion:
             outcomes, pieces = self.outcomes[number], []
             for one in events:
                 told = outcomes.take(one)
-                choice = getattr(one, "choice", 0)
-                outcome = outcomes.each[choice]
-                if getattr(one, "text", ""):
-                    pieces.append(self._chunk(number, choice, one.text, told))  # type: ignore[union-attr]
-                if getattr(one, "finish_reason", None) is not None:
-                    pieces.append(self._chunk(number, choice, "", None, ended(outcome)))
+                if not isinstance(one, Part):
+                    continue
+                if one.text:
+                    pieces.append(self._chunk(number, one.choice, one.text, told))
+                if one.finish_reason is not None:
+                    pieces.append(self._chunk(number, one.choice, "", None, ended(outcomes.each[one.choice])))
             if pieces or not events:
                 yield b"".join(pieces) or PING
         if self.form.include_usage:

@@ -25,9 +25,9 @@ class Preparing:
     def get_ready(self) -> None:
         """Do what the first request with a form would wait for. Raises InputError."""
         if registry.constraints:
-            prepare = getattr(registry.select("constraint", self.model.context), "prepare", None)
-            if prepare is not None:
-                prepare(self.model.tokenizer)
+            backend = registry.select("constraint", self.model.context)
+            if backend.prepare is not None:
+                backend.prepare(self.model.tokenizer)
 
     def inputs(self, asked: Asked) -> Any:
         """A prompt's ids and features, or its ids. Raises ApiError."""

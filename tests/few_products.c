@@ -23,6 +23,7 @@ static double few_case(char *room, i64 type, i64 rows, i64 cols, i64 count, i64 
     s.chunk_ready = weights + rows * cols * 4 + 64;
     s.chunk_marks = (char *)s.chunk_ready + (count + 1) * row_stride(cols) * 4;
     s.chunk_tiles = (void *)(((u64)s.chunk_marks + (count + 4) * 16 + 63) & ~63ULL);
+    s.chunk_own = (float *)(((u64)s.chunk_tiles + (count + 16) * row_stride(cols) * 4 + 63) & ~63ULL);
     for (i64 i = 0; i < count * cols; i++) x[i] = next_number(&state);
     for (i64 i = 0; i < rows; i++) scale[i] = next_number(&state);
     for (i64 i = 0; i < rows * cols; i++) {
@@ -58,7 +59,7 @@ static double few_case(char *room, i64 type, i64 rows, i64 cols, i64 count, i64 
 }
 
 static void all_few_products(char *room, double *worst) {
-    const int sizes[][3] = {{1, 5, 2}, {33, 64, 2}, {64, 100, 3}, {70, 96, 5}, {37, 256, 8}, {100, 192, 16}, {48, 130, 17}, {31, 576, 24}, {65, 64, 64}};
+    const int sizes[][3] = {{1, 5, 2}, {33, 64, 2}, {64, 100, 3}, {70, 96, 5}, {37, 256, 8}, {100, 192, 16}, {48, 130, 17}, {31, 576, 24}, {65, 64, 64}, {40, 1024, 16}, {20, 4160, 2}};
     for (i64 i = 0; i < 12; i++) worst[i] = 0;
     for (i64 type = F32; type <= I8; type++)
         for (u64 i = 0; i < sizeof sizes / sizeof *sizes; i++)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from installed import once
+from sampling_cases import M, V, case, sampled
 from training_tools import quick
 from wide_model import CONFIG, IDS
 
@@ -207,8 +208,6 @@ def test_prompts_decoding_and_drafts_in_one_call(folders: dict[str, Path]) -> No
 @pytest.mark.parametrize("without", [(), ("drafted",), ("mask",), ("counts", "drafted"),
                                      ("counts", "drafted", "bias", "mask")])
 def test_choices_equal_the_portable_operation(without: tuple[str, ...], cpu: str) -> None:
-    from test_sampling_rows import M, V, case, sampled
-
     given = {name: array for name, array in case(3).items() if name not in without}
     expected, right = sampled(given)
     numbers, ids, logprobs = np.arange(M, dtype=np.int32), np.full(M, -1, np.int32), np.zeros(M, np.float32)

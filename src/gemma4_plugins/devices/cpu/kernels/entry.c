@@ -47,6 +47,7 @@ typedef struct {
     i64 scratch_per_thread;                               // floats
     float *chunk_h, *chunk_x, *chunk_wide, *chunk_other, *chunk_ple, *chunk_parts;
     void *chunk_ready, *chunk_marks, *chunk_tiles;
+    float *chunk_own;                                     // per thread: rows that it makes ready for itself
     char *chunk_room;                                     // per thread: a packed block, sums of two panels, an expert's rows
     i64 chunk_room_per_thread, first_shared;
     float *choosing;                                      // per thread: the scores of a row

@@ -47,8 +47,28 @@ static Ready ready_rows(Worker *w, const Chunk *c, const float *from, const floa
     return (Ready){{rows, c->count, stride, pairs}, form, marks, (const u32 *)s->chunk_tiles};
 }
 
+// What a thread makes ready for itself: a barrier costs more than so few values, the more so where threads wait for cores.
+enum { OWN_ROWS = 16, OWN_COLS = 4096, OWN_VALUES = 12288, OWN_ROOM = OWN_VALUES + 32 * OWN_ROWS, OWN_FLOATS = OWN_ROOM + 4 * OWN_ROWS + OWN_ROWS * OWN_COLS };
+
+static Ready ready_own(Worker *w, const Chunk *c, const float *from, const float *weight, int norm, const Matrix *m, int form) {
+    i64 cols = m->cols, stride = row_stride(cols);
+    int pairs = pairs_in(w->s, form, m->type);
+    float *room = w->s->chunk_own + w->thread * OWN_FLOATS, *tiles = room + OWN_ROOM + 4 * OWN_ROWS;
+    Marks *marks = (Marks *)(room + OWN_ROOM);
+    for (i64 r = 0; r < c->count; r++) {
+        const float *source = from + r * cols;
+        if (norm) { rms_norm(c->sums, source, weight, cols, w->s->eps); source = c->sums; }
+        ready_line(m, form, pairs, source, cols, (char *)room + r * ready_pitch(stride, pairs), marks + r);
+    }
+#if AMX
+    if (form == TILES) turn_digits((const char *)room, stride * 4, words_of(m), 0, c->count, 0, 0, words_of(m), (u32 *)tiles);
+#endif
+    return (Ready){{room, c->count, stride, pairs}, form, marks, (const u32 *)tiles};
+}
+
 // The same with the right sides of tile registers.
 static Ready ready_operands(Worker *w, const Chunk *c, const float *from, const float *weight, int norm, const Matrix *m, int form) {
+    if (form != PANELS && c->count <= OWN_ROWS && m->cols <= OWN_COLS && c->count * m->cols <= OWN_VALUES) return ready_own(w, c, from, weight, norm, m, form);
     Ready x = ready_rows(w, c, from, weight, norm, m, form);
 #if AMX
     if (x.form != TILES) return x;

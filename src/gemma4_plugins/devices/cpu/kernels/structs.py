@@ -83,7 +83,7 @@ BUFFERS = (
 
 CHUNK_BUFFERS = (
     "chunk_h", "chunk_x", "chunk_wide", "chunk_other", "chunk_ple", "chunk_parts", "chunk_ready", "chunk_marks",
-    "chunk_tiles", "chunk_room",
+    "chunk_tiles", "chunk_own", "chunk_room",
 )  # fmt: skip
 
 

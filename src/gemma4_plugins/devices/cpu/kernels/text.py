@@ -34,6 +34,8 @@ SPLITS = 64
 PANEL, DEPTH, HEAD_BLOCK, SLOTS, ATTENDED = 64, 256, 256, 64, 120
 MOST_FEW = 64
 """The largest FEW of ``few.c``."""
+OWN_FLOATS = 12288 + 36 * 16 + 16 * 4096
+"""Of ``multiply.c``."""
 CHUNK = 256
 """Prompt positions per call."""
 PICTURE = 1152
@@ -223,6 +225,7 @@ def fill_chunk_buffers(step: CStep, text: TextDecoder, arena: Arena, count: int)
     longest = pad(max(hidden, heads, width, config.hidden_size_per_layer_input))
     step.chunk_ready, step.chunk_marks = arena.floats(count * longest), arena.floats(count * 4)
     step.chunk_tiles = arena.floats((min(count, MOST_FEW) + 16) * longest)
+    step.chunk_own = arena.floats(step.threads * OWN_FLOATS)
     widest = max(layer.head_dim for layer in config.layers)
     step.chunk_parts = arena.floats((count + SPLITS) * config.num_attention_heads * (widest + 2))
     sums = max(2 * count * PANEL, hidden, ATTENDED * (2 * widest + 2 * SLOTS + 4))

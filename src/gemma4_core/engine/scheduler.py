@@ -179,8 +179,9 @@ class TokenScheduler:
     def _mixes(self) -> bool:
         """Whether prompts and decoding go through one call: on devices that do not queue steps ahead, so that each
         weight is read once for all rows."""
-        step = self.engine.step(self.slots) if self.slots is not None else None
-        return step is not None and step.ahead == 0
+        if self.slots is None or self.engine.model.operations.run_ahead:
+            return False
+        return self.engine.step(self.slots) is not None
 
     def _prompt_budget(self, others: bool) -> int:
         assert self.slots is not None

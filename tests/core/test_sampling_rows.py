@@ -84,6 +84,17 @@ def test_a_row_alone_is_the_row_in_company_bit_for_bit() -> None:
     assert shuffled.tolist() == ids[order].tolist() and probabilities.tobytes() == logprobs[order].tobytes()
 
 
+def test_no_noise_is_infinite() -> None:
+    # this seed and position hash token 85 to the largest of all numbers
+    seed, place, token = Tensor(np.array([19102], np.uint32)), Tensor(np.array([5], np.int32)), 85
+    logits = np.zeros((1, 256), np.float32)
+    logits[0, token] = -30
+    params = np.array([[1, *OFF[1:]]], np.float32)
+    assert hashed_uniform(seed, place, 256).numpy()[0, token] == 1 - 2.0**-24
+    found, _ = sample(Tensor(logits), SamplingTensors(Tensor(params), seed), place)
+    assert found.item() != token
+
+
 def test_the_first_of_equal_logits_is_taken_by_rows_that_do_not_draw() -> None:
     logits = np.zeros((2, V), np.float32)
     logits[:, [9, 40]] = 2

@@ -12,8 +12,9 @@ static inline u32 mixed_bits(u32 h) {
 
 static inline float noise(u32 start, u32 token) {
     u32 bits = mixed_bits(mixed_bits(token * 0x9E3779B1u + start) + start);
-    float uniform = ((float)(bits >> 8) + 0.5f) * (1.0f / (1 << 24)), once = -logarithm(uniform);
-    return -logarithm(once > 0 ? once : 1e-30f);
+    const float smallest = 1.0f / (1 << 24);
+    float once = -logarithm(((float)(bits >> 8) + 0.5f) * smallest);
+    return -logarithm(once > smallest ? once : smallest);  // the largest number is rounded to 1, whose noise would be infinite
 }
 
 // A number whose order is that of floats.

@@ -38,6 +38,7 @@ static inline i64 words_of(const Matrix *m) { return m->cols / (m->type == I8 ? 
 
 static int form_for(const Step *s, i64 count, const Matrix *m) {
     if (count > FEW) return PANELS;
+    if (m->type == I8 && s->kv_type == F32) return PLAIN;    // digits of x are exact to 2^-15, which is little in fp32
     if (WHOLE_TILES && count >= LEAST_IN_TILES && m->type == I8 && m->cols % 64 == 0) return TILES;
     if (AMX && count >= LEAST_IN_TILES && m->type == BF16 && s->kv_type != F32 && m->cols % 32 == 0) return TILES;
     return VNNI && m->type == I8 ? DIGITS : PLAIN;

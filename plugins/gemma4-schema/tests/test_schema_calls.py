@@ -112,10 +112,10 @@ def test_auto_is_text_or_a_call(text: str) -> None:
     assert special["<turn|>"] in allowed(ended)
 
 
-def test_no_call_begins_in_the_second_half() -> None:
+def test_no_call_begins_that_might_not_be_whole() -> None:
     tools, rng = tools_of({}), np.random.default_rng(4)
     opening = tokenizer().special_tokens["<|tool_call>"]
-    form = constraint({"tools": "required"}, tools=tools, limit=60)
+    form = constraint({"tools": "required"}, tools=tools, limit=120)
     ids: list[int] = []
     while True:
         choices = allowed(form)
@@ -124,7 +124,8 @@ def test_no_call_begins_in_the_second_half() -> None:
             break
         form.advance(choice)
         ids.append(choice)
-    assert len(calls(ids)) > 1 and len(ids) < 60, text_of(ids)
+    each = ids.index(opening, 1)
+    assert len(ids) == each * len(calls(ids)) and 4 <= 120 / each - len(ids) / each + 1 < 5, text_of(ids)
 
 
 def test_other_types_of_tokens_lack_calls() -> None:

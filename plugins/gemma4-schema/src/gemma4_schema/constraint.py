@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from gemma4_core import InputError
 from gemma4_core.contracts import AnswerContext
 from gemma4_schema.compiling import said
 from gemma4_schema.vocabulary import Vocabulary, bits
+
+ROOM = 4
+"""Calls that there must be room for where one more begins."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,7 @@ class Lead:
     free_text: bool = False
     """Whether text of any kind may stand in place of the form, or before it; then ``opening`` begins the form."""
     opening: int = -1
-    """What begins a call, where the form is calls: none begins once half of the answer's tokens are used, so that the
-    last one is whole."""
+    """What begins a call, where the form is calls."""
 
 
 class FormConstraint:
@@ -49,7 +52,7 @@ class FormConstraint:
         self._close_bit = bits([self._close], size) if thinks else None
         self._text = vocabulary.text(size) if thinks or lead.free_text else self._stop_bits
         self._opening_bit = bits([lead.opening], size) if lead.opening >= 0 else None
-        self._last_opening = sys.maxsize if answer.limit is None else answer.limit // 2
+        self._limit = sys.maxsize if answer.limit is None else answer.limit
         self._tokens: list[int] = []
         self._phases = ["thinking" if thinks and lead.thinking == "open" else self._after_thoughts()]
         """The phase before each id and the present one: ``thinking``, ``text``, ``form`` or ``ended``."""
@@ -80,9 +83,13 @@ class FormConstraint:
             raise InputError(f"its form became too complex to follow: {said(self._matcher.get_error())}")
         if not self._matcher.is_accepting():
             return found
-        if self._opening_bit is not None and self._stops and len(self._tokens) >= self._last_opening:
-            return self._stop_bits
-        return found | self._stop_bits
+        return self._stop_bits if self._opening_bit is not None and not self._another() else found | self._stop_bits
+
+    def _another(self) -> bool:
+        """Whether one more call may begin: there must be room for four like the longest, so that it will be whole."""
+        begins = [i for i, token in enumerate(self._tokens) if token == self._lead.opening]
+        longest = max(end - start for start, end in pairwise([*begins, len(self._tokens)]))
+        return self._limit - len(self._tokens) >= ROOM * longest
 
     def advance(self, token: int) -> None:
         """Take in an id. Raises InputError for one that may not follow."""

@@ -38,6 +38,8 @@ soak: $(VENV)/.test
 	$(BIN)/python benchmarks/robustness/kills.py --kills 1000
 	$(BIN)/python benchmarks/robustness/batch_kills.py --rows 2000 --kills 20
 	$(BIN)/python benchmarks/robustness/soak.py --requests 10000
+	$(BIN)/python benchmarks/robustness/serve_fuzz.py --cases 100000
+	$(BIN)/python benchmarks/robustness/serve_soak.py --minutes 10 --streams 64
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -60,5 +62,5 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made $(PROJECTS)
-	$(PIP) install -e '.[cpu,dev,train,plot,data,tokenizer,multimodal]' $(PLUGINS:%=-e %)
+	$(PIP) install -e '.[cpu,dev,train,plot,data,tokenizer,multimodal]' $(PLUGINS:%=-e '%[test]')
 	@touch $@ $(VENV)/.demo

@@ -22,36 +22,19 @@ from functools import partial
 import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
+from training_cases import Case, Work, error_of, losses, mlps, norms
 
 from gemma4_core.contracts import DeviceSettings
 from gemma4_core.devices import activate, machine
-from gemma4_core.ops import portable
 from gemma4_core.ops.attention import Pattern
-from gemma4_core.ops.graphs import CapturedGraph, upload
+from gemma4_core.ops.graphs import CapturedGraph
 from gemma4_core.ops.multiply import made
-from gemma4_core.ops.portable import capped, cross_entropy, gelu_tanh
 from gemma4_plugins.devices.cpu.kernels.training import fused, products
 
 TYPES = {"bf16": (dtypes.bfloat16, 0.01), "fp32": (dtypes.float32, 2e-5)}
-EPS, CAP, WINDOW, WORDS = 1e-6, 30.0, 512, 65536
+WORDS = 65536
 MATRICES = ((2048, 1536), (256, 1536), (6144, 1536), (1536, 6144))
 """Of layers: outputs and inputs."""
-Work = Callable[..., Tensor | None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kernel, what it is to give, and the shapes of its inputs."""
-
-    name: str
-    own: Work
-    stock: Callable[..., Tensor]
-    inputs: tuple[tuple[int, ...], ...]
-    operations: int = 0
-    form: str = ""
-    """Of a plain product."""
-    wide: bool = False
-    """Whether the first input is fp32 whatever the others are."""
 
 
 def adapted(rows: int, rank: int) -> Iterator[Case]:
@@ -80,25 +63,6 @@ def adapted(rows: int, rank: int) -> Iterator[Case]:
             )
 
 
-def norms(rows: int) -> Iterator[Case]:
-    """Norms of the stream and of heads."""
-    norm = portable().rms_norm
-
-    def to_x(x: Tensor, weight: Tensor, dy: Tensor) -> Tensor:
-        return (norm(x, weight, EPS).float() * dy.float()).sum().gradient(x)[0]
-
-    def to_weight(x: Tensor, dy: Tensor) -> Tensor:
-        return (dy.float() * norm(x.float(), None, EPS)).sum(0)
-
-    for m, n in ((rows, 1536), (8 * rows, 256)):
-        yield Case(f"norm {m}x{n}", lambda x, w: fused.rms_norm(x, w, EPS), lambda x, w: norm(x, w, EPS),
-                   ((m, n), (n,)))  # fmt: skip
-        yield Case(f"norm's gradient {m}x{n}", lambda x, w, dy: fused.rms_norm_gradient(x, w, EPS, dy), to_x,
-                   ((m, n), (n,), (m, n)))  # fmt: skip
-        yield Case(f"norm weight's gradient {m}x{n}", lambda x, dy: fused.rms_norm_weight_gradient(x, EPS, dy),
-                   to_weight, ((m, n), (m, n)))
-
-
 def attention(rows: int, dtype: DType) -> Iterator[Case]:
     """Softmax of scores and its gradient."""
     shape = 1, 1, 8, rows, rows
@@ -120,44 +84,9 @@ def attention(rows: int, dtype: DType) -> Iterator[Case]:
             return None if found is None else fused.softmax_gradient(found, slope, pattern, None)
 
         yield Case(f"softmax, {name}", lambda scores, pattern=pattern: fused.softmax(scores, pattern, None, dtype),
-                   weights, (shape,), wide=True)  # fmt: skip
-        yield Case(f"softmax and its gradient, {name}", own_slopes, slopes, (shape, shape), wide=True)
-
-
-def mlps(rows: int) -> Iterator[Case]:
-    """What stands between the products of a gated MLP."""
-
-    def stock(which: int, gate: Tensor, up: Tensor, dy: Tensor) -> Tensor:
-        return ((gelu_tanh(gate) * up).float() * dy.float()).sum().gradient((gate, up)[which])[0]
-
-    def own(which: int, gate: Tensor, up: Tensor, dy: Tensor) -> Tensor | None:
-        found = fused.gated_gradients(gate, up, dy)
-        return None if found is None else found[which]
-
-    shape = rows, 6144
-    yield Case(f"gated {rows}x6144", fused.gated, lambda gate, up: gelu_tanh(gate) * up, (shape, shape))
-    for which, name in enumerate(("gate", "up")):
-        yield Case(f"gated, gradient of {name}", partial(own, which), partial(stock, which), (shape, shape, shape))
-
-
-def losses(rows: int, device: str) -> Iterator[Case]:
-    """Cross entropy of some rows."""
-    targets = upload(np.random.default_rng(2).integers(-1, WORDS, rows).astype(np.int32), device)
-    ones = Tensor.ones(rows, device=device).contiguous().realize()
-
-    def own(raw: Tensor) -> Tensor | None:
-        found = fused.cross_entropy(raw, targets, CAP)
-        return None if found is None else found[:, 0]
-
-    def gradient(raw: Tensor) -> Tensor | None:
-        found = fused.cross_entropy(raw, targets, CAP)
-        return None if found is None else fused.cross_entropy_gradient(raw, targets, CAP, found, ones)
-
-    def stock(raw: Tensor) -> Tensor:
-        return cross_entropy(capped(raw, CAP), targets)
-
-    yield Case("losses", own, stock, ((rows, WORDS),))
-    yield Case("losses and their gradient", gradient, lambda raw: stock(raw).sum().gradient(raw)[0], ((rows, WORDS),))
+                   weights, ((shape, dtypes.float32),))  # fmt: skip
+        yield Case(f"softmax and its gradient, {name}", own_slopes, slopes,
+                   ((shape, dtypes.float32), shape))
 
 
 @dataclass(frozen=True)
@@ -208,28 +137,25 @@ def main() -> None:
     rng, good, rows = np.random.default_rng(0), True, options.rows
     dtype, limit = TYPES[options.dtype]
 
-    ready = adapted(rows, options.rank), norms(rows), attention(rows, dtype), mlps(rows), losses(rows, device)
+    kernels = fused.FUSED
+    ready = (adapted(rows, options.rank), norms(rows, kernels), attention(rows, dtype), mlps(rows, (6144,), kernels),
+             losses(rows, WORDS, device, kernels))
     for case in (case for cases in ready for case in cases):
         if options.only not in case.name:
             continue
-        kinds = [dtypes.float32 if case.wide and not at else dtype for at in range(len(case.inputs))]
-        pairs = zip(case.inputs, kinds, strict=True)
-        inputs = [upload(rng.standard_normal(shape, np.float32), device, kind) for shape, kind in pairs]
+        inputs = case.draw(rng, device, dtype)
         if case.own(*inputs) is None:
             print(f"{case.name}: not served")
             continue
-        truth = case.stock(*(t.float() for t in inputs)).float().numpy()
+        truth = case.truth(inputs)
         graphs = [CapturedGraph(one_result(work)) for work in (case.own, case.stock)[: 1 + options.portable]]
         found = graphs[0](*inputs)
-        error = float(np.abs(found.float().numpy() - truth).max() / np.abs(truth).max())
+        error = error_of(found, truth)
         moved = sum(int(t.nbytes()) for t in inputs) + int(found.nbytes())
         times = [timed(partial(graph, *inputs)) for graph in graphs]
-        wall = times[0].wall
-        line = f"{case.name}: error {error:.1e}, {times[0]}, {moved / wall / 1e9:.1f} GB/s"
-        line += f", {case.operations / wall / 1e9:.0f} GFLOP/s" if case.operations else ""
-        line += "".join(f", portable {one}" for one in times[1:])
         theirs = with_torch(case, options.dtype) if options.torch else None
-        print(line + ("" if theirs is None else f", torch {theirs}"), flush=True)
+        others = [("portable", one) for one in times[1:]] + ([] if theirs is None else [("torch", theirs)])
+        print(case.line(error, moved, times[0].wall, others, times[0]), flush=True)
         good = good and error < limit
     print("good" if good else "WRONG")
     sys.exit(0 if good else 1)

@@ -7,6 +7,7 @@
 #define TILE_LOAD(t, n, from, pitch) emulated_load((t)->tile[n], (t)->configured, (t)->config.rows[n], (t)->config.bytes[n], (const char *)(from), pitch)
 #define TILE_STORE(t, n, to, pitch) emulated_store((t)->tile[n], (t)->configured, (t)->config.rows[n], (t)->config.bytes[n], (char *)(to), pitch)
 #define TILE_PRODUCT(t, c, a, b) emulated_product((t)->tile[c], (t)->tile[a], (t)->tile[b], (t)->configured, (t)->config.rows, (t)->config.bytes, c, a, b)
+#define TILE_PRODUCT_I8(t, c, a, b) emulated_product_i8((t)->tile[c], (t)->tile[a], (t)->tile[b], (t)->configured, (t)->config.rows, (t)->config.bytes, c, a, b)
 
 typedef unsigned char (*Tile)[64];
 
@@ -53,4 +54,15 @@ static void emulated_product(Tile c, Tile a, Tile b, int configured, const unsig
                 for (int i = 0; i < 2; i++) sum += emulated_value(a[m] + 4 * k, i) * emulated_value(b[k] + 4 * n, i);
                 __builtin_memcpy(c[m] + 4 * n, &sum, 4);
             }
+}
+
+static void emulated_product_i8(Tile c, Tile a, Tile b, int configured, const unsigned char *rows, const unsigned short *bytes, int nc, int na, int nb) {
+    if (configured != 1 || !rows[nc] || rows[na] != rows[nc] || bytes[nb] != bytes[nc] || bytes[na] != 4 * rows[nb]) __builtin_trap();
+    for (int m = 0; m < rows[nc]; m++)
+        for (int n = 0; n < bytes[nc] / 4; n++) {
+            int sum;
+            __builtin_memcpy(&sum, c[m] + 4 * n, 4);
+            for (int k = 0; k < bytes[na] / 4; k++) for (int i = 0; i < 4; i++) sum += (signed char)a[m][4 * k + i] * (signed char)b[k][4 * n + i];
+            __builtin_memcpy(c[m] + 4 * n, &sum, 4);
+        }
 }

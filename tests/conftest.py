@@ -31,3 +31,12 @@ def cpu() -> str:
     from gemma4_core.devices import activate
 
     return activate("cpu", DeviceSettings())[1]
+
+
+@pytest.fixture
+def counts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry runs of ``gemma4 train`` that take no steps."""
+    from gemma4_core.training.estimate import Estimate
+
+    nothing = Estimate(0, 0, 0, 0, None, 0.0, 0.0, 1, {32: 0.0}, 0.0, 1)
+    monkeypatch.setattr("gemma4_plugins.commands.train.report.estimated", lambda trainer: nothing)

@@ -59,8 +59,9 @@ if TYPE_CHECKING:
     from gemma4_core.generation.answers import Answer
     from gemma4_core.generation.chat import Chat
     from gemma4_core.generation.loaded_model import LoadedModel
+    from gemma4_core.generation.parts import Part, Stats
     from gemma4_core.generation.requests import Request
-    from gemma4_core.generation.scheduler import Scheduler
+    from gemma4_core.generation.scheduler import Running, Scheduler, SchedulerStats
     from gemma4_core.hookspecs import hookimpl, hookspec
     from gemma4_core.loading import load_pretrained
     from gemma4_core.model import GemmaModel
@@ -113,13 +114,17 @@ __all__ = [
     "ModelTransform",
     "OptimizerBackend",
     "Option",
+    "Part",
     "PluginError",
     "PluginManager",
     "PreparedMedia",
     "Registry",
     "Request",
     "RowSource",
+    "Running",
     "Scheduler",
+    "SchedulerStats",
+    "Stats",
     "StreamDecoder",
     "TensorInfo",
     "Tokenizer",
@@ -159,8 +164,9 @@ _MODULES = {
     "generation.answers": "Answer",
     "generation.chat": "Chat",
     "generation.loaded_model": "LoadedModel",
+    "generation.parts": "Part Stats",
     "generation.requests": "Request",
-    "generation.scheduler": "Scheduler",
+    "generation.scheduler": "Running Scheduler SchedulerStats",
     "hookspecs": "hookimpl hookspec",
     "loading": "load_pretrained",
     "model": "GemmaModel",

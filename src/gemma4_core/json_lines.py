@@ -1,9 +1,10 @@
-"""A line of JSON that comes from outside, read with time and memory bounded."""
+"""Lines of JSON that come from outside, read with time and memory bounded."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 from gemma4_core.errors import InputError
 from gemma4_core.formatting import shown
@@ -12,6 +13,22 @@ DEEPEST = 64
 """Objects and lists inside each other; messages need seven, arguments of tools some more."""
 VALUES = 1 << 20
 """Values of a line at most, about: brackets and commas in it."""
+MARK = b"\xef\xbb\xbf"
+"""What some editors write before UTF-8."""
+
+
+def numbered_lines(file: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
+    """Lines that are not empty, by number; None for one of more than ``limit`` bytes, whose rest is passed over when
+    the next one is asked for. Raises OSError."""
+    number = 0
+    while line := file.readline(limit + 1):
+        number += 1
+        if len(line) > limit:
+            yield number, None
+            while line and not line.endswith(b"\n"):
+                line = file.readline(1 << 20)
+        elif line.strip():
+            yield number, line.removeprefix(MARK) if number == 1 else line
 
 
 def parsed(line: bytes) -> Any:
@@ -36,6 +53,15 @@ def parsed(line: bytes) -> Any:
     if level:
         raise too_deep()
     return data
+
+
+def check_text(data: Any, line: bytes) -> None:
+    """Raise InputError where what was read of a line holds half of a surrogate pair, which is not text."""
+    if b"\\ud" in line or b"\\uD" in line:
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError("half of a surrogate pair, which is not text") from None
 
 
 def too_deep() -> InputError:

@@ -16,6 +16,17 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
 
+class InputDropout(Protocol):
+    """Drops numbers of an input while training is under way: ``gemma4_core.ops.dropout``."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped now."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` with numbers dropped, or its gradient likewise."""
+
+
 class LowRankChange(Protocol):
     """``scale * b @ a``, added to a matrix ``[out, in]`` that is not changed itself."""
 
@@ -29,6 +40,10 @@ class LowRankChange(Protocol):
 
     @property
     def scale(self) -> float: ...
+
+    @property
+    def dropout(self) -> InputDropout | None:
+        """What drops numbers of its input while it trains."""
 
 
 class Matrix(ABC):
@@ -53,6 +68,11 @@ class Matrix(ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """The whole matrix ``[out, in]`` in ``dtype``."""
+
+    def row_scaled(self) -> tuple[Tensor, Tensor] | None:
+        """int8 numbers ``[out, in]`` and fp32 scales ``[out]`` that the matrix is the product of, where it is held so:
+        kernels unpack them inside a product."""
+        return None
 
     def adapted(self) -> tuple[Matrix, Sequence[LowRankChange]]:
         """A base and the changes beside it that make up this matrix, for training, which computes them in one go: no

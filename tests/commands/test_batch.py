@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -200,12 +201,14 @@ def test_constraints_fail_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         return real(request, *args)
 
     monkeypatch.setattr(Request, "choices", choices)
+    monkeypatch.setattr("gemma4_core.generation.constraints.registry", SimpleNamespace(constraints={}))
+    monkeypatch.setattr("gemma4_core.plugins.separate_packages.installed", lambda package: False)
     with open(folder / "in.jsonl", "a") as file:
         file.write(json.dumps(question("json", response_format={"type": "json_object"})) + "\n")
     assert batch(folder).code == 1
     errors = read_rows(folder / "out.errors.jsonl")
     assert errors["c"]["error"]["message"] == "line 3: ValueError: no such schema"
-    assert "no installed package builds constraints" in errors["json"]["error"]["message"]
+    assert "pip install -e plugins/gemma4-schema" in errors["json"]["error"]["message"]
     assert len(read_rows(folder / "out.jsonl")) == 5
 
 

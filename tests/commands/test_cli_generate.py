@@ -496,7 +496,7 @@ def test_a_typed_prompt_wins_over_one_in_the_environment(model: FakeModel, monke
 def test_an_option_of_a_package_that_is_not_installed_names_it(
     model: FakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemma4_core.cli.packages.installed", lambda package: False)
+    monkeypatch.setattr("gemma4_core.plugins.separate_packages.installed", lambda package: False)
     known = commands()
     monkeypatch.setattr(
         "gemma4_core.cli.group.commands", lambda: {name: entry for name, entry in known.items() if is_ours(entry)}

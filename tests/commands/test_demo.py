@@ -44,7 +44,8 @@ def test_the_trained_model_is_shown(packaged: Path, tmp_path: Path) -> None:
     lines = ran.out.splitlines()
     assert "that this project trained" in lines[0]
     for words in ("text      The hungry cat", f"picture   {kept / 'picture.png'}", f"sound     {kept / 'sound.wav'}",
-                  "speed     5 tokens at", f"gemma4 chat -m {kept}", "What to try next", "gemma4 doctor"):
+                  "speed     5 tokens at", f"gemma4 chat -m {kept}", "What to try next", "gemma4 doctor",
+                  "gemma4 serve -m demo", "pip install -e plugins/gemma4-serve"):
         assert words in ran.out
     # what it does not know is called wrong, and the truth is told
     sum_, picture, sound = re.findall(r"\(wrong: it is (.+)\)", ran.out)

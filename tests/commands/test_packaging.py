@@ -55,7 +55,8 @@ def test_the_source_distribution_holds_what_its_tests_need(built: tuple[Path, Pa
     with tarfile.open(built[1]) as archive:
         archive.extractall(tmp_path, filter="data")
     [folder] = tmp_path.iterdir()
-    for name in ("Makefile", "LICENSE", "docs/cli.md", "plugins/gemma4-lora/pyproject.toml", "benchmarks/paired.py"):
+    for name in ("Makefile", "LICENSE", "conftest.py", "docs/cli.md", "plugins/gemma4-lora/pyproject.toml",
+                 "benchmarks/paired.py"):
         assert (folder / name).is_file(), name
     missing = [
         path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*")

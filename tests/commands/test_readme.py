@@ -38,6 +38,8 @@ def test_every_line_can_be_pasted(shell: Shell, cached_model: None) -> None:
     # what the demo printed: its first command line activates the environment, the others use it
     printed = re.findall(r"^  (gemma4 .*?|source .*?)(?:   .*)?$", tried, re.MULTILINE)
     assert printed[0].startswith("source ") and len(printed) > 7
+    # the server comes with a package of its own, and would not end
+    assert printed.pop().startswith("gemma4 serve -m demo") and "pip install -e plugins/gemma4-serve" in tried
     shell.run("\n".join(printed))
     used = shell.run("source .venv/bin/activate\n" + block("Use it"))
     assert "models/e2b-it-int8" in used and "e2b-it  " in used and "tokens/s" in used

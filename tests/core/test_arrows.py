@@ -23,6 +23,7 @@ FLOORS = (
     "text processing",
     "engine",
     "generation",
+    "openai",
     "loading",
     "training",
     "cli",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma4_core.cli.packages import packages
+from gemma4_core.plugins.separate_packages import packages
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"

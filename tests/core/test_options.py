@@ -91,6 +91,7 @@ def test_optimizer_options_are_refused_in_a_dry_run(place: Place, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("counts_alone")
 def test_optimizer_options_that_fit(place: Place, tmp_path: Path, model: GemmaModel) -> None:
     asked = ["--dry-run", "--optimizer", "muon"]
     asked += ["--optimizer-option", "momentum=0.5", "--optimizer-option", "ns_steps=2"]

@@ -165,6 +165,45 @@ def test_some_constrained_and_some_free_run_together() -> None:
     assert [answer.tokens for answer in answers(ours, both, 2)] == expected
 
 
+class Chains(Residues):
+    """Leaves no choice but at every fifth id, and says so."""
+
+    says = True
+
+    def _next(self, count: int) -> int:
+        return 5 + (3 * count + sum(self.taken[: count - count % 5 + 1])) % 40
+
+    def mask(self) -> np.ndarray:
+        if len(self.taken) % 5 == 0:
+            return super().mask()
+        mask, token = np.zeros(-(-self.vocabulary // 32), np.uint32), self._next(len(self.taken))
+        mask[token // 32] = 1 << token % 32
+        return mask
+
+    def forced(self) -> list[int]:
+        count = len(self.taken)
+        return [self._next(i) for i in range(count, count - count % 5 + 5)] if count % 5 and self.says else []
+
+
+def test_ids_without_a_choice_take_no_step_each() -> None:
+    ours = model("dense-mm")
+    vocabulary = ours.config.text_config.vocab_size
+    made: list[dict[str, Any]] = [
+        {"prompt_tokens": [5, 6, 7 + number], "max_new_tokens": 14, "stop_ids": ()} for number in range(2)
+    ]
+    found = {}
+    for says in (False, True):
+        Chains.says = says
+        with Scheduler(ours, 1, CONTEXT) as scheduler:
+            running = [scheduler.submit(Request(**options, constraint=Chains(vocabulary))) for options in made]
+            drain(scheduler)
+            found[says] = [one.answer for one in running], scheduler.stats().steps
+    assert [one.tokens for one in found[True][0]] == [one.tokens for one in found[False][0]]
+    for one, other in zip(found[True][0], found[False][0], strict=True):
+        assert np.allclose(one.logprobs, other.logprobs, atol=1e-4)
+    assert found[True][1] < 0.6 * found[False][1]
+
+
 def test_an_unknown_drafter_and_a_specification_that_nobody_builds_end_one_request() -> None:
     ours = model("dense-mm")
     with pytest.raises(PluginError, match="lookup"):

@@ -53,7 +53,6 @@ def test_a_second_round_of_any_mixture_captures_and_compiles_nothing(made: list[
     for parallel in (1, 5, 16):
         answers(ours, requests("e2b-mm", 20, 1, **ALL), parallel)
     answers(ours, [], 2)  # a scheduler of another size allocates and clears its slots, no more
-    assert made
     made.clear()
     for parallel in (16, 1, 5, 2):
         answers(ours, requests("e2b-mm", 20, parallel + 2, **ALL), parallel)

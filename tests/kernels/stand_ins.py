@@ -29,6 +29,16 @@ def two_products(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor, form: str) -> Ten
     return total.cast(a.dtype).contiguous()
 
 
+def scaled_product(a: Tensor, numbers: Tensor, scale: Tensor, form: str) -> Tensor:
+    calls.append(f"packed {form}")
+    return made(None, a, (numbers.float() * scale.unsqueeze(1)).cast(a.dtype), form).contiguous()
+
+
+def scaled_two_products(a: Tensor, numbers: Tensor, scale: Tensor, a2: Tensor, b2: Tensor, form: str) -> Tensor | None:
+    calls.append(f"packed two {form}")
+    return two_products(a, (numbers.float() * scale.unsqueeze(1)).cast(a.dtype), a2, b2, form)
+
+
 def thin(x: Tensor, a: Tensor, factor: float, form: str) -> Tensor | None:
     calls.append(f"thin {form}")
     return (made(None, x, a, form, True) * factor).cast(x.dtype).contiguous()

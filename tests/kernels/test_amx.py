@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 from cross_compiling import assembly
 
+from gemma4_core.contracts import DeviceSettings
 from gemma4_plugins.devices.cpu import backend as cpu
 from gemma4_plugins.devices.cpu.kernels import amx, build, text, towers
+from gemma4_plugins.devices.native import compiler, threads
 
 INTEL = "vendor_id : GenuineIntel; flags : fpu avx512_bf16 avx512_vnni"
 
@@ -34,6 +36,15 @@ def test_the_system_is_asked_once(machine: SimpleNamespace) -> None:
     assert amx.permitted() and amx.permitted()
     assert machine.asked == [(158, 0x1023, 18)]
     assert "AMX_PERMITTED 1" in build.tuning() and cpu.details()["AMX"] == "granted"
+
+
+def test_a_process_asks_before_it_runs_what_another_one_compiled(
+    machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "configure", lambda: None)
+    monkeypatch.setattr(threads, "install", lambda count: None)
+    cpu.prepare(DeviceSettings())
+    assert machine.asked == [(158, 0x1023, 18)]
 
 
 def test_a_system_that_refuses(machine: SimpleNamespace) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attention_masks import drawn_pattern, of_scores
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 from tinygrad.runtime.support.compiler_cpu import ClangCompiler
@@ -112,6 +113,26 @@ def test_products(dtype: DType, kind: str, m: int, n: int, k: int) -> None:
 
 
 @TYPED
+@pytest.mark.parametrize("kind", ["nt", "nn"])
+@pytest.mark.parametrize(("m", "n", "k"), [*SIZES[1:], (64, 64, 96), (40, 130, 65), (20, 33, 34)])
+def test_products_with_int8_numbers(dtype: DType, kind: str, m: int, n: int, k: int) -> None:
+    """As with a matrix that was unpacked before, to the bit."""
+    shape = (k, n) if kind == "nn" else (n, k)
+    numbers = Tensor(random.integers(-127, 128, shape).astype(np.int8)).realize()
+    scale = Tensor(random.uniform(0.5, 1.5, shape[0]).astype(np.float32) / 74).realize()
+    dense = (numbers.cast(FLOAT) * scale.unsqueeze(1)).cast(dtype).contiguous().realize()
+    a, a2, b2 = drawn(dtype, m, k), drawn(dtype, m, 16), drawn(dtype, *((16, n) if kind == "nn" else (n, 16)))
+    pairs = (
+        (products.scaled_product(a, numbers, scale, kind), products.matmul(a, dense, kind)),
+        (products.scaled_two_products(a, numbers, scale, a2, b2, kind), products.two_products(a, dense, a2, b2, kind)),
+    )
+    for found, wanted in pairs:
+        assert found is not None and wanted is not None and np.array_equal(wide(found), wide(wanted))
+    assert products.scaled_product(a, numbers, scale[:1], kind) is None
+    assert products.scaled_product(a, dense, scale, kind) is None
+
+
+@TYPED
 @pytest.mark.parametrize("kind", ["nt", "nn", "tn"])
 @pytest.mark.parametrize(("lead", "shared"), [((3,), (3,)), ((2, 3), (2,)), ((2, 2, 2), (2, 2)), ((4,), ())])
 def test_many_products(dtype: DType, kind: str, lead: tuple[int, ...], shared: tuple[int, ...]) -> None:
@@ -152,29 +173,9 @@ def test_attention_weights(
     dtype: DType, length: int, window: int | None, banded: bool, segments: bool, media: bool
 ) -> None:
     batch, heads, group = 2, 1, 2
-    parts = np.sort(random.integers(0, 3, (batch, length)), 1).astype(np.int32)
-    spots = np.where(random.random((batch, length)) < 0.5, np.arange(length) // 4, -1).astype(np.int32)
-    pattern = Pattern(window, Tensor(spots) if media else None, Tensor(parts) if segments else None)
-    rows, columns = np.arange(length)[:, None], np.arange(length)[None]
-    seen = np.broadcast_to(columns <= rows, (batch, length, length))
-    if media:
-        seen = seen | ((spots[:, :, None] == spots[:, None]) & (spots >= 0)[:, :, None])
-    if window is not None:
-        seen = seen & (columns > rows - window)
-    if segments:
-        seen = seen & (parts[:, :, None] == parts[:, None])
-    real, shape = np.ones((1, 1, 1, length), np.bool_), (batch, heads, group, length, length)
+    pattern, seen, _ = drawn_pattern(random, batch, length, window, segments, media)
     band = window if banded else None
-    if band is None:
-        seen = seen[:, None, None]
-    else:  # [B, T, T] -> [B, 1, blocks, 1, band, 2 * band]
-        blocks = -(-length // band)
-        padded = np.zeros((batch, blocks * band, (blocks + 1) * band), np.bool_)
-        padded[:, :length, band : band + length] = seen
-        seen = np.stack([padded[:, i * band : (i + 1) * band, i * band : (i + 2) * band] for i in range(blocks)], 1)
-        seen, shape = seen[:, None, :, None], (batch, heads, blocks, group, band, 2 * band)
-        real = (np.arange(blocks * band) < length).reshape(1, 1, blocks, 1, band)
-    seen, real = np.broadcast_to(seen, shape), np.broadcast_to(real, shape[:-1])
+    seen, real, shape = of_scores(seen, heads, group, band)
     scores, slopes = drawn(FLOAT, *shape) * 3, drawn(dtype, *shape)
     found = fused.softmax(scores, pattern, band, dtype)
     assert found is not None and found.dtype == dtype
@@ -235,6 +236,8 @@ def test_other_processors(form: str, dtype: DType) -> None:
     for kind in products.FORMS:
         for size in ((33, 17, 65), (130, 16, 256), (70, 270, 520)):
             test_products(dtype, kind, *size)
+            if kind != "tn":
+                test_products_with_int8_numbers(dtype, kind, *size)
     test_many_products(dtype, "nn", (2, 3), (2,))
     test_norms(dtype, True, 18, 519)
     test_attention_weights(dtype, 45, 20, True, True, False)

@@ -6,10 +6,9 @@ import ctypes
 
 import numpy as np
 import pytest
+from attention_masks import drawn_pattern, of_scores
 from cuda_emulation import compiled
-from tinygrad import Tensor
 
-from gemma4_core.ops.attention import Pattern
 from gemma4_plugins.devices.cuda.kernels import matmul as products
 from gemma4_plugins.devices.cuda.kernels import training as cuda
 from gemma4_plugins.devices.cuda.kernels.sources import device_source
@@ -77,36 +76,14 @@ def test_norms(weighted: bool, m: int, n: int) -> None:
 )  # fmt: skip
 def test_attention_weights(length: int, window: int | None, banded: bool, segments: bool, media: bool) -> None:
     batch, heads, group = (2, 1, 2) if length < 100 else (1, 1, 1)
-    parts = np.sort(random.integers(0, 3, (batch, length)), 1).astype(np.int32)
-    spots = np.where(random.random((batch, length)) < 0.5, np.arange(length) // 4, -1).astype(np.int32)
-    pattern = Pattern(window, Tensor(spots) if media else None, Tensor(parts) if segments else None)
-    rows, columns = np.arange(length)[:, None], np.arange(length)[None]
-    seen = np.broadcast_to(columns <= rows, (batch, length, length))
-    if media:
-        seen = seen | ((spots[:, :, None] == spots[:, None]) & (spots >= 0)[:, :, None])
-    if window is not None:
-        seen = seen & (columns > rows - window)
-    if segments:
-        seen = seen & (parts[:, :, None] == parts[:, None])
+    pattern, seen, numbers = drawn_pattern(random, batch, length, window, segments, media)
     band = window if banded else None
-    if band is not None:  # [B, T, T] -> [B, 1, blocks, 1, band, 2 * band]
-        count = -(-length // band)
-        padded = np.zeros((batch, count * band, (count + 1) * band), np.bool_)
-        padded[:, :length, band : band + length] = seen
-        seen = np.stack([padded[:, i * band : (i + 1) * band, i * band : (i + 2) * band] for i in range(count)], 1)
-        seen, shape = seen[:, None, :, None], (batch, heads, count, group, band, 2 * band)
-    else:
-        seen, shape = seen[:, None, None], (batch, heads, group, length, length)
-    seen = np.broadcast_to(seen, shape)
+    seen, real, shape = of_scores(seen, heads, group, band)
     scores, slopes = random.standard_normal(shape).astype(np.float32) * 3, bf16(random.standard_normal(shape))
-    numbers = [*([parts] if segments else []), *([spots] if media else [])]
     blocks, threads = int(np.prod(shape[:-1])), cuda.softmax_threads(shape[-1])
     out, slope = np.full(shape, 7, np.uint16), np.full(shape, 7, np.uint16)
     run(cuda.softmax_kernel(shape, pattern, band, False), blocks, threads, out, scores, *numbers)
     run(cuda.softmax_kernel(shape, pattern, band, True), blocks, threads, slope, out, slopes)
-    real = np.ones(shape[:-1], np.bool_)
-    if band is not None:
-        real = np.broadcast_to((np.arange(count * band) < length).reshape(1, 1, count, 1, band), shape[:-1])
     powers = np.where(seen, np.exp(np.float64(scores)), 0)
     truth = powers / np.maximum(powers.sum(-1, keepdims=True), 1e-30)
     assert close(wide(out)[real], truth[real]) and not wide(out)[~seen & real[..., None]].any()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemma4_core.contracts import Context
+from gemma4_core.contracts import ByteTokenizer, Context
 from gemma4_core.errors import Gemma4Error, TokenizerError
 from gemma4_core.silence import silent_stderr
 from gemma4_core.text.tiny import TINY_MEDIA_IDS, TINY_STOP_IDS, TINY_TEXT_IDS, TINY_VOCAB_SIZE, copy_tiny_tokenizer
@@ -139,6 +139,17 @@ def test_what_is_no_id_is_refused(tokenizer, token):
 def test_numpy_ids_are_ids_and_an_unknown_one_does_not_end_a_stream(tokenizer):
     assert tokenizer.decode(np.array(tokenizer.encode("Hello"))) == "Hello"
     assert tokenizer.stream().add(731) == "\ufffd"
+
+
+def test_a_digest_is_that_of_all_that_decides_about_ids(tiny_folder: Path):
+    first = opened(tiny_folder)
+    assert isinstance(first, ByteTokenizer) and first.piece(300) == first.decode([300]).encode()
+    assert first.digest() == opened(tiny_folder).digest()
+    file = tiny_folder / "tokenizer.json"
+    file.write_text(file.read_text() + " ")
+    changed = opened(tiny_folder).digest()
+    (tiny_folder / "tokenizer_config.json").write_text(json.dumps({"extra_special_tokens": ["a"]}))
+    assert len({first.digest(), changed, opened(tiny_folder).digest()}) == 3
 
 
 def test_a_lone_surrogate_is_named(tokenizer):

@@ -89,12 +89,14 @@ def render(task: tuple[str, int, int]) -> list[str]:
 def test_every_kernel_renders() -> None:
     KERNELS[:] = list({kernel.key: kernel for preset in MODELS for kernel in kernels(preset)}.values())
     assert len(KERNELS) > 100
-    tasks = [(name, start, 4) for start in range(4) for name in TARGETS]
+    # METAL, which allows least, gets all, the others half of them each
+    tasks = [(name, start, 4) for start in range(4) for name in ("METAL", ("CUDA", "AMD")[start % 2])]
     with multiprocessing.get_context("fork").Pool(2) as pool:
         results = pool.map_async(render, tasks, chunksize=1).get(timeout=800)
-    for name in TARGETS:
-        sources = [text for task, texts in zip(tasks, results, strict=True) if task[0] == name for text in texts]
-        assert len(sources) == len(KERNELS)
+    made = {name: [text for task, texts in zip(tasks, results, strict=True) if task[0] == name for text in texts]
+            for name in TARGETS}
+    assert len(made["METAL"]) == len(made["CUDA"]) + len(made["AMD"]) == len(KERNELS)
+    for name, sources in made.items():
         check(name, sources)
     KERNELS.clear()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
+from tinygrad.uop import Ops
 from training_tools import quick, reference_batch, short, tiny
 
 from gemma4_core import GemmaTrainingBatch, InputError, build_optimizer, train_step
@@ -15,7 +16,9 @@ from gemma4_core.model import GemmaModel
 from gemma4_core.training.checked import CheckedBatch
 from gemma4_core.training.programs import compiling
 from gemma4_core.training.programs.kinds import Walk
+from gemma4_core.training.programs.plan import Plan, Trained
 from gemma4_core.training.programs.steps import Steps
+from gemma4_core.training.programs.tracing import placeholder, trace, written
 
 IDS = np.random.default_rng(0).integers(3, 300, (2, 40))
 
@@ -126,6 +129,25 @@ def test_programs_outlive_the_process(
         file.write_bytes(file.read_bytes()[:-9])
     third = gradients(short(), GemmaTrainingBatch(IDS))[0]
     assert len(traced) == 2 * count and all(np.array_equal(first[name], third[name]) for name in first)
+
+
+def test_the_keys_of_programs_that_add_gradients_do_not_depend_on_the_order_of_a_set() -> None:
+    model = short()
+    every = frozenset(map(id, trained(model).values()))
+    batch = CheckedBatch.of(model, GemmaTrainingBatch(IDS))
+    plan = Plan(model, Steps(model, {}).forms(batch), Trained(every, every))
+    sums = [[name for name in task.inputs if name.startswith("sum of ")] for task in plan.tasks.values()]
+    assert max(map(len, sums)) > 4 and all(found == sorted(found) for found in sums)
+
+
+def test_small_kernels_without_sums_are_told_apart(cpu: str) -> None:
+    x = placeholder(64, dtype=dtypes.float32, device=cpu)
+    program = trace(lambda x: {"twice": x * 2, "sum": x.sum()}, {"x": x}, {})
+    kinds = {program.names[written(call)[0]]: call for call in program.calls}
+    assert [compiling.elementwise_below(kinds[name], 1024) for name in ("twice", "sum")] == [True, False]
+    assert not compiling.elementwise_below(kinds["twice"], 512)
+    done = compiling.compiled({"both": program}, 1024)["both"]
+    assert [call.src[0].op for call in done.calls] == [Ops.PROGRAM] * len(program.calls)
 
 
 def test_a_limit_that_nothing_kept_exceeds_is_refused_with_its_numbers(traced: list[str]) -> None:

@@ -162,6 +162,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     ("run.toml", 'model-dir = "{model}"\ndata = "{data}"\nlr = 0.5\nbatch_size = 2\ntrainable = ["*down*", "*up*"]\n'),
     ("run.yaml", 'model-dir: "{model}"\ndata: "{data}"\nlr: 5e-1\nbatch-size: 2\ntrainable: "*down*"\nsteps:\n'),
 ])
+@pytest.mark.usefixtures("counts_alone")
 def test_options_from_a_file(place: Place, tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text.format(model=place.model, data=place.data))
@@ -188,6 +189,7 @@ def test_a_faulty_file_is_refused(tmp_path: Path, name: str, text: str, says: st
     assert "absent.toml" in failure("train", "--config", tmp_path / "absent.toml")
 
 
+@pytest.mark.usefixtures("counts_alone")
 def test_dry_run_shows_what_is_learnt(place: Place, tmp_path: Path) -> None:
     ran = gemma4("train", "-m", place.model, "--data", place.data, "--dry-run")
     assert ran.code == 0 and "train.jsonl:1, learnt between" in ran.out and "»one<turn|>«" in ran.out

@@ -404,6 +404,7 @@ def test_without_pyarrow_there_is_a_command(tmp_path: Path, monkeypatch: pytest.
 # ---------------------------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.usefixtures("counts_alone")
 def test_the_command_takes_folders_splits_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(tmp_path)
     folder = tmp_path / "data"

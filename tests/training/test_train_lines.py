@@ -366,6 +366,7 @@ def test_what_an_assistant_may_spell(processor: Any, tmp_path: Path) -> None:
     assert not set(item.ids.tolist()) & {count[name] for name in ("<|tool_call>", "<|channel>", '<|"|>', "<eos>")}
 
 
+@pytest.mark.usefixtures("counts_alone")
 def test_keys_that_nothing_reads_are_one_warning(tmp_path: Path) -> None:
     place = Place(tmp_path)
     lines = [{**talk("One?", "one", score=1), "source": "web", "id": 5, "tools": None}, {"text": "x", "source": "book"}]

@@ -54,6 +54,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> No
         ("init_lora_weights", "loftq"), ("peft_type", "IA3"), ("peft_type", None), ("kasa_config", {"a": 1}),
         ("an_option_of_tomorrow", 0.5), ("r", 0), ("r", "8"), ("r", True), ("lora_alpha", "x"), ("lora_alpha", [1]),
         ("use_rslora", "yes"), ("rank_pattern", [1]), ("rank_pattern", {"q_proj": 0}), ("alpha_pattern", {"(": 1}),
+        ("lora_dropout", "0.1"), ("lora_dropout", 1.5),
         ("alpha_pattern", {"(a+)+$": 1}), ("rank_pattern", {".*.*.*q": 1}), ("rank_pattern", {"x" * 300: 1}),
     ],
 )  # fmt: skip

@@ -71,5 +71,7 @@ def test_what_does_not_go_together_is_said_before_the_model_is_read(tmp_path: Pa
     args = ("train", "-m", model, "--data", data, "-o", tmp_path / "run", "--device", "cpu")
     assert '"nothing"' in failure(*args, "--lora", "--lora-targets", "nothing")
     assert "--lora-rank" in failure(*args, "--lora-rank", 4)
+    assert "--lora-dropout 0.1 needs --lora" in failure(*args, "--lora-dropout", 0.1)
+    assert "--lora-dropout 1.0: a number from 0 to below 1" in failure(*args, "--lora", "--lora-dropout", 1)
     assert "embed_tokens" in failure(*args, "--lora", "--lora-targets", "*embed_tokens.weight")
     assert not (tmp_path / "run").exists()

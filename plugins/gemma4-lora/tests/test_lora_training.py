@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from gemma4_core import (
 )
 from gemma4_core.config import load_config
 from gemma4_core.quantize import quantize
+from gemma4_core.training.evaluate import Evaluator
 
 TARGETS = ("*.layers.1.self_attn.q_proj.weight", "*.layers.1.mlp.down_proj.weight")
 
@@ -94,6 +96,8 @@ def test_targets_are_globs_or_module_names() -> None:
     assert pick("*.embed_audio.*") == ["model.embed_audio.embedding_projection.weight"]
     moe = adaptable(load_config(base_folder("moe")))
     assert all(len(moe[name]) == 3 for name in fresh_adapter(moe, "", rank=1, targets=["experts.down_proj"]).pairs)
+    with pytest.raises(InputError, match="is a stack of experts, whose adapters have no dropout"):
+        fresh_adapter(moe, "", rank=1, targets=["q_proj", "experts.down_proj"], dropout=0.1)
 
 
 EXPERTS = ("*.layers.1.experts.*", "*.layers.0.self_attn.o_proj.weight", "*.layers.1.router.proj.weight")
@@ -192,12 +196,16 @@ def test_only_the_adapter_trains(name: str, packed: bool, folders: Folders) -> N
 def test_layers_computed_again_give_the_same_step(folders: Folders) -> None:
     results = []
     for checkpointing in (False, True):
-        model = for_training(folders["dense", False])
+        model = for_training(folders["dense", False], lora_dropout=0.3)
         optimizer = build_optimizer(model, "sgd", lr=0.1)
         losses = [train_step(model, optimizer, batch(), checkpointing=checkpointing).item() for _ in range(2)]
         results.append((losses, {name: t.numpy() for name, t in optimizer.named_params.items()}))
-    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
-    assert all(np.allclose(results[0][1][name], value, atol=1e-6) for name, value in results[1][1].items())
+    assert results[0][0] == results[1][0]
+    assert all(np.array_equal(results[0][1][name], value) for name, value in results[1][1].items())
+    # what is not trained on drops nothing, nor do the answers
+    held = Evaluator(model).loss([batch()])
+    assert held == pytest.approx(compute_loss(model, batch()).item(), rel=1e-5)
+    assert held != pytest.approx(train_step(model, optimizer, batch()).item(), rel=1e-5)
 
 
 def test_three_and_three_steps_are_six(folders: Folders, tmp_path: Path) -> None:
@@ -206,7 +214,7 @@ def test_three_and_three_steps_are_six(folders: Folders, tmp_path: Path) -> None
     def run(steps: int, model: GemmaModel, optimizer: Any, first: int = 0) -> list[float]:
         return [train_step(model, optimizer, batch(first=step)).item() for step in range(first, first + steps)]
 
-    whole = for_training(base)
+    whole = for_training(base, lora_dropout=0.2)
     optimizer = build_optimizer(whole, lr=0.02)
     losses = run(3, whole, optimizer)
     folder = save_training_checkpoint(whole, tmp_path / "run", optimizer, {"step": 3})
@@ -214,7 +222,7 @@ def test_three_and_three_steps_are_six(folders: Folders, tmp_path: Path) -> None
     assert names >= {"adapter_config.json", "adapter_model.safetensors"} and "model.safetensors" not in names
     losses += run(3, whole, optimizer, 3)
 
-    again = for_training(base)
+    again = for_training(base, lora_dropout=0.2)
     other = build_optimizer(again, lr=0.02)
     assert load_training_checkpoint(folder, again, other) == {"step": 3}
     assert run(3, again, other, 3) == losses[3:]
@@ -224,6 +232,8 @@ def test_three_and_three_steps_are_six(folders: Folders, tmp_path: Path) -> None
     applied = tiny(folder=base, options={"adapter": str(folder)})
     assert not np.allclose(logits(applied), logits(tiny(folder=base)))
     onward = tiny(folder=base, options={"lora": True, "adapter": str(folder)})
+    held = {c.dropout.p for c in Adapters.of(onward).loaded["lora"].changes.values() if c.dropout is not None}
+    assert held == {0.2} and json.loads((folder / "adapter_config.json").read_text())["lora_dropout"] == 0.2
     assert onward.trained_part is not None and np.allclose(logits(onward), logits(applied), atol=1e-3)
     with pytest.raises(CheckpointError, match="differs in"):
         load_training_checkpoint(folder, for_training(base, lora_rank=3))

@@ -92,7 +92,7 @@ class Robust(click.Command):
                 option.show_envvar = True  # the message then names the environment variable
             raise
         except click.NoSuchOption as error:
-            from gemma4_core.cli.packages import missing, owner_of_option
+            from gemma4_core.plugins.separate_packages import missing, owner_of_option
 
             if package := owner_of_option(error.option_name):
                 raise click.UsageError(missing(error.option_name, package), ctx) from error

@@ -49,8 +49,8 @@ class LazyGroup(Robust, click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from gemma4_core.cli.packages import missing, owner_of_command
             from gemma4_core.plugins.origin import nearest
+            from gemma4_core.plugins.separate_packages import missing, owner_of_command
 
             if package := owner_of_command(args[0]):
                 raise click.UsageError(missing(f"The command {args[0]}", package), ctx) from error

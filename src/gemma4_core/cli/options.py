@@ -167,6 +167,12 @@ def tools_option(function: F) -> F:
                         help="JSON file with tool declarations for the template.")(function)
 
 
+def schema_option(function: F) -> F:
+    """``--schema``."""
+    return click.option("--schema", metavar="FILE|JSON", shell_complete=completion.files,
+                        help="JSON schema that the answer must fit: a file, or the schema itself.")(function)
+
+
 def tokenizer_option(function: F) -> F:
     """``--tokenizer``."""
     return click.option("--tokenizer", default="auto", show_default=True, metavar="NAME", help="Tokenizer plugin.",

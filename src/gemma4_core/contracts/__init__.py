@@ -5,7 +5,7 @@ is needed. The protocols beside them say what a factory must return.
 """
 
 from gemma4_core.contracts.callbacks import CallbackBackend, TrainingCallback
-from gemma4_core.contracts.constraints import ConstraintBackend
+from gemma4_core.contracts.constraints import ANSWER_KEY, AnswerContext, ConstraintBackend
 from gemma4_core.contracts.context import FORMAT_KEY, Context, Headers, Matches, Option, SideFile, TensorInfo, always
 from gemma4_core.contracts.devices import DeviceBackend, DeviceSettings, Staging
 from gemma4_core.contracts.drafters import DrafterBackend
@@ -14,13 +14,16 @@ from gemma4_core.contracts.kinds import KINDS, Description
 from gemma4_core.contracts.modalities import MediaProcessor, ModalityTower, PreparedMedia, Tower
 from gemma4_core.contracts.optimizers import Optimizer, OptimizerBackend
 from gemma4_core.contracts.steps import Constraint, Drafter
-from gemma4_core.contracts.tokenizers import StreamDecoder, Tokenizer, TokenizerBackend
+from gemma4_core.contracts.tokenizers import ByteTokenizer, StreamDecoder, Tokenizer, TokenizerBackend
 from gemma4_core.contracts.transforms import AdapterSet, ModelTransform, TrainedPart
 
 __all__ = [
+    "ANSWER_KEY",
     "FORMAT_KEY",
     "KINDS",
     "AdapterSet",
+    "AnswerContext",
+    "ByteTokenizer",
     "CallbackBackend",
     "CheckpointFormat",
     "CheckpointMetadata",

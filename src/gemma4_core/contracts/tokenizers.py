@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gemma4_core.contracts.context import Context, Matches, always
 
@@ -38,6 +38,19 @@ class Tokenizer(Protocol):
 
     def stream(self, skip_special: bool = False) -> StreamDecoder:
         """A fresh incremental decoder."""
+
+
+@runtime_checkable
+class ByteTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose text is the joined bytes of its tokens, as those of released models are. Constraints need it
+    where a token may be a part of a character."""
+
+    def piece(self, token: int) -> bytes | None:
+        """The bytes of an id, None where no token has it."""
+
+    def digest(self) -> str:
+        """A hash of all that decides which ids a text has and which bytes an id: what was made for one tokenizer, and
+        kept on disk, is right for another one of equal digest."""
 
 
 @dataclass(frozen=True)

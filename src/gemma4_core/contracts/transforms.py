@@ -45,6 +45,9 @@ class TrainedPart:
     load: Callable[[Path], None]
     """Read back in place what ``save`` wrote: the same ``tensors`` with that content, bit for bit. Raises
     CheckpointError, with nothing changed, where the files do not fit."""
+    begin: Callable[[int, int], None] | None = None
+    """Told the number of a training step and that of a batch in it before each batch: what a part draws at random, such
+    as dropout, depends on them alone, so that a run that goes on draws what it would have drawn."""
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,23 @@ from typing import TypeVar
 
 from gemma4_core.contracts import Context, DeviceBackend, DeviceSettings, Staging
 from gemma4_core.devices import machine
+from gemma4_core.devices.machine import cache_dir
 from gemma4_core.devices.process import process
 from gemma4_core.errors import DeviceError, Gemma4Error, InputError
 from gemma4_core.plugins import registry
 
-__all__ = ["activate", "chosen_by_dev", "free_memory_bytes", "requested_target"]
+__all__ = ["activate", "cache_dir", "chosen_by_dev", "end_compilers", "free_memory_bytes", "requested_target"]
 
 MAX_BEAM = "TINYGRAD_GEMMA_MAX_BEAM"
 DEFAULT_MAX_BEAM = 4
+
+
+def end_compilers() -> None:
+    """End the processes in which tinygrad compiles. Where another thread than the main one began them, they would keep
+    the program from ending; the next kernel begins new ones."""
+    from tinygrad.engine.worker import terminate_worker_pool
+
+    terminate_worker_pool()
 
 
 def parse_beam(value: str | int) -> int:

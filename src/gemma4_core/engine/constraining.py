@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,11 @@ class GuardedConstraint:
     def rollback(self, tokens: int) -> None:
         """Take back the last so many ids."""
         self._asked("rollback", self.inner.rollback, tokens)
+
+    def forced(self) -> Sequence[int]:
+        """The ids that must follow; none after an error."""
+        found = self._asked("forced", self.inner.forced)
+        return [int(token) for token in found] if self.error is None else []
 
     def check(self) -> None:
         """Raise the error, where there was one."""

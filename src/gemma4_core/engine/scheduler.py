@@ -19,8 +19,9 @@ from gemma4_core.engine.admission import Admission
 from gemma4_core.engine.choices import SamplingTable, host_choice, top_tokens
 from gemma4_core.engine.engine import Engine, Several
 from gemma4_core.engine.prefix import PrefixStore
+from gemma4_core.engine.prompts import Prompts
 from gemma4_core.engine.proposals import Proposals
-from gemma4_core.engine.rows import chunks, greedy_rows, joined, prompt_rows
+from gemma4_core.engine.rows import greedy_rows, joined
 from gemma4_core.engine.sequence import Sequence, Token
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.model.ids import check_rows
@@ -28,7 +29,7 @@ from gemma4_core.model.slots import SlotStore
 from gemma4_core.ops.steps import Hidden
 
 PROMPTS = 2
-"""Prompts that get rows in one step."""
+"""Prompts that get rows in one step, where each is a call of its own."""
 
 Event = tuple[Sequence, Token | None]
 """A token of a sequence, or None where it has ended; ``finish_reason`` says why."""
@@ -80,6 +81,7 @@ class TokenScheduler:
         self._admission = Admission(self.engine, self.slots, self.prefixes, self.parallel, self.switch)
         self._table = SamplingTable(self.engine.model, 1 if self.slots is None else self.slots.count)
         self._proposals = Proposals(self.engine, self._table)
+        self._prompts = Prompts(self.engine, self.prefixes)
 
     def submit(self, sequence: Sequence) -> None:
         """Add a sequence to those that wait."""
@@ -97,6 +99,10 @@ class TokenScheduler:
         events: list[Event] = list(self._drop_cancelled())
         for sequence in self._admission.admit(self.waiting, self.active):
             self._table.start(sequence)
+        if self._mixes:
+            events += self._mixed()
+            self._forget_ended()
+            return events
         if not self.issued:
             events += self._issue()
         others, prompts = bool(self.issued), self._next_prompts(bool(self.issued))
@@ -153,14 +159,8 @@ class TokenScheduler:
         """Run the next chunk of a prompt; the choice of the first token where it is the last one."""
         lane = sequence.lane
         assert lane is not None
-        filled = sequence.held.length
-        start, stop = self._chunk(sequence, filled, others)
-        last = stop == sequence.length
-        lane.reserve(stop)
-        rows = prompt_rows(
-            sequence.prompt, 0, start, stop, slot=lane.slot, at=start, wanted=[stop - start - 1] if last else []
-        )
-        choices = sequence.choices
+        rows = self._prompts.rows(sequence, self.engine.model.operations.shared_chunk if others else None)
+        last, choices = len(rows.wanted) > 0, sequence.choices
         sampling = self._choosing([sequence]) if last else None
         try:
             result = self.engine.run(lane.slots, rows, sampling, logits=choices.wants_logits)
@@ -168,24 +168,49 @@ class TokenScheduler:
             sequence.error = error
             self._end(sequence, "cancelled")
             return Issued(Hidden(None), [sequence], [[]], None)
-        sequence.held.note(sequence.prompt.signature[start:stop])
-        self.counts.prompt_tokens += stop - start
-        if self.prefixes is not None and stop in sequence.boundaries:
-            self.prefixes.keep(lane.slot, stop)
+        self.counts.prompt_tokens += self._prompts.note(sequence, rows.count)
         if not last:
             return None
         return Issued(result, [sequence], [[]], sampling)
 
-    def _chunk(self, sequence: Sequence, filled: int, others: bool) -> tuple[int, int]:
-        """The next positions of a prompt: a whole chunk, or what fits into a step that others wait for; never past a
-        message's end that is to be kept."""
-        assert sequence.lane is not None
-        size = self.engine.chunk_size(sequence.lane.slots)
-        if others:
-            size = min(size, self.engine.model.operations.shared_chunk)
-        start, stop = chunks(sequence.prompt, 0, filled, size)[0]
-        ends = [end for end in sequence.boundaries if start < end < stop] if self.prefixes is not None else []
-        return start, ends[0] if ends else stop
+    # ------------------------------------------------------------------------------------------- both in one call
+
+    @property
+    def _mixes(self) -> bool:
+        """Whether prompts and decoding go through one call: on devices that do not queue steps ahead, so that each
+        weight is read once for all rows."""
+        if self.slots is None or self.engine.model.operations.run_ahead:
+            return False
+        return self.engine.step(self.slots) is not None
+
+    def _prompt_budget(self, others: bool) -> int:
+        assert self.slots is not None
+        return self.engine.model.operations.shared_chunk if others else self.engine.chunk_size(self.slots)
+
+    def _mixed(self) -> list[Event]:
+        """One row of each sequence that decodes (more where drafts are checked), and rows of as many prompts as fit.
+        What the host has a say in, and media, run by themselves."""
+        events: list[Event] = []
+        ready = [sequence for sequence in self.active if sequence.decoding and sequence.run < sequence.limit - 1]
+        prompts = [sequence for sequence in self.active if not sequence.first and sequence.finish_reason is None]
+        for sequence in (sequence for sequence in ready if sequence.choices.processors):
+            events += self._read(self._decode([sequence]))
+        group = [sequence for sequence in ready if not sequence.choices.processors]
+        drafts = self._proposals.of(group)
+        parts = [sequence.next_rows(draft) for sequence, draft in zip(group, drafts, strict=True)]
+        began = list(self._prompts.fitting(prompts, self._prompt_budget(bool(ready))))
+        for sequence in (sequence for sequence, rows in began if rows is None):
+            issued = self._prefill(sequence, bool(ready))
+            events += self._read(issued) if issued is not None else []
+        filling = [(sequence, rows) for sequence, rows in began if rows is not None]
+        ends = [sequence for sequence, rows in filling if len(rows.wanted)]
+        rows = joined([*parts, *(rows for _, rows in filling)]) if parts or filling else None
+        if rows is not None:
+            issued = self._run(rows, group, drafts, ends)
+            for sequence, part in filling:
+                self.counts.prompt_tokens += self._prompts.note(sequence, part.count)
+            events += self._read(issued)
+        return events
 
     # ------------------------------------------------------------------------------------------- decoding
 
@@ -225,12 +250,12 @@ class TokenScheduler:
         parts = [sequence.next_rows() for sequence in ready]
         rows = joined(parts)
         rows = Rows(before.result.ids, rows.slot, rows.position, rows.wanted)
-        self.issued.append(self._run(rows, ready, [[] for _ in ready], before.sampling))
+        self.issued.append(self._run(rows, ready, [[] for _ in ready], sampling=before.sampling))
 
     def _decode(self, group: list[Sequence]) -> Issued:
         drafts = self._proposals.of(group)
         rows = joined([sequence.next_rows(draft) for sequence, draft in zip(group, drafts, strict=True)])
-        return self._run(rows, group, drafts, self._choosing(group, drafts))
+        return self._run(rows, group, drafts)
 
     def _choosing(self, group: list[Sequence], drafts: list[list[int]] | None = None) -> SamplingRows:
         """How a group's rows choose. Where logits processors have the last word the device's choice means nothing."""
@@ -238,17 +263,26 @@ class TokenScheduler:
             return greedy_rows(len(group))
         return self._table.rows(group, drafts)
 
-    def _run(self, rows: Rows, group: list[Sequence], drafts: list[list[int]], sampling: SamplingRows | None) -> Issued:
-        lane = group[0].lane
+    def _run(
+        self, rows: Rows, group: list[Sequence], drafts: list[list[int]], ends: list[Sequence] | None = None,
+        sampling: SamplingRows | None = None,
+    ) -> Issued:
+        """Run a group's rows, with rows of prompts behind them: those of ``ends`` choose their first token."""
+        choosing, lane = [*group, *(ends or [])], (group or self.active)[0].lane
         assert lane is not None
-        logits = any(sequence.choices.wants_logits for sequence in group)
-        result = self.engine.run(lane.slots, rows, sampling, hidden=self._proposals.wants_hidden(group), logits=logits)
+        drafts = [*drafts, *([] for _ in ends or [])]
+        if sampling is None and choosing:
+            sampling = self._choosing(choosing, drafts)
+        logits = any(sequence.choices.wants_logits for sequence in choosing)
+        hidden = self._proposals.wants_hidden(choosing)
+        result = self.engine.run(lane.slots, rows, sampling, hidden=hidden, logits=logits)
         for sequence in group:
             sequence.run += 1
             sequence.note()
-        self.counts.steps += 1
-        self.counts.rows += rows.count
-        return Issued(result, group, drafts, sampling)
+        if group:
+            self.counts.steps += 1
+            self.counts.rows += sum(1 + len(draft) for draft in drafts[: len(group)])
+        return Issued(result, choosing, drafts, sampling)
 
     # ------------------------------------------------------------------------------------------- results
 
@@ -323,7 +357,7 @@ class TokenScheduler:
                     break
                 accepted += 1
                 sequence.run += 1
-        if draft and sequence.drafting is not None:
+        if draft and sequence.drafting is not None and not sequence.forced:
             sequence.drafting.checked(len(draft), accepted)
 
     def _ends(self, sequence: Sequence, token: int) -> bool:

@@ -114,6 +114,8 @@ class Sequence:
     """Prompt positions that the slot held or got from another one."""
     finish_reason: str | None = None
     error: Exception | None = None
+    forced: bool = False
+    """Whether the ids that its newest step checks had no choice, and are no drafter's."""
     cancelled: bool = False
     """Set from any thread; the scheduler sees it before its next step."""
     began: float = field(default_factory=time.perf_counter)

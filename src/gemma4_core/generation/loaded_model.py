@@ -102,6 +102,7 @@ class LoadedModel(TextModel):
         ignore_eos: bool = False,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         constraint: Constraint | Mapping[str, Any] | None = None,
+        thinking_budget: int | None = None,
         draft: str | None = None,
         num_draft_tokens: int = LONGEST,
         adapter: str | None = None,
@@ -124,8 +125,8 @@ class LoadedModel(TextModel):
             repetition_penalty: divides the scores of ids that occurred; None or 1 is off.
             seed: makes sampled ids the same each time; None draws one.
             media: what the processor returned for images and sound, by the keywords of ``forward_ids``.
-            presence_penalty, frequency_penalty, logit_bias, ignore_eos, logits_processor, constraint, draft,
-                num_draft_tokens, adapter: as for ``Request``.
+            presence_penalty, frequency_penalty, logit_bias, ignore_eos, logits_processor, constraint,
+                thinking_budget, draft, num_draft_tokens, adapter: as for ``Request``.
 
         Raises:
             InputError: before anything runs, for ids outside the vocabulary, values outside their bounds, media that
@@ -141,8 +142,8 @@ class LoadedModel(TextModel):
             prompt_tokens=(), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed, stop_ids=stop_ids,
-            ignore_eos=ignore_eos, logits_processor=logits_processor, constraint=constraint, draft=draft,
-            num_draft_tokens=num_draft_tokens, adapter=adapter,
+            ignore_eos=ignore_eos, logits_processor=logits_processor, constraint=constraint,
+            thinking_budget=thinking_budget, draft=draft, num_draft_tokens=num_draft_tokens, adapter=adapter,
         )
         prompt = self._checked(request, ids, max_new_tokens, cache, media)
         return (token.id for token in run(self.engine, prompt))
@@ -152,9 +153,11 @@ class LoadedModel(TextModel):
     ) -> CheckedPrompt:
         """A request's sequence, checked, and the cache that it runs in."""
         AdapterSwitch(self).check(request.adapter)
-        choices, drafting = request.choices(self), request.drafting(self)
-        made = check_prompt(self, ids, max_new_tokens, cache, media, choices, request.ends(self), drafting)
-        made.sequence.adapter = request.adapter
+        drafting = request.drafting(self)
+        made = check_prompt(self, ids, max_new_tokens, cache, media, request.choices(), request.ends(self), drafting)
+        sequence = made.sequence
+        sequence.choices.constraint = request.constrained(self, sequence.ids, sequence.limit)
+        sequence.adapter = request.adapter
         return made
 
     # ------------------------------------------------------------------------------------------- text
@@ -184,6 +187,7 @@ class LoadedModel(TextModel):
         top_logprobs: int = 0,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         constraint: Constraint | Mapping[str, Any] | None = None,
+        thinking_budget: int | None = None,
         draft: str | None = None,
         num_draft_tokens: int = LONGEST,
         adapter: str | None = None,
@@ -208,7 +212,7 @@ class LoadedModel(TextModel):
             thinking: lets the template make the model think first.
             literal: special tokens that are spelt in the prompt, in messages or in tools are text.
             presence_penalty, frequency_penalty, logit_bias, ignore_eos, top_logprobs, logits_processor, constraint,
-                draft, num_draft_tokens, adapter: as for ``Request``.
+                thinking_budget, draft, num_draft_tokens, adapter: as for ``Request``.
             media: files, images or arrays by each modality's keyword, such as ``images=[…]`` and ``audio=[…]``, and
                 the options of modalities, such as ``image_tokens``.
 
@@ -226,8 +230,8 @@ class LoadedModel(TextModel):
             min_p=min_p, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed, stop=stop, stop_ids=stop_ids,
             ignore_eos=ignore_eos, tools=tools, thinking=thinking, literal=literal, top_logprobs=top_logprobs,
-            logits_processor=logits_processor, constraint=constraint, draft=draft, num_draft_tokens=num_draft_tokens,
-            adapter=adapter, **media,
+            logits_processor=logits_processor, constraint=constraint, thinking_budget=thinking_budget, draft=draft,
+            num_draft_tokens=num_draft_tokens, adapter=adapter, **media,
         )
         request.check_text(self)
         ids, features = request.inputs(self)

@@ -64,6 +64,10 @@ class Part:
     stats: Stats | None = None
     top_logprobs: tuple[tuple[int, float], ...] | None = None
     error: str | None = None
+    fault: bool = False
+    """Whether ``error`` tells of the machine or the program, not of what was asked."""
+    stop: str | None = None
+    """On the last part: the stop string that ended the answer, where one did."""
     choice: int = 0
     """Which of several answers to one request it belongs to."""
 

@@ -7,24 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemma4_core.contracts import Constraint
+from gemma4_core.contracts import AnswerContext, Constraint
 from gemma4_core.engine.constraining import GuardedConstraint
 from gemma4_core.engine.drafting import LONGEST, Drafting
 from gemma4_core.engine.sequence import Choices, LogitsProcessor
+from gemma4_core.engine.thinking_budget import ThinkingBudget
 from gemma4_core.errors import InputError
 from gemma4_core.formatting import shown
+from gemma4_core.generation.constraints import build_constraint
 from gemma4_core.generation.keywords import check_keywords, media_keywords
 from gemma4_core.generation.parts import AnswerParts, NoText
 from gemma4_core.generation.sampling import Sampling
 from gemma4_core.plugins import registry
 from gemma4_core.processing.inputs import PreparedInputs
-from gemma4_core.text import AnswerSplitter, StopStrings, has_text
+from gemma4_core.text import AnswerSplitter, ControlTokens, StopStrings, has_text
+from gemma4_core.text.tools import tool_declarations
 
 if TYPE_CHECKING:
     from gemma4_core.generation.text_model import TextModel
 
 MOST_TOP_LOGPROBS = 20
 MOST_ANSWERS = 128
+LONGEST_THOUGHTS = 1 << 27
 
 
 class Request:
@@ -51,6 +55,7 @@ class Request:
         logits_processor: a callable, or several, of the ids so far and fp32 logits ``[V]`` that returns the logits to
             choose from. It runs on the host for each token, which is slow.
         constraint: a ``Constraint``, or a specification that an installed backend builds one from.
+        thinking_budget: most tokens of the answer's thoughts; None is no bound of their own.
         draft: name of a drafter; the answer is the same with and without.
         num_draft_tokens: most tokens that it proposes at once.
         adapter: name of one of the model's adapters; None is the model as it was loaded.
@@ -89,6 +94,7 @@ class Request:
         top_logprobs: int = 0,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         constraint: Constraint | Mapping[str, Any] | None = None,
+        thinking_budget: int | None = None,
         draft: str | None = None,
         num_draft_tokens: int = LONGEST,
         adapter: str | None = None,
@@ -122,6 +128,9 @@ class Request:
         if not (constraint is None or isinstance(constraint, Mapping) or callable(getattr(constraint, "mask", None))):
             raise InputError(f"constraint {shown(constraint)}: must be a Constraint or a mapping")
         self.constraint = constraint
+        if thinking_budget is not None:
+            whole("thinking_budget", thinking_budget, 0, LONGEST_THOUGHTS)
+        self.thinking_budget = thinking_budget
         self.draft = None if draft in (None, "off") else draft
         self.num_draft_tokens = whole("num_draft_tokens", num_draft_tokens, 1, 64)
         self.adapter, self.n, self.salt = adapter, whole("n", n, 1, MOST_ANSWERS), salt
@@ -162,25 +171,41 @@ class Request:
         made = model.processor.prepare_inputs(source, **rendering, **self.media)
         return made.input_ids, made.features
 
-    def choices(self, model: TextModel, number: int = 0) -> Choices:
-        """How the tokens of answer ``number`` are chosen. Further answers count on from the seed."""
+    def choices(self, number: int = 0) -> Choices:
+        """How the tokens of answer ``number`` are chosen, but for its constraint. Further answers count on from the
+        seed."""
         made = self.sampling.choices(
-            bias=self.logit_bias, constraint=self._constraint(model), processors=list(self.processors),
-            top_logprobs=self.top_logprobs,
+            bias=self.logit_bias, processors=list(self.processors), top_logprobs=self.top_logprobs
         )
         made.seed += number
         return made
 
-    def _constraint(self, model: TextModel) -> GuardedConstraint | None:
-        if self.constraint is None:
-            return None
-        vocabulary = model.config.text_config.vocab_size
-        if not isinstance(self.constraint, Mapping):
-            return GuardedConstraint(self.constraint, vocabulary)
-        if not registry.constraints:
-            raise InputError(f"constraint {shown(dict(self.constraint))}: no installed package builds constraints")
-        backend = registry.select("constraint", model.context)
-        return GuardedConstraint(backend.build(model.tokenizer, self.constraint), vocabulary)
+    def check_constraint(self, model: TextModel) -> None:
+        """Build the constraint once, so that what takes time is done, and its faults are known, before the answer's
+        turn comes. Raises InputError."""
+        if isinstance(self.constraint, Mapping):
+            self.constrained(model, ())
+
+    def constrained(self, model: TextModel, ids: Sequence[int], limit: int | None = None) -> GuardedConstraint | None:
+        """The constraint of an answer of at most ``limit`` tokens to a prompt. Raises InputError where it cannot be
+        built."""
+        marks, vocabulary = ControlTokens.of(model.tokenizer), model.config.text_config.vocab_size
+        inside = bool(marks.open_channel(ids))
+        found = self._form(model, inside, limit)
+        opens, closes = marks.channel_open, marks.channel_close
+        if self.thinking_budget is not None and opens is not None and closes is not None:
+            found = ThinkingBudget(self.thinking_budget, opens, closes, vocabulary, inside, found)
+        return None if found is None else GuardedConstraint(found, vocabulary)
+
+    def _form(self, model: TextModel, inside: bool, limit: int | None) -> Constraint | None:
+        """The constraint that was given, or that a backend builds; ``inside`` where the prompt ends in a thought."""
+        if self.constraint is None or not isinstance(self.constraint, Mapping):
+            return self.constraint
+        answer = AnswerContext(
+            model.config.text_config.vocab_size, tuple(self.ends(model)), tuple(tool_declarations(self.tools) or ()),
+            "open" if inside else "allowed" if self.thinking else "none", limit,
+        )
+        return build_constraint(model.tokenizer, model.context, self.constraint, answer)
 
     def drafting(self, model: TextModel) -> Drafting | None:
         """The request's drafts. Raises PluginError for an unknown drafter."""

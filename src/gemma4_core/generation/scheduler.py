@@ -13,7 +13,7 @@ from gemma4_core.devices import free_memory_bytes
 from gemma4_core.engine.prefix import PrefixStore
 from gemma4_core.engine.scheduler import TokenScheduler
 from gemma4_core.engine.sequence import Sequence, Token
-from gemma4_core.errors import Gemma4Error, InputError
+from gemma4_core.errors import DeviceError, Gemma4Error, InputError
 from gemma4_core.formatting import shown
 from gemma4_core.generation.adapters import AdapterSwitch
 from gemma4_core.generation.answers import Answer
@@ -146,8 +146,9 @@ class Scheduler:
     # ------------------------------------------------------------------------------------------- from any thread
 
     def submit(self, request: Request) -> Running:
-        """Queue a request. Its text is prepared at once, in the calling thread; what cannot be prepared comes back from
-        ``step`` as its answer's error. Raises InputError where the scheduler is closed."""
+        """Queue a request. Its text is prepared at once, in the calling thread, and what its constraint is built from
+        is compiled; what cannot be prepared comes back from ``step`` as its answer's error. Raises InputError where the
+        scheduler is closed."""
         if self._closed:
             raise InputError("the scheduler is closed")
         with self._preparing:
@@ -158,6 +159,10 @@ class Scheduler:
                 running.prepared = request.inputs(self.model)
             except Gemma4Error as error:
                 running.prepared = error
+        try:
+            request.check_constraint(self.model)
+        except Exception as error:  # whatever a constraint raises
+            running.prepared = error
         self._arrived.append(running)
         return running
 
@@ -226,8 +231,9 @@ class Scheduler:
             for number in range(request.n):
                 sequence = make_sequence(
                     self.model, ids, request.max_new_tokens, self.context, features,
-                    request.choices(self.model, number), request.ends(self.model),
+                    request.choices(number), request.ends(self.model),
                 )
+                sequence.choices.constraint = request.constrained(self.model, sequence.ids, sequence.limit)
                 sequence.drafting = request.drafting(self.model)
                 sequence.adapter, sequence.salt = request.adapter, request.salt
                 sequence.deadline = running.deadline
@@ -235,8 +241,8 @@ class Scheduler:
                 running.sequences.append(sequence)
         except Exception as error:  # whatever a constraint or a drafter raises, the other requests go on
             said = str(error) if isinstance(error, Gemma4Error) else describe(error)
-            return [(running, Part("", finish_reason="cancelled", error=said, choice=number))
-                    for number in range(request.n)]
+            last = Part("", finish_reason="cancelled", error=said, fault=is_fault(error))
+            return [(running, replace(last, choice=number)) for number in range(request.n)]
         found = []
         for number, sequence in enumerate(running.sequences):
             choice = _Choice(running, number, sequence, request.parts(self.model, sequence.ids))
@@ -268,7 +274,14 @@ class Scheduler:
         del self._choices[sequence]
         stats = statistics(sequence, choice.tokens, self.model.load_seconds, self.model.device)
         error = None if sequence.error is None else str(sequence.error)
-        return [Part("", finish_reason=choice.parts.reason(sequence.finish_reason), stats=stats, error=error)]
+        reason, fault = choice.parts.reason(sequence.finish_reason), is_fault(sequence.error)
+        stop = choice.parts.stops.found
+        return [Part("", finish_reason=reason, stats=stats, error=error, fault=fault, stop=stop)]
+
+
+def is_fault(error: Exception | None) -> bool:
+    """Whether an error tells of the machine or the program, not of what was asked."""
+    return error is not None and (isinstance(error, DeviceError) or not isinstance(error, Gemma4Error))
 
 
 def slot_context(model: TextModel, context: int | None) -> int:

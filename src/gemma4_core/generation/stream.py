@@ -24,7 +24,7 @@ def answer_stream(engine: Engine, prompt: CheckedPrompt, answer: AnswerParts, lo
             if answer.stopped:
                 break
         yield from answer.end(sequence.finish_reason)
-        yield Part("", finish_reason=answer.reason(sequence.finish_reason), stats=stats())
+        yield Part("", finish_reason=answer.reason(sequence.finish_reason), stats=stats(), stop=answer.stops.found)
 
     return AnswerStream(parts(), stats)
 

@@ -19,6 +19,7 @@ from tinygrad import Tensor
 
 from gemma4_core.ops import portable as _portable
 from gemma4_core.ops import sampling as _sampling
+from gemma4_core.ops.dropout import Dropout as Dropout
 from gemma4_core.ops.graphs import upload as upload
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ class Operations:
     least_tokens: int = 32
     """Tokens of a training batch below which a step takes no less time here: batches are padded to as many, so that few
     different lengths come up."""
+    plain_below: int = 0
+    """Bytes of arguments below which kernels of training that add up nothing are compiled without tinygrad's
+    optimisation, where that takes longer than it saves."""
     prefill_chunk: int = 32
     """The most positions of a prompt that this device takes in one call."""
     graph_chunk: int = 32

@@ -13,11 +13,11 @@ from functools import lru_cache
 from typing import Any
 
 from tinygrad import Tensor, dtypes
-from tinygrad.dtype import DType
 
 from gemma4_core.ops import LAYERS, Operations, norms, portable, products
 from gemma4_core.ops.adapted import adapted, change_alone
 from gemma4_core.ops.attention import KeyValues
+from gemma4_core.ops.frozen import Frozen, frozen_rows, readable, whole
 from gemma4_core.ops.fused import NONE, Fused
 from gemma4_core.ops.gated import gated
 from gemma4_core.ops.losses import losses
@@ -75,15 +75,15 @@ class Differentiable:
     def rows(self, x: Tensor, matrix: Matrix) -> Tensor:
         """``x [n, in]`` to ``[n, out]``, in memory."""
         again = None if type(matrix) is DenseMatrix else lambda: whole(matrix, x.dtype)
-        rows = None
-        if self.matmul is not None and readable(matrix):
+        rows = frozen_rows(x.contiguous(), Frozen(matrix, self.matmul, self.fused))
+        if rows is None and self.matmul is not None and readable(matrix):
             rows = multiplied(self.matmul, x, whole(matrix, x.dtype), "nt", again=again)
         return products.linear(x, matrix, plain_linear) if rows is None else rows
 
     def adapted(self, x: Tensor, base: Matrix, changes: Sequence[LowRankChange]) -> Tensor:
         """``x [n, in]``, in memory, through a base and the changes beside it: ``[n, out]``."""
         if len(changes) == 1 and readable(base):
-            found = adapted(x, lambda: whole(base, x.dtype), changes[0], self.matmul, self.fused)
+            found = adapted(x, Frozen(base, self.matmul, self.fused), changes[0])
             if found is not None:
                 return found
         total = self.rows(x, base).cast(dtypes.float32)
@@ -149,16 +149,3 @@ class Differentiable:
         raw = self.linear(h, head)
         found = losses(self.fused, raw, targets, softcap)
         return cross_entropy(capped(raw, softcap), targets) if found is None else found
-
-
-def readable(matrix: Matrix) -> bool:
-    """Whether a product may read the matrix itself. Kinds derived from DenseMatrix have products of their own."""
-    return type(matrix) is DenseMatrix or not isinstance(matrix, DenseMatrix)
-
-
-def whole(matrix: Matrix, dtype: DType) -> Tensor:
-    """A matrix ``[out, in]`` in memory as products read it. One in another storage is unpacked, for each use anew: kept
-    from the forward pass to the backward pass it would take what that storage saves."""
-    if type(matrix) is DenseMatrix:
-        return matrix.tensor
-    return materialized(matrix.dense().cast(dtype))

@@ -24,6 +24,11 @@ class Fused:
 
     two_products: Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor | None] | None = None
     """``a @ b.T + a2 @ b2.T`` (form "nt") or ``a @ b + a2 @ b2`` ("nn") of matrices, in a's dtype."""
+    scaled_product: Callable[[Tensor, Tensor, Tensor, str], Tensor | None] | None = None
+    """``a @ b.T`` (form "nt") or ``a @ b`` ("nn") in a's dtype, for ``b [out, in]`` of int8 numbers times fp32 scales
+    ``[out]``, which are unpacked inside."""
+    scaled_two_products: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, str], Tensor | None] | None = None
+    """As ``two_products``, with such a ``b``: a, numbers, scales, a2, b2."""
     thin: Callable[[Tensor, Tensor, float, str], Tensor | None] | None = None
     """``factor * x @ a.T`` (form "nt") or ``factor * x @ a`` ("nn") in x's dtype, for results of few columns."""
     rms_norm: Callable[[Tensor, Tensor | None, float], Tensor | None] | None = None

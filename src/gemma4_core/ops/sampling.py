@@ -51,7 +51,8 @@ def hashed_uniform(seed: Tensor, position: Tensor, size: int) -> Tensor:
     start = mix(seed + position.cast(dtypes.uint32) * 0x9E3779B1).unsqueeze(1)  # [M, 1]
     index = Tensor.arange(size).cast(dtypes.uint32).unsqueeze(0)
     bits = mix(mix(index * 0x9E3779B1 + start) + start)
-    return ((bits >> 8).cast(dtypes.float32) + 0.5) * (1.0 / (1 << 24))
+    # the largest would be rounded to 1, and its noise be infinite: that token would be drawn whatever its logit
+    return (((bits >> 8).cast(dtypes.float32) + 0.5) * (1.0 / (1 << 24))).minimum(1.0 - 2.0**-24)
 
 
 def _ordered(x: Tensor) -> Tensor:

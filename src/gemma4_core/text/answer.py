@@ -43,6 +43,16 @@ class ControlTokens:
             frozenset(token for token in breaks if token is not None),
         )
 
+    def open_channel(self, prompt: Sequence[int]) -> Sequence[int]:
+        """The end of a prompt from a channel's opening that nothing closes before the answer."""
+        ends = {self.channel_close, *self.breaks}
+        for start in range(len(prompt) - 1, -1, -1):
+            if prompt[start] == self.channel_open:
+                return prompt[start:]
+            if prompt[start] in ends:
+                break
+        return ()
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -81,7 +91,7 @@ class AnswerSplitter:
         names = [tool["function"]["name"] for tool in tool_declarations(tools) or ()]
         self._offered = OfferedTools(names) if names else None
         self._recovery = CallRecovery(self._offered) if self._offered else None
-        for token in self._open_channel(prompt):
+        for token in self._control.open_channel(prompt):
             self.add(token)
 
     def add(self, token: int) -> list[Piece]:
@@ -112,16 +122,6 @@ class AnswerSplitter:
     def finish(self) -> list[Piece]:
         """What is held back, when no more ids come: an unfinished call as text, a cut character as U+FFFD."""
         return (self._give_up_call() if self._call is not None else []) + self._flush()
-
-    def _open_channel(self, prompt: Sequence[int]) -> Sequence[int]:
-        """The end of the prompt from a channel's opening that nothing closes before the answer."""
-        ends = {self._control.channel_close, *self._control.breaks}
-        for start in range(len(prompt) - 1, -1, -1):
-            if prompt[start] == self._control.channel_open:
-                return prompt[start:]
-            if prompt[start] in ends:
-                break
-        return ()
 
     def _content(self, text: str) -> list[Piece]:
         """Text in the present state; the name of a channel is taken off its start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,16 @@ class PieceTokenizer(ABC):
         if token not in self._known:
             self._known[token] = self._find(token) if 0 <= token < self.vocab_size else None
         return self._known[token]
+
+    @abstractmethod
+    def _content(self) -> bytes:
+        """All that decides about ids and bytes besides special tokens, or a hash of it."""
+
+    def digest(self) -> str:
+        """A hash of all that decides which ids a text has and which bytes an id."""
+        found = hashlib.sha256(repr((self.vocab_size, self.strip_spaces, self.special_tokens)).encode())
+        found.update(self._content())
+        return found.hexdigest()
 
     def skips(self, token: int) -> bool:
         """Whether this is a special token, left out of text with ``skip_special``."""

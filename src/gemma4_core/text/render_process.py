@@ -69,6 +69,10 @@ class _Process:
         self._last_words = ""
         self._ticks = 0
         """What is left of the time of the request under way."""
+        self._more = 0
+        """What may be added to it where the machine is busy and the process has not computed so long."""
+        self._seconds, self._computed = 0.0, 0.0
+        """What the request may take, and what the process had computed when it came."""
         flags: dict[str, Any] = {"start_new_session": True}  # Ctrl-C in the terminal is not for it
         if sys.platform == "win32":
             flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
@@ -87,7 +91,7 @@ class _Process:
             self._writable.register(self._requests, select.POLLOUT)
             self._readable.register(self._replies, select.POLLIN)
 
-    def ask(self, request: bytes) -> dict[str, Any]:
+    def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
         """The reply to a request. Its kind is ``lost`` where the process ended, ``time`` or ``memory`` where it was
         ended for that; then, and after any exception, it is closed."""
         try:
@@ -96,7 +100,7 @@ class _Process:
                 if started["kind"] != "ready":
                     raise RenderFault("process", f"{self._command[0]} did not start for it: {self._last_words}")
                 self._ready = True
-            reply = self._exchange(len(request).to_bytes(8, "little") + request, SECONDS)
+            reply = self._exchange(len(request).to_bytes(8, "little") + request, seconds)
         except BaseException:
             self.close()
             raise
@@ -105,6 +109,8 @@ class _Process:
 
     def _exchange(self, request: bytes, seconds: float) -> dict[str, Any]:
         self._ticks = max(1, round(seconds / TICK))
+        self._more = max(0, round((SECONDS - seconds) / TICK))
+        self._seconds, self._computed = seconds, computed_seconds(self._process.pid)
         timer = None if _POLLS else threading.Timer(seconds, self._process.kill)
         if timer is not None:
             timer.start()
@@ -150,11 +156,18 @@ class _Process:
         Raises _Stopped where rendering takes too long or too much."""
         while _POLLS and not poll.poll(1000 * TICK):
             self._ticks -= 1
+            if self._ticks < 0 and self._more and self._idle():
+                self._ticks, self._more = 0, self._more - 1
             if self._ticks < 0:
                 raise _Stopped("time")
             # where the system does not hold the process to its limit
             if process_memory_bytes(self._process.pid) > MEMORY:
                 raise _Stopped("memory")
+
+    def _idle(self) -> bool:
+        """Whether the process has computed for less than the request's time: others had the processor."""
+        now = computed_seconds(self._process.pid)
+        return now > 0 and now - self._computed < self._seconds
 
     def close(self) -> None:
         """End the process and wait for its end."""
@@ -176,6 +189,15 @@ class _Process:
         self._process.returncode = 0  # not this one's child, so never waited for
 
 
+def computed_seconds(pid: int) -> float:
+    """Processor time of a process so far; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
 _lock = threading.Lock()
 _running: _Process | None = None
 
@@ -186,12 +208,13 @@ def start() -> None:
         _process()
 
 
-def render(template: str, values: Mapping[str, Any]) -> str:
+def render(template: str, values: Mapping[str, Any], seconds: float = SECONDS) -> str:
     """The text that a template writes. Raises RenderFault, and ValueError for values that are nested too deeply.
 
     Args:
         template: the template's own text.
         values: what it is given by name: plain values only (None, numbers, text, tuples, lists, dicts).
+        seconds: how long it may compute, at most ``SECONDS`` by the clock.
     """
     global _running
     request = marshal.dumps((template, dict(values)))
@@ -200,7 +223,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
             process = _process()
             used = process.used
             try:
-                reply = process.ask(request)
+                reply = process.ask(request, min(seconds, SECONDS))
             finally:
                 if process.closed:
                     _running = None
@@ -211,7 +234,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     if reply["kind"] == "text":
         return text
     stopped = {
-        "time": f"it runs longer than {SECONDS:g} seconds",
+        "time": f"it runs longer than {min(seconds, SECONDS):g} seconds",
         "memory": f"it needs more than {MEMORY >> 20} MiB of memory",
         "long": f"it writes more than {CHARACTERS >> 20} million characters",
         _LOST: "its process ended",

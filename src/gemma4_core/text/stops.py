@@ -26,16 +26,19 @@ class StopStrings:
         self._stops = tuple(dict.fromkeys(stops))
         self._held = ""
         self.stopped = False
+        self.found: str | None = None
+        """The one that ended the text."""
 
     def add(self, text: str) -> tuple[str, bool]:
         """The text that can be passed on now, and whether a stop string was found. Nothing follows a found one."""
         if self.stopped:
             return "", True
         self._held += text
-        ends = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        ends = [(start + len(stop), start, stop) for stop in self._stops if (start := self._held.find(stop)) >= 0]
         if ends:
+            _, start, self.found = min(ends)
             self.stopped = True
-            emit, self._held = self._held[: min(ends)[1]], ""
+            emit, self._held = self._held[:start], ""
             return emit, True
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep

@@ -35,6 +35,8 @@ class ChatTemplate:
         self.texts = {name: text.removeprefix("\ufeff") for name, text in texts.items()}
         self.named_tokens = dict(named_tokens)
         """Special tokens that the template sees, such as ``bos_token``."""
+        self.seconds = render_process.SECONDS
+        """How long one rendering may take."""
         self._system_parts: dict[str, bool] = {}
 
     @staticmethod
@@ -75,7 +77,7 @@ class ChatTemplate:
         name = self._choose(tools)
         values["messages"] = self._with_system_text(name, template_messages(messages))
         try:
-            text = render_process.render(self.texts[name], values)
+            text = render_process.render(self.texts[name], values, self.seconds)
         except render_process.RenderFault as fault:
             raise TokenizerError(self._said(fault)) from fault
         except ValueError:

@@ -46,6 +46,8 @@ class TrainingOptimizer:
         """Numbers of elements of the tensors that stay as they are, by name."""
         self.memory_limit: int | None = None
         """Bytes of device memory that training may use; None is what is free, of which layers take a part."""
+        self.taken = 0
+        """Steps that were taken, those before a state that was loaded included where it counts them."""
         self._steps: Steps | None = None
         self._updates: dict[object, Update | CapturedGraph] = {}
         self.gradient_norm: Tensor | None = None
@@ -166,6 +168,8 @@ class TrainingOptimizer:
         """Restore a state, in place. Raises InputError where it is another optimizer's."""
         own = self.state_dict()
         check_state(own, {name: tuple(t.shape) for name, t in state.items()}, self.name)
+        counts = [float(t.numpy().max()) for key, t in state.items() if key.startswith("steps.")]
+        self.taken = int(max(counts, default=0))
         if hasattr(self.inner, "load_state_dict"):
             self.inner.load_state_dict(dict(state))
             return

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tinygrad import Tensor, dtypes
 
 from gemma4_core.errors import InputError
 from gemma4_core.model.differentiable import device_inputs
+from gemma4_core.ops.dropout import dropping
 from gemma4_core.training.batch import GemmaTrainingBatch
 from gemma4_core.training.checked import CheckedBatch
 from gemma4_core.training.gradients import reached
@@ -28,6 +30,7 @@ def train_step(
     lr: float | None = None,
     max_norm: float | None = None,
     checkpointing: bool = False,
+    step: int | None = None,
 ) -> Tensor:
     """Learn from a batch; the loss before the update, a detached fp32 scalar.
 
@@ -38,6 +41,7 @@ def train_step(
         lr: learning rate of this step and those after it.
         max_norm: scale gradients down to this global norm; what it was is then ``optimizer.gradient_norm``.
         checkpointing: recompute layers in the backward pass, for less memory.
+        step: number of the step, which dropout is drawn from; None counts the optimizer's steps.
 
     Raises:
         InputError: a batch that does not fit the model, or an optimizer of another model.
@@ -51,15 +55,23 @@ def train_step(
     prepared = [CheckedBatch.of(model, one) for one in batches]
     if lr is not None:
         trained.set_lr(lr)
-    steps = trained.steps(model)
+    steps, begin = trained.steps(model), beginning(model, trained.taken if step is None else step)
     if steps.serve(prepared):
-        loss, gradients = steps.run(prepared, checkpointing)
+        loss, gradients = steps.run(prepared, checkpointing, begin)
     else:
-        loss, made = accumulated(model, trained, prepared, checkpointing)
+        with dropping():
+            loss, made = accumulated(model, trained, prepared, checkpointing, begin)
         gradients = steps.hold(made, len(prepared) > 1)
     trained.gradient_norm = trained.update(gradients, max_norm)
+    trained.taken += 1
     model.invalidate()
     return loss
+
+
+def beginning(model: GemmaModel, step: int) -> Callable[[int], None]:
+    """What is called with a batch's number before it runs in a step."""
+    part = model.trained_part
+    return (lambda batch: None) if part is None or part.begin is None else partial(part.begin, step)
 
 
 def adopted(model: GemmaModel, optimizer: Any) -> TrainingOptimizer:
@@ -77,13 +89,15 @@ def adopted(model: GemmaModel, optimizer: Any) -> TrainingOptimizer:
 
 
 def accumulated(
-    model: GemmaModel, optimizer: TrainingOptimizer, batches: Sequence[CheckedBatch], checkpointing: bool
+    model: GemmaModel, optimizer: TrainingOptimizer, batches: Sequence[CheckedBatch], checkpointing: bool,
+    begin: Callable[[int], None],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean loss, and gradients of one batch after the other added up, traced anew for each."""
     targets = sum(batch.count for batch in batches)
     total = Tensor.zeros((), dtype=dtypes.float32, device=model.device)
     sums: dict[str, Tensor] = {}
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        begin(number)
         inputs = device_inputs(model, batch.ids, batch.media, batch.segments)
         labels = Tensor(batch.targets, device=model.device)
         loss = mean_loss(model, inputs, labels, checkpointing) * (batch.count / targets)

@@ -248,6 +248,13 @@ class Trainer:
         self._tell("on_evaluate", report)
         return report
 
+    def measure(self, rows: Any) -> StepReport:
+        """Take a step over batches of examples, for a run that is given up: ``step`` and callbacks know nothing of it.
+
+        Raises as the loop does.
+        """
+        return self._step(rows)
+
     def _step(self, rows: Any) -> StepReport:
         began = time.perf_counter()
         made = [self.batches.make(batch) for batch in rows]
@@ -255,7 +262,7 @@ class Trainer:
         rate = self.rate(self.step)
         loss = train_step(
             self.model, self.optimizer, made, lr=rate if self.optimizer.rates else None, max_norm=self.plan.clip,
-            checkpointing=self.plan.checkpointing,
+            checkpointing=self.plan.checkpointing, step=self.step,
         ).item()
         norm = self.optimizer.gradient_norm
         held = None if norm is None else norm.item()
@@ -277,7 +284,7 @@ class Trainer:
         return {
             "step": self.step,
             "position": {"epoch": self.epoch, "index": self.index},
-            # nothing else is drawn at random: steps have no dropout
+            # what else is drawn at random, such as dropout, depends on the step's number
             "random": {"seed": batches.seed, "epoch": self.epoch},
             "data": {
                 "digest": batches.examples.digest, "batch_size": batches.batch_size, "accumulate": batches.accumulate,

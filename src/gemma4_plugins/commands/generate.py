@@ -16,15 +16,18 @@ from gemma4_core.cli.options import (
     loading_options,
     model_option,
     sampling_options,
+    schema_option,
     tools_option,
     verbosity_options,
 )
 from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.console import console
+from gemma4_core.openai import sampling
 from gemma4_plugins.commands.media_options import MediaCommand
-from gemma4_plugins.commands.model_loading import Loading, model_line, sampling
+from gemma4_plugins.commands.model_loading import Loading, model_line
 from gemma4_plugins.commands.prompt import prompt_from_options
+from gemma4_plugins.commands.text_input import read_schema
 
 if TYPE_CHECKING:
     from gemma4_core.processing.inputs import PreparedInputs
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
               help="Token ids such as 2,106,1234 as the prompt; needs no tokenizer.")
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
 @tools_option
+@schema_option
 @click.option("--thinking/--no-thinking", default=False,
               help="Let the model think first; its thoughts are not part of the answer.")
 @click.option("--raw", is_flag=True, help="Do not apply the chat template.")
@@ -84,19 +88,24 @@ def generate(
     top = values.pop("top_logprobs")
     if top is not None and not as_json:
         raise click.UsageError(f"--top-logprobs {top} needs --json.")
+    constraint = read_schema(values.pop("schema"))
     prompt, loading = prompt_from_options(values, plugin_values), Loading.from_options(values)
     if prompt.text is not None and not prompt.raw:
         render_process.start()  # it gets ready while tinygrad is imported
     stop = values["stop"]
     prepared: list[PreparedInputs] = []
     model = loading.load(
-        plugin_values, lambda found: prepared.append(prompt.prepared(found, loading.context, stop)), values["draft"]
+        plugin_values, lambda found: prepared.append(prompt.prepared(found, loading.context, stop)), values["draft"],
+        constraint,
     )
     if verbose:
         note(model_line(model))
     textless = not has_text(model.tokenizer)
     chosen = sampling(model.generation_config, values) | ({"top_logprobs": top} if top else {})
-    parts = model.stream_generate(prepared[0], values["max_new_tokens"], stop=stop, tools=prompt.tools, **chosen)
+    parts = model.stream_generate(
+        prepared[0], values["max_new_tokens"], stop=stop, tools=prompt.tools, thinking=prompt.thinking,
+        constraint=constraint, **chosen,
+    )
     printer = None if as_json else Printer(textless, stream)
     try:
         answer = show_all(parts, printer)

@@ -1,4 +1,4 @@
-"""Loading the model that a command names, and the sampling settings that it asks for."""
+"""Loading the model that a command names."""
 
 from __future__ import annotations
 
@@ -14,17 +14,9 @@ from gemma4_core.errors import Gemma4Warning
 
 if TYPE_CHECKING:
     from gemma4_core.cli.plugin_options import PluginValues
-    from gemma4_core.config import GenerationConfig
     from gemma4_core.contracts import Context
     from gemma4_core.generation.loaded_model import LoadedModel
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
-
-FILTERS = ("top_k", "top_p", "min_p")
-SAMPLING = (
-    "temperature", *FILTERS, "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed",
-    "ignore_eos", "draft", "num_draft_tokens",
-)
-
 
 @dataclass(frozen=True)
 class Loading:
@@ -48,9 +40,10 @@ class Loading:
 
     def load(
         self, plugins: PluginValues, check: Callable[[GemmaMultimodalProcessor], None] | None = None,
-        draft: str | None = None,
+        draft: str | None = None, constraint: Mapping[str, Any] | None = None,
     ) -> LoadedModel:
-        """Load the model. ``check`` may refuse the prompt, and an unknown drafter is refused, before weights are read.
+        """Load the model. ``check`` may refuse the prompt; an unknown drafter, and a constraint that cannot be built,
+        are refused; all before weights are read.
 
         Raises a Gemma4Error before memory is spent where anything does not fit.
         """
@@ -60,6 +53,10 @@ class Loading:
         def checked(processor: GemmaMultimodalProcessor) -> None:
             if draft not in (None, "off"):
                 registry.select("drafter", processor.context, draft)
+            if constraint is not None:
+                from gemma4_core.generation.constraints import check_constraint
+
+                check_constraint(processor, constraint)
             if check is not None:
                 check(processor)
 
@@ -76,22 +73,6 @@ class Loading:
             if issubclass(warning.category, Gemma4Warning):
                 note(str(warning.message))
         return model
-
-
-def sampling(config: GenerationConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling arguments of ``stream_generate``: the given options, else those of the folder's generation_config.json.
-
-    A filter (``--top-k``, ``--top-p``, ``--min-p``) turns sampling on where the folder's default is greedy.
-    """
-    asked = {name: given[name] for name in SAMPLING if given.get(name) is not None and given[name] != ()}
-    if "logit_bias" in asked:
-        asked["logit_bias"] = dict(asked["logit_bias"])  # pairs on the command line
-    greedy = not config.do_sample and "temperature" not in asked and not any(asked.get(name) for name in FILTERS)
-    defaults: dict[str, Any] = {"repetition_penalty": config.repetition_penalty}
-    defaults["temperature"] = 0.0 if greedy else config.temperature
-    if config.do_sample:
-        defaults |= {name: getattr(config, name) for name in FILTERS}
-    return defaults | asked
 
 
 def model_name(context: Context) -> str:

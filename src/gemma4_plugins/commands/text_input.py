@@ -46,6 +46,23 @@ def checked_text(option: str, text: str) -> str:
     return text
 
 
+def read_schema(value: str | None) -> dict[str, Any] | None:
+    """The specification of ``--schema``: a file with a JSON schema, or the schema itself. Raises InputError."""
+    import json
+
+    if value is None:
+        return None
+    written = value.lstrip().startswith("{")
+    where = f"--schema {value[:80]}"
+    try:
+        found = json.loads(checked_text("--schema", value) if written else read_text_file("--schema", value))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: must be a JSON schema, an object such as {{\"type\": \"object\"}}")
+    return {"json_schema": found}
+
+
 def read_tools(path: str) -> list[dict[str, Any]]:
     """Tool declarations from a JSON file, in any form of ``tool_declarations``. Raises InputError naming the file."""
     import json

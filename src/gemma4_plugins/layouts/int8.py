@@ -20,6 +20,9 @@ class Int8Matrix(Matrix):
     def parts(self) -> Mapping[str, Tensor]:
         return {"": self.tensor, "_scale": self.scale}
 
+    def row_scaled(self) -> tuple[Tensor, Tensor]:
+        return self.tensor, self.scale
+
     def matmul(self, x: Tensor) -> Tensor:
         # every int8 number is exact in bfloat16, so the cast inside the sum loses nothing
         return (x.linear(self.tensor.cast(x.dtype).transpose(), dtype=dtypes.float32) * self.scale).cast(x.dtype)

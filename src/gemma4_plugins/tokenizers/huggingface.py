@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +84,12 @@ class Library:
             text: str = self.backend.decode(ids, skip_special_tokens=False)
         return text
 
+    def added(self) -> bytes:
+        """The tokens beside the model's vocabulary, those of other files included."""
+        with guarded(f"{self._where} cannot be used"):
+            tokens = sorted(self.backend.get_added_tokens_decoder().items())
+        return repr([(number, token.content, token.special, token.normalized) for number, token in tokens]).encode()
+
     def without_special(self, specials: Mapping[str, int]) -> Library:
         """A tokenizer over the same vocabulary that treats special tokens in a text as text."""
         from tokenizers import AddedToken, Tokenizer
@@ -107,10 +114,11 @@ class JsonTokenizer(PieceTokenizer):
     """A tokenizer.json whose decoder works token by token: Gemma's, or a byte-level one."""
 
     def __init__(
-        self, library: Library, specials: Mapping[str, int], to_bytes: Callable[[str], bytes], strip: int
+        self, library: Library, specials: Mapping[str, int], content: bytes, to_bytes: Callable[[str], bytes],
+        strip: int,
     ) -> None:
         super().__init__(specials, strip)
-        self._library = library
+        self._library, self._file_hash = library, content
         self._to_bytes = to_bytes
 
     @property
@@ -126,6 +134,9 @@ class JsonTokenizer(PieceTokenizer):
     @cached_property
     def _plain(self) -> Library:
         return self._library.without_special(self.special_tokens)
+
+    def _content(self) -> bytes:
+        return self._file_hash + self._library.added()
 
     def _find(self, token: int) -> bytes | None:
         piece = self._library.token(token)
@@ -203,7 +214,7 @@ def load(context: Context) -> JsonTokenizer | OtherTokenizer:
         raise TokenizerError(f"{where}; choose --tokenizer raw and give token ids with --prompt-tokens (in Python "
                              "prompt_tokens=)")
     settings = TokenizerSettings.load(context)
-    backend, silent = _open(path)
+    backend, silent, content = _open(path)
     with guarded(f"{shown_path(path)} does not take the tokens of {shown_path(settings.path)}"):
         _add_tokens(backend, settings)
         specials = {
@@ -213,11 +224,11 @@ def load(context: Context) -> JsonTokenizer | OtherTokenizer:
         }
         plan = _byte_plan(_decoder(backend))
     library = Library(backend, path, silent)
-    return OtherTokenizer(library, specials) if plan is None else JsonTokenizer(library, specials, *plan)
+    return OtherTokenizer(library, specials) if plan is None else JsonTokenizer(library, specials, content, *plan)
 
 
-def _open(path: Path | SideFile) -> tuple[Any, bool]:
-    """A tokenizer of the library, and whether encoding may make it panic. Raises TokenizerError."""
+def _open(path: Path | SideFile) -> tuple[Any, bool, bytes]:
+    """A tokenizer of the library, whether encoding may make it panic, and the file's SHA-256. Raises TokenizerError."""
     data, where = read_bytes(path, SIZE_LIMIT, TokenizerError), shown_path(path)
     try:
         from tokenizers import Tokenizer
@@ -244,7 +255,7 @@ def _open(path: Path | SideFile) -> tuple[Any, bool]:
         backend = Tokenizer.from_str(f"{text[:-1]},{json.dumps(settled)[1:]}")
     encoding = [step for name in ("normalizer", "pre_tokenizer") for step in steps(parts.get(name))]
     calm = all(str(step.get("type")) in CALM and "Regex" not in (step.get("pattern") or ()) for step in encoding)
-    return backend, not calm
+    return backend, not calm, hashlib.sha256(data).digest()
 
 
 def _sections(text: str) -> dict[str, Any]:

@@ -59,6 +59,11 @@ class SentencePieceTokenizer(PieceTokenizer):
             ids: list[int] = self._processor.encode(text)
         return ids
 
+    def _content(self) -> bytes:
+        with guarded(f"{FILE} cannot be used"):
+            model: bytes = self._processor.serialized_model_proto()
+        return repr(sorted(self._split.items())).encode() + model
+
     def _find(self, token: int) -> bytes | None:
         return self._pieces[token] or None
 

@@ -33,7 +33,7 @@ class Target:
         from gemma4_core.checkpoint.context import read_context
         from gemma4_core.config import load_generation_config
         from gemma4_core.generation.sampling import Sampling
-        from gemma4_plugins.commands.model_loading import sampling
+        from gemma4_core.openai import sampling
 
         context = read_context(folder)
         assert context.config is not None

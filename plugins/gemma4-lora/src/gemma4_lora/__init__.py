@@ -81,7 +81,9 @@ OPTIONS = (
            "q_proj (attention and MLP of the text layers).", multiple=True, metavar="NAME", training=True),
     Option("--lora-init", "Distribution of A's random values (kaiming); B is zero.", choices=("kaiming", "gaussian"),
            training=True),
-    Option("--lora-seed", "Seed of those random values (0).", type=int, training=True),
+    Option("--lora-seed", "Seed of those random values, and of the dropout (0).", type=int, training=True),
+    Option("--lora-dropout", "Share of the adapter's inputs that is dropped in training (0; with --adapter what that "
+           "one was trained with).", type=float, training=True),
     Option("--lora-rslora", "Scale by alpha / sqrt(rank).", type=bool, default=False, training=True),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import ref
@@ -143,7 +144,7 @@ class Adapters:
         wanted: dict[str, list[LowRank]] = {}
         for name in dict.fromkeys(names):
             for tensor, change in self._get(name).changes.items():
-                wanted.setdefault(tensor, []).append(LowRank(change.a, change.b, change.scale * strength))
+                wanted.setdefault(tensor, []).append(replace(change, scale=change.scale * strength))
         if not wanted:
             self.deactivate()
             return

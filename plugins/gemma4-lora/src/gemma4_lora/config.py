@@ -1,7 +1,7 @@
 """``adapter_config.json`` in the layout of peft 0.21.2, read as untrusted input.
 
-The options that decide a LoRA's numbers are read: rank, alpha, and both by pattern. Options that would make an adapter
-compute anything else are refused by name.
+The options that decide a LoRA's numbers are read: rank, alpha, and both by pattern; dropout for training. Options that
+would make an adapter compute anything else are refused by name.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str | None = None
     """``base_model_name_or_path``: the base model's name where it was trained."""
+    lora_dropout: float = 0.0
+    """The share of its inputs that is dropped while it trains."""
 
     def of(self, module: str) -> tuple[int, float]:
         """Rank of a module's matrices and the factor on their product: alpha / r, with rslora alpha / sqrt(r)."""
@@ -82,6 +84,7 @@ def read_config(folder: Path) -> LoraConfig:
         {key: number(value, f"alpha_pattern {key}", where)
          for key, value in pattern(raw, "alpha_pattern", where).items()},
         base if isinstance(base, str) else None,
+        share(raw.get("lora_dropout", 0.0), "lora_dropout", where),
     )
 
 
@@ -113,6 +116,13 @@ def number(value: Any, key: str, where: str) -> float:
     return float(value)
 
 
+def share(value: Any, key: str, where: str) -> float:
+    """A dropout: peft takes 1, too."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise CheckpointError(f"{where}: {shown(key)} is {shown(value)}; a number from 0 to 1 is expected")
+    return float(value)
+
+
 def pattern(raw: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     """Values by regular expression. Raises CheckpointError for an invalid one, or one that could take long to match."""
     found = raw.get(key) or {}
@@ -136,7 +146,8 @@ def config_json(config: LoraConfig, modules: list[str], parameters: list[str]) -
     """The config to write: ``modules`` are adapted linear layers, ``parameters`` stacks of experts."""
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": config.base_model,
-        "r": config.r, "lora_alpha": config.lora_alpha, "use_rslora": config.use_rslora, "lora_dropout": 0.0,
+        "r": config.r, "lora_alpha": config.lora_alpha, "use_rslora": config.use_rslora,
+        "lora_dropout": config.lora_dropout,
         "rank_pattern": dict(config.rank_pattern), "alpha_pattern": dict(config.alpha_pattern),
         "target_modules": modules, "target_parameters": parameters or None, "bias": "none", "fan_in_fan_out": False,
         "init_lora_weights": True, "inference_mode": True, "modules_to_save": None,

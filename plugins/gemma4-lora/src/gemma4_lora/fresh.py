@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gemma4_core import InputError
-from gemma4_core.formatting import shown
+from gemma4_core.formatting import is_number, shown
 from gemma4_lora.config import LoraConfig
 from gemma4_lora.files import AdapterFiles, Pair
 from gemma4_lora.names import choose_targets, module_of
@@ -27,6 +27,7 @@ def plan_adapter(
     alpha: float | None = None,
     targets: Sequence[str] = (),
     use_rslora: bool = False,
+    dropout: float = 0.0,
     init: str = INITS[0],
     seed: int = SEED,
     base_model: str | None = None,
@@ -41,7 +42,19 @@ def plan_adapter(
         raise InputError(f"--lora-init {init!r}: choose one of {', '.join(INITS)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"--lora-seed {shown(seed)}: a whole number from 0 is expected")
-    return LoraConfig(rank, float(alpha), use_rslora, base_model=base_model), choose_targets(shapes, targets, prefix)
+    names = choose_targets(shapes, targets, prefix)
+    check_dropout(dropout, {name: shapes[name] for name in names})
+    return LoraConfig(rank, float(alpha), use_rslora, base_model=base_model, lora_dropout=float(dropout)), names
+
+
+def check_dropout(dropout: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError for a dropout that the adapter of these matrices cannot train with."""
+    if not is_number(dropout) or not 0 <= dropout < 1:
+        raise InputError(f"--lora-dropout {shown(dropout)}: a number from 0 to below 1 is expected")
+    stack = next((name for name, shape in shapes.items() if len(shape) == 3), None)
+    if dropout and stack is not None:
+        raise InputError(f"--lora-dropout {dropout:g}: {shown(stack)} is a stack of experts, whose adapters have no "
+                         f"dropout, nor have peft's; leave it out of --lora-targets")
 
 
 def fresh_adapter(
@@ -55,8 +68,9 @@ def fresh_adapter(
         init: ``kaiming`` (A uniform within 1/sqrt(in), as peft) or ``gaussian`` (deviation 1/rank).
         seed: seed of the random numbers.
         options: ``rank`` (16); ``alpha`` (twice the rank): changes are scaled by alpha / rank, with ``use_rslora`` by
-            alpha / sqrt(rank); ``targets``: globs over checkpoint names, or module names such as ``q_proj``;
-            ``base_model``: the model that it is for, recorded in its config.
+            alpha / sqrt(rank); ``dropout``: the share of inputs that is dropped in training; ``targets``: globs over
+            checkpoint names, or module names such as ``q_proj``; ``base_model``: the model that it is for, recorded in
+            its config.
 
     Raises:
         InputError: a value out of range, or a target that names no matrix.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tinygrad import Tensor, dtypes
 
 from gemma4_core import ExpertStack, Matrix
+from gemma4_core.ops import Dropout
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,9 +20,12 @@ class LowRank:
     b: Tensor
     """``[out, r]``, or ``[experts, out, r]``."""
     scale: float
+    dropout: Dropout | None = None
+    """Of the input, while it trains; not of stacks."""
 
     def matmul(self, x: Tensor) -> Tensor:
         """``x [..., in]`` (for stacks ``[experts or 1, n, in]``) to fp32 ``[..., out]``."""
+        x = x if self.dropout is None else self.dropout(x)
         inner = x.matmul(self.a.cast(x.dtype).transpose(-1, -2), dtype=dtypes.float32).cast(x.dtype)  # [..., r]
         return inner.matmul(self.b.cast(x.dtype).transpose(-1, -2), dtype=dtypes.float32) * self.scale
 

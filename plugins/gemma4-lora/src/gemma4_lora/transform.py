@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,10 @@ from tinygrad import Tensor
 
 from gemma4_core import CheckpointError, Context, InputError, TrainedPart
 from gemma4_core.formatting import shown, shown_path
-from gemma4_core.ops import upload
+from gemma4_core.ops import Dropout, upload
 from gemma4_lora.adapters import Adapter, Adapters
 from gemma4_lora.files import AdapterFiles, check_adapter, read_adapter, write_adapter
-from gemma4_lora.fresh import fresh_adapter, plan_adapter
+from gemma4_lora.fresh import SEED, check_dropout, fresh_adapter, plan_adapter
 from gemma4_lora.names import adaptable
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ TRAINED = "lora"
 """The name of the adapter that trains."""
 NEW = ("lora_rank", "lora_alpha", "lora_targets", "lora_init", "lora_seed", "lora_rslora")
 """Options that describe a new adapter."""
+DROPOUT = "lora_dropout"
 
 
 def folders(values: Mapping[str, Any]) -> list[Path]:
@@ -37,8 +40,8 @@ def check(context: Context, values: Mapping[str, Any]) -> None:
     assert context.config is not None
     given = folders(values)
     training, new = bool(values.get("lora")), [key for key in NEW if values.get(key) not in (None, (), [], False)]
-    if not training and new:
-        raise InputError(f"{flag(new[0])} {shown(values[new[0]])} needs --lora, which trains an adapter")
+    if not training and (alone := [*new, *(key for key in (DROPOUT,) if values.get(key) is not None)]):
+        raise InputError(f"{flag(alone[0])} {shown(values[alone[0]])} needs --lora, which trains an adapter")
     if training and given and new:
         raise InputError(f"{flag(new[0])} {shown(values[new[0]])} describes a new adapter, but --adapter "
                          f"{shown_path(given[0])} is to be trained further; give one of them")
@@ -49,6 +52,8 @@ def check(context: Context, values: Mapping[str, Any]) -> None:
         raise InputError(f"{flag(unused[0])} {shown(values[unused[0]])} needs an --adapter to apply")
     for folder in given:
         check_adapter(folder, context.config)
+    if values.get(DROPOUT) is not None:
+        check_dropout(values[DROPOUT], {})
     if training and not given:
         plan_adapter(adaptable(context.config), context.config.text_prefix, **described(values))
 
@@ -60,7 +65,7 @@ def flag(key: str) -> str:
 
 def described(values: Mapping[str, Any]) -> dict[str, Any]:
     """The options for a new adapter, as arguments of ``fresh_adapter``."""
-    keys = {"lora_rank": "rank", "lora_alpha": "alpha", "lora_init": "init", "lora_seed": "seed"}
+    keys = {"lora_rank": "rank", "lora_alpha": "alpha", "lora_init": "init", "lora_seed": "seed", DROPOUT: "dropout"}
     given = {word: values[key] for key, word in keys.items() if values.get(key) is not None}
     targets = values.get("lora_targets") or ()
     return given | {"targets": [targets] if isinstance(targets, str) else list(targets),
@@ -81,7 +86,7 @@ def apply(model: GemmaModel, values: Mapping[str, Any]) -> None:
     adapters, given = Adapters.of(model), folders(values)
     if values.get("lora"):
         files = read_adapter(given[0], model.config) if given else new_adapter(model, adapters.places, values)
-        adapters.add(TRAINED, files)
+        with_dropout(adapters.add(TRAINED, files), values)
         adapters.activate(TRAINED, mode="beside")
         return
     names: list[str] = []
@@ -94,15 +99,31 @@ def apply(model: GemmaModel, values: Mapping[str, Any]) -> None:
     adapters.activate(*names, strength=1.0 if strength is None else strength, mode=values.get("adapter_mode") or "auto")
 
 
+def with_dropout(adapter: Adapter, values: Mapping[str, Any]) -> None:
+    """Give an adapter that trains the dropout that is asked for, else its own. Raises InputError where it can have
+    none."""
+    asked = values.get(DROPOUT)
+    p = adapter.config.lora_dropout if asked is None else asked
+    check_dropout(p, {name: tuple(change.b.shape) for name, change in adapter.changes.items()})
+    adapter.config = replace(adapter.config, lora_dropout=float(p))
+    if p:
+        step = Dropout.counter(str(next(iter(adapter.changes.values())).a.device))
+        adapter.changes = {name: replace(change, dropout=Dropout.of(p, step, name))
+                           for name, change in adapter.changes.items()}
+
+
 def trained_part(model: GemmaModel, values: Mapping[str, Any]) -> TrainedPart | None:
     """The adapter as the part of the model that trains, if one is to train."""
     if not values.get("lora"):
         return None
     adapter, config = Adapters.of(model).loaded[TRAINED], model.config
+    dropout = next(iter(adapter.changes.values())).dropout
+    seed = SEED if values.get("lora_seed") is None else values["lora_seed"]
     return TrainedPart(
         tensors=tensors_of(adapter),
         save=lambda folder: write_adapter(folder, adapter.files),
         load=lambda folder: take(adapter, read_adapter(folder, config), folder),
+        begin=None if dropout is None else partial(Dropout.begin, dropout.step, seed),
     )
 
 

@@ -13,15 +13,13 @@ from typing import IO, Any
 
 from gemma4_core.errors import InputError
 from gemma4_core.formatting import shown_path
-from gemma4_core.json_lines import parsed
+from gemma4_core.json_lines import MARK, numbered_lines, parsed
 
 LINE_LIMIT = 16 << 20
 """Bytes of a line: no example that fits a context is longer, unless media are written into it."""
 LIST_LIMIT = 512 << 20
 """Bytes of a file that is one list, which is read whole."""
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-MARK = b"\xef\xbb\xbf"
-"""What some editors write before UTF-8."""
 TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
 """A whole string, a bracket, or the quote of a string that does not end."""
 BETWEEN = re.compile(rb"[ \t\r\n]*+(,?)[ \t\r\n]*+")
@@ -70,13 +68,10 @@ def hub_hint(path: Path) -> str:
 
 def line_rows(file: IO[bytes], where: str) -> Iterator[tuple[int, Any]]:
     """Lines that are not empty, by number. Raises InputError for a line that is too long."""
-    number = 0
-    while line := file.readline(LINE_LIMIT + 1):
-        number += 1
-        if len(line) > LINE_LIMIT:
+    for number, line in numbered_lines(file, LINE_LIMIT):
+        if line is None:
             raise InputError(f"{where}:{number}: the line is longer than {LINE_LIMIT >> 20} MiB")
-        if line.strip():
-            yield number, read(line.removeprefix(MARK) if number == 1 else line)
+        yield number, read(line)
 
 
 def read(text: bytes) -> Any:

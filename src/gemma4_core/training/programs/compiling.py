@@ -11,9 +11,11 @@ from typing import Any
 from tinygrad import Tensor, UOp
 from tinygrad.dtype import DType
 from tinygrad.engine.realize import compile_linear
+from tinygrad.helpers import Context as TinygradContext
 from tinygrad.uop import Ops
 
 from gemma4_core.ops import Operations
+from gemma4_core.ops.dropout import dropping
 from gemma4_core.ops.late import LateBinary, late_binaries
 from gemma4_core.training.programs.program import Program
 from gemma4_core.training.programs.running import Arena
@@ -31,10 +33,12 @@ class Task:
     stage: Callable[[], Callable[..., Mapping[str, Tensor]]]
     inputs: Mapping[str, Form]
     weights: Mapping[str, Tensor]
+    drops: bool = False
+    """Whether it drops numbers (``gemma4_core.ops.dropout``)."""
 
     def trace(self, device: str) -> Program:
         given = {name: placeholder(*shape, dtype=dtype, device=device) for name, (shape, dtype) in self.inputs.items()}
-        with late_binaries():
+        with late_binaries(), dropping(self.drops):
             return trace(self.stage(), given, self.weights)
 
 
@@ -60,7 +64,8 @@ class Programs:
         for key in missing:
             if (found := store.fetch(key)) is not None:
                 self.done[key] = found
-        new = compiled({k: task.trace(self.device) for k, task in missing.items() if k not in self.done})
+        plain_below = 0 if self.operations is None else self.operations.plain_below
+        new = compiled({k: task.trace(self.device) for k, task in missing.items() if k not in self.done}, plain_below)
         self.done |= new
         for key, program in new.items():
             store.store(key, program)
@@ -87,11 +92,25 @@ def binary_of(call: UOp) -> object:
     return program.src[-1].arg if program.op is Ops.PROGRAM and program.src[-1].op is Ops.BINARY else None
 
 
-def compiled(programs: Mapping[Any, Program]) -> dict[Any, Program]:
-    """The programs with their kernels lowered and compiled, those that several share once."""
+def compiled(programs: Mapping[Any, Program], plain_below: int = 0) -> dict[Any, Program]:
+    """The programs with their kernels lowered and compiled, those that several share once; for ``plain_below`` see
+    ``Operations``."""
     calls = with_binaries([call for program in programs.values() for call in program.calls])
+    plain = [index for index, call in enumerate(calls) if elementwise_below(call, plain_below)]
+    with TinygradContext(NOOPT=1):
+        small = compile_linear(UOp(Ops.LINEAR, src=tuple(calls[index] for index in plain))).src if plain else ()
+    for index, call in zip(plain, small, strict=True):
+        calls[index] = call
     done = iter(compile_linear(UOp(Ops.LINEAR, src=tuple(calls))).src)
     return {
         key: Program(tuple(next(done) for _ in program.calls), program.names, program.own)
         for key, program in programs.items()
     }
+
+
+def elementwise_below(call: UOp, most: int) -> bool:
+    """Whether a kernel adds up nothing and has arguments of fewer bytes than this."""
+    ast = call.src[0]
+    if ast.op is not Ops.SINK or sum(b.max_numel() * b.dtype.itemsize for b in call.src[1:]) >= most:
+        return False
+    return not any(node.op is Ops.REDUCE for node in ast.toposort())

@@ -12,6 +12,7 @@ from tinygrad import Tensor
 from tinygrad.dtype import DType
 
 from gemma4_core.config import LayerConfig, TextConfig
+from gemma4_core.ops.dropout import Dropout
 from gemma4_core.weights import ExpertStack, Matrix, Weight
 
 UNKNOWN = "known by its place in memory"
@@ -23,6 +24,8 @@ class Walk:
 
     def __init__(self, value: Any) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.drops = False
+        """Whether it drops numbers while it trains."""
         self._seen: dict[int, tuple[str, Any]] = {}
         """Where a value was met first, by its ``id``; the value with it, so that no later one is given that number."""
         self.form: Hashable = self._form(value, "")
@@ -61,6 +64,7 @@ class Walk:
         return "tensor", tuple(int(n) for n in tensor.shape), tensor.dtype, str(tensor.device), place
 
     def _object(self, value: Any, path: str) -> Hashable:
+        self.drops = self.drops or isinstance(value, Dropout)
         slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
         held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
         held |= getattr(value, "__dict__", {})

@@ -35,6 +35,8 @@ class Linking:
         self.layers, self.device = plan.config.layers, programs.device
         self.given = {name: tensor.uop.base for name, tensor in inputs.items()}
         self.own: set[UOp] = set()
+        self.beside = 0
+        """Bytes that the step holds beside its planned memory."""
         self.reached: dict[int, Tensor] = {}
         """Where the gradients of the parameters lie that the loss depends on."""
         self.kept: list[bool] = []
@@ -64,7 +66,9 @@ class Linking:
 
     def whole(self, shape: tuple[int, ...], dtype: DType) -> Buffer:
         """Memory that parts are taken of; it is not planned."""
-        return Buffer(self.device, prod(shape), dtype)
+        made = Buffer(self.device, prod(shape), dtype)
+        self.beside += made.nbytes
+        return made
 
     @staticmethod
     def part(buffer: Buffer, index: int, size: int) -> UOp:

@@ -47,6 +47,13 @@ class Pass:
         self.kept_layers = 0
         """Layers that keep what their way back needs."""
         self.replay: Replay | None = None
+        self._beside = 0
+
+    @property
+    def bytes(self) -> int:
+        """What a run of the linked programs holds beside weights and gradients."""
+        assert self.replay is not None
+        return self.replay.size + self._beside
 
     def link(self, keep_bytes: float, room: Callable[[], float]) -> None:
         """Link the programs of all layers. ``keep_bytes`` is how much layers may keep from the forward pass for the
@@ -63,7 +70,7 @@ class Pass:
 
     def _linked(self, keep_bytes: float) -> Replay:
         linking = Linking(self.plan, self.programs, self.put.tensors, self.loss, keep_bytes, self.clear)
-        self.reached, self.kept_layers = linking.reached, sum(linking.kept)
+        self.reached, self.kept_layers, self._beside = linking.reached, sum(linking.kept), linking.beside
         return Replay(linking.calls, linking.own, self.programs.arena)
 
     def stale(self) -> bool:

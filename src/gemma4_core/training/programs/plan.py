@@ -60,13 +60,16 @@ class Plan:
         in_layers = {id(t) for walk in self.walks for t in walk.tensors.values()}
         named = self.model.named_tensors()
         part = self.model.trained_part.tensors if self.model.trained_part is not None else {}
-        self.start_weights = {name: t for name, t in {**named, **part}.items() if id(t) not in in_layers}
+        outside = {**named, **part}
         before: dict[str, Any] = {"embedding": text.embedding, "table": text.ple_table, "dtype": str(text.dtype)}
         if text.per_layer:
             before |= {"projection": text.ple_projection, "norm": text.ple_norm}
         if any("/" in name for name in self.forms):
             before["towers"] = self.model.towers
         self.start_walk = Walk(before)
+        known = in_layers | {id(t) for t in outside.values()}
+        outside |= {path: t for path, t in self.start_walk.tensors.items() if id(t) not in known}
+        self.start_weights = {name: t for name, t in outside.items() if id(t) not in in_layers}
         start_trains = any(id(t) in trained for t in self.start_weights.values())
         owners = [i for i, walk in enumerate(self.walks) if any(id(t) in trained for t in walk.tensors.values())]
         self.lowest = 0 if start_trains else min(owners, default=len(layers))
@@ -77,7 +80,7 @@ class Plan:
         self.start_back = self._back(self.start_weights, ()) if start_trains else None
         self.start_key = self._task("start", self._start_inputs(), self.start_weights, self.start_back,
                                     lambda back: start_stage(self.model, self.ops, self.start_weights, back),
-                                    (self.start_walk.form, self.model.config.pad_token_id))
+                                    (self.start_walk.form, self.model.config.pad_token_id), self.start_walk.drops)
         self.layer_keys, self.layer_backs = [], []
         for layer, walk in zip(layers, self.walks, strict=True):
             key, back = self._layer(layer.index, walk)
@@ -103,14 +106,16 @@ class Plan:
 
     def _task(
         self, what: str, inputs: Mapping[str, Form], weights: Mapping[str, Tensor], back: Backward | None,
-        stage: Callable[[Backward | None], Stage], form: Hashable,
+        stage: Callable[[Backward | None], Stage], form: Hashable, drops: bool = False,
     ) -> Hashable:
+        """The key of a task, which is added; ``drops`` says whether it drops numbers while something trains."""
         given = dict(inputs)
         if back is not None:
-            for name in back.added:
+            for name in sorted(back.added):  # the order is part of the key, which other processes are to find
                 given[sum_of(name)] = tuple(int(n) for n in weights[name].shape), dtypes.float32
-        key = (what, form, tuple(given.items()), back)
-        self.tasks.setdefault(key, Task(lambda: stage(back), given, weights))
+        drops = drops and bool(self.trained.parameters)
+        key = (what, form, tuple(given.items()), back, drops)
+        self.tasks.setdefault(key, Task(lambda: stage(back), given, weights, drops))
         return key
 
     def _start_inputs(self) -> dict[str, Form]:
@@ -156,7 +161,7 @@ class Plan:
                 inputs |= {sum_of(name): (kv, dtypes.float32) for name in "kv"}
             back = self._back(walk.tensors, tuple(wanted))
         key = self._task("layer", inputs, walk.tensors, back, lambda back: layer_stage(
-            self.model, index, self.ops, walk.tensors, donor, back), (walk.form, donor))
+            self.model, index, self.ops, walk.tensors, donor, back), (walk.form, donor), walk.drops)
         return key, back
 
     def _head_rows(self) -> int:

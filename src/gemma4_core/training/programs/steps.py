@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,17 +58,20 @@ class Steps:
         return self._known
 
     def run(
-        self, batches: Sequence[CheckedBatch], checkpointing: bool = False
+        self, batches: Sequence[CheckedBatch], checkpointing: bool = False, begin: Callable[[int], None] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over all targets of the batches, a detached fp32 scalar, and gradients by parameter, each in
-        memory that the next call overwrites. Raises InputError where memory does not suffice."""
+        memory that the next call overwrites. ``begin`` is told the number of each batch before it runs. Raises
+        InputError where memory does not suffice."""
         targets = sum(batch.count for batch in batches)
         several = len(batches) > 1
         passes = [self.pass_of(batch, several, checkpointing) for batch in batches]
         if several:
             self._clear({i: t for one in passes for i, t in one.reached.items()})
         total: Tensor | None = None
-        for one, batch in zip(passes, batches, strict=True):
+        for number, (one, batch) in enumerate(zip(passes, batches, strict=True)):
+            if begin is not None:
+                begin(number)
             one(self.arrays(batch), 1 / max(targets, 1))
             loss = one.loss.clone().realize()
             total = loss if total is None else (total + loss).realize()
@@ -92,7 +95,7 @@ class Steps:
         added = every if adding else every & self._shared
         trained = Trained(every, added, lambda i: self.target(i, i in added))
         made = Pass(self.model, self.programs, forms, trained, not adding)
-        made.link(0.0 if checkpointing else self._keep_bytes(), self._room)
+        made.link(0.0 if checkpointing else self._keep_bytes(), self.room)
         return made
 
     def _keep_bytes(self) -> float:
@@ -102,7 +105,12 @@ class Steps:
             return math.inf
         return KEPT * sum(int(t.nbytes()) for t in self.model.named_tensors().values())
 
-    def _room(self) -> float:
+    @property
+    def gradient_bytes(self) -> int:
+        """What gradients take so far."""
+        return sum(int(held.nbytes()) for held in self._held.values())
+
+    def room(self) -> float:
         """Bytes that the arena may have."""
         device, arena = str(self.model.device), self.programs.arena
         room = SHARE * free if (free := free_memory_bytes(device)) is not None else float("inf")

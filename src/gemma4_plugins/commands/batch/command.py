@@ -19,11 +19,13 @@ from gemma4_core.cli.options import (
     long_running,
     model_option,
     sampling_options,
+    schema_option,
 )
 from gemma4_core.cli.output import json_text, note, on_terminal, write
 from gemma4_core.cli.plugin_options import PluginOptionsCommand, PluginParam, PluginValues
 from gemma4_core.errors import InputError
 from gemma4_plugins.commands.model_loading import Loading, model_name
+from gemma4_plugins.commands.text_input import read_schema
 
 if TYPE_CHECKING:
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
@@ -69,6 +71,7 @@ class Parallel(click.ParamType):
 @click.option("--parallel", type=Parallel(), default=PARALLEL, show_default=True,
               help="Rows that run at once; auto is as many as fit into free memory.")
 @click.option("--thinking/--no-thinking", default=False, help="Let the model think before it answers.")
+@schema_option
 @click.option("--raw", is_flag=True, help="Do not apply the chat template to prompt.")
 @literal_option
 @click.option("--allow-urls", is_flag=True, help="Fetch media given as URLs.")
@@ -94,6 +97,8 @@ def batch_command(
     from gemma4_plugins.commands.batch.progress import BatchProgress
     from gemma4_plugins.commands.batch.row_file import Outputs
 
+    constraint = read_schema(values.pop("schema"))
+    values |= {"constraint": constraint} if constraint is not None else {}
     loading = Loading.from_options(values)
     outputs = Outputs(output, errors, overwrite)
     check_apart(source, outputs)
@@ -122,7 +127,10 @@ def answer(
     """Load the model and answer the rows that are left; the tokens of their prompts."""
     from gemma4_plugins.commands.batch.run import BatchRun
 
-    model = loading.load(plugins, lambda processor: check_model(batch, processor), batch.defaults.values["draft"])
+    values = batch.defaults.values
+    model = loading.load(
+        plugins, lambda processor: check_model(batch, processor), values["draft"], values.get("constraint")
+    )
     run = BatchRun(model, batch, outputs, progress)
     try:
         with progress:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from gemma4_core.config import GenerationConfig
 from gemma4_core.errors import Gemma4Error, InputError
 from gemma4_core.formatting import shown, shown_path
-from gemma4_core.json_lines import parsed
+from gemma4_core.json_lines import numbered_lines
+from gemma4_core.openai import KNOWN, check_text, parameters, parsed, sampling
 from gemma4_core.plugins.origin import nearest
-from gemma4_plugins.commands.batch.parameters import KNOWN, parameters
-from gemma4_plugins.commands.model_loading import sampling
 
 if TYPE_CHECKING:
     from gemma4_core.generation.requests import Request
@@ -25,6 +23,8 @@ LINE_LIMIT = 64 << 20
 """Bytes of a line: media may be written into it."""
 ID_LIMIT = 512
 """Characters of an id."""
+OTHERS = ("tools", "n", "constraint", "thinking_budget", "top_logprobs")
+"""Arguments of a request that a line gives as they are."""
 URLS = ("/v1/chat/completions", "/chat/completions")
 OUTER = ("custom_id", "method", "url", "body")
 """Keys of OpenAI's lines."""
@@ -70,7 +70,7 @@ class Row:
         asked = {**defaults.values, **self.asked}
         chosen = sampling(config, asked)
         chosen["seed"] = seed_of(self.id) if chosen.get("seed") is None else chosen["seed"]
-        others = {name: asked[name] for name in ("tools", "n", "constraint", "top_logprobs") if name in asked}
+        others = {name: asked[name] for name in OTHERS if name in asked}
         chat = self.kind == "messages" or (self.kind == "prompt" and template and not defaults.raw)
         messages = self.prompt if self.kind == "messages" else [{"role": "user", "content": self.prompt}]
         return Request(
@@ -151,21 +151,11 @@ def numbered(path: Path) -> Iterator[tuple[int, bytes | None]]:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{where}: is not a regular file; it is read twice, so a pipe will not do")
         with open(path, "rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LINE_LIMIT + 1), b""), 1):
-                if len(line) > LINE_LIMIT:
-                    _skip_line(file, line)
-                    yield number, None
-                elif line.strip():
-                    yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            yield from numbered_lines(file, LINE_LIMIT)
     except OSError as fault:
         raise InputError(f"{where}: {fault.strerror or fault}; check the path") from fault
     except ValueError as fault:
         raise InputError(f"{where}: {fault}") from fault
-
-
-def _skip_line(file: BinaryIO, line: bytes) -> None:
-    while line and not line.endswith(b"\n"):
-        line = file.readline(1 << 20)
 
 
 def read(number: int, line: bytes | None, defaults: Defaults) -> Row | Fault:
@@ -177,7 +167,7 @@ def read(number: int, line: bytes | None, defaults: Defaults) -> Row | Fault:
         data = parsed(line)
         if not isinstance(data, dict):
             raise InputError(f"expected an object such as {{\"messages\": […]}}, got {shown(data, 60)}")
-        _check_text(data, line)
+        check_text(data, line)
         code = "invalid_request"
         own = identity(data, own)
         row = Row(number, own, *parameters(body(data)))
@@ -223,12 +213,3 @@ def body(data: Mapping[str, Any]) -> Mapping[str, Any]:
 def seed_of(id: str) -> int:
     """The seed of a row that has none: equal in every run."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:4], "big")
-
-
-def _check_text(data: Any, line: bytes) -> None:
-    """Raise InputError for half of a surrogate pair, which is not text."""
-    if b"\\ud" in line or b"\\uD" in line:
-        try:
-            json.dumps(data, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise InputError("half of a surrogate pair, which is not text") from None

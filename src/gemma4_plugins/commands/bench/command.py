@@ -17,6 +17,7 @@ from gemma4_core.formatting import human_bytes, human_count
 from gemma4_plugins.commands.bench.load_command import load_command
 from gemma4_plugins.commands.bench.operations_command import ops_command
 from gemma4_plugins.commands.bench.report import about, bench_options, load, print_report, same_for_all
+from gemma4_plugins.commands.bench.serve_command import serve_command
 
 if TYPE_CHECKING:
     from gemma4_core.generation.loaded_model import LoadedModel
@@ -54,6 +55,7 @@ def bench_command(
     gemma4 bench -m e2b-it -p 512 -n 128 -b 1 8 32 128
     gemma4 bench ops -m e2b-it
     gemma4 bench load -m e2b-it --parallel 8 --rate 2
+    gemma4 bench serve --url http://127.0.0.1:8000/v1
 
     Answers are greedy and continue past stop tokens. Compiling and capturing happens before the first sample. With more
     than one conversation at once (-b) each has a prompt of its own, and the speed is that of all answers together.
@@ -75,6 +77,7 @@ def bench_command(
 
 bench_command.add_command(ops_command)
 bench_command.add_command(load_command)
+bench_command.add_command(serve_command)
 
 
 def bench_report(model: LoadedModel, found: Speed) -> dict[str, Any]:

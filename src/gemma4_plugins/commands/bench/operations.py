@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     "name", "prefill_chunk", "graph_chunk", "shared_chunk", "prefill_both_ways", "run_ahead", "kernels", "built_for",
-    "towers", "fused", "cross_entropy", "least_tokens",
+    "towers", "fused", "cross_entropy", "least_tokens", "plain_below",
 )
 STEPS = ("decode_step", "prefill")
 """What ``Operations.step`` takes over: a token, and a chunk of a prompt."""

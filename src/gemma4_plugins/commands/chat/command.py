@@ -12,14 +12,16 @@ from gemma4_core.cli.options import (
     loading_options,
     model_option,
     sampling_options,
+    schema_option,
     tools_option,
 )
 from gemma4_core.cli.output import note
 from gemma4_core.cli.plugin_options import PluginValues
 from gemma4_core.errors import InputError
+from gemma4_core.openai import sampling
 from gemma4_plugins.commands.media_options import MediaCommand
-from gemma4_plugins.commands.model_loading import Loading, model_name, sampling
-from gemma4_plugins.commands.text_input import checked_text, read_tools
+from gemma4_plugins.commands.model_loading import Loading, model_name
+from gemma4_plugins.commands.text_input import checked_text, read_schema, read_tools
 
 if TYPE_CHECKING:
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
@@ -40,6 +42,7 @@ def check_talks(processor: GemmaMultimodalProcessor) -> None:
 @model_option()
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
 @tools_option
+@schema_option
 @click.option("--thinking/--no-thinking", default=False, help="Let the model think before it answers.")
 @literal_option
 @click.option("--allow-urls", is_flag=True, help="Fetch media given as URLs.")
@@ -50,8 +53,8 @@ def check_talks(processor: GemmaMultimodalProcessor) -> None:
 @click.option("--history/--no-history", default=True, show_default=True,
               help="Keep what was typed, in $XDG_STATE_HOME/gemma4/chat_history.")
 def chat_command(
-    system: str | None, tools: str | None, thinking: bool, stats: bool, history: bool, plugin_values: PluginValues,
-    **values: Any,
+    system: str | None, tools: str | None, schema: str | None, thinking: bool, stats: bool, history: bool,
+    plugin_values: PluginValues, **values: Any,
 ) -> None:
     """Talk with a model; it remembers the conversation.
 
@@ -67,9 +70,11 @@ def chat_command(
 
     declared = read_tools(tools) if tools else None
     system = checked_text("--system", system) if system else None
-    model = Loading.from_options(values).load(plugin_values, check_talks, values["draft"])
+    constraint = read_schema(schema)
+    model = Loading.from_options(values).load(plugin_values, check_talks, values["draft"], constraint)
     wanted = sampling(model.generation_config, values)
     wanted |= {"max_new_tokens": values["max_new_tokens"], "stop": values["stop"], "literal": values["literal"]}
+    wanted |= {"constraint": constraint} if constraint is not None else {}
     conversation = Conversation(model, wanted, system, thinking, declared)
     for keyword, files in plugin_values.media.items():
         for file in files:

@@ -16,7 +16,9 @@ NEXT = """What to try next:
   gemma4 download --sizes E2B --it                   a real model (10 GB)
   gemma4 generate -m e2b-it "Hello"                  ask it
   gemma4 chat -m e2b-it                              talk with it
-  gemma4 info --size 31B                             what a larger one needs"""
+  gemma4 info --size 31B                             what a larger one needs
+  gemma4 serve -m demo                               answer OpenAI's and Anthropic's clients; in a clone of this project
+                                                     install it with: pip install -e plugins/gemma4-serve"""
 
 
 @click.command("demo", cls=GemmaCommand)

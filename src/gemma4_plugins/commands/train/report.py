@@ -15,12 +15,14 @@ from gemma4_core.cli.failures import escaped
 from gemma4_core.cli.output import note, on_terminal, tell
 from gemma4_core.devices.memory import peak_memory_bytes
 from gemma4_core.formatting import human_bytes, three_digits
+from gemma4_core.training.estimate import estimated
 from gemma4_core.training.evaluate import perplexity
 from gemma4_core.training.log import CsvLog, draw_curve
 
 if TYPE_CHECKING:
     from gemma4_core.training.data.batches import Batches
     from gemma4_core.training.data.examples import Example
+    from gemma4_core.training.estimate import Estimate
     from gemma4_core.training.evaluate import EvaluationReport
     from gemma4_core.training.optimizer import TrainingOptimizer
     from gemma4_core.training.run_folder import RunFolder
@@ -171,20 +173,47 @@ def progress_bar(done: int, total: int) -> Any:
     return tqdm(total=total, initial=done, desc="training", unit="step", file=sys.stderr, dynamic_ncols=True)
 
 
-def dry_report(values: Mapping[str, Any], batches: Batches | None, validation: Batches | None, steps: int) -> str:
-    """The report of ``--dry-run``: counts, shapes, and the first example with the learnt parts marked."""
-    assert batches is not None
+def dry_report(values: Mapping[str, Any], batches: Batches, validation: Batches | None, trainer: Trainer) -> str:
+    """The report of ``--dry-run``: counts, shapes, memory and seconds, and the first example with the learnt parts
+    marked. Raises InputError where the run cannot fit."""
     examples = batches.examples
     facts = {
         "examples": len(examples.items), "truncated": examples.truncated, "dropped": examples.dropped,
-        "tokens": examples.tokens, "targets": examples.targets, "steps": steps,
+        "tokens": examples.tokens, "targets": examples.targets, "steps": trainer.total,
         "validation_examples": 0 if validation is None else len(validation.items),
         "lengths": sorted({batches.make_length(rows) for step in batches.epoch(0) for rows in step}),
     }
+    found = estimated(trainer)
     if values["as_json"]:
+        sizes = ("weights", "gradients", "optimizer_state", "activations", "total", "free")
+        facts |= {
+            "memory_bytes": {name: getattr(found, name) for name in sizes},
+            "first_step_seconds": round(found.first_seconds, 3),
+            "new_length_seconds": round(found.length_seconds, 3), "step_seconds": round(found.step_seconds, 6),
+            "timed_seconds_by_tokens": {size: round(time, 6) for size, time in found.timed.items()},
+            "seconds": round(found.seconds, 3),
+        }
         return json.dumps(facts) + "\n"
     lines = [f"{name.replace('_', ' '):20}{value}" for name, value in facts.items()]
-    return "\n".join([*lines, "", *first_example(examples.items[0], batches)]) + "\n"
+    return "\n".join([*lines, *estimate_lines(found), "", *first_example(examples.items[0], batches)]) + "\n"
+
+
+def estimate_lines(found: Estimate) -> list[str]:
+    """What a run takes, and what that rests on."""
+    held = {"weights": found.weights, "gradients": found.gradients, "optimizer state": found.optimizer_state,
+            "activations of the largest step": found.activations}
+    parts = ", ".join(f"{name} {'unknown' if size is None else human_bytes(size)}" for name, size in held.items())
+    free = "" if found.free is None else f"; {human_bytes(found.free)} were free"
+    timed = " and ".join(f"{three_digits(time)} s for {size} tokens" for size, time in sorted(found.timed.items()))
+    seconds = (f"{three_digits(found.seconds)}: all steps, with {three_digits(found.first_seconds)} until the first is "
+               f"done and {three_digits(found.length_seconds)} more for each other of {found.lengths} lengths (what "
+               f"compiling took just now; it is kept); without evaluations, samples and checkpoints")
+    facts = {
+        "memory": f"{human_bytes(found.total)}: {parts}{free}; by planning the largest step",
+        "seconds per step": f"{three_digits(found.step_seconds)}: steps timed just now took {timed}, with padding",
+        "seconds": seconds,
+    }
+    return [f"{name:20}{text}" for name, text in facts.items()]
 
 
 def first_example(item: Example, batches: Batches) -> list[str]:

@@ -19,17 +19,13 @@ from gemma4_core.training.data.records import Record, read_records
 from gemma4_core.training.run_folder import RunFolder
 from gemma4_plugins.commands.model_loading import Loading
 from gemma4_plugins.commands.train.report import dry_report
-from gemma4_plugins.commands.train.session import Session
+from gemma4_plugins.commands.train.session import Session, trainer_of
 
 if TYPE_CHECKING:
     from gemma4_core.contracts import TrainingCallback
     from gemma4_core.processing.processor import GemmaMultimodalProcessor
     from gemma4_core.training.data.batches import Batches
     from gemma4_core.training.trainer import Plan
-
-
-class DryRun(Exception):
-    """Ends the loading of a dry run once everything is checked."""
 
 
 @dataclass
@@ -110,22 +106,20 @@ def run(values: dict[str, Any], plugins: PluginValues, settings: dict[str, Any])
         check_memory(values, processor)
         plan_of(values, data)
         callbacks.extend(built_callbacks(values["callback"], told, processor))
-        if folder is None:
-            raise DryRun
-        folder.start(settings, values["resume"])
+        if folder is not None:
+            folder.start(settings, values["resume"])
 
     from tinygrad import Tensor
 
     # random initial values, such as those of adapters, are then the same in every run
     Tensor.manual_seed(values["seed"])
-    try:
-        model = loading.load(plugins, check)
-    except DryRun:
-        write(dry_report(values, data.batches, data.validation, plan_of(values, data)[1]))
-        return
-    assert folder is not None and data.batches is not None
-    batches = data.batches, data.validation
-    Session(values, batches, plan_of(values, data)[0], folder, model, start, callbacks).run()
+    model = loading.load(plugins, check)
+    assert data.batches is not None
+    plan = plan_of(values, data)
+    if folder is None:
+        write(dry_report(values, data.batches, data.validation, trainer_of(values, model, data.batches, plan)))
+    else:
+        Session(values, (data.batches, data.validation), plan, folder, model, start, callbacks).run()
 
 
 def check_plot(values: Mapping[str, Any]) -> None:
@@ -189,8 +183,8 @@ def used_modalities(data: Data) -> list[str]:
     return modalities_of([*data.records, *data.held_out], list(registry.modalities.values()))
 
 
-def plan_of(values: Mapping[str, Any], data: Data) -> tuple[Plan, int]:
-    """The plan of the run and its number of steps. Raises InputError for a warm-up that is longer."""
+def plan_of(values: Mapping[str, Any], data: Data) -> Plan:
+    """The plan of the run. Raises InputError for a warm-up that is longer."""
     from gemma4_core.training.trainer import Plan
 
     assert data.batches is not None
@@ -199,7 +193,7 @@ def plan_of(values: Mapping[str, Any], data: Data) -> tuple[Plan, int]:
     total = plan.steps if plan.steps is not None else data.batches.steps(plan.epochs)
     if plan.warmup > total:
         raise InputError(f"--warmup {plan.warmup}: the run has only {total} steps")
-    return plan, total
+    return plan
 
 
 def check_choices(values: Mapping[str, Any], plugins: PluginValues, processor: GemmaMultimodalProcessor) -> None:

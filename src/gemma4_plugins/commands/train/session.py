@@ -29,6 +29,25 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 HINT = "finishing this step, then saving; press Ctrl-C again to stop at once without saving"
 
 
+def trainer_of(
+    values: Mapping[str, Any], model: LoadedModel, batches: Batches, plan: Plan,
+    callbacks: Sequence[TrainingCallback] = (), folder: Path | None = None,
+) -> Trainer:  # fmt: skip
+    """The trainer that the options describe. Raises a Gemma4Error where they do not fit the model, or the memory."""
+    from gemma4_core.training.estimate import check_state_fits
+    from gemma4_core.training.optimizer import build_optimizer
+    from gemma4_core.training.trainer import Trainer
+
+    trainable, frozen = list(values["trainable"]) or None, list(values["frozen"]) or None
+    limit = None if values["max_memory"] is None else int(values["max_memory"] * 1e9)
+    check_state_fits(model, values["optimizer"], values["optimizer_options"], trainable, frozen,
+                     batches.accumulate > 1, limit)
+    optimizer = build_optimizer(model, values["optimizer"], values["lr"], values["weight_decay"], trainable, frozen,
+                                **values["optimizer_options"])
+    optimizer.memory_limit = limit
+    return Trainer(model, optimizer, batches, plan, callbacks, folder)
+
+
 class Session:
     """The training of a loaded model, with its log and checkpoints."""
 
@@ -38,17 +57,9 @@ class Session:
     ) -> None:
         """``batches``: of examples to learn from, and of those to validate on; ``start``: the checkpoint that the run
         goes on from. Raises a Gemma4Error for options that do not fit the model."""
-        from gemma4_core.training.optimizer import build_optimizer
-        from gemma4_core.training.trainer import Trainer
-
         self.values, self.folder, self.model, self.validation = values, folder, model, batches[1]
-        self.optimizer = build_optimizer(
-            model, values["optimizer"], values["lr"], values["weight_decay"], list(values["trainable"]) or None,
-            list(values["frozen"]) or None, **values["optimizer_options"],
-        )
-        if values["max_memory"] is not None:
-            self.optimizer.memory_limit = int(values["max_memory"] * 1e9)
-        self.trainer: Trainer = Trainer(model, self.optimizer, batches[0], plan, callbacks, folder.path)
+        self.trainer = trainer_of(values, model, batches[0], plan, callbacks, folder.path)
+        self.optimizer = self.trainer.optimizer
         self.trainer.callbacks.warn = lambda text: note(f"warning: {text}")
         if start is not None:
             self.trainer.resume(start)
@@ -91,7 +102,10 @@ class Session:
             write(f"{newest}\n")
 
     def train(self, reporter: Reporter, interrupt: Interrupt) -> None:
-        """Do the steps that are left, with what is due after each."""
+        """Do the steps that are left, with what is due after each. Raises InputError where they cannot fit."""
+        from gemma4_core.training.estimate import check_largest
+
+        check_largest(self.trainer)
         if self.began:
             self.folder.mark(self.began, self.best)
             self.catch_up(reporter, interrupt)

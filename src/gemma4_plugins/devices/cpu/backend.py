@@ -34,9 +34,11 @@ def unusable() -> str | None:
 
 def prepare(settings: DeviceSettings) -> None:
     """Set the compiler and spread kernels over the cores. Raises DeviceError for a thread count out of range."""
+    from gemma4_plugins.devices.cpu.kernels import amx
     from gemma4_plugins.devices.native import compiler, threads
 
     compiler.configure()
+    amx.permitted()  # kernels that an earlier process compiled use the registers without asking
     threads.install(machine.thread_count())
 
 
@@ -67,7 +69,7 @@ def operations() -> Operations:
 
     return replace(
         portable(), name="cpu", step=step, prefill_chunk=CHUNK, shared_chunk=64, prefill_both_ways=PICTURE,
-        towers=tower_operations, matmul=matmul, fused=FUSED,
+        towers=tower_operations, matmul=matmul, fused=FUSED, plain_below=1 << 20,
     )
 
 

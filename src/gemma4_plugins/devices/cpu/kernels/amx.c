@@ -1,4 +1,4 @@
-// Products of bf16 pairs in the tile registers of AMX, each 16 rows of 64 bytes. The names in capitals are the compiler's
+// Products of bf16 pairs, and of int8, in the tile registers of AMX, each 16 rows of 64 bytes. The names in capitals are the compiler's
 // instructions, unless whoever compiles this has defined them (the tests say them in plain C).
 #if defined(AMX_PERMITTED) && defined(__AMX_BF16__) && defined(__AVX512F__) && !defined(TILE_STATE)
 #define TILE_STATE
@@ -8,6 +8,9 @@
 #define TILE_LOAD(t, n, from, pitch) __builtin_ia32_tileloadd64(n, from, (u64)(pitch))
 #define TILE_STORE(t, n, to, pitch) __builtin_ia32_tilestored64(n, to, (u64)(pitch))
 #define TILE_PRODUCT(t, c, a, b) __builtin_ia32_tdpbf16ps(c, a, b)
+#if defined(__AMX_INT8__)
+#define TILE_PRODUCT_I8(t, c, a, b) __builtin_ia32_tdpbssd(c, a, b)
+#endif
 #endif
 
 #ifdef TILE_STATE

@@ -85,8 +85,8 @@ static void attend_range(const Step *s, const Layer *l, i64 kv, i64 from, i64 to
     for (int g = 0; g < heads; g++) for (i64 i = 0; i < d; i++) out[g * d + i] /= total[g];
 }
 
-// One part of the context for all heads of one kv head; result in the parts buffer: [head][part][d + 2].
-static void attend_part(const Step *s, const Layer *l, i64 kv, i64 part, i64 parts, i64 from, i64 to, float *scratch) {
+// One part of the context for all heads of one kv head of queries q [head][d]; result in `each`: [head][part][d + 2].
+static void attend_part(const Step *s, const Layer *l, i64 kv, i64 part, i64 parts, i64 from, i64 to, const float *q, float *each, float *scratch) {
     i64 d = l->head_dim, group = s->heads / l->kv_heads;
     for (i64 first = 0; first < group; first += GROUP) {
         int heads = (int)(group - first < GROUP ? group - first : GROUP);
@@ -95,9 +95,9 @@ static void attend_part(const Step *s, const Layer *l, i64 kv, i64 part, i64 par
         for (int g = 0; g < heads; g++) { top[g] = -1e30f; total[g] = 0; }
         for (i64 i = 0; i < heads * d; i++) scratch[i] = 0;
         for (i64 at = from; at < to; at += SLOTS)
-            attend_block(s, l, kv * l->slots * d, at, to - at < SLOTS ? to - at : SLOTS, heads, s->q + head * d, top, total, scratch);
+            attend_block(s, l, kv * l->slots * d, at, to - at < SLOTS ? to - at : SLOTS, heads, q + head * d, top, total, scratch);
         for (int g = 0; g < heads; g++) {
-            float *mine = s->scores + ((head + g) * parts + part) * (d + 2);
+            float *mine = each + ((head + g) * parts + part) * (d + 2);
             mine[0] = top[g];
             mine[1] = total[g];
             for (i64 i = 0; i < d; i++) mine[2 + i] = scratch[g * d + i];
@@ -105,9 +105,9 @@ static void attend_part(const Step *s, const Layer *l, i64 kv, i64 part, i64 par
     }
 }
 
-static void merge_parts(const Step *s, i64 d, i64 head, i64 parts) {
-    const float *each = s->scores + head * parts * (d + 2);
-    float top = -1e30f, total = 0, *out = s->mixed + head * d;
+static void merge_parts(i64 d, const float *all, i64 head, i64 parts, float *mixed) {
+    const float *each = all + head * parts * (d + 2);
+    float top = -1e30f, total = 0, *out = mixed + head * d;
     for (i64 p = 0; p < parts; p++) top = each[p * (d + 2)] > top ? each[p * (d + 2)] : top;
     for (i64 i = 0; i < d; i++) out[i] = 0;
     for (i64 p = 0; p < parts; p++) {
@@ -172,10 +172,10 @@ static void attention(Worker *w, const Layer *l, i64 position, const float *h, f
     i64 seen = position + 1 - first, size = part_of(seen), parts = (seen + size - 1) / size;
     while (claim(w, l->kv_heads * parts, 1, &from, &to)) {
         i64 kv = from / parts, part = from % parts, begin = first + part * size;
-        attend_part(s, l, kv, part, parts, begin, begin + size < position + 1 ? begin + size : position + 1, packed);
+        attend_part(s, l, kv, part, parts, begin, begin + size < position + 1 ? begin + size : position + 1, s->q, s->scores, packed);
     }
     barrier(w);
-    while (claim(w, s->heads, 1, &from, &to)) merge_parts(s, d, from, parts);
+    while (claim(w, s->heads, 1, &from, &to)) merge_parts(d, s->scores, from, parts, s->mixed);
     barrier(w);
     Operand o = operand(s->mixed, s->heads * d, l->o.type, packed);
     spread(w, &l->o, &o, s->a);

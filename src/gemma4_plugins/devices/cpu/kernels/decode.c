@@ -1,4 +1,4 @@
-// One position: embedding, layers, head.
+// One row: embedding, layers, head.
 
 static void embed(Worker *w, u32 token, float *h, float *scratch) {
     const Step *s = w->s;
@@ -25,26 +25,44 @@ static void reset_tickets(Worker *w) {                    // after the last barr
     if (w->thread == 0) for (int i = 0; i < 3; i++) w->s->sync[32 + 16 * i] = 0;
 }
 
-// What is made of the products of a block of the head: logits, and with greedy the largest and the sum of exponentials.
-static void finish_block(const Step *s, i64 from, i64 to) {
-    float top = -1e30f, total = 0, shares[HEAD_BLOCK], *mine = s->partial + from / HEAD_BLOCK * 4;
-    if (s->softcap > 0) for (i64 i = from; i < to; i++) s->logits[i] = s->softcap * tangent(s->logits[i] / s->softcap);
+// What is made of the products of a block of the head: logits of a row, the largest and the sum of exponentials.
+static void finish_block(const Step *s, i64 from, i64 to, float *logits, float *partial) {
+    float top = -1e30f, total = 0, shares[HEAD_BLOCK], *mine = partial + from / HEAD_BLOCK * 4;
+    if (s->softcap > 0) for (i64 i = from; i < to; i++) logits[i] = s->softcap * tangent(logits[i] / s->softcap);
     for (i64 j = 0; j < s->suppressed_count; j++)
-        if ((i64)s->suppressed[j] >= from && (i64)s->suppressed[j] < to) s->logits[s->suppressed[j]] = -1e30f;
-    if (!s->greedy) return;
-    for (i64 i = from; i < to; i++) top = s->logits[i] > top ? s->logits[i] : top;
+        if ((i64)s->suppressed[j] >= from && (i64)s->suppressed[j] < to) logits[s->suppressed[j]] = -1e30f;
+    for (i64 i = from; i < to; i++) top = logits[i] > top ? logits[i] : top;
     i64 best = from;
-    while (best < to - 1 && s->logits[best] != top) best++;
-    for (i64 i = from; i < to; i++) shares[i - from] = exponential(s->logits[i] - top);
+    while (best < to - 1 && logits[best] != top) best++;
+    for (i64 i = from; i < to; i++) shares[i - from] = exponential(logits[i] - top);
     for (i64 i = 0; i < to - from; i++) total += shares[i];
     mine[0] = top;
     mine[1] = total;
     ((u32 *)mine)[2] = (u32)best;
 }
 
-// Logits of all rows; with greedy also the first largest and the logarithm of the sum of exponentials. Blocks are summed
-// up in their order, so that the result does not depend on which thread took which.
-static void head(Worker *w, const float *h, float *scratch) {
+// The choice of a row from its logits and what is known of their blocks, which are summed up in their order, so that the
+// result does not depend on which thread took which.
+static void finish_row(Worker *w, const Call *c, i64 row) {
+    const Step *s = w->s;
+    const float *blocks = c->partial + row * ((s->vocab + HEAD_BLOCK - 1) / HEAD_BLOCK) * 4;
+    float top = blocks[0], total = blocks[1];
+    u32 best = ((const u32 *)blocks)[2];
+    for (i64 block = 1; block * HEAD_BLOCK < s->vocab; block++) {
+        const float *other = blocks + block * 4;
+        if (other[0] > top) {
+            total *= exponential(top - other[0]);
+            top = other[0];
+            best = ((const u32 *)other)[2];
+        }
+        total += other[1] * exponential(other[0] - top);
+    }
+    float all = top + logarithm(total);
+    c->tokens[row] = c->params ? choose(w, c, row, best) : best;
+    c->logprobs[row] = c->params ? c->logits[row * s->vocab + c->tokens[row]] - all : -logarithm(total);
+}
+
+static void head(Worker *w, const Call *c, const float *h, float *scratch) {
     const Step *s = w->s;
     i64 from, to, first, last;
     float *x = scratch, *packed = scratch + s->hidden;
@@ -53,30 +71,16 @@ static void head(Worker *w, const float *h, float *scratch) {
     while (claim_shrinking(w, (s->vocab + HEAD_BLOCK - 1) / HEAD_BLOCK, 1, &first, &last)) {
         from = first * HEAD_BLOCK;
         to = last * HEAD_BLOCK < s->vocab ? last * HEAD_BLOCK : s->vocab;
-        dot_rows(&s->embed, from, to - from, &o, s->logits + from);
-        for (; from < to; from += HEAD_BLOCK) finish_block(s, from, from + HEAD_BLOCK < to ? from + HEAD_BLOCK : to);
+        dot_rows(&s->embed, from, to - from, &o, c->logits + from);
+        for (; from < to; from += HEAD_BLOCK) finish_block(s, from, from + HEAD_BLOCK < to ? from + HEAD_BLOCK : to, c->logits, c->partial);
     }
     barrier(w);
     reset_tickets(w);
-    if (w->thread || !s->greedy) return;
-    float top = s->partial[0], total = s->partial[1];
-    u32 best = ((const u32 *)s->partial)[2];
-    for (i64 block = 1; block * HEAD_BLOCK < s->vocab; block++) {
-        const float *other = s->partial + block * 4;
-        if (other[0] > top) {
-            total *= exponential(top - other[0]);
-            top = other[0];
-            best = ((const u32 *)other)[2];
-        }
-        total += other[1] * exponential(other[0] - top);
-    }
-    *s->token_out = best;
-    *s->logprob_out = -logarithm(total);
+    if (w->thread == 0) finish_row(w, c, 0);
 }
 
-static void run_layer(Worker *w, i64 index, i64 position, float *h, float *scratch) {
+static void run_layer(Worker *w, const Layer *l, i64 index, i64 position, float *h, float *scratch) {
     const Step *s = w->s;
-    const Layer *l = s->layers + index;
     attention(w, l, position, h, scratch);
     add_normed(s, h, s->a, l->attn_norm, scratch);
     feed_forward(w, l, h, scratch);
@@ -85,8 +89,9 @@ static void run_layer(Worker *w, i64 index, i64 position, float *h, float *scrat
 }
 
 static void run_decode(Worker *w, const Call *c) {
+    const Layer *layers = w->s->slots[*c->slot];
     float *h = w->s->scratch + w->thread * w->s->scratch_per_thread, *scratch = h + w->s->hidden;
     embed(w, *c->ids, h, scratch);
-    for (i64 i = 0; i < w->s->layer_count; i++) run_layer(w, i, c->start, h, scratch);
-    head(w, h, scratch);
+    for (i64 i = 0; i < w->s->layer_count; i++) run_layer(w, layers + i, i, *c->position, h, scratch);
+    head(w, c, h, scratch);
 }

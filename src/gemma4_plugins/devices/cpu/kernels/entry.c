@@ -1,5 +1,5 @@
-// The text model's forward pass as one call, for one position or a chunk of a prompt: every thread runs `text_step`, work
-// is claimed in blocks, and phases are apart by a barrier. Activations are fp32 throughout; weights stay as stored (fp32, bf16, or
+// The text model's forward pass as one call, for one position or for rows of one or several slots: every thread runs
+// `text_step`, work is claimed in blocks, and phases are apart by a barrier. Activations are fp32 throughout; weights stay as stored (fp32, bf16, or
 // int8 with one scale per row); keys and values have the model's dtype. Freestanding: no libc, no mutable globals.
 // These files are compiled as one unit in the order of `SOURCES` in text.py; the entry point must come first.
 // Formulas follow transformers 5.23.0, models/gemma4/modeling_gemma4.py, as gemma4_core/model/layers.py does.
@@ -37,33 +37,48 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    const Layer *layers;
-    i64 layer_count, hidden, heads, vocab, ple, experts, top, expert_ff, kv_type, threads, greedy;
+    const Layer *layers;                                  // with the keys and values of slot 0
+    const Layer *const *slots;                            // the same layers with those of each slot
+    i64 layer_count, hidden, heads, vocab, ple, experts, top, expert_ff, kv_type, threads;
     float eps, embed_scale, ple_scale, softcap;           // softcap 0: none
     Matrix embed, ple_table, ple_model_proj;
     const float *ple_proj_norm, *norm;
-    float *q, *k, *v, *mixed, *a, *b, *act, *ple_ctx, *ple_in, *scores, *router_out, *logits, *scratch;
+    float *q, *k, *v, *mixed, *a, *b, *act, *ple_ctx, *ple_in, *scores, *router_out, *scratch;
     i64 scratch_per_thread;                               // floats
-    float *chunk_h, *chunk_x, *chunk_wide, *chunk_other, *chunk_ple;
-    void *chunk_ready;
+    float *chunk_h, *chunk_x, *chunk_wide, *chunk_other, *chunk_ple, *chunk_parts;
+    void *chunk_ready, *chunk_marks, *chunk_tiles;
+    float *chunk_own;                                     // per thread: rows that it makes ready for itself
     char *chunk_room;                                     // per thread: a packed block, sums of two panels, an expert's rows
     i64 chunk_room_per_thread, first_shared;
-    u32 *token_out;
-    float *logprob_out, *partial;                         // partial: 4 floats a block of the head
+    float *choosing;                                      // per thread: the scores of a row
     u32 *sync;                                            // zeroed once: [0] arrived, [16] generation, [32..48..64] tickets
     i64 suppressed_count;
     const u32 *suppressed;
 } Step;
 
+// N rows, those of a slot behind each other, and the M of them whose results are wanted.
 typedef struct {
-    i64 decode;                                           // 1: one position; 0: a chunk. Both end with logits, unless every row's hidden state is wanted
-    i64 start, count, every;                              // positions start .. start + count - 1; every: all rows are wanted
-    i64 wanted;                                           // 0: only keys and values are wanted (an inner chunk)
-    const u32 *ids;
-    const int *until;                                     // [count] the last position that each row sees on sliding layers, or 0: its own
-    const float *soft;                                    // [count][hidden] rows that replace embeddings, or 0
-    const u8 *is_soft;                                    // [count]
-    float *hidden;                                        // [count][hidden], with every
+    i64 decode;                                           // 1: one row, its choice wanted
+    i64 count, runs, wanted_count;                        // N, slots, M; M 0: only keys and values are wanted
+    const u32 *ids;                                       // [N]
+    const int *slot, *position;                           // [N]
+    const int *first;                                     // [runs + 1] the first row of each slot, N at the end
+    const int *wanted, *wanted_slot, *wanted_position;    // [M] numbers of rows, and what those are
+    const int *alone;                                     // 0, 1, 2, … M
+    const int *until;                                     // [N] the last position that each row sees on sliding layers, or 0: its own
+    const float *soft;                                    // [N][hidden] rows that replace embeddings, or 0
+    const u8 *is_soft;                                    // [N]
+    float *hidden;                                        // [M][hidden], or 0
+    float *logits, *partial;                              // [M][vocab], or 0: nothing is chosen; [M][blocks of the head][4]
+    u32 *tokens;                                          // [M]
+    float *logprobs;                                      // [M]
+    const float *params;                                  // [M][7], see SamplingRows, or 0: all take the largest
+    const u32 *seed;                                      // [M]
+    int *counts;                                          // [slots][vocab], or 0
+    const float *bias;                                    // [slots][vocab], or 0
+    const u32 *mask;                                      // [M][(vocab + 31) / 32], or 0
+    const int *drafted;                                   // [M][drafts], or 0
+    i64 drafts;
 } Call;
 
 typedef struct { const Step *s; i64 thread; u32 phase; } Worker;

@@ -87,17 +87,16 @@ static void pack(const Matrix *m, i64 from, i64 end, i64 col, i64 words_count, i
 }
 
 #if PAIRS && !AMX
-static inline __attribute__((always_inline)) f32x step_pairs(f32x acc, u32x w, u32 x) {
-    u32x spread = (u32x){0} + x;
-    __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(spread));
+INLINE f32x pairs_of_words(f32x acc, u32x w, u32x x) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
 }
 #else
-static inline f32x step_pairs(f32x acc, u32x w, u32 x) { return acc; }
+INLINE f32x pairs_of_words(f32x acc, u32x w, u32x x) { return acc; }
 #endif
 
 // rows (<= TILE) rows of x against a packed block: out[r][0..PANEL) (+)= ...
-static inline __attribute__((always_inline)) WIDEST void tile(const u32 *packed, i64 count, const Rows *x, i64 row, i64 word, int rows, int pairs, float *out, int first) {
+INLINE WIDEST void tile(const u32 *packed, i64 count, const Rows *x, i64 row, i64 word, int rows, int pairs, float *out, int first) {
     f32x acc[TILE][VECTORS];
     const u32 *p[TILE];
 #pragma clang loop unroll(full)
@@ -111,7 +110,7 @@ static inline __attribute__((always_inline)) WIDEST void tile(const u32 *packed,
 #pragma clang loop unroll(full)
         for (int r = 0; r < rows; r++)
             for (int j = 0; j < VECTORS; j++) {
-                if (pairs) acc[r][j] = step_pairs(acc[r][j], w[j], p[r][k]);
+                if (pairs) acc[r][j] = pairs_of_words(acc[r][j], w[j], (u32x){0} + p[r][k]);
                 else { float f; __builtin_memcpy(&f, p[r] + k, 4); acc[r][j] += (f32x)w[j] * f; }
             }
     }

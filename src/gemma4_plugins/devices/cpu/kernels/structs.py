@@ -77,20 +77,25 @@ BUFFERS = (
     "ple_in",
     "scores",
     "router_out",
-    "logits",
     "scratch",
 )
 
 
-CHUNK_BUFFERS = ("chunk_h", "chunk_x", "chunk_wide", "chunk_other", "chunk_ple", "chunk_ready", "chunk_room")
+CHUNK_BUFFERS = (
+    "chunk_h", "chunk_x", "chunk_wide", "chunk_other", "chunk_ple", "chunk_parts", "chunk_ready", "chunk_marks",
+    "chunk_tiles", "chunk_own", "chunk_room",
+)  # fmt: skip
 
 
 class CCall(ctypes.Structure):
     """``Call``."""
 
     _fields_ = [
-        *((name, INTEGER) for name in ("decode", "start", "count", "every", "wanted")),
-        *((name, POINTER) for name in ("ids", "until", "soft", "is_soft", "hidden")),
+        *((name, INTEGER) for name in ("decode", "count", "runs", "wanted_count")),
+        *((name, POINTER) for name in ("ids", "slot", "position", "first", "wanted", "wanted_slot", "wanted_position")),
+        *((name, POINTER) for name in ("alone", "until", "soft", "is_soft", "hidden", "logits", "partial", "tokens")),
+        *((name, POINTER) for name in ("logprobs", "params", "seed", "counts", "bias", "mask", "drafted")),
+        ("drafts", INTEGER),
     ]
 
 
@@ -99,6 +104,7 @@ class CStep(ctypes.Structure):
 
     _fields_ = [
         ("layers", POINTER),
+        ("slots", POINTER),
         *(
             (name, INTEGER)
             for name in (
@@ -112,7 +118,6 @@ class CStep(ctypes.Structure):
                 "expert_ff",
                 "kv_type",
                 "threads",
-                "greedy",
             )
         ),
         *((name, FLOAT) for name in ("eps", "embed_scale", "ple_scale", "softcap")),
@@ -124,7 +129,7 @@ class CStep(ctypes.Structure):
         *((name, POINTER) for name in CHUNK_BUFFERS),
         ("chunk_room_per_thread", INTEGER),
         ("first_shared", INTEGER),
-        *((name, POINTER) for name in ("token_out", "logprob_out", "partial", "sync")),
+        *((name, POINTER) for name in ("choosing", "sync")),
         ("suppressed_count", INTEGER),
         ("suppressed", POINTER),
     ]
@@ -148,6 +153,16 @@ def supported(matrix: Matrix | ExpertStack | None) -> bool:
     return known and all(map(is_plain, parts.values()))
 
 
+def values(tensor: Tensor) -> np.ndarray:
+    """A tensor's values in fp32; those that lie in memory are read there, which spares a kernel for each shape."""
+    if not is_plain(tensor) or tensor.dtype not in (dtypes.float32, dtypes.bfloat16):
+        return tensor.cast(dtypes.float32).numpy()
+    number = ctypes.c_uint16 if tensor.dtype == dtypes.bfloat16 else ctypes.c_uint32
+    bits = np.ctypeslib.as_array((number * tensor.numel()).from_address(address(tensor))).astype(np.uint32)
+    wide = bits << 16 if tensor.dtype == dtypes.bfloat16 else bits
+    return wide.view(np.float32).reshape(tuple(int(n) for n in tensor.shape))
+
+
 class Arena:
     """Memory that the C side refers to; lives as long as this object."""
 
@@ -168,7 +183,7 @@ class Arena:
 
     def vector(self, tensor: Tensor | None) -> int:
         """Address of a tensor's values in fp32, 0 for None."""
-        return 0 if tensor is None else self.array(tensor.cast(dtypes.float32).numpy())
+        return 0 if tensor is None else self.array(values(tensor))
 
     def matrix(self, matrix: Matrix | ExpertStack | None) -> CMatrix:
         """A matrix, or a stack as one matrix of all experts' rows; zeros for None."""

@@ -1,8 +1,9 @@
-"""The text model as one C call per thread, for a position or a chunk of a prompt; see ``entry.c``."""
+"""The text model as one C call per thread, for rows of one or several slots; see ``entry.c``."""
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from gemma4_core.model.layers import DecoderLayer, ExpertFeedForward
 from gemma4_core.ops.graphs import upload
 from gemma4_core.ops.steps import Hidden, Outcome
 from gemma4_plugins.devices.cpu.kernels.build import load, loadable
-from gemma4_plugins.devices.cpu.kernels.structs import Arena, CCall, CLayer, CStep, address, supported
+from gemma4_plugins.devices.cpu.kernels.structs import Arena, CCall, CLayer, CStep, address, supported, values
 from gemma4_plugins.devices.native.threads import runner
 
 if TYPE_CHECKING:
@@ -24,13 +25,17 @@ if TYPE_CHECKING:
     from gemma4_core.contracts.steps import DecoderView, Slots, StepResult
 
 SOURCES = (
-    "entry.c", "maths.c", "products.c", "attention.c", "layers.c", "decode.c",
-    "transpose.c", "amx.c", "panels.c", "rows.c", "chunk.c",
+    "entry.c", "maths.c", "products.c", "attention.c", "layers.c", "choose.c", "decode.c", "transpose.c", "amx.c",
+    "panels.c", "few.c", "few_tiles.c", "rows.c", "multiply.c", "slots.c", "chunk_experts.c", "chunk.c",
 )  # fmt: skip
 # sizes that the C sources fix
 LARGEST_TOP = 16
 SPLITS = 64
 PANEL, DEPTH, HEAD_BLOCK, SLOTS, ATTENDED = 64, 256, 256, 64, 120
+MOST_FEW = 64
+"""The largest FEW of ``few.c``."""
+OWN_FLOATS = 12288 + 36 * 16 + 16 * 4096
+"""Of ``multiply.c``."""
 CHUNK = 256
 """Prompt positions per call."""
 PICTURE = 1152
@@ -61,22 +66,34 @@ class Results:
     """Where calls leave what they chose, for so many rows: ids int32 ``[n]``, log-probabilities fp32 ``[n]`` and logits
     fp32 ``[n, V]``."""
 
-    def __init__(self, rows: int, view: DecoderView) -> None:
-        made = [((rows,), dtypes.int32), ((rows,), dtypes.float32), ((rows, view.vocab), dtypes.float32)]
-        self.ids, self.logprobs, self.logits = (
-            Tensor.zeros(*shape, dtype=dtype, device=view.device).contiguous().realize() for shape, dtype in made
+    def __init__(self, rows: int, view: DecoderView, arena: Arena) -> None:
+        made = [((rows,), np.int32), ((rows,), np.float32), ((rows, view.vocab), np.float32)]
+        self.ids, self.logprobs, self.logits = (upload(np.zeros(shape, dtype), view.device) for shape, dtype in made)
+        self.numbers = (
+            np.ctypeslib.as_array((ctypes.c_int32 * rows).from_address(address(self.ids))),
+            np.ctypeslib.as_array((ctypes.c_float * rows).from_address(address(self.logprobs))),
         )
+        """The first two where they lie: reading a tensor takes a millisecond."""
+        self.fields = {
+            "tokens": address(self.ids), "logprobs": address(self.logprobs), "logits": address(self.logits),
+            "partial": arena.floats(rows * -(-view.vocab // HEAD_BLOCK) * 4),
+        }  # fmt: skip
 
-    def aim(self, step: CStep, row: int) -> None:
-        """Let the next call write to a row."""
-        size = 4 * int(self.logits.shape[1])
-        step.token_out, step.logprob_out = address(self.ids) + 4 * row, address(self.logprobs) + 4 * row
-        step.logits = address(self.logits) + size * row
+
+@dataclass(frozen=True)
+class Chosen(Outcome):
+    """What a call left in its results."""
+
+    numbers: tuple[np.ndarray, np.ndarray] = ()  # type: ignore[assignment]
+
+    def read(self) -> list[tuple[int, float]]:
+        """See ``StepResult.read``."""
+        ids, logprobs = self.numbers
+        return list(zip(ids[: self.count].tolist(), logprobs[: self.count].tolist(), strict=True))
 
 
 class CpuStep:
-    """One chunk of one slot, or one token of each of several, by calls of the kernels on every thread; logits and
-    greedy tokens stay where they are as tensors."""
+    """Rows of any slots by one call of the kernels on every thread; logits and choices stay where they are."""
 
     max_rows, ahead = CHUNK, 0
 
@@ -86,7 +103,10 @@ class CpuStep:
         self.step, self.layers = fill_step(
             view.text, slots, self.arena, self.threads, slots.capacity + view.longest_chunk
         )
-        fill_chunk_buffers(self.step, view.text, self.arena, view.longest_chunk)
+        self.room = max(view.longest_chunk, CHUNK if slots.count > 1 else 1)
+        """Rows of a call."""
+        fill_chunk_buffers(self.step, view.text, self.arena, self.room)
+        self.step.slots = self.arena.array(np.array([ctypes.addressof(layers) for layers in self.layers], np.uint64))
         self.results: dict[int, Results] = {}
         """By the number of rows, a power of two."""
         suppressed = np.array(view.suppressed_ids, np.uint32)
@@ -94,77 +114,89 @@ class CpuStep:
 
     def serves(self, rows: Rows, sampling: SamplingRows | None) -> bool:
         """See ``Step``."""
-        both_ways = rows.media is not None and rows.media.sees_both_ways
-        if len(rows.runs) == 1:
-            return not both_ways or rows.count <= PICTURE
-        return rows.count == len(rows.runs) == len(rows.wanted) and rows.media is None and sampling is not None
+        return rows.count <= self.room
 
     def __call__(
         self, rows: Rows, sampling: SamplingRows | None, *, hidden: bool = False, logits: bool = False
     ) -> StepResult:
         """See ``Step``."""
-        ids = np.ascontiguousarray(rows.ids.numpy() if isinstance(rows.ids, Tensor) else rows.ids, np.uint32)
-        runs = rows.runs
-        every = hidden or len(rows.wanted) > len(runs)
-        results = self._results(len(runs))
-        states = np.empty((rows.count, int(self.step.hidden)), np.float32) if every else None
-        for number, run in enumerate(runs):
-            results.aim(self.step, number)
-            self._run(rows, run, ids[run], None if states is None else states[run])
-        if not len(rows.wanted):
-            return Hidden(None)
-        if states is not None:
-            return self._from_states(states[rows.wanted], rows, sampling)
-        if sampling is None:
-            return Hidden(None)
-        if sampling.plain:
-            return Outcome(results.ids, results.logprobs, logits=results.logits, count=len(rows.wanted))
-        return self.view.choose(results.logits, rows, sampling)
+        wanted, choosing = len(rows.wanted), sampling is not None and len(rows.wanted) > 0
+        fields, given = self._rows(rows)
+        results = self._results(wanted) if choosing else None
+        if results is not None:
+            fields |= results.fields
+            fields |= self._sampling(rows, sampling, given)
+        states = None
+        if wanted and (hidden or sampling is None):
+            states = np.empty((wanted, int(self.step.hidden)), np.float32)
+            fields["hidden"] = states.ctypes.data
+        if rows.media is not None:
+            fields |= self._media(rows, given)
+        fields["decode"] = int(rows.count == 1 and choosing and states is None and rows.media is None)
+        self.call(**fields)
+        uploaded = None if states is None else upload(states, self.view.device)
+        if results is None:
+            return Hidden(uploaded)
+        return Chosen(results.ids, results.logprobs, uploaded, results.logits, wanted, results.numbers)
 
     def _results(self, rows: int) -> Results:
         size = 1 << (rows - 1).bit_length()
         if size not in self.results:
-            self.results[size] = Results(size, self.view)
+            self.results[size] = Results(size, self.view, self.arena)
         return self.results[size]
 
-    def _run(self, rows: Rows, run: slice, ids: np.ndarray, states: np.ndarray | None) -> None:
-        """The rows of one slot; their final hidden states fp32 ``[n, H]`` go to ``states``, where wanted."""
-        self.step.layers = ctypes.addressof(self.layers[int(rows.slot[run.start])])
-        start = int(rows.position[run.start])
-        fields = {"start": start, "count": len(ids), "ids": ids.ctypes.data, "wanted": int(len(rows.wanted) > 0)}
-        if len(ids) == 1 and states is None and rows.media is None:
-            self.call(decode=1, **fields)
-            return
-        if states is not None:
-            fields |= {"every": 1, "hidden": states.ctypes.data}
-        kept = self._media(rows, start, fields)
-        self.call(**fields)
-        del kept
+    @staticmethod
+    def _rows(rows: Rows) -> tuple[dict[str, int], list[np.ndarray]]:
+        """A call's fields for the rows; the arrays that must live as long as the call."""
+        ids = rows.ids.numpy() if isinstance(rows.ids, Tensor) else rows.ids
+        runs = rows.runs
+        arrays = {
+            "ids": ids,
+            "slot": rows.slot,
+            "position": rows.position,
+            "first": [run.start for run in runs] + [rows.count],
+            "wanted": rows.wanted,
+            "wanted_slot": rows.slot[rows.wanted],
+            "wanted_position": rows.position[rows.wanted],
+            "alone": np.arange(len(rows.wanted) + 1),
+        }
+        given = {name: np.ascontiguousarray(array, np.int32) for name, array in arrays.items()}
+        counts = {"count": rows.count, "runs": len(runs), "wanted_count": len(rows.wanted)}
+        return counts | {name: array.ctypes.data for name, array in given.items()}, list(given.values())
 
-    def _from_states(self, states: np.ndarray, rows: Rows, sampling: SamplingRows | None) -> StepResult:
-        """The result of rows with these hidden states, fp32 ``[M, H]``."""
-        if sampling is None:
-            return Hidden(upload(states, self.view.device))
-        # graphs that choose are captured for few numbers of rows
-        few = np.zeros((1 << (len(states) - 1).bit_length(), states.shape[1]), np.float32)
-        few[: len(states)] = states
-        given = upload(few, self.view.device)
-        found = self.view.finish(given, rows, sampling)
-        return Outcome(found.ids, found.logprobs, given, found.logits, len(states))
+    @staticmethod
+    def _sampling(rows: Rows, sampling: SamplingRows | None, given: list[np.ndarray]) -> dict[str, int]:
+        """A call's fields for how the rows choose, none where all take their largest logit."""
+        if sampling is None or sampling.plain:
+            return {}
+        arrays = {"params": sampling.params.astype(np.float32), "seed": sampling.seed.astype(np.uint32)}
+        if sampling.mask is not None:
+            arrays["mask"] = sampling.mask.astype(np.uint32)
+        fields = {name: address(table) for name, table in (("counts", sampling.counts), ("bias", sampling.bias))
+                  if table is not None}  # fmt: skip
+        if sampling.drafted is not None:
+            arrays["drafted"] = sampling.drafted.astype(np.int32)
+            fields["drafts"] = sampling.drafted.shape[1]
+        held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        given += held.values()
+        return fields | {name: array.ctypes.data for name, array in held.items()}
 
-    def _media(self, rows: Rows, start: int, fields: dict[str, int]) -> list[np.ndarray]:
-        """Add the soft tokens to a call's fields; the arrays that must live as long as the call."""
-        if rows.media is None:
-            return []
+    @staticmethod
+    def _media(rows: Rows, given: list[np.ndarray]) -> dict[str, int]:
+        """A call's fields for the soft tokens."""
         media = rows.media
-        soft = media.tokens.cast(dtypes.float32).numpy()[np.maximum(media.soft, 0)]
-        marks = np.ascontiguousarray(media.soft >= 0, np.uint8)
-        fields |= {"soft": soft.ctypes.data, "is_soft": marks.ctypes.data}
-        if media.blocks is None or not media.sees_both_ways:
-            return [soft, marks]
-        until = np.ascontiguousarray(start + block_ends(media.blocks[None]), np.int32)
-        fields["until"] = until.ctypes.data
-        return [soft, marks, until]
+        assert media is not None
+        held = [
+            np.ascontiguousarray(media.tokens.cast(dtypes.float32).numpy()[np.maximum(media.soft, 0)]),
+            np.ascontiguousarray(media.soft >= 0, np.uint8),
+        ]
+        fields = {"soft": held[0].ctypes.data, "is_soft": held[1].ctypes.data}
+        if media.blocks is not None and media.sees_both_ways:
+            ends = [rows.position[run.start] + block_ends(media.blocks[None, run]) for run in rows.runs]
+            held.append(np.ascontiguousarray(np.concatenate(ends), np.int32))
+            fields["until"] = held[2].ctypes.data
+        given += held
+        return fields
 
     def call(self, **fields: int) -> None:
         """Run ``text_step`` on all threads and wait."""
@@ -190,10 +222,14 @@ def fill_chunk_buffers(step: CStep, text: TextDecoder, arena: Arena, count: int)
     wide = max(heads + 2 * kv, width, config.hidden_size_per_layer_input, 2 * top + top * hidden)
     step.chunk_wide, step.chunk_other = arena.floats(count * wide), arena.floats(count * max(heads, hidden))
     step.chunk_ple = arena.floats(count * len(config.layers) * config.hidden_size_per_layer_input)
-    step.chunk_ready = arena.floats(count * pad(max(hidden, heads, width)))
+    longest = pad(max(hidden, heads, width, config.hidden_size_per_layer_input))
+    step.chunk_ready, step.chunk_marks = arena.floats(count * longest), arena.floats(count * 4)
+    step.chunk_tiles = arena.floats((min(count, MOST_FEW) + 16) * longest)
+    step.chunk_own = arena.floats(step.threads * OWN_FLOATS)
     widest = max(layer.head_dim for layer in config.layers)
+    step.chunk_parts = arena.floats((count + SPLITS) * config.num_attention_heads * (widest + 2))
     sums = max(2 * count * PANEL, hidden, ATTENDED * (2 * widest + 2 * SLOTS + 4))
-    expert = count * (top + pad(hidden) + pad(inner)) if top else 0
+    expert = 64 + count * (top + 4 + pad(inner)) + (2 * count + 16) * max(pad(hidden), pad(inner)) if top else 0
     step.chunk_room_per_thread = 4 * ((DEPTH * PANEL + sums + expert + 31) // 16 * 16)
     step.chunk_room = arena.floats(step.threads * step.chunk_room_per_thread // 4)
     step.first_shared = next((layer.index for layer in config.layers if layer.is_shared), len(config.layers))
@@ -225,7 +261,6 @@ def fill_step(
         expert_ff=config.moe_intermediate_size or 0 if config.enable_moe_block else 0,
         kv_type=0 if text.dtype == dtypes.float32 else 1,
         threads=threads,
-        greedy=1,
         eps=config.rms_norm_eps,
         embed_scale=rounded(config.hidden_size**0.5, text.dtype),
         softcap=config.final_logit_softcapping or 0.0,
@@ -258,7 +293,7 @@ def fill_step(
         setattr(step, name, arena.floats(size))
     step.scratch_per_thread = (3 * config.hidden_size + 2 * largest + 8 * 1024 + 63) // 16 * 16
     step.scratch = arena.floats(threads * step.scratch_per_thread)
-    step.partial, step.sync = arena.floats(-(-config.vocab_size // HEAD_BLOCK) * 4), arena.floats(96)
+    step.choosing, step.sync = arena.floats(threads * config.vocab_size), arena.floats(96)
     return step, by_slot
 
 
@@ -304,7 +339,7 @@ def fill_layer(
         sin=angles[config.is_full][1],
         keys=address(held),
         values=address(held) + half,
-        scalar=float(layer.scalar.cast(dtypes.float32).numpy()[0]),
+        scalar=float(values(layer.scalar)[0]),
         head_dim=config.head_dim,
         kv_heads=config.num_key_value_heads,
         slots=int(held.shape[3]),

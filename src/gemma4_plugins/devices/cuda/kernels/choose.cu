@@ -29,7 +29,7 @@ DEVICE u32 mix(u32 h) {  // MurmurHash3's finaliser
 }
 DEVICE float noise(u32 start, int token) {
   u32 bits = mix(mix((u32)token * 0x9e3779b1u + start) + start);
-  return -logf(-logf(((float)(bits >> 8) + 0.5f) * (1.f / 16777216.f)));
+  return -logf(-logf(fminf(((float)(bits >> 8) + 0.5f) * (1.f / 16777216.f), 1.f - 1.f / 16777216.f)));  // 1 would win
 }
 
 // Wait until every block has come here for the `turn`-th time.

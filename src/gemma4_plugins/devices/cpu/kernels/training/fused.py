@@ -10,7 +10,7 @@ from tinygrad.dtype import DType
 from gemma4_core.ops.attention import Pattern
 from gemma4_core.ops.fused import Fused
 from gemma4_plugins.devices.cpu.kernels.training.launching import HERE, TYPES, Numbers, count, run, served
-from gemma4_plugins.devices.cpu.kernels.training.products import thin, two_products
+from gemma4_plugins.devices.cpu.kernels.training.products import scaled_product, scaled_two_products, thin, two_products
 
 FILES = (HERE / "vectors.c",)
 MOST_SEEN = 1 << 30
@@ -137,7 +137,8 @@ def gated_gradients(gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tenso
 
 
 FUSED = Fused(
-    two_products=two_products, thin=thin, rms_norm=rms_norm, rms_norm_gradient=rms_norm_gradient,
+    two_products=two_products, scaled_product=scaled_product, scaled_two_products=scaled_two_products, thin=thin,
+    rms_norm=rms_norm, rms_norm_gradient=rms_norm_gradient,
     rms_norm_weight_gradient=rms_norm_weight_gradient, softmax=softmax, softmax_gradient=softmax_gradient,
     cross_entropy=cross_entropy, cross_entropy_gradient=cross_entropy_gradient,
     gated=gated, gated_gradients=gated_gradients,

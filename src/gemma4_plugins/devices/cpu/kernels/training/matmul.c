@@ -1,10 +1,11 @@
 // out = FACTOR * (left . right), plus a second such product, for matrices of which rows may stand in columns; sums in fp32.
 // A job is a block of rows by one of columns. Slice by slice along the depth the right side is packed as [columns / 16][step]
 // [16 columns], and tiles of rows of the left side, packed as [row][step] or as they lie, run over it from registers. A step
-// is an fp32 number, or two bf16 neighbours along the depth where the processor multiplies such.
+// is an fp32 number, or two bf16 neighbours along the depth where the processor multiplies such. A side of int8 numbers with
+// fp32 scales is unpacked there, as it is packed: what is multiplied is each number times its scale, rounded to the item's type.
 enum {
   ROW_COUNT = FIRST_NUMBER, COLUMN_COUNT, DEPTHS, SECOND_DEPTH = DEPTHS + 1, MATRICES, GROUP, TURNED, WIDE_RESULT, LEFT_DOWN, RIGHT_DOWN,
-  ROW_BLOCK, COLUMN_BLOCK, FACTOR
+  ROW_BLOCK, COLUMN_BLOCK, FACTOR, SCALED
 };
 
 #if BF16 && AMX
@@ -20,12 +21,49 @@ enum { MOST_ROWS = 512, MOST_COLUMNS = 256, MOST_SUMS = 1 << 16, NEAR = 64, PER_
 typedef u16 Halves __attribute__((vector_size(32), aligned(2)));
 typedef float Floats __attribute__((vector_size(64), aligned(4)));
 
-// `count` rows of `depth` numbers; `down`: they stand in columns.
-typedef struct { const item *at; i64 count, depth; int down; } Side;
+typedef signed char Bytes __attribute__((vector_size(16), aligned(1)));
+typedef int Wholes __attribute__((vector_size(64), aligned(4)));
+
+// `count` rows of `depth` numbers; `down`: they stand in columns. With `scale` they are int8 in memory, with a scale for each
+// row there: for each row here, or, where those stand in columns, for each number of the depth.
+typedef struct { const item *at; i64 count, depth; int down; const float *scale; } Side;
 
 INLINE u32 widened(item x) { float f = get(x); u32 bits; __builtin_memcpy(&bits, &f, 4); return bits; }
+INLINE item unpacked(const Side *s, i64 row, i64 k) {
+  const signed char *numbers = (const signed char *)s->at;
+  return s->down ? put(numbers[k * s->count + row] * s->scale[k]) : put(numbers[row * s->depth + k] * s->scale[row]);
+}
+
+// 16 int8 numbers times a scale as steps of one item each, rounded to the item's type
+INLINE Words scaled(Wholes numbers, float scale) {
+  const Words bits = (Words)(__builtin_convertvector(numbers, Floats) * scale);
+#if BF16
+  return (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+#else
+  return bits;
+#endif
+}
+
+// as `along` and `across` for numbers with scales
+INLINE Words along_scaled(const Side *s, i64 row, i64 k) {
+  const char *first = (const char *)s->at + row * s->depth + k;
+  if (STEP == 1) return scaled(__builtin_convertvector(*(const Bytes *)first, Wholes), s->scale[row]);
+  const Wholes pairs = (Wholes)__builtin_convertvector(*(const Halves *)first, Words);
+  return scaled(pairs << 24 >> 24, s->scale[row]) >> 16 | scaled(pairs << 16 >> 24, s->scale[row]);
+}
+INLINE Words across_scaled(const Side *s, i64 row, i64 k) {
+  const char *first = (const char *)s->at + k * s->count + row;
+  const Words low = scaled(__builtin_convertvector(*(const Bytes *)first, Wholes), s->scale[k]);
+  if (STEP == 1) return low;
+  return low >> 16 | scaled(__builtin_convertvector(*(const Bytes *)(first + s->count), Wholes), s->scale[k + 1]);
+}
+
 INLINE u32 step_at(const Side *s, i64 row, i64 k) {
   if (row >= s->count || k >= s->depth) return 0;
+  if (s->scale) {
+    const u32 low = widened(unpacked(s, row, k));
+    return STEP == 1 ? low : low >> 16 | (k + 1 < s->depth ? widened(unpacked(s, row, k + 1)) : 0);
+  }
   const item *first = s->at + (s->down ? k * s->count + row : row * s->depth + k);
 #if BF16
   if (STEP == 2) return (u32)first[0] | (k + 1 < s->depth ? (u32)first[s->down ? s->count : 1] << 16 : 0);
@@ -37,6 +75,7 @@ INLINE u32 step_at(const Side *s, i64 row, i64 k) {
 INLINE Words along(const Side *s, i64 row, i64 k) {
   const item *first = s->at + row * s->depth + k;
   if (row < s->count && k + 16 * STEP <= s->depth) {
+    if (s->scale) return along_scaled(s, row, k);
 #if BF16
     if (STEP == 1) return __builtin_convertvector(*(const Halves *)first, Words) << 16;
 #endif
@@ -51,6 +90,7 @@ INLINE Words along(const Side *s, i64 row, i64 k) {
 INLINE Words across(const Side *s, i64 row, i64 k) {
   const item *first = s->at + k * s->count + row;
   if (row + 16 <= s->count && k + STEP <= s->depth) {
+    if (s->scale) return across_scaled(s, row, k);
 #if BF16
     const Words low = __builtin_convertvector(*(const Halves *)first, Words);
     if (STEP == 1) return low << 16;
@@ -115,7 +155,7 @@ static WIDEST __attribute__((noinline)) void add_product(float *c, i64 height, c
     const i64 steps = ((depth + STEP - 1) / STEP + WHOLE - 1) / WHOLE * WHOLE, block = (steps + 15) / 16 * 256 + 16;  // of 16 columns, at another place in the cache than the next
     for (i64 n = 0; n < column_end - column; n += 16)
       for (i64 i = 0; i < steps; i += 16) packed_block(right, column + n, k + i * STEP, 0, packed + n / 16 * block + i * 16, 16);
-    const int as_lies = AS_LIES && !left->down && depth % (STEP * WHOLE) == 0;
+    const int as_lies = AS_LIES && !left->down && !left->scale && depth % (STEP * WHOLE) == 0;
     const char *from = (const char *)(left->at + row * left->depth + k);
     i64 bytes = left->depth * (i64)sizeof(item);
     if (!as_lies) {
@@ -187,10 +227,11 @@ WIDEST void kernel(TENSORS) {
     for (i64 pair = 0; pair < 2; pair++) {
       const i64 depth = numbers[DEPTHS + pair];
       if (!depth) continue;
-      // of a pair of tensors the first has as many matrices as the result
-      const i64 own = 1 + 2 * pair + turned, other = 1 + 2 * pair + !turned;
-      const Side left = {(const item *)given[own] + (turned ? matrix / group : matrix) * rows * depth, rows, depth, (int)numbers[LEFT_DOWN]};
-      const Side right = {(const item *)given[other] + (turned ? matrix : matrix / group) * columns * depth, columns, depth, (int)numbers[RIGHT_DOWN]};
+      // of a pair of tensors the first has as many matrices as the result; the scales of the first pair's other one stand behind it
+      const i64 own = 1 + 2 * pair + turned, other = 1 + 2 * pair + !turned, behind = pair ? numbers[SCALED] : 0;
+      const float *scale = numbers[SCALED] && !pair ? (const float *)given[3] : 0;
+      const Side left = {(const item *)given[own + behind] + (turned ? matrix / group : matrix) * rows * depth, rows, depth, (int)numbers[LEFT_DOWN], turned ? scale : 0};
+      const Side right = {(const item *)given[other + behind] + (turned ? matrix : matrix / group) * columns * depth, columns, depth, (int)numbers[RIGHT_DOWN], turned ? 0 : scale};
       add_product(c, height, &left, &right, row, row_end, column, column_end);
     }
     const i64 first = matrix * rows * columns + (turned ? column * rows + row : row * columns + column), pitch = turned ? rows : columns;

@@ -10,6 +10,6 @@ INLINE float real(i64 at) {
 }
 
 // The tensors, result first, are followed by the part that this call makes.
-#define TENSORS u64 t0, u64 t1, u64 t2, u64 t3, u64 t4, u64 t5
-#define GIVEN const u64 given[6] = {t0, t1, t2, t3, t4, t5}; const i64 part = (int)given[numbers[COUNT_OF_TENSORS]], parts = numbers[PARTS]
+#define TENSORS u64 t0, u64 t1, u64 t2, u64 t3, u64 t4, u64 t5, u64 t6
+#define GIVEN const u64 given[7] = {t0, t1, t2, t3, t4, t5, t6}; const i64 part = (int)given[numbers[COUNT_OF_TENSORS]], parts = numbers[PARTS]
 enum { COUNT_OF_TENSORS, PARTS, FIRST_NUMBER };

@@ -35,15 +35,35 @@ def thin(x: Tensor, a: Tensor, factor: float, form: str) -> Tensor | None:
     return multiplied((x, a), form, factor=factor) if fitting(x, a) else None
 
 
+def scaled_product(x: Tensor, numbers: Tensor, scale: Tensor, form: str) -> Tensor | None:
+    """See ``gemma4_core.ops.fused.Fused.scaled_product``."""
+    return multiplied((x, numbers), form, scale=scale) if packed(x, numbers, scale) else None
+
+
+def scaled_two_products(
+    x: Tensor, numbers: Tensor, scale: Tensor, x2: Tensor, b2: Tensor, form: str
+) -> Tensor | None:
+    """See ``gemma4_core.ops.fused.Fused.scaled_two_products``."""
+    if not packed(x, numbers, scale) or x2.ndim != 2 or b2.ndim != 2 or not served(x, x2, b2):
+        return None
+    return multiplied((x, numbers, x2, b2), form, scale=scale)
+
+
+def packed(x: Tensor, numbers: Tensor, scale: Tensor) -> bool:
+    """Whether these are rows and a matrix of int8 numbers with scales."""
+    return (x.ndim == numbers.ndim == 2 and numbers.dtype == dtypes.int8 and scale.dtype == dtypes.float32
+            and scale.shape == numbers.shape[:1] and count(numbers.shape) > 0 and served(x))
+
+
 def fitting(a: Tensor, b: Tensor) -> bool:
     """Whether each of b's matrices serves as many of a's in a row."""
     return served(a, b) and a.ndim >= 2 and b.ndim >= 2 and count(a.shape[:-2]) % count(b.shape[:-2]) == 0
 
 
 def multiplied(
-    tensors: Sequence[Tensor], form: str, wide: bool = False, factor: float = 1.0
+    tensors: Sequence[Tensor], form: str, wide: bool = False, factor: float = 1.0, scale: Tensor | None = None
 ) -> Tensor | None:
-    """The product of two tensors, or the sum of those of two pairs."""
+    """The product of two tensors, or the sum of those of two pairs; with ``scale`` the second of them is int8."""
     a, b = tensors[:2]
     down = FORMS[form]
     m, k = map(int, a.shape[:-3:-1] if down[0] else a.shape[-2:])
@@ -62,10 +82,12 @@ def multiplied(
     blocks = jobs(rows, columns, matrices)
     bf16 = a.dtype == dtypes.bfloat16
     numbers = (rows, columns, k, second, matrices, group, int(turned), int(wide), int(left_down), int(right_down),
-               *blocks, float(factor))
+               *blocks, float(factor), int(scale is not None))
     out = (*(int(size) for size in a.shape[:-2]), m, n), dtypes.float32 if wide else a.dtype
-    name = "_".join(map(str, ("training_matmul", form, m, n, k, second, matrices, group, int(wide), a.dtype.name)))
-    return run("matmul", name, numbers, out, tensors, bf16, 2 * count(out[0]) * (k + second), FILES)
+    kind = a.dtype.name if scale is None else f"{a.dtype.name}_int8"
+    name = "_".join(map(str, ("training_matmul", form, m, n, k, second, matrices, group, int(wide), kind)))
+    inputs = tensors if scale is None else (*tensors[:2], scale, *tensors[2:])
+    return run("matmul", name, numbers, out, inputs, bf16, 2 * count(out[0]) * (k + second), FILES)
 
 
 def jobs(rows: int, columns: int, matrices: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""The options and commands of this repository's separate packages, to name the package where it is missing.
+"""What this repository's separate packages bring, to name the package where it is missing.
 
-They stand in ``data/packages.json``, an object per package: ``options`` are prefixes of its options, each alone or
-followed by a hyphen, ``commands`` its commands.
+It stands in ``data/packages.json``, an object per package: ``options`` are prefixes of its options, each alone or
+followed by a hyphen, ``commands`` its commands, ``kinds`` the kinds of plugins that nothing else of ours brings.
 """
 
 from __future__ import annotations
@@ -34,8 +34,14 @@ def owner_of_command(name: str) -> str | None:
     return next((package for package in owners if not installed(package)), None)
 
 
+def owner_of_kind(kind: str) -> str | None:
+    """The package that brings plugins of a kind, where it is not installed."""
+    owners = (package for package, brings in packages().items() if kind in brings.get("kinds", ()))
+    return next((package for package in owners if not installed(package)), None)
+
+
 def missing(what: str, package: str) -> str:
-    """The message about an option or command whose package is not installed."""
+    """The message about what belongs to a package that is not installed."""
     return (f"{what} belongs to the package {package}, which is not installed; in a clone of this project run: "
             f"pip install -e plugins/{package}")
 

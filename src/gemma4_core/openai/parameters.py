@@ -1,4 +1,4 @@
-"""What a line asks for: the parameters of a chat completion, checked and named as ``Request`` names them."""
+"""The parameters of a chat completion, checked, and named as ``Request`` names them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gemma4_core.text.messages import PART_TYPES, template_messages
 from gemma4_core.text.tools import tool_declarations
 
 PROMPTS = ("messages", "prompt", "text")
-"""What a line has exactly one of: a conversation, a user's message, a raw text to go on with."""
+"""What a body has exactly one of: a conversation, a user's message, a raw text to go on with."""
 IGNORED = (
-    "metadata", "model", "moderation", "parallel_tool_calls", "prediction", "prompt_cache_key",
-    "prompt_cache_retention", "safety_identifier", "service_tier", "store", "stream_options", "user", "verbosity",
+    "metadata", "model", "moderation", "prediction", "prompt_cache_key", "prompt_cache_retention",
+    "safety_identifier", "service_tier", "store", "stream_options", "user", "verbosity",
 )
 """Parameters of OpenAI's that change nothing here."""
 LENGTHS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
@@ -25,8 +25,8 @@ MOST_TOKENS = 1 << 27
 
 
 def parameters(body: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
-    """The kind of prompt of a line, the prompt, and keyword arguments of ``Request``; parameters that are null count
-    as absent.
+    """The kind of prompt of a body, the prompt, and keyword arguments of ``Request``; parameters that are null count
+    as absent. Beside those, ``logprobs`` and ``parallel_tool_calls`` are what they are in the body.
 
     Raises InputError for none or two prompts, an unknown parameter (naming the nearest) and a wrong value.
     """
@@ -37,7 +37,7 @@ def parameters(body: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     prompts = [name for name in PROMPTS if name in given]
     if len(prompts) != 1:
         found = f"{' and '.join(prompts)} are given" if prompts else "there is no prompt"
-        raise InputError(f"{found}; a line has exactly one of {', '.join(PROMPTS)}")
+        raise InputError(f"{found}; give exactly one of {', '.join(PROMPTS)}")
     asked: dict[str, Any] = {}
     for name, value in given.items():
         if name in READERS:
@@ -45,8 +45,8 @@ def parameters(body: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     lengths = [name for name in LENGTHS if name in given]
     if len(lengths) > 1:
         raise InputError(f"{' and '.join(lengths)} mean the same; give one of them")
-    if given.get("tool_choice") == "none":
-        asked.pop("tools", None)
+    if "tool_choice" in given:
+        choose_tools(given["tool_choice"], asked)
     return prompts[0], _prompt(prompts[0], given[prompts[0]]), asked
 
 
@@ -107,10 +107,34 @@ def _tools(name: str, value: Any) -> dict[str, Any]:
     return {"tools": tool_declarations(value) or None}
 
 
-def _tool_choice(name: str, value: Any) -> dict[str, Any]:
-    if value not in ("auto", "none"):
-        raise _wrong(name, value, "auto or none")
-    return {}
+def choose_tools(choice: Any, asked: dict[str, Any]) -> None:
+    """Apply a ``tool_choice`` to the arguments of a request: drop tools, keep those that are allowed, or add the
+    constraint that an answer calls one. Raises InputError."""
+    wanted: Any = choice
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        allowed = choice["allowed_tools"] if isinstance(choice.get("allowed_tools"), Mapping) else choice
+        names = {_chosen(tool) for tool in allowed.get("tools") or () if isinstance(tool, Mapping)}
+        asked["tools"] = [tool for tool in asked.get("tools") or () if tool["function"]["name"] in names] or None
+        wanted = allowed.get("mode", "auto")
+    elif isinstance(choice, Mapping):
+        wanted = {"name": _chosen(choice)}
+    if wanted == "none":
+        asked.pop("tools", None)
+    elif wanted != "auto":
+        if wanted != "required" and not (isinstance(wanted, dict) and isinstance(wanted["name"], str)):
+            raise _wrong("tool_choice", choice, "none, auto, required, or an object that names a function")
+        declared = {tool["function"]["name"] for tool in asked.get("tools") or ()}
+        if not declared or (wanted != "required" and wanted["name"] not in declared):
+            raise InputError(f"tool_choice {shown(choice, 60)}: no such tool is declared in tools")
+        if "constraint" in asked:
+            raise InputError(f"tool_choice {shown(choice, 60)} and response_format exclude each other")
+        asked["constraint"] = {"tools": wanted}
+
+
+def _chosen(choice: Mapping[str, Any]) -> Any:
+    """The name of a function in OpenAI's two forms."""
+    inner = choice.get("function")
+    return inner.get("name") if isinstance(inner, Mapping) else choice.get("name")
 
 
 def _format(name: str, value: Any) -> dict[str, Any]:
@@ -118,9 +142,9 @@ def _format(name: str, value: Any) -> dict[str, Any]:
     what = value.get("type") if isinstance(value, dict) else None
     if what == "text":
         return {}
-    if what == "json_object":
+    if what == "json_object" and "schema" not in value:
         return {"constraint": {"json_schema": {"type": "object"}}}
-    inner = value.get("json_schema") if what == "json_schema" else None
+    inner = value.get("json_schema") if what == "json_schema" else value if what == "json_object" else None
     schema = inner.get("schema") if isinstance(inner, dict) else None
     if not isinstance(schema, dict):
         raise _wrong(name, value, 'an object of type "text", "json_object", or "json_schema" with a schema')
@@ -141,7 +165,7 @@ def _variables(name: str, value: Any) -> dict[str, Any]:
 
 def _stream(name: str, value: Any) -> dict[str, Any]:
     if value is not False:
-        raise _wrong(name, value, "false: a batch does not stream")
+        raise _wrong(name, value, "false")
     return {}
 
 
@@ -161,11 +185,12 @@ READERS: dict[str, Reader] = {
     "top_logprobs": lambda name, value: _whole(name, value, 0, 20),
     "stop": _stop,
     "logit_bias": _bias,
-    **dict.fromkeys(("logprobs", "ignore_eos", "thinking"), _flag),
+    **dict.fromkeys(("logprobs", "ignore_eos", "thinking", "parallel_tool_calls"), _flag),
     "tools": _tools,
-    "tool_choice": _tool_choice,
+    "tool_choice": _ignored,  # it is applied once tools are known
     "response_format": _format,
     "reasoning_effort": _effort,
+    "thinking_budget": lambda name, value: _whole(name, value, 0, MOST_TOKENS),
     "chat_template_kwargs": _variables,
     "stream": _stream,
     **dict.fromkeys(IGNORED, _ignored),

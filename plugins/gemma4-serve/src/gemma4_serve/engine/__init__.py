@@ -1,0 +1,1 @@
+"""Engine clients: what answers requests behind the HTTP side."""

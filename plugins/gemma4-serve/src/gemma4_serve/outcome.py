@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,3 +135,13 @@ def figures(outcomes: Iterable[Outcomes]) -> dict[str, Any]:
         "completion_tokens": sum(each.completion_tokens for each in found),
         "finish": sorted({answer.finish_reason or "" for each in found for answer in each.answers}),
     }
+
+
+async def consumed(
+    stream: Stream, take: Callable[[Event], Iterable[bytes]], close: Callable[[], Iterable[bytes]]
+) -> None:
+    """Take every event of a stream and close it, for an answer that is sent whole: what its pieces would be is left."""
+    async for events in stream.batches():
+        for one in events:
+            deque(take(one), 0)
+    deque(close(), 0)

@@ -11,7 +11,7 @@ from gemma4_core import Part
 from gemma4_core.openai import arguments
 from gemma4_serve.dialects.asking import model_name
 from gemma4_serve.engine.contract import Asked, Event, ModelCard, Progress
-from gemma4_serve.outcome import Outcomes
+from gemma4_serve.outcome import Outcomes, consumed
 from gemma4_serve.streaming import event
 
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_call": "tool_use"}
@@ -44,12 +44,7 @@ class MessageObject:
 
     async def collect(self) -> dict[str, Any]:
         """The object, once the answer has ended. Raises ApiError where it failed."""
-        async for events in self.outcomes.stream.batches():
-            for one in events:
-                for _ in self._take(one):
-                    pass
-        for _ in self._close():
-            pass
+        await consumed(self.outcomes.stream, self._take, self._close)
         content = self.blocks or [{"type": "text", "text": ""}]
         return self._object(content, self._ended(), self.usage())
 

@@ -15,7 +15,7 @@ from gemma4_serve.dialects.chat import call_id, progress_object
 from gemma4_serve.dialects.responses_input import INPUT, ResponseForm
 from gemma4_serve.engine.contract import Asked, Event, ModelCard, Progress
 from gemma4_serve.errors import ApiError
-from gemma4_serve.outcome import Outcomes
+from gemma4_serve.outcome import Outcomes, consumed
 from gemma4_serve.streaming import event
 
 TEXT_PARTS = {"text": ("message", "msg", "output_text"), "thinking": ("reasoning", "rs", "reasoning_text")}
@@ -84,12 +84,7 @@ class ResponseObject:
 
     async def collect(self) -> dict[str, Any]:
         """The object, once the answer has ended. Raises ApiError where it failed."""
-        async for events in self.outcomes.stream.batches():
-            for one in events:
-                for _ in self._take(one):
-                    pass
-        for _ in self._close():
-            pass
+        await consumed(self.outcomes.stream, self._take, self._close)
         found = self.whole()
         return found | ({"timings": self.outcomes.timings()} if self.form.timings else {})
 

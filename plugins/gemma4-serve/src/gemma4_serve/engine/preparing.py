@@ -39,9 +39,8 @@ class Preparing:
             return self.model.processor.prepare_inputs(asked.prompt)
         if self.model.template is None:
             raise wrong("this model has no chat template; use /v1/completions", "messages")
-        rendering = {name: asked.options[name] for name in RENDERING if name in asked.options}
         # what people and tools write is text, whatever special tokens it spells
-        return self.model.processor.prepare_inputs(asked.prompt, literal=True, **rendering)
+        return self.model.processor.prepare_inputs(asked.prompt, literal=True, **rendering(asked))
 
     def ids(self, asked: Asked) -> list[int]:
         """A prompt's ids. Raises ApiError."""
@@ -55,9 +54,8 @@ class Preparing:
         """The text that the template makes of messages. Raises ApiError."""
         if self.model.template is None:
             raise wrong("this model has no chat template", "messages")
-        rendering = {name: asked.options[name] for name in RENDERING if name in asked.options}
         try:
-            return self.model.template.render(asked.prompt, **rendering)
+            return self.model.template.render(asked.prompt, **rendering(asked))
         except Gemma4Error as error:
             raise refused(error, KNOWN) from error
 
@@ -96,3 +94,8 @@ class Preparing:
             raise
         except Exception as error:
             raise ApiError(400, f"the form that was asked for cannot be used ({type(error).__name__})") from error
+
+
+def rendering(asked: Asked) -> dict[str, Any]:
+    """The options that a chat template takes."""
+    return {name: asked.options[name] for name in RENDERING if name in asked.options}
